@@ -1,0 +1,35 @@
+// Time comes from a Clock, so that the simulator and the tests can own it.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+
+namespace vmm {
+
+using Nanoseconds = std::chrono::nanoseconds;
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  /// Time since some fixed origin; never goes back. Safe from any thread.
+  virtual Nanoseconds now() const noexcept = 0;
+};
+
+class RealClock final : public Clock {
+ public:
+  Nanoseconds now() const noexcept override {
+    return std::chrono::steady_clock::now().time_since_epoch();
+  }
+};
+
+/// A clock that stands still until it is told to move.
+class ManualClock final : public Clock {
+ public:
+  Nanoseconds now() const noexcept override { return Nanoseconds{ns_.load()}; }
+  void advance(Nanoseconds by) noexcept { ns_.fetch_add(by.count()); }
+
+ private:
+  std::atomic<Nanoseconds::rep> ns_{0};
+};
+
+}  // namespace vmm

@@ -1,0 +1,82 @@
+// Every exception of the project; the bindings turn each into the Python class of the same name.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "base/types.h"
+
+namespace vmm {
+
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A caller's mistake: the message names the argument and what was expected. Nothing has changed.
+class InvalidArgument : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Use of something that was closed. Nothing has changed.
+class Closed : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Use in a forked child of what the parent owns: a child has neither the mappings nor the pager.
+class Forked : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The platform refused a call: the call, its arguments, and the system's own words.
+class DriverError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The platform has no memory left, although the budget allowed the call.
+class DriverOutOfMemory : public DriverError {
+ public:
+  using DriverError::DriverError;
+};
+
+/// The process may not have more memory mappings (Linux: vm.max_map_count).
+class MappingLimit : public DriverError {
+ public:
+  using DriverError::DriverError;
+};
+
+/// A table contradicts itself, or was asked for a forbidden transition: a bug of ours, never of the caller.
+class InvariantViolation : public Error {
+ public:
+  using Error::Error;
+};
+
+/// What an OutOfPages is about, in bytes.
+struct MemoryFigures {
+  Bytes asked;
+  Bytes free;         // budget not yet taken, and free pages of the pool
+  Bytes reclaimable;  // mapped, but needed by nobody
+  Bytes budget;
+};
+
+/// The budget, or the device behind it, cannot give the pages asked for. The call had no effect.
+class OutOfPages : public Error {
+ public:
+  OutOfPages(const MemoryFigures& figures, const std::string& why)
+      : Error("out of pages: asked for " + std::to_string(figures.asked.count) + " bytes, free " +
+              std::to_string(figures.free.count) + ", reclaimable " +
+              std::to_string(figures.reclaimable.count) + ", budget " +
+              std::to_string(figures.budget.count) + (why.empty() ? "" : " (" + why + ")")),
+        figures_(figures) {}
+
+  const MemoryFigures& figures() const noexcept { return figures_; }
+
+ private:
+  MemoryFigures figures_;
+};
+
+}  // namespace vmm

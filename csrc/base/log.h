@@ -1,0 +1,47 @@
+// What happens where no caller can be told: kept in a bounded list until somebody drains it.
+// The pager must not need Python, so it cannot call Python's logging itself.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace vmm {
+
+enum class LogLevel : std::uint8_t { debug, info, warning, error };
+
+struct LogRecord {
+  LogLevel level;
+  std::string text;
+};
+
+/// Safe from any thread. Keeps the newest `capacity` records; older ones are dropped.
+class Log {
+ public:
+  void write(LogLevel level, std::string text) noexcept {
+    try {
+      std::lock_guard lock(mutex_);
+      if (records_.size() == capacity) records_.pop_front();
+      records_.push_back({level, std::move(text)});
+    } catch (...) {  // no memory for a log line: the line is what we can do without
+    }
+  }
+
+  std::vector<LogRecord> drain() {
+    std::lock_guard lock(mutex_);
+    std::vector<LogRecord> out(std::make_move_iterator(records_.begin()),
+                               std::make_move_iterator(records_.end()));
+    records_.clear();
+    return out;
+  }
+
+ private:
+  static constexpr std::size_t capacity = 256;
+  std::mutex mutex_;
+  std::deque<LogRecord> records_;
+};
+
+}  // namespace vmm

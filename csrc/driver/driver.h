@@ -1,0 +1,95 @@
+// The driver contract: the only seam between the engine and a platform's virtual memory.
+//
+// Rules for every implementation; tests/contract runs them on each:
+//  - Every method is safe from any thread; two threads must not work on the same page or range at once.
+//  - A call that cannot be done throws: InvalidArgument for a broken rule, DriverOutOfMemory,
+//    MappingLimit, or DriverError with the platform's own words. Nothing else ever throws or aborts.
+//  - `create`, `map` and `set_access` are all or nothing. Only `unmap` can stop half way, and says where.
+//  - A page is mapped whole, at addresses that are multiples of its size and lie in one reservation.
+//    A page may be mapped at many addresses; an address holds one page at a time, never silently replaced.
+//  - Nobody may touch a mapped page before `set_access`, nor an unmapped address ever: a fault kills.
+//  - Nothing here waits for work in flight: proving that it is over is the caller's task (memory/fences.h).
+#pragma once
+
+#include <span>
+
+#include "base/types.h"
+
+namespace vmm {
+
+/// Opaque to everyone but the driver that gave it.
+struct PageHandle {
+  std::uint64_t value = 0;
+  constexpr auto operator<=>(const PageHandle&) const = default;
+};
+struct StreamHandle {
+  std::uint64_t value = 0;  // 0 is the default stream
+  constexpr auto operator<=>(const StreamHandle&) const = default;
+};
+struct EventHandle {
+  std::uint64_t value = 0;
+  constexpr auto operator<=>(const EventHandle&) const = default;
+};
+
+/// Where a page lies among the driver's physical pages, in bytes from an arbitrary origin. Pages at
+/// neighbouring places that are mapped at neighbouring addresses cost the system one mapping where
+/// `Capabilities::merges_neighbours` is set; elsewhere the place is ignored.
+struct Place {
+  std::uint64_t offset_bytes = 0;
+};
+
+struct PageMapping {
+  Address address;
+  PageHandle page;
+  Bytes page_bytes;
+};
+
+struct Capabilities {
+  const char* name;
+  Bytes granularity;           // page sizes are power-of-two multiples of it
+  Bytes default_page_bytes;    // what the platform is best at
+  bool merges_neighbours;      // see Place
+  bool fresh_pages_are_zero;   // a page just created reads as zeros
+  bool host_accessible;        // the CPU can read and write mapped pages
+  std::uint64_t max_mappings;  // of the whole process; 0: no limit known
+};
+
+class Driver {
+ public:
+  virtual ~Driver() = default;
+  virtual const Capabilities& capabilities() const noexcept = 0;
+
+  /// An address range with nothing mapped. Both arguments: multiples of the granularity, alignment a
+  /// power of two.
+  virtual Address reserve(Bytes size, Bytes alignment) = 0;
+  /// Exactly one reservation, with nothing mapped in it.
+  virtual void free_reservation(Address base, Bytes size) = 0;
+
+  /// One physical page. Memory may be committed as late as the page's first `set_access`.
+  virtual PageHandle create(Bytes page_bytes, Place place) = 0;
+  /// Gives the page's memory back. Refused while the page is mapped.
+  virtual void release(PageHandle page) = 0;
+
+  virtual void map(std::span<const PageMapping> pages) = 0;
+  /// Makes mapped pages readable and writable, with their memory present.
+  virtual void set_access(std::span<const PageMapping> pages) = 0;
+  /// Unmaps in order. `done` says, also when this throws, how many entries are unmapped.
+  virtual void unmap(std::span<const PageMapping> pages, std::size_t& done) = 0;
+
+  /// Both ends accessible; ordered on `stream`.
+  virtual void copy(Address to, Address from, Bytes size, StreamHandle stream) = 0;
+  virtual void zero(Address address, Bytes size, StreamHandle stream) = 0;
+
+  virtual StreamHandle create_stream() = 0;
+  virtual void destroy_stream(StreamHandle stream) = 0;
+  /// An event that completes when the work now on `stream` has.
+  virtual EventHandle record(StreamHandle stream) = 0;
+  virtual bool query(EventHandle event) = 0;
+  virtual void wait(EventHandle event) = 0;
+  virtual void destroy_event(EventHandle event) = 0;
+
+  /// Called once on a thread before it makes other calls here.
+  virtual void bind_thread() = 0;
+};
+
+}  // namespace vmm

@@ -1,0 +1,113 @@
+#include "driver/fault_driver.h"
+
+#include "base/error.h"
+
+namespace vmm {
+
+void FaultDriver::fail_at(std::int64_t n, std::int64_t times, Fault fault) {
+  std::lock_guard lock(mutex_);
+  calls_ = 0;
+  first_ = n;
+  times_ = times;
+  fault_ = fault;
+  last_failed_.clear();
+}
+
+std::string FaultDriver::last_failed() const {
+  std::lock_guard lock(mutex_);
+  return last_failed_;
+}
+
+void FaultDriver::hold_events(bool hold) {
+  std::lock_guard lock(mutex_);
+  hold_ = hold;
+  if (!hold) held_.clear();
+}
+
+bool FaultDriver::due() {
+  std::lock_guard lock(mutex_);
+  const std::int64_t call = ++calls_;
+  return call >= first_ && call < first_ + times_;
+}
+
+void FaultDriver::maybe_fail(const char* call) {
+  if (due()) fail(call);
+}
+
+void FaultDriver::fail(const char* call) {
+  std::lock_guard lock(mutex_);
+  last_failed_ = std::string(call) + " #" + std::to_string(calls_.load());
+  const std::string text = std::string("injected failure of ") + last_failed_;
+  if (fault_ == Fault::out_of_memory) throw DriverOutOfMemory(text);
+  throw DriverError(text);
+}
+
+Address FaultDriver::reserve(Bytes size, Bytes alignment) {
+  maybe_fail("reserve");
+  return inner_->reserve(size, alignment);
+}
+
+void FaultDriver::free_reservation(Address base, Bytes size) {
+  maybe_fail("free_reservation");
+  inner_->free_reservation(base, size);
+}
+
+PageHandle FaultDriver::create(Bytes page_bytes, Place place) {
+  maybe_fail("create");
+  return inner_->create(page_bytes, place);
+}
+
+void FaultDriver::release(PageHandle page) {
+  maybe_fail("release");
+  inner_->release(page);
+}
+
+void FaultDriver::map(std::span<const PageMapping> pages) {
+  maybe_fail("map");
+  inner_->map(pages);
+}
+
+void FaultDriver::set_access(std::span<const PageMapping> pages) {
+  maybe_fail("set_access");
+  inner_->set_access(pages);
+}
+
+void FaultDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
+  done = 0;
+  if (due()) {
+    inner_->unmap(pages.first(pages.size() / 2), done);
+    fail("unmap");
+  }
+  inner_->unmap(pages, done);
+}
+
+void FaultDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
+  maybe_fail("copy");
+  inner_->copy(to, from, size, stream);
+}
+
+void FaultDriver::zero(Address address, Bytes size, StreamHandle stream) {
+  maybe_fail("zero");
+  inner_->zero(address, size, stream);
+}
+
+EventHandle FaultDriver::record(StreamHandle stream) {
+  maybe_fail("record");
+  const EventHandle event = inner_->record(stream);
+  std::lock_guard lock(mutex_);
+  if (hold_) held_.insert(event.value);
+  return event;
+}
+
+bool FaultDriver::query(EventHandle event) {
+  maybe_fail("query");
+  {
+    std::lock_guard lock(mutex_);
+    if (held_.contains(event.value)) return false;
+  }
+  return inner_->query(event);
+}
+
+void FaultDriver::destroy_event(EventHandle event) { inner_->destroy_event(event); }
+
+}  // namespace vmm

@@ -1,0 +1,66 @@
+// A driver around another that fails on command and holds events back: for tests only.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "driver/driver.h"
+
+namespace vmm {
+
+enum class Fault : std::uint8_t { error, out_of_memory };
+
+/// Every call of the contract that can fail for real counts one; the n-th from `fail_at` throws *before*
+/// it reaches the driver within, or, for `unmap`, after the first half of its entries.
+class FaultDriver final : public Driver {
+ public:
+  explicit FaultDriver(std::unique_ptr<Driver> inner) : inner_(std::move(inner)) {}
+
+  /// Fails calls n, n + 1, … n + times - 1 from now on (n = 1 is the next call). times = 0: none.
+  void fail_at(std::int64_t n, std::int64_t times, Fault fault);
+  /// Calls since the last fail_at, failed ones included.
+  std::int64_t calls() const noexcept { return calls_.load(); }
+  /// "unmap #12" of the last call that was failed, or "".
+  std::string last_failed() const;
+  /// While held, events recorded from now on do not complete.
+  void hold_events(bool hold);
+
+  const Capabilities& capabilities() const noexcept override { return inner_->capabilities(); }
+  Address reserve(Bytes size, Bytes alignment) override;
+  void free_reservation(Address base, Bytes size) override;
+  PageHandle create(Bytes page_bytes, Place place) override;
+  void release(PageHandle page) override;
+  void map(std::span<const PageMapping> pages) override;
+  void set_access(std::span<const PageMapping> pages) override;
+  void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
+  void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
+  void zero(Address address, Bytes size, StreamHandle stream) override;
+  StreamHandle create_stream() override { return inner_->create_stream(); }
+  void destroy_stream(StreamHandle stream) override { inner_->destroy_stream(stream); }
+  EventHandle record(StreamHandle stream) override;
+  bool query(EventHandle event) override;
+  void wait(EventHandle event) override { inner_->wait(event); }
+  void destroy_event(EventHandle event) override;
+  void bind_thread() override { inner_->bind_thread(); }
+
+ private:
+  bool due();
+  void maybe_fail(const char* call);
+  [[noreturn]] void fail(const char* call);
+
+  std::unique_ptr<Driver> inner_;
+  std::atomic<std::int64_t> calls_{0};
+  mutable std::mutex mutex_;
+  std::int64_t first_ = 0;
+  std::int64_t times_ = 0;
+  Fault fault_ = Fault::error;
+  std::string last_failed_;
+  bool hold_ = false;
+  std::set<std::uint64_t> held_;
+};
+
+}  // namespace vmm

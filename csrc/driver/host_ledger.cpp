@@ -1,0 +1,132 @@
+#include "driver/host_ledger.h"
+
+#include <cstdio>
+#include <string>
+
+#include "base/error.h"
+
+namespace vmm {
+namespace {
+
+std::string hex(std::uint64_t value) {
+  char text[2 + 16 + 1];
+  std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+std::string bytes(Bytes size) { return std::to_string(size.count) + " bytes"; }
+
+/// The entry that holds or precedes `key`, or end().
+template <class Map>
+auto at_or_before(const Map& map, typename Map::key_type key) {
+  auto next = map.upper_bound(key);
+  return next == map.begin() ? map.end() : std::prev(next);
+}
+
+}  // namespace
+
+void HostLedger::check_size(const char* argument, Bytes size) const {
+  if (size.count == 0 || (size % granularity_).count != 0)
+    throw InvalidArgument(std::string(argument) + " is " + bytes(size) + "; expected a positive multiple of " +
+                          bytes(granularity_));
+}
+
+void HostLedger::check_free(Address base, Bytes size) const {
+  auto found = reservations_.find(base.value);
+  if (found == reservations_.end() || found->second != size)
+    throw InvalidArgument("base, size: " + hex(base.value) + ", " + bytes(size) +
+                          " is not one whole reservation");
+  auto mapped = mappings_.lower_bound(base.value);
+  if (mapped != mappings_.end() && mapped->first < base.value + size.count)
+    throw InvalidArgument("base: the reservation at " + hex(base.value) + " still has a page mapped at " +
+                          hex(mapped->first));
+}
+
+void HostLedger::add_page(Place place, Bytes page_bytes) {
+  check_size("page_bytes", page_bytes);
+  if (!is_power_of_two(page_bytes.count))
+    throw InvalidArgument("page_bytes is " + bytes(page_bytes) + "; expected a power of two");
+  if (place.offset_bytes % page_bytes.count != 0)
+    throw InvalidArgument("place is " + hex(place.offset_bytes) + "; expected a multiple of page_bytes");
+  auto before = at_or_before(pages_, place.offset_bytes + page_bytes.count - 1);
+  if (before != pages_.end() && before->first + before->second.size.count > place.offset_bytes)
+    throw InvalidArgument("place " + hex(place.offset_bytes) + " is taken by another page");
+  pages_[place.offset_bytes] = {page_bytes};
+}
+
+Bytes HostLedger::check_release(PageHandle page) const {
+  auto found = pages_.find(page.value);
+  if (found == pages_.end()) throw InvalidArgument("page: no such page " + hex(page.value));
+  if (found->second.mappings != 0)
+    throw InvalidArgument("page " + hex(page.value) + " is still mapped; unmap it first");
+  return found->second.size;
+}
+
+void HostLedger::check_target(const PageMapping& entry) const {
+  auto page = pages_.find(entry.page.value);
+  if (page == pages_.end()) throw InvalidArgument("page: no such page " + hex(entry.page.value));
+  if (page->second.size != entry.page_bytes)
+    throw InvalidArgument("page_bytes is " + bytes(entry.page_bytes) + "; a page is mapped whole, " +
+                          bytes(page->second.size));
+  if (entry.address.value % entry.page_bytes.count != 0)
+    throw InvalidArgument("address " + hex(entry.address.value) + " is not a multiple of the page size, " +
+                          bytes(entry.page_bytes));
+  auto range = at_or_before(reservations_, entry.address.value);
+  if (range == reservations_.end() ||
+      entry.address.value + entry.page_bytes.count > range->first + range->second.count)
+    throw InvalidArgument("address " + hex(entry.address.value) + " is not inside a reservation");
+  auto before = at_or_before(mappings_, entry.address.value + entry.page_bytes.count - 1);
+  if (before != mappings_.end() && before->first + before->second.size.count > entry.address.value)
+    throw InvalidArgument("address " + hex(entry.address.value) + " has a page mapped already");
+}
+
+void HostLedger::add_mappings(std::span<const PageMapping> pages) {
+  std::size_t added = 0;
+  try {
+    for (const PageMapping& entry : pages) {
+      check_target(entry);
+      mappings_[entry.address.value] = {entry.page, entry.page_bytes};
+      ++pages_[entry.page.value].mappings;
+      ++added;
+    }
+  } catch (...) {
+    remove_mappings(pages.first(added));
+    throw;
+  }
+}
+
+void HostLedger::check_mapped(std::span<const PageMapping> pages) const {
+  for (const PageMapping& entry : pages) {
+    auto found = mappings_.find(entry.address.value);
+    if (found == mappings_.end())
+      throw InvalidArgument("address " + hex(entry.address.value) + " has no mapping that starts there");
+    if (found->second.page != entry.page || found->second.size != entry.page_bytes)
+      throw InvalidArgument("address " + hex(entry.address.value) + " maps another page than " +
+                            hex(entry.page.value) + " of " + bytes(entry.page_bytes));
+  }
+}
+
+void HostLedger::set_accessible(std::span<const PageMapping> pages, bool accessible) {
+  for (const PageMapping& entry : pages) mappings_.at(entry.address.value).accessible = accessible;
+}
+
+void HostLedger::check_accessible(const char* argument, Address address, Bytes size) const {
+  std::uintptr_t at = address.value;
+  const std::uintptr_t end = at + size.count;
+  while (at < end) {
+    auto found = at_or_before(mappings_, at);
+    if (found == mappings_.end() || !found->second.accessible ||
+        found->first + found->second.size.count <= at)
+      throw InvalidArgument(std::string(argument) + ": " + hex(at) + " is not mapped and accessible");
+    at = found->first + found->second.size.count;
+  }
+}
+
+void HostLedger::remove_mappings(std::span<const PageMapping> pages) {
+  for (const PageMapping& entry : pages) {
+    mappings_.erase(entry.address.value);
+    --pages_.at(entry.page.value).mappings;
+  }
+}
+
+}  // namespace vmm

@@ -1,0 +1,57 @@
+// What the host driver knows of its reservations, pages and mappings: enough to refuse every broken rule
+// of the contract, which Linux itself would silently accept.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+
+#include "driver/driver.h"
+
+namespace vmm {
+
+/// Not thread-safe: the host driver holds its lock around every call.
+class HostLedger {
+ public:
+  explicit HostLedger(Bytes granularity) : granularity_(granularity) {}
+
+  void check_size(const char* argument, Bytes size) const;
+
+  void add_reservation(Address base, Bytes size) { reservations_[base.value] = size; }
+  /// Throws unless exactly (base, size) was reserved and nothing is mapped in it.
+  void check_free(Address base, Bytes size) const;
+  void remove_reservation(Address base) { reservations_.erase(base.value); }
+
+  void add_page(Place place, Bytes page_bytes);
+  /// Throws unless the page exists and is mapped nowhere; answers its size.
+  Bytes check_release(PageHandle page) const;
+  void remove_page(PageHandle page) { pages_.erase(page.value); }
+
+  /// All or nothing: throws without a change unless every entry may be mapped.
+  void add_mappings(std::span<const PageMapping> pages);
+  /// Throws unless every entry is mapped exactly so.
+  void check_mapped(std::span<const PageMapping> pages) const;
+  void set_accessible(std::span<const PageMapping> pages, bool accessible);
+  void check_accessible(const char* argument, Address address, Bytes size) const;
+  void remove_mappings(std::span<const PageMapping> pages);
+
+ private:
+  struct Page {
+    Bytes size;
+    std::uint64_t mappings = 0;
+  };
+  struct Mapping {
+    PageHandle page;
+    Bytes size;
+    bool accessible = false;
+  };
+
+  void check_target(const PageMapping& entry) const;
+
+  Bytes granularity_;
+  std::map<std::uintptr_t, Bytes> reservations_;
+  std::map<std::uint64_t, Page> pages_;  // by offset, so that overlapping places are found
+  std::map<std::uintptr_t, Mapping> mappings_;
+};
+
+}  // namespace vmm

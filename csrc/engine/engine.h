@@ -1,0 +1,39 @@
+// A pool, its pager and the pager's thread: what one device's users share.
+#pragma once
+
+#include <memory>
+#include <mutex>
+
+#include "engine/pager.h"
+#include "engine/pager_thread.h"
+
+namespace vmm {
+
+class Engine {
+ public:
+  Engine(std::shared_ptr<Pool> pool, PagerOptions options, bool with_thread)
+      : pool_(std::move(pool)),
+        pager_(std::make_shared<Pager>(pool_, options)),
+        thread_(with_thread ? std::make_unique<PagerThread>(pager_) : nullptr) {}
+
+  const std::shared_ptr<Pool>& pool() const noexcept { return pool_; }
+  const std::shared_ptr<Pager>& pager() const noexcept { return pager_; }
+
+  /// Stops the pager and gives back what nobody uses. Leases, and tensors over them, stay valid.
+  void close() {
+    pool_->fork_guard().require_parent("this pool");
+    {
+      std::lock_guard lock(mutex_);
+      thread_.reset();
+    }
+    pool_->close();
+  }
+
+ private:
+  std::shared_ptr<Pool> pool_;
+  std::shared_ptr<Pager> pager_;
+  std::mutex mutex_;
+  std::unique_ptr<PagerThread> thread_;
+};
+
+}  // namespace vmm

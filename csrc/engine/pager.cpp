@@ -1,0 +1,101 @@
+#include "engine/pager.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace vmm {
+namespace {
+
+using namespace std::chrono_literals;
+constexpr Nanoseconds retired_recheck = 200us;  // an event completes without telling anybody
+
+}  // namespace
+
+Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options) : pool_(std::move(pool)), options_(options) {
+  pool_->on_pressure([this] { wake(); });
+}
+
+Pager::~Pager() {
+  if (!pool_->fork_guard().in_child()) pool_->on_pressure([] {});
+}
+
+void Pager::set_waker(std::function<void()> wake) {
+  std::lock_guard lock(inbox_mutex_);
+  wake_ = std::move(wake);
+}
+
+void Pager::wake() {
+  std::lock_guard lock(inbox_mutex_);
+  wake_();
+}
+
+void Pager::notify(Growth& growth) {
+  if (growth.due_.exchange(true)) return;
+  std::lock_guard lock(inbox_mutex_);
+  due_.push_back(growth.weak_from_this());
+  wake_();
+}
+
+std::shared_ptr<Growth> Pager::take_due() {
+  std::lock_guard lock(inbox_mutex_);
+  while (!due_.empty()) {
+    auto growth = due_.front().lock();
+    due_.pop_front();
+    if (growth) return growth;
+  }
+  return nullptr;
+}
+
+void Pager::put_back(const std::shared_ptr<Growth>& growth) {
+  if (growth->due_.exchange(true)) return;
+  std::lock_guard lock(inbox_mutex_);
+  due_.push_front(growth);  // what was asked for first is finished first
+}
+
+bool Pager::anything_due() {
+  std::lock_guard lock(inbox_mutex_);
+  return !due_.empty();
+}
+
+void Pager::map_one_batch() {
+  auto growth = take_due();
+  if (!growth) return;
+  // Cleared before the work: a frontier that moves meanwhile puts the growth in the inbox again.
+  growth->due_ = false;
+  const Bytes page = growth->parts_.front().part.lease->shape().page_bytes;
+  const Pages batch{std::max<std::uint64_t>(1, options_.batch_bytes / page)};
+  if (growth->map_ahead(batch, options_.lookahead)) put_back(growth);
+}
+
+/// Runs one kind of work; false when it failed. One that keeps failing must not stop the others.
+template <class Work>
+bool Pager::guarded(Work work) noexcept {
+  try {
+    work();
+    return true;
+  } catch (const OutOfPages& error) {  // not ahead, then: whoever needs the page will hear of it
+    pool_->log().write(LogLevel::debug, error.what());
+    return true;
+  } catch (const Closed&) {
+    return true;
+  } catch (const std::exception& error) {
+    pool_->log().write(LogLevel::warning, error.what());
+    return false;
+  }
+}
+
+Pager::Next Pager::poll(Nanoseconds now) noexcept {
+  Next next;
+  bool waiting = false;
+  const bool drained = guarded([&] { waiting = pool_->drain_retired(); });
+  if (waiting || !drained) next.at = now + retired_recheck;
+  guarded([&] {
+    if (const Bytes wanted = pool_->take_pressure(); wanted.count != 0) pool_->trim(wanted);
+  });
+  guarded([&] { map_one_batch(); });
+  next.now = anything_due();
+  return next;
+}
+
+}  // namespace vmm

@@ -1,0 +1,60 @@
+// The pager: keeps memory mapped ahead of what grows, unmaps what was retired, answers pressure.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "engine/growth.h"
+#include "memory/pool.h"
+
+namespace vmm {
+
+struct PagerOptions {
+  Pages lookahead{1};          // mapped beyond the frontier, in every growing extent
+  Bytes batch_bytes = 2_MiB;  // mapped at once: a caller who needs a page of the batch waits for all of it
+};
+
+/// A state machine that a thread, or a simulator, drives by poll(). It touches only the driver and the clock.
+/// notify() and wake-ups are safe from any thread; poll() belongs to one at a time.
+class Pager {
+ public:
+  struct Next {
+    bool now = false;                 // there is more to do at once
+    std::optional<Nanoseconds> at{};  // or at this time; neither: when woken
+  };
+
+  Pager(std::shared_ptr<Pool> pool, PagerOptions options);
+  ~Pager();
+  Pager(const Pager&) = delete;
+  Pager& operator=(const Pager&) = delete;
+
+  /// There may be something to map ahead for this growth. Costs one atomic when it is known already.
+  void notify(Growth& growth);
+  /// Does one bounded piece of work. Never throws: what goes wrong is logged, and is the caller's to meet.
+  Next poll(Nanoseconds now) noexcept;
+  /// Called, from any thread, whenever poll() may have something to do.
+  void set_waker(std::function<void()> wake);
+
+  const PagerOptions& options() const noexcept { return options_; }
+  Pool& pool() const noexcept { return *pool_; }
+
+ private:
+  void map_one_batch();
+  template <class Work>
+  bool guarded(Work work) noexcept;
+  std::shared_ptr<Growth> take_due();
+  void put_back(const std::shared_ptr<Growth>& growth);
+  bool anything_due();
+  void wake();
+
+  std::shared_ptr<Pool> pool_;
+  const PagerOptions options_;
+  std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
+  std::deque<std::weak_ptr<Growth>> due_;
+  std::function<void()> wake_ = [] {};
+};
+
+}  // namespace vmm

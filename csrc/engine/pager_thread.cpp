@@ -1,0 +1,71 @@
+#include "engine/pager_thread.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <string>
+
+#include "base/error.h"
+
+namespace vmm {
+
+PagerThread::PagerThread(std::shared_ptr<Pager> pager) : pager_(std::move(pager)) {
+  pager_->set_waker([this] {
+    std::lock_guard lock(mutex_);
+    woken_ = true;
+    wake_.notify_one();
+  });
+  // Signals are for the threads of the application: Ctrl-C must reach Python's main thread.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    thread_ = std::make_unique<std::thread>([this] { run(); });
+  } catch (...) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    pager_->set_waker([] {});
+    throw;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+PagerThread::~PagerThread() {
+  if (pager_->pool().fork_guard().in_child()) {
+    (void)thread_.release();
+    return;
+  }
+  pager_->set_waker([] {});
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+    wake_.notify_one();
+  }
+  thread_->join();
+}
+
+void PagerThread::run() {
+  pthread_setname_np(pthread_self(), "vmm-pager");
+  Pool& pool = pager_->pool();
+  try {
+    pool.driver().bind_thread();
+  } catch (const Error& error) {
+    pool.log().write(LogLevel::error, std::string("the pager cannot run: ") + error.what());
+    return;
+  }
+  Pager::Next next;
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      auto called = [this] { return woken_ || stop_; };
+      if (!next.now && next.at)
+        wake_.wait_for(lock, *next.at - pool.clock().now(), called);
+      else if (!next.now)
+        wake_.wait(lock, called);
+      if (stop_) return;
+      woken_ = false;
+    }
+    next = pager_->poll(pool.clock().now());
+  }
+}
+
+}  // namespace vmm

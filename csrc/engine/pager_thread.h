@@ -1,0 +1,32 @@
+// The thin thread that drives a pager in real time.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "engine/pager.h"
+
+namespace vmm {
+
+class PagerThread {
+ public:
+  explicit PagerThread(std::shared_ptr<Pager> pager);
+  /// Stops and joins; in a forked child, where the thread does not exist, neither.
+  ~PagerThread();
+  PagerThread(const PagerThread&) = delete;
+  PagerThread& operator=(const PagerThread&) = delete;
+
+ private:
+  void run();
+
+  std::shared_ptr<Pager> pager_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool woken_ = false;
+  bool stop_ = false;
+  std::unique_ptr<std::thread> thread_;
+};
+
+}  // namespace vmm

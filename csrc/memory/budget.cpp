@@ -1,0 +1,54 @@
+#include "memory/budget.h"
+
+#include <utility>
+
+namespace vmm {
+
+Budget::ListenerId LocalBudget::listen(Listener listener) {
+  std::lock_guard lock(mutex_);
+  listeners_.emplace(next_id_, std::move(listener));
+  return next_id_++;
+}
+
+void LocalBudget::stop_listening(ListenerId id) {
+  std::lock_guard lock(mutex_);
+  listeners_.erase(id);
+}
+
+bool LocalBudget::take(Bytes size, ListenerId taker) {
+  std::lock_guard lock(mutex_);
+  if (taken_ <= limit_ && size <= limit_ - taken_) {
+    taken_ += size;
+    return true;
+  }
+  if (size <= limit_) press(taken_ + size - limit_, taker);
+  return false;
+}
+
+void LocalBudget::give_back(Bytes size) noexcept {
+  std::lock_guard lock(mutex_);
+  taken_ -= size;
+}
+
+Bytes LocalBudget::limit() const {
+  std::lock_guard lock(mutex_);
+  return limit_;
+}
+
+Bytes LocalBudget::taken() const {
+  std::lock_guard lock(mutex_);
+  return taken_;
+}
+
+void LocalBudget::set_limit(Bytes limit) {
+  std::lock_guard lock(mutex_);
+  limit_ = limit;
+  if (taken_ > limit_) press(taken_ - limit_, 0);
+}
+
+void LocalBudget::press(Bytes size, ListenerId except) {
+  for (auto& [id, listener] : listeners_)
+    if (id != except) listener(size);
+}
+
+}  // namespace vmm

@@ -1,0 +1,30 @@
+#include "memory/contents.h"
+
+#include "base/error.h"
+
+namespace vmm {
+
+void Contents::reserve(std::uint64_t more) {
+  if (free_.size() >= more) return;
+  const std::uint64_t lacking = more - free_.size();
+  const auto first = static_cast<std::uint32_t>(entries_.size());
+  entries_.resize(entries_.size() + lacking);
+  free_.reserve(entries_.capacity());  // so that drop() never allocates
+  for (std::uint64_t i = lacking; i-- > 0;) free_.push_back({first + static_cast<std::uint32_t>(i)});
+}
+
+ContentId Contents::add(TenantId tenant, PhysicalPageId page) {
+  reserve(1);
+  const ContentId id = free_.back();
+  free_.pop_back();
+  entries_[id.value] = {tenant, page, 1};
+  return id;
+}
+
+void Contents::drop(ContentId content) {
+  Content& entry = entries_.at(content.value);
+  if (entry.references == 0) throw InvariantViolation("a content was dropped twice");
+  if (--entry.references == 0) free_.push_back(content);
+}
+
+}  // namespace vmm

@@ -1,0 +1,78 @@
+#include "memory/fences.h"
+
+#include "base/error.h"
+
+namespace vmm {
+
+Epochs::~Epochs() {
+  for (auto& [handle, stream] : streams_)
+    for (const Unfinished& entry : stream.unfinished) {
+      try {
+        driver_.destroy_event(entry.event);
+      } catch (const Error&) {  // the driver is going away with it
+      }
+    }
+}
+
+void Epochs::close(StreamHandle handle, bool open_next) {
+  bool open;
+  {
+    std::lock_guard lock(mutex_);
+    open = streams_[handle.value].open;
+  }
+  // Recorded before anything changes: when it throws, the epoch is simply still open.
+  const EventHandle event = open ? driver_.record(handle) : EventHandle{};
+  std::lock_guard lock(mutex_);
+  Stream& stream = streams_[handle.value];
+  if (open) stream.unfinished.push_back({stream.current, event});
+  stream.open = open_next;
+  if (open_next) ++stream.current;
+}
+
+Fence Epochs::fence() const {
+  std::lock_guard lock(mutex_);
+  Fence fence;
+  for (const auto& [handle, stream] : streams_)
+    if (stream.open || !stream.unfinished.empty()) fence.push_back({{handle}, stream.current});
+  return fence;
+}
+
+void Epochs::poll() {
+  std::unique_lock polling(poll_mutex_, std::try_to_lock);
+  if (!polling) return;
+  struct Oldest {
+    std::uint64_t stream;
+    Unfinished entry;
+  };
+  for (bool progress = true; progress;) {
+    progress = false;
+    std::vector<Oldest> oldest;
+    {
+      std::lock_guard lock(mutex_);
+      for (const auto& [handle, stream] : streams_)
+        if (!stream.unfinished.empty()) oldest.push_back({handle, stream.unfinished.front()});
+    }
+    for (const Oldest& next : oldest) {
+      if (!driver_.query(next.entry.event)) continue;
+      {
+        std::lock_guard lock(mutex_);
+        Stream& stream = streams_[next.stream];
+        stream.unfinished.pop_front();
+        stream.completed = next.entry.epoch;
+      }
+      driver_.destroy_event(next.entry.event);
+      progress = true;
+    }
+  }
+}
+
+bool Epochs::complete(const Fence& fence) const {
+  std::lock_guard lock(mutex_);
+  for (const StreamEpoch& entry : fence) {
+    auto found = streams_.find(entry.stream.value);
+    if (found == streams_.end() || found->second.completed < entry.epoch) return false;
+  }
+  return true;
+}
+
+}  // namespace vmm

@@ -1,0 +1,62 @@
+// The proof that work is over. An epoch is one iteration on one stream; a fence names, for every stream, the
+// last epoch that may touch something. What a fence covers may be reused when all of them have completed.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "driver/driver.h"
+
+namespace vmm {
+
+struct StreamEpoch {
+  StreamHandle stream;
+  std::uint64_t epoch;
+};
+
+/// Empty: nothing to wait for.
+using Fence = std::vector<StreamEpoch>;
+
+/// Safe from any thread.
+class Epochs {
+ public:
+  explicit Epochs(Driver& driver) : driver_(driver) {}
+  ~Epochs();
+  Epochs(const Epochs&) = delete;
+  Epochs& operator=(const Epochs&) = delete;
+
+  /// Closes the stream's open epoch, if any, by recording an event, and opens the next.
+  void step(StreamHandle stream) { close(stream, true); }
+  /// Closes without opening: the engine goes idle.
+  void end(StreamHandle stream) { close(stream, false); }
+
+  /// Everything that is open or unfinished now.
+  Fence fence() const;
+  /// Asks the driver which epochs are over. Cheap when none is unfinished.
+  void poll();
+  bool complete(const Fence& fence) const;
+
+ private:
+  struct Unfinished {
+    std::uint64_t epoch;
+    EventHandle event;
+  };
+  struct Stream {
+    std::uint64_t current = 0;  // the last epoch opened
+    std::uint64_t completed = 0;
+    bool open = false;
+    std::deque<Unfinished> unfinished;
+  };
+
+  void close(StreamHandle stream, bool open_next);
+
+  Driver& driver_;
+  std::mutex poll_mutex_;  // one poller at a time, so that nobody queries a destroyed event
+  mutable std::mutex mutex_;
+  std::map<std::uint64_t, Stream> streams_;
+};
+
+}  // namespace vmm

@@ -1,0 +1,71 @@
+// Move-only owners of what a driver gives out: each knows its undo call.
+#pragma once
+
+#include <utility>
+
+#include "base/error.h"
+#include "driver/driver.h"
+
+namespace vmm {
+
+/// One driver reservation.
+class ReservedRange {
+ public:
+  ReservedRange(Driver& driver, Bytes size, Bytes alignment)
+      : driver_(&driver), base_(driver.reserve(size, alignment)), size_(size) {}
+  ReservedRange(ReservedRange&& other) noexcept
+      : driver_(std::exchange(other.driver_, nullptr)), base_(other.base_), size_(other.size_) {}
+  ReservedRange& operator=(ReservedRange&&) = delete;
+  ~ReservedRange() {
+    if (driver_ == nullptr) return;
+    try {
+      driver_->free_reservation(base_, size_);
+    } catch (const Error&) {  // address space is lost, nothing else: the process goes on
+    }
+  }
+
+  Address base() const noexcept { return base_; }
+  Bytes size() const noexcept { return size_; }
+
+ private:
+  Driver* driver_;
+  Address base_;
+  Bytes size_;
+};
+
+/// One driver page; empty until created.
+class CreatedPage {
+ public:
+  CreatedPage() = default;
+  CreatedPage(Driver& driver, Bytes page_bytes, Place place)
+      : driver_(&driver), page_(driver.create(page_bytes, place)) {}
+  CreatedPage(CreatedPage&& other) noexcept
+      : driver_(std::exchange(other.driver_, nullptr)), page_(other.page_) {}
+  CreatedPage& operator=(CreatedPage&& other) noexcept {
+    std::swap(driver_, other.driver_);
+    std::swap(page_, other.page_);
+    return *this;
+  }
+  ~CreatedPage() {
+    try {
+      release();
+    } catch (const Error&) {  // the driver keeps the page until the process ends
+    }
+  }
+
+  explicit operator bool() const noexcept { return driver_ != nullptr; }
+  PageHandle get() const noexcept { return page_; }
+
+  /// Gives the page back to the driver. When this throws, the page is still owned.
+  void release() {
+    if (driver_ == nullptr) return;
+    driver_->release(page_);
+    driver_ = nullptr;
+  }
+
+ private:
+  Driver* driver_ = nullptr;
+  PageHandle page_;
+};
+
+}  // namespace vmm

@@ -1,0 +1,101 @@
+#include "memory/physical_pages.h"
+
+#include <algorithm>
+#include <string>
+
+namespace vmm {
+namespace {
+
+bool legal(PhysicalState from, PhysicalState to) {
+  switch (from) {
+    case PhysicalState::absent:
+    case PhysicalState::free:
+    case PhysicalState::mapped:
+      return to == PhysicalState::busy;
+    case PhysicalState::busy:
+      return to != PhysicalState::busy;
+  }
+  return false;
+}
+
+bool in_use(PhysicalState state) { return state == PhysicalState::busy || state == PhysicalState::mapped; }
+
+}  // namespace
+
+Pages PhysicalPages::pages_per_run(Bytes page_bytes) const {
+  if (!merges_neighbours_) return {1};
+  return {std::max<std::uint64_t>(1, run_bytes_ / page_bytes)};
+}
+
+RunId PhysicalPages::take_run(Bytes page_bytes) {
+  for (auto* lists : {&warm_, &empty_}) {
+    auto& list = (*lists)[page_bytes];
+    if (list.empty()) continue;
+    const RunId run = list.back();
+    list.pop_back();
+    runs_[run.value].owned = true;
+    return run;
+  }
+  const auto count = static_cast<std::uint32_t>(pages_per_run(page_bytes).count);
+  const RunId run{run_count()};
+  next_place_ = round_up(Bytes{next_place_}, page_bytes).count;
+  const PhysicalPageId first{size()};
+  pages_.resize(pages_.size() + count);
+  for (std::uint32_t i = 0; i < count; ++i) pages_[first.value + i].run = run;
+  runs_.push_back(
+      {.page_bytes = page_bytes, .place = {next_place_}, .first = first, .pages = count, .owned = true});
+  warm_[page_bytes].reserve(runs_.capacity());  // so that give_back_run() never allocates
+  empty_[page_bytes].reserve(runs_.capacity());
+  next_place_ += page_bytes.count * count;
+  return run;
+}
+
+void PhysicalPages::give_back_run(RunId id) {
+  Run& run = runs_.at(id.value);
+  if (!run.owned || run.in_use != 0)
+    throw InvariantViolation("run " + std::to_string(id.value) + " is given back while it is in use or free");
+  run.owned = false;
+  (run.free != 0 ? warm_ : empty_)[run.page_bytes].push_back(id);
+}
+
+PhysicalPageId PhysicalPages::page_at(RunId run, std::uint64_t position) const {
+  return {this->run(run).first.value + static_cast<std::uint32_t>(position)};
+}
+
+Place PhysicalPages::place_of(PhysicalPageId page) const {
+  const Run& owner = run((*this)[page].run);
+  return {owner.place.offset_bytes + owner.page_bytes.count * (page.value - owner.first.value)};
+}
+
+void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
+  PhysicalPage& page = pages_.at(id.value);
+  if (!legal(page.state, to))
+    throw InvariantViolation("physical page " + std::to_string(id.value) + " cannot go from state " +
+                             std::to_string(static_cast<int>(page.state)) + " to " +
+                             std::to_string(static_cast<int>(to)));
+  Run& run = runs_.at(page.run.value);
+  if (page.state == PhysicalState::free) {
+    --run.free;
+    free_bytes_ -= run.page_bytes;
+  }
+  if (to == PhysicalState::free) {
+    ++run.free;
+    free_bytes_ += run.page_bytes;
+  }
+  run.in_use += in_use(to);
+  run.in_use -= in_use(page.state);
+  page.state = to;
+}
+
+std::vector<PhysicalPageId> PhysicalPages::some_free(Bytes wanted) const {
+  std::vector<PhysicalPageId> out;
+  Bytes found;
+  for (std::uint32_t i = 0; i < size() && found < wanted; ++i) {
+    if (pages_[i].state != PhysicalState::free) continue;
+    out.push_back({i});
+    found += runs_[pages_[i].run.value].page_bytes;
+  }
+  return out;
+}
+
+}  // namespace vmm

@@ -1,0 +1,85 @@
+// The physical pages of a pool, in runs.
+//
+// A run is a stretch of neighbouring places that serves one window of a reservation, position by position:
+// the window's i-th virtual page always takes the run's i-th page. So neighbouring virtual pages are
+// neighbours in physical memory in whatever order they are mapped, their mappings merge, and the host's
+// limit on mappings (vm.max_map_count) is met by windows instead of pages. Where places do not matter a run
+// has one page, and a list of runs is a plain list of pages.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "memory/handles.h"
+
+namespace vmm {
+
+/// Busy: a driver call on the page is under way (create, map, unmap or release).
+enum class PhysicalState : std::uint8_t { absent, free, busy, mapped };
+
+struct VirtualRef {
+  ReservationId reservation;
+  PageIndex page;
+};
+
+struct PhysicalPage {
+  CreatedPage handle;
+  RunId run;
+  PhysicalState state = PhysicalState::absent;
+  TenantId last_tenant;  // whose bytes it holds; none: still as the driver made it
+  VirtualRef mapped_by;
+};
+
+struct Run {
+  Bytes page_bytes;
+  Place place;
+  PhysicalPageId first;
+  std::uint32_t pages = 0;
+  std::uint32_t free = 0;
+  std::uint32_t in_use = 0;  // busy or mapped
+  bool owned = false;        // by a window
+};
+
+/// Not thread-safe: the pool's lock guards it.
+class PhysicalPages {
+ public:
+  PhysicalPages(Bytes run_bytes, bool merges_neighbours)
+      : run_bytes_(run_bytes), merges_neighbours_(merges_neighbours) {}
+
+  Pages pages_per_run(Bytes page_bytes) const;
+
+  /// A run for a window: one that has free pages, else an empty one, else a new one.
+  RunId take_run(Bytes page_bytes);
+  /// The window is empty: every page of the run is free or absent.
+  void give_back_run(RunId run);
+
+  PhysicalPageId page_at(RunId run, std::uint64_t position) const;
+  Place place_of(PhysicalPageId page) const;
+  PhysicalPage& operator[](PhysicalPageId page) { return pages_.at(page.value); }
+  const PhysicalPage& operator[](PhysicalPageId page) const { return pages_.at(page.value); }
+  const Run& run(RunId run) const { return runs_.at(run.value); }
+  Bytes page_bytes(PhysicalPageId page) const { return run((*this)[page].run).page_bytes; }
+
+  /// Throws InvariantViolation for a transition that makes no sense.
+  void move(PhysicalPageId page, PhysicalState to);
+
+  /// Free pages worth at least `wanted`, or all there are.
+  std::vector<PhysicalPageId> some_free(Bytes wanted) const;
+
+  Bytes free_bytes() const noexcept { return free_bytes_; }
+  std::uint32_t size() const noexcept { return static_cast<std::uint32_t>(pages_.size()); }
+  std::uint32_t run_count() const noexcept { return static_cast<std::uint32_t>(runs_.size()); }
+
+ private:
+  Bytes run_bytes_;
+  bool merges_neighbours_;
+  std::uint64_t next_place_ = 0;
+  std::vector<Run> runs_;
+  std::vector<PhysicalPage> pages_;
+  std::map<Bytes, std::vector<RunId>> warm_;   // free lists, one per page size: runs with free pages,
+  std::map<Bytes, std::vector<RunId>> empty_;  // and runs without
+  Bytes free_bytes_;
+};
+
+}  // namespace vmm

@@ -1,0 +1,234 @@
+// The physical pages of one device under a budget, and the reservations they are mapped into.
+//
+// One lock guards the three tables (virtual pages, contents, physical pages). Every operation runs in
+// numbered phases: decide and claim under the lock, call the driver without it, commit under it. A claimed
+// page is Mapping, Retiring or Busy, which keeps everybody else away from it meanwhile.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/counters.h"
+#include "base/fork.h"
+#include "base/log.h"
+#include "memory/arena.h"
+#include "memory/budget.h"
+#include "memory/contents.h"
+#include "memory/fences.h"
+#include "memory/physical_pages.h"
+#include "memory/reservation.h"
+
+namespace vmm {
+
+class Lease;
+
+struct PoolOptions {
+  Bytes arena_bytes = 16_TiB;
+  Bytes run_bytes;  // 0: the larger of 1 MiB and budget ÷ 16,384, so that a full budget is ≤ 16,384 runs
+};
+
+struct PoolStats {
+  Bytes budget, created, free, mapped, kept, reclaimable, peak_created;
+  std::uint64_t reservations_leased, reservations_idle, runs, retirements_waiting;
+};
+
+/// Bytes [offset, offset + size) of a reservation.
+struct ByteRange {
+  Bytes offset;
+  Bytes size;
+};
+
+struct MapOptions {
+  bool keep = true;                  // needed until unkept: never reclaimed meanwhile
+  bool reclaim = true;               // may take what nobody needs when the budget is used up
+  bool wait = true;                  // for pages that another thread is mapping
+  Pages at_most{~std::uint64_t{0}};  // stop after so many pages that were missing
+  std::span<const ByteRange> overwritten;  // write intent, in order: the caller overwrites these, so they
+                                           // need no zeroing; should the write fail, it calls zero()
+};
+
+struct MapResult {
+  Pages mapped;         // that were missing
+  bool waited = false;  // for another thread
+};
+
+/// Safe from any thread.
+class Pool : public std::enable_shared_from_this<Pool> {
+ public:
+  /// Throws what the driver throws when it cannot reserve the arena. In a forked child a pool is never
+  /// destroyed: what it would undo belongs to the parent.
+  static std::shared_ptr<Pool> make(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget,
+                                    std::shared_ptr<Clock> clock, const PoolOptions& options);
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  /// Adopts an idle reservation of the same tenant, page and extent size, with its pages still mapped, or
+  /// makes a new one. Throws InvalidArgument, Closed, or OutOfPages when the address space is used up.
+  std::shared_ptr<Lease> reserve(const ReservationShape& shape);
+
+  /// Makes the pages Resident. Throws OutOfPages or what the driver threw, with no page claimed or kept.
+  MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options);
+  /// Ends the need for Resident pages among these: they stay mapped until somebody needs their memory.
+  void unkeep(Reservation& reservation, std::span<const PageRange> ranges);
+  /// Unmaps the Resident pages among these once `fence` is complete; see drain_retired.
+  void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
+  /// Unmaps what was retired and is over. True when something is left.
+  bool drain_retired();
+  /// Zeroes mapped bytes, e.g. of a write that was announced and failed.
+  void zero(Reservation& reservation, Bytes offset, Bytes size);
+
+  /// Throws OutOfPages unless `asked` more bytes could be had, by reclaiming if need be.
+  void require_obtainable(Bytes asked) const;
+  /// Bytes in these ranges that are not Resident.
+  Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
+  Bytes mapped(const Reservation& reservation) const;
+  /// Gives up to `wanted` bytes back to the budget, reclaimable ones included. Returns what it gave back.
+  Bytes trim(Bytes wanted);
+
+  /// No new work from here on; idle memory is given back, leased memory when its lease ends.
+  void close();
+  bool closed() const;
+
+  PoolStats stats() const;
+  /// Throws InvariantViolation when the tables contradict each other or the budget.
+  void check() const;
+
+  Driver& driver() noexcept { return *driver_; }
+  Budget& budget() noexcept { return *budget_; }
+  Clock& clock() noexcept { return *clock_; }
+  Epochs& epochs() noexcept { return epochs_; }
+  Counters& counters() noexcept { return counters_; }
+  Log& log() noexcept { return log_; }
+  const ForkGuard& fork_guard() const noexcept { return fork_guard_; }
+  Bytes run_bytes() const noexcept { return run_bytes_; }
+  /// What other owners of the budget lack since the last call.
+  Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
+  /// `wake` is called, from any thread, when that changes.
+  void on_pressure(std::function<void()> wake);
+
+ private:
+  friend class Lease;
+
+  Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::shared_ptr<Clock> clock,
+       const PoolOptions& options);
+  ~Pool();
+
+  struct Claim {
+    PageIndex page;
+    PhysicalPageId physical;
+    Place place;
+    PageHandle handle;
+    bool create;
+    bool zero;
+  };
+  struct MapPlan {
+    std::vector<Claim> claims;
+    std::vector<CreatedPage> created;  // for the claims that create, in their order
+    std::vector<PageIndex> newly_kept;
+    bool blocked = false;  // by pages that others are mapping or unmapping
+    bool mapped = false;   // the driver has mapped the claims
+  };
+  struct Unmapping {
+    Reservation* reservation;
+    std::vector<PageIndex> pages;
+  };
+  struct Retirement {
+    Unmapping what;
+    Fence fence;
+  };
+
+  // pool_map.cpp
+  Bytes plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&);
+  void claim(Reservation&, PageIndex, MapPlan&);
+  void call_driver(Reservation&, MapPlan&, const MapOptions&);
+  void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
+  void commit(Reservation&, MapPlan&, bool keep);
+  void roll_back(Reservation&, MapPlan&);
+  void become_resident(Reservation&, const Claim&);
+  void drop_window_if_unused(Reservation&, PageIndex);
+  void wait_until_unblocked(Reservation&, std::span<const PageRange>);
+
+  // pool_reclaim.cpp
+  MemoryFigures figures(Bytes asked) const;
+  Bytes reclaimable() const;
+  void make_room(Bytes asked, Bytes lacking);
+  Bytes release_free(Bytes wanted);
+  Bytes reclaim(Bytes wanted);
+  std::vector<Unmapping> choose_victims(Bytes wanted);
+  Bytes unmap(std::vector<Unmapping> batch);
+  std::vector<PageMapping> begin_unmap(const Unmapping&);
+  void end_unmap(Unmapping&, std::size_t done);
+  bool free_an_idle_range();
+
+  // pool.cpp
+  void recycle(Reservation&) noexcept;
+  Reservation* find_adoptable(const ReservationShape&);
+  Reservation& make_reservation(const ReservationShape&);
+  void check_shape(const ReservationShape&) const;
+  static void check_ranges(const Reservation&, std::span<const PageRange>);
+  void require_open() const;
+  void erase_if_empty(Reservation&);
+  void give_back(Bytes) noexcept;
+
+  // pool_check.cpp
+  void check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t held, std::uint64_t mapping) const;
+
+  std::unique_ptr<Driver> driver_;
+  std::shared_ptr<Budget> budget_;
+  std::shared_ptr<Clock> clock_;
+  ForkGuard fork_guard_;
+  Counters counters_;
+  Log log_;
+  Epochs epochs_;
+  Bytes run_bytes_;
+  std::atomic<std::uint64_t> pressure_bytes_{0};
+  Budget::ListenerId listener_ = 0;
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  bool closed_ = false;
+  Arena arena_;
+  PhysicalPages physical_;
+  Contents contents_;
+  std::map<std::uint32_t, std::unique_ptr<Reservation>> reservations_;
+  std::uint32_t next_reservation_ = 0;
+  std::uint64_t recyclings_ = 0;
+  std::deque<Retirement> retired_;
+  Bytes taken_;  // of the budget: every page that is not absent
+  Bytes peak_taken_;
+  std::uint64_t unmappings_under_way_ = 0;
+  std::uint64_t releasing_ = 0;  // pages whose release is under way
+};
+
+/// The right to use a reservation. When it ends, the reservation goes back to the pool, still mapped.
+class Lease {
+ public:
+  Lease(std::shared_ptr<Pool> pool, Reservation& reservation, std::uint64_t extents)
+      : pool_(std::move(pool)), reservation_(reservation), extents_(extents) {}
+  ~Lease() { pool_->recycle(reservation_); }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+
+  Pool& pool() const noexcept { return *pool_; }
+  Reservation& reservation() const noexcept { return reservation_; }
+  Address base() const noexcept { return reservation_.base; }
+  const ReservationShape& shape() const noexcept { return reservation_.shape; }
+  /// As asked for; an adopted reservation may have more.
+  std::uint64_t extents() const noexcept { return extents_; }
+  Bytes size() const noexcept { return shape().extent_bytes * extents_; }
+
+ private:
+  std::shared_ptr<Pool> pool_;
+  Reservation& reservation_;
+  std::uint64_t extents_;
+};
+
+}  // namespace vmm

@@ -1,0 +1,260 @@
+// Making pages Resident.
+#include <algorithm>
+
+#include "base/error.h"
+#include "memory/pool.h"
+
+namespace vmm {
+namespace {
+
+using namespace std::chrono_literals;
+constexpr auto recheck = 1ms;  // a fence completes without telling anybody
+
+template <class Visit>
+void for_each_page(std::span<const PageRange> ranges, Visit visit) {
+  for (const PageRange& range : ranges)
+    for (std::uint64_t i = 0; i < range.count.count; ++i)
+      if (!visit(PageIndex{range.first.value + static_cast<std::uint32_t>(i)})) return;
+}
+
+std::vector<PageMapping> mappings_of(const Reservation& reservation, const auto& claims) {
+  std::vector<PageMapping> out;
+  out.reserve(claims.size());
+  for (const auto& claim : claims)
+    out.push_back({reservation.address_of(claim.page), claim.handle, reservation.shape.page_bytes});
+  return out;
+}
+
+}  // namespace
+
+MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options) {
+  fork_guard_.require_parent("this pool");
+  MapResult result;
+  std::vector<PageIndex> kept_here;
+  try {
+    for (;;) {
+      MapPlan plan;
+      // 1. Decide, and claim all that is missing or nothing.
+      Bytes lacking;
+      Bytes asked;
+      {
+        std::lock_guard lock(mutex_);
+        require_open();
+        check_ranges(reservation, ranges);
+        lacking = plan_map(reservation, ranges, options, plan);
+        asked = reservation.shape.page_bytes * plan.claims.size();
+        if (lacking.count == 0 && options.keep) {
+          kept_here.insert(kept_here.end(), plan.newly_kept.begin(), plan.newly_kept.end());
+          kept_here.reserve(kept_here.size() + plan.claims.size());
+        }
+      }
+      if (lacking.count != 0) {
+        if (!options.reclaim) throw OutOfPages(figures(asked), "nothing may be reclaimed for this");
+        make_room(asked, lacking);
+        continue;
+      }
+      // 2. Work outside the lock. 3. Commit.
+      if (!plan.claims.empty()) {
+        try {
+          call_driver(reservation, plan, options);
+        } catch (const DriverOutOfMemory& error) {
+          roll_back(reservation, plan);
+          throw OutOfPages(figures(asked), error.what());
+        } catch (...) {
+          roll_back(reservation, plan);
+          throw;
+        }
+        commit(reservation, plan, options.keep);
+        if (options.keep)
+          for (const Claim& claim : plan.claims) kept_here.push_back(claim.page);
+        result.mapped += Pages{plan.claims.size()};
+      }
+      if (!plan.blocked || !options.wait) return result;
+      result.waited = true;
+      wait_until_unblocked(reservation, ranges);
+    }
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    for (PageIndex page : kept_here)
+      if (reservation.table[page].state == VirtualState::resident) reservation.table.keep(page, false);
+    throw;
+  }
+}
+
+/// Returns the bytes of budget that lack; with any lacking, nothing is claimed or kept.
+Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options,
+                     MapPlan& plan) {
+  Bytes to_create;
+  auto undo = [&] {
+    for (const Claim& claim : plan.claims) {
+      reservation.table.move(claim.page, VirtualState::unmapped);
+      physical_.move(claim.physical, claim.create ? PhysicalState::absent : PhysicalState::free);
+      drop_window_if_unused(reservation, claim.page);
+    }
+    for (PageIndex page : plan.newly_kept) reservation.table.keep(page, false);
+    plan.newly_kept.clear();
+  };
+  try {
+    for_each_page(ranges, [&](PageIndex page) {
+      const VirtualPage& entry = reservation.table[page];
+      if (entry.state == VirtualState::unmapped) {
+        if (plan.claims.size() == options.at_most.count) return false;
+        claim(reservation, page, plan);
+        if (plan.claims.back().create) to_create += reservation.shape.page_bytes;
+      } else if (entry.state != VirtualState::resident) {
+        plan.blocked = true;
+      } else if (options.keep && !entry.kept) {
+        plan.newly_kept.push_back(page);
+        reservation.table.keep(page, true);
+      }
+      return true;
+    });
+    contents_.reserve(plan.claims.size());
+    plan.created.reserve(plan.claims.size());
+    if (to_create.count == 0) return {};
+    if (budget_->take(to_create, listener_)) {
+      taken_ += to_create;
+      peak_taken_ = std::max(peak_taken_, taken_);
+      return {};
+    }
+  } catch (...) {
+    undo();
+    throw;
+  }
+  undo();
+  const Bytes limit = budget_->limit();
+  const Bytes left = limit - std::min(limit, budget_->taken());
+  return std::max(to_create - std::min(to_create, left), reservation.shape.page_bytes);
+}
+
+void Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
+  RunId& run = reservation.window_runs[reservation.window_of(page)];
+  if (!run.valid()) run = physical_.take_run(reservation.shape.page_bytes);
+  const PhysicalPageId id = physical_.page_at(run, reservation.position_of(page));
+  const PhysicalPage& physical = physical_[id];
+  const bool create = physical.state == PhysicalState::absent;
+  const bool dirty = physical.last_tenant.valid()
+                         ? physical.last_tenant != reservation.shape.tenant || reservation.shape.zeroed
+                         : !driver_->capabilities().fresh_pages_are_zero;
+  plan.claims.push_back({page, id, physical_.place_of(id), physical.handle.get(), create, dirty});
+  physical_.move(id, PhysicalState::busy);
+  reservation.table.move(page, VirtualState::mapping);
+}
+
+void Pool::call_driver(Reservation& reservation, MapPlan& plan, const MapOptions& options) {
+  for (Claim& claim : plan.claims) {
+    if (!claim.create) continue;
+    plan.created.emplace_back(*driver_, reservation.shape.page_bytes, claim.place);
+    claim.handle = plan.created.back().get();
+  }
+  const auto mappings = mappings_of(reservation, plan.claims);
+  driver_->map(mappings);
+  plan.mapped = true;
+  driver_->set_access(mappings);
+  zero_claims(reservation, plan, options);
+}
+
+void Pool::zero_claims(const Reservation& reservation, const MapPlan& plan, const MapOptions& options) {
+  const Bytes page_bytes = reservation.shape.page_bytes;
+  auto skip = options.overwritten.begin();
+  for (const Claim& claim : plan.claims) {
+    if (!claim.zero) continue;
+    Bytes at = page_bytes * claim.page.value;
+    const Bytes end = at + page_bytes;
+    while (skip != options.overwritten.end() && skip->offset + skip->size <= at) ++skip;
+    for (auto next = skip; at < end; ++next) {
+      const bool none = next == options.overwritten.end() || next->offset >= end;
+      const Bytes stop = none ? end : std::max(at, next->offset);
+      if (stop > at) driver_->zero(reservation.base + at, stop - at, {});
+      if (none) break;
+      at = next->offset + next->size;
+    }
+    counters_.pages_zeroed.add();
+  }
+}
+
+void Pool::become_resident(Reservation& reservation, const Claim& claim) {
+  reservation.table.set_content(claim.page, contents_.add(reservation.shape.tenant, claim.physical));
+  reservation.table.move(claim.page, VirtualState::resident);
+  PhysicalPage& physical = physical_[claim.physical];
+  physical.last_tenant = reservation.shape.tenant;
+  physical.mapped_by = {reservation.id, claim.page};
+  physical_.move(claim.physical, PhysicalState::mapped);
+}
+
+void Pool::commit(Reservation& reservation, MapPlan& plan, bool keep) {
+  std::lock_guard lock(mutex_);
+  auto created = plan.created.begin();
+  for (const Claim& claim : plan.claims) {
+    if (claim.create) physical_[claim.physical].handle = std::move(*created++);
+    become_resident(reservation, claim);
+    if (keep) reservation.table.keep(claim.page, true);
+  }
+  counters_.pages_created.add(plan.created.size());
+  changed_.notify_all();
+}
+
+/// Pages that were created stay, free: they are paid for, and the next try needs them. Where even the
+/// unmapping fails, the page is Retiring and the pager tries again.
+void Pool::roll_back(Reservation& reservation, MapPlan& plan) {
+  counters_.driver_failures.add();
+  std::size_t unmapped = plan.claims.size();
+  if (plan.mapped) {
+    try {
+      driver_->unmap(mappings_of(reservation, plan.claims), unmapped);
+    } catch (const Error& error) {
+      log_.write(LogLevel::warning, std::string("undoing a failed map: ") + error.what());
+    }
+  }
+  std::lock_guard lock(mutex_);
+  auto created = plan.created.begin();
+  Unmapping left{&reservation, {}};
+  for (std::size_t i = 0; i < plan.claims.size(); ++i) {
+    const Claim& claim = plan.claims[i];
+    const bool made = claim.create && created != plan.created.end();
+    if (made) physical_[claim.physical].handle = std::move(*created++);
+    if (i >= unmapped) {
+      const TenantId holds = physical_[claim.physical].last_tenant;  // it may not have been zeroed
+      become_resident(reservation, claim);
+      physical_[claim.physical].last_tenant = holds;
+      reservation.table.move(claim.page, VirtualState::retiring);
+      left.pages.push_back(claim.page);
+      continue;
+    }
+    reservation.table.move(claim.page, VirtualState::unmapped);
+    if (claim.create && !made) {
+      physical_.move(claim.physical, PhysicalState::absent);
+      give_back(reservation.shape.page_bytes);
+    } else {
+      physical_.move(claim.physical, PhysicalState::free);
+    }
+    drop_window_if_unused(reservation, claim.page);
+  }
+  for (PageIndex page : plan.newly_kept) reservation.table.keep(page, false);
+  if (!left.pages.empty()) retired_.push_back({std::move(left), {}});
+  changed_.notify_all();
+}
+
+void Pool::drop_window_if_unused(Reservation& reservation, PageIndex page) {
+  RunId& run = reservation.window_runs[reservation.window_of(page)];
+  if (!run.valid() || physical_.run(run).in_use != 0) return;
+  physical_.give_back_run(run);
+  run = {};
+}
+
+void Pool::wait_until_unblocked(Reservation& reservation, std::span<const PageRange> ranges) {
+  for (;;) {
+    drain_retired();
+    std::unique_lock lock(mutex_);
+    bool blocked = false;
+    for_each_page(ranges, [&](PageIndex page) {
+      const VirtualState state = reservation.table[page].state;
+      blocked = state == VirtualState::mapping || state == VirtualState::retiring;
+      return !blocked;
+    });
+    if (!blocked) return;
+    changed_.wait_for(lock, recheck);
+  }
+}
+
+}  // namespace vmm

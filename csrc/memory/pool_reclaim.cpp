@@ -1,0 +1,260 @@
+// Getting physical memory back: free pages first, then what is mapped but needed by nobody.
+#include <algorithm>
+#include <exception>
+
+#include "base/error.h"
+#include "memory/pool.h"
+
+namespace vmm {
+
+MemoryFigures Pool::figures(Bytes asked) const {
+  std::lock_guard lock(mutex_);
+  const Bytes limit = budget_->limit();
+  const Bytes untaken = limit - std::min(limit, budget_->taken());
+  return {asked, untaken + physical_.free_bytes(), reclaimable(), limit};
+}
+
+Bytes Pool::reclaimable() const {
+  Bytes sum;
+  for (const auto& [id, reservation] : reservations_)
+    sum += reservation->shape.page_bytes * (reservation->table.resident() - reservation->table.kept()).count;
+  return sum;
+}
+
+void Pool::require_obtainable(Bytes asked) const {
+  const MemoryFigures now = figures(asked);
+  if (now.free + now.reclaimable < asked) throw OutOfPages(now, "");
+}
+
+/// Frees something, or throws OutOfPages before anything is touched.
+void Pool::make_room(Bytes asked, Bytes lacking) {
+  epochs_.poll();
+  require_obtainable(asked);
+  Bytes freed = release_free(lacking);
+  if (freed < lacking) freed += reclaim(lacking - freed);
+  if (freed.count != 0) return;
+  std::unique_lock lock(mutex_);
+  if (unmappings_under_way_ == 0) {
+    lock.unlock();
+    throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
+  }
+  changed_.wait(lock, [&] { return unmappings_under_way_ == 0; });
+}
+
+Bytes Pool::release_free(Bytes wanted) {
+  std::vector<PhysicalPageId> pages;
+  std::vector<CreatedPage> handles;
+  {
+    std::lock_guard lock(mutex_);
+    pages = physical_.some_free(wanted);
+    handles.reserve(pages.size());
+    for (PhysicalPageId page : pages) {
+      handles.push_back(std::move(physical_[page].handle));
+      physical_.move(page, PhysicalState::busy);
+    }
+    releasing_ += pages.size();
+  }
+  std::exception_ptr failure;
+  for (CreatedPage& handle : handles) {
+    try {
+      handle.release();
+    } catch (const Error&) {
+      failure = std::current_exception();
+      counters_.driver_failures.add();
+    }
+  }
+  Bytes freed;
+  std::lock_guard lock(mutex_);
+  releasing_ -= pages.size();
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    PhysicalPage& page = physical_[pages[i]];
+    if (handles[i]) {  // the release failed: still ours
+      page.handle = std::move(handles[i]);
+      physical_.move(pages[i], PhysicalState::free);
+      continue;
+    }
+    physical_.move(pages[i], PhysicalState::absent);
+    page.last_tenant = {};
+    give_back(physical_.page_bytes(pages[i]));
+    freed += physical_.page_bytes(pages[i]);
+    counters_.pages_released.add();
+  }
+  changed_.notify_all();
+  if (failure && freed.count == 0) std::rethrow_exception(failure);
+  return freed;
+}
+
+Bytes Pool::reclaim(Bytes wanted) {
+  std::vector<Unmapping> victims;
+  {
+    std::lock_guard lock(mutex_);
+    victims = choose_victims(wanted);
+    for (const Unmapping& victim : victims)
+      for (PageIndex page : victim.pages) victim.reservation->table.move(page, VirtualState::retiring);
+  }
+  return unmap(std::move(victims));
+}
+
+/// Idle reservations, the longest idle first; then what leased ones have mapped beyond their need.
+std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted) {
+  std::vector<Reservation*> order;
+  const bool all_work_over = epochs_.fence().empty();
+  for (auto& [id, reservation] : reservations_) {
+    const bool over = reservation->leased ? all_work_over : epochs_.complete(reservation->idle_fence);
+    if (over && reservation->table.resident() > reservation->table.kept()) order.push_back(reservation.get());
+  }
+  std::ranges::sort(order, {}, [](const Reservation* r) { return std::pair(r->leased, r->idle_since); });
+
+  std::vector<Unmapping> victims;
+  Bytes found;
+  for (Reservation* reservation : order) {
+    Unmapping victim{reservation, {}};
+    for (auto i = static_cast<std::uint32_t>(reservation->table.size().count); i-- > 0 && found < wanted;) {
+      const VirtualPage& page = reservation->table[{i}];
+      if (page.state != VirtualState::resident || page.kept) continue;
+      victim.pages.push_back({i});
+      found += reservation->shape.page_bytes;
+    }
+    std::ranges::reverse(victim.pages);  // ascending: neighbours are unmapped by one call
+    if (!victim.pages.empty()) victims.push_back(std::move(victim));
+    if (found >= wanted) break;
+  }
+  return victims;
+}
+
+/// Unmaps Retiring pages. Those the driver refuses are retired again. Throws only when none was unmapped.
+Bytes Pool::unmap(std::vector<Unmapping> batch) {
+  if (batch.empty()) return {};
+  std::vector<std::vector<PageMapping>> mappings;
+  {
+    std::lock_guard lock(mutex_);
+    for (const Unmapping& what : batch) mappings.push_back(begin_unmap(what));
+    ++unmappings_under_way_;
+  }
+  std::vector<std::size_t> done(batch.size(), 0);
+  std::exception_ptr failure;
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    try {
+      driver_->unmap(mappings[i], done[i]);
+    } catch (const Error& error) {
+      failure = std::current_exception();
+      counters_.driver_failures.add();
+      log_.write(LogLevel::warning, std::string("unmap, to be tried again: ") + error.what());
+    }
+  }
+  Bytes freed;
+  std::lock_guard lock(mutex_);
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    freed += batch[i].reservation->shape.page_bytes * done[i];
+    end_unmap(batch[i], done[i]);
+  }
+  --unmappings_under_way_;
+  changed_.notify_all();
+  if (failure && freed.count == 0) std::rethrow_exception(failure);
+  return freed;
+}
+
+std::vector<PageMapping> Pool::begin_unmap(const Unmapping& what) {
+  std::vector<PageMapping> out;
+  out.reserve(what.pages.size());
+  for (PageIndex page : what.pages) {
+    const PhysicalPageId id = contents_[what.reservation->table[page].content].page;
+    physical_.move(id, PhysicalState::busy);
+    out.push_back({what.reservation->address_of(page), physical_[id].handle.get(), physical_.page_bytes(id)});
+  }
+  return out;
+}
+
+void Pool::end_unmap(Unmapping& what, std::size_t done) {
+  Reservation& reservation = *what.reservation;
+  for (std::size_t i = 0; i < what.pages.size(); ++i) {
+    const PageIndex page = what.pages[i];
+    const ContentId content = reservation.table[page].content;
+    const PhysicalPageId id = contents_[content].page;
+    if (i >= done) {
+      physical_.move(id, PhysicalState::mapped);
+      continue;
+    }
+    contents_.drop(content);
+    reservation.table.set_content(page, {});
+    reservation.table.move(page, VirtualState::unmapped);
+    physical_[id].mapped_by = {};
+    physical_.move(id, PhysicalState::free);
+    drop_window_if_unused(reservation, page);
+    counters_.pages_unmapped.add();
+  }
+  what.pages.erase(what.pages.begin(), what.pages.begin() + static_cast<std::ptrdiff_t>(done));
+  if (!what.pages.empty())
+    retired_.push_back({std::move(what), {}});
+  else
+    erase_if_empty(reservation);
+}
+
+void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
+  fork_guard_.require_parent("this pool");
+  std::lock_guard lock(mutex_);
+  check_ranges(reservation, ranges);
+  Retirement retirement{{&reservation, {}}, std::move(fence)};
+  for (const PageRange& range : ranges)
+    for (std::uint64_t i = 0; i < range.count.count; ++i) {
+      const PageIndex page{range.first.value + static_cast<std::uint32_t>(i)};
+      if (reservation.table[page].state == VirtualState::resident) retirement.what.pages.push_back(page);
+    }
+  if (retirement.what.pages.empty()) return;
+  retired_.push_back(std::move(retirement));
+  for (PageIndex page : retired_.back().what.pages) reservation.table.move(page, VirtualState::retiring);
+}
+
+bool Pool::drain_retired() {
+  fork_guard_.require_parent("this pool");
+  epochs_.poll();
+  std::vector<Unmapping> over;
+  {
+    std::lock_guard lock(mutex_);
+    std::deque<Retirement> waiting;
+    for (Retirement& entry : retired_) {
+      if (epochs_.complete(entry.fence))
+        over.push_back(std::move(entry.what));
+      else
+        waiting.push_back(std::move(entry));
+    }
+    retired_ = std::move(waiting);
+  }
+  unmap(std::move(over));
+  std::lock_guard lock(mutex_);
+  return !retired_.empty();
+}
+
+Bytes Pool::trim(Bytes wanted) {
+  fork_guard_.require_parent("this pool");
+  Bytes given_back;
+  while (given_back < wanted) {
+    const Bytes released = release_free(wanted - given_back);
+    given_back += released;
+    if (given_back < wanted && reclaim(wanted - given_back).count == 0) break;
+  }
+  return given_back;
+}
+
+/// Ends the reservation that has been idle longest, to get its addresses back.
+bool Pool::free_an_idle_range() {
+  std::vector<Unmapping> batch;
+  {
+    std::lock_guard lock(mutex_);
+    Reservation* oldest = nullptr;
+    for (auto& [id, reservation] : reservations_)
+      if (!reservation->leased && epochs_.complete(reservation->idle_fence) &&
+          reservation->table.resident().count != 0 &&
+          (oldest == nullptr || reservation->idle_since < oldest->idle_since))
+        oldest = reservation.get();
+    if (oldest == nullptr) return false;
+    Unmapping all{oldest, {}};
+    for (std::uint32_t i = 0; i < oldest->table.size().count; ++i)
+      if (oldest->table[{i}].state == VirtualState::resident) all.pages.push_back({i});
+    for (PageIndex page : all.pages) oldest->table.move(page, VirtualState::retiring);
+    batch.push_back(std::move(all));
+  }
+  return unmap(std::move(batch)).count != 0;
+}
+
+}  // namespace vmm

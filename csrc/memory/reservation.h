@@ -1,0 +1,49 @@
+// One contiguous range of virtual addresses and the table of its pages.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "memory/fences.h"
+#include "memory/page_table.h"
+#include "memory/physical_pages.h"
+
+namespace vmm {
+
+/// What to reserve: `extents` pieces of `extent_bytes` side by side.
+struct ReservationShape {
+  Bytes page_bytes;
+  Bytes extent_bytes;  // a multiple of page_bytes
+  std::uint64_t extents = 1;
+  TenantId tenant{0};
+  bool zeroed = false;  // every page reads as zeros when it is first mapped; recycled ones are not adopted
+};
+
+/// Owned by its pool, guarded by the pool's lock but for the constants.
+struct Reservation {
+  Reservation(ReservationId id_, Address base_, const ReservationShape& shape_, Pages pages_per_window_)
+      : id(id_),
+        base(base_),
+        shape(shape_),
+        pages_per_window(pages_per_window_),
+        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}),
+        window_runs((table.size().count + pages_per_window_.count - 1) / pages_per_window_.count) {}
+
+  const ReservationId id;
+  const Address base;
+  const ReservationShape shape;
+  const Pages pages_per_window;
+
+  PageTable table;
+  std::vector<RunId> window_runs;  // the run behind each window; none while nothing is mapped there
+  bool leased = true;
+  std::uint64_t idle_since = 0;  // the pool's count of recyclings: the smallest is the oldest
+  Fence idle_fence;              // work that may still touch it
+
+  Bytes size() const { return shape.extent_bytes * shape.extents; }
+  Address address_of(PageIndex page) const { return base + shape.page_bytes * page.value; }
+  std::uint64_t window_of(PageIndex page) const { return page.value / pages_per_window.count; }
+  std::uint64_t position_of(PageIndex page) const { return page.value % pages_per_window.count; }
+};
+
+}  // namespace vmm

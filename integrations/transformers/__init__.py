@@ -1,0 +1,5 @@
+"""A Transformers cache that grows in place: ``model.generate(..., past_key_values=VmmCache(model.config))``."""
+
+from vmm.integrations.transformers.cache import CacheStats, VmmCache
+
+__all__ = ["CacheStats", "VmmCache"]

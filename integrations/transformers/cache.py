@@ -1,0 +1,165 @@
+"""VmmCache: the Transformers cache over a vmm pool."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    get_layer_types_and_kwargs,
+)
+from vmm.errors import InvalidArgument
+from vmm.integrations.transformers.layer import VmmLayer
+from vmm.integrations.transformers.memory import CacheMemory
+from vmm.pool import Pool, default_pool
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """One cache at one moment, vmm's layers only."""
+
+    tokens: int  #: in the longest layer
+    live_bytes: int  #: of K and V that hold tokens
+    mapped_bytes: int  #: live, the rest of each last page, look-ahead, and what an adopted reservation brought
+    layers: int  #: in vmm's memory; the others are stock
+    layout: str
+
+
+class VmmCache(DynamicCache):
+    """A ``DynamicCache`` whose full-attention layers grow in place in virtual memory.
+
+    ``max_tokens`` bounds a sequence (default: the model's ``max_position_embeddings``); it costs address space,
+    not memory. ``budget`` (bytes or text like ``"12GiB"``) gives the cache a pool of its own; ``pool`` shares
+    one; with neither, the device's default pool is shared. When the cache dies its memory goes back to the
+    pool, still mapped, and the next cache of the same shape starts warm.
+
+    Sliding-window, linear-attention and other special layers stay the stock ones. CPU models only, yet.
+
+    Raises InvalidArgument for bad arguments, and on growth past ``max_tokens``; OutOfPages when a forward needs
+    more pages than can be had. If that happens in the middle of a forward, ``crop`` back to the length before
+    it and go on. Not thread-safe; different caches on one pool are.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        max_tokens: int | None = None,
+        budget: int | str | None = None,
+        *,
+        pool: Pool | None = None,
+        page_bytes: int | None = None,
+    ) -> None:
+        if not isinstance(config, PreTrainedConfig):
+            raise InvalidArgument(f"config is {type(config).__name__}; expected a model's config")
+        if budget is not None and pool is not None:
+            raise InvalidArgument("budget and pool: expected at most one of them")
+        text_config = config.get_text_config(decoder=True)
+        if max_tokens is None:
+            max_tokens = getattr(text_config, "max_position_embeddings", None)
+        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 0 < max_tokens < 2**31:
+            raise InvalidArgument(f"max_tokens is {max_tokens!r}; expected 1 to 2**31 - 1 tokens")
+        if pool is None:
+            pool = Pool(budget) if budget is not None else default_pool()
+        elif not isinstance(pool, Pool):
+            raise InvalidArgument(f"pool is {type(pool).__name__}; expected a vmm.Pool")
+        memory = CacheMemory(pool, max_tokens, _checked_page_bytes(pool, page_bytes))
+        Cache.__init__(self, layers=_make_layers(text_config, memory))
+        self._memory = memory
+        memory.layout(1, getattr(text_config, "num_key_value_heads", None) or 1)  # refuses what cannot fit
+
+    @property
+    def pool(self) -> Pool:
+        return self._memory.pool
+
+    def stats(self) -> CacheStats:
+        """Sizes of this cache; the pool's are ``cache.pool.stats()``."""
+        tokens = live = mapped = 0
+        layout = "none yet"
+        for layer in self._memory.layers:
+            if layer.growth is None:
+                continue
+            tokens = max(tokens, layer.length)
+            for space in (layer._key_space, layer._value_space):
+                rows, heads, _, dim = space.shape
+                live += rows * heads * layer.length * dim * space.itemsize
+                layout = self._memory.layout(rows, heads).name
+            mapped += layer.mapped_bytes
+        return CacheStats(tokens, live, mapped, len(self._memory.layers), layout)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """As ``DynamicCache.crop``; layers that an interrupted forward left behind lose accordingly less."""
+        longest = max((layer.length for layer in self._memory.layers), default=0)
+        for layer in self.layers:
+            behind = longest - layer.length if isinstance(layer, VmmLayer) and layer.growth else 0
+            layer.crop(min(0, tokens_to_remove + behind) if tokens_to_remove <= 0 else tokens_to_remove)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VmmCache:
+        memory = self._memory
+        other = _assemble(CacheMemory(memory.pool, memory.max_tokens, memory.page_bytes), self._payload(), memo)
+        memo[id(self)] = other
+        return other
+
+    def __reduce__(self) -> tuple:
+        # Loaded into the default pool of whoever loads it.
+        payload = [(kind, tuple(s.contiguous() for s in state) if kind == "vmm" else state)
+                   for kind, state in self._payload()]
+        return _load, (self._memory.max_tokens, self._memory.page_bytes, payload)
+
+    def _payload(self) -> list[tuple[str, Any]]:
+        """Per layer: ("vmm", its states, if any) or ("stock", the layer)."""
+        return [
+            ("vmm", (layer.keys, layer.values) if layer.length else ())
+            if isinstance(layer, VmmLayer) and (layer.growth or not layer.is_initialized)
+            else ("stock", layer)
+            for layer in self.layers
+        ]
+
+
+def _checked_page_bytes(pool: Pool, page_bytes: int | None) -> int:
+    if page_bytes is None:
+        return pool.default_page_bytes
+    granularity = pool._core.granularity
+    if not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
+        raise InvalidArgument(f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}")
+    return page_bytes
+
+
+def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:
+    layers = []
+    for kind, options in zip(*get_layer_types_and_kwargs(config), strict=True):
+        stock = DYNAMIC_LAYER_TYPE_MAPPING[kind]
+        if stock is DynamicLayer:
+            layers.append(VmmLayer(memory))
+            memory.layers.append(layers[-1])
+        else:
+            layers.append(stock(**options))
+    return layers
+
+
+def _assemble(memory: CacheMemory, payload: list[tuple[str, Any]], memo: dict[int, Any]) -> VmmCache:
+    cache = VmmCache.__new__(VmmCache)
+    layers: list[Any] = []
+    for kind, state in payload:
+        if kind == "stock":
+            layers.append(copy.deepcopy(state, memo))
+        else:
+            layers.append(VmmLayer(memory))
+            memory.layers.append(layers[-1])
+    Cache.__init__(cache, layers=layers)
+    cache._memory = memory
+    with torch.no_grad():
+        for layer, (kind, state) in zip(layers, payload, strict=True):
+            if kind == "vmm" and state:
+                layer.update(*state)
+    return cache
+
+
+def _load(max_tokens: int, page_bytes: int, payload: list[tuple[str, Any]]) -> VmmCache:
+    return _assemble(CacheMemory(default_pool(), max_tokens, page_bytes), payload, {})

@@ -1,0 +1,200 @@
+"""One attention layer's K and V in vmm's memory."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+from vmm.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from vmm._core import Growth
+    from vmm.integrations.transformers.memory import CacheMemory
+
+logger = logging.getLogger("vmm")
+
+
+class CacheView(torch.Tensor):
+    """The live part of a layer's K or V, as models and callers see it: ``[batch, heads, length, dim]``.
+
+    An ordinary tensor, but its storage spans address space where nothing is mapped, which the stock deepcopy
+    and pickle would walk. Here they copy what the view shows.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        copied = self.detach().as_subclass(torch.Tensor).clone()
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.detach().as_subclass(torch.Tensor).clone().__reduce_ex__(protocol)
+
+
+class VmmLayer(DynamicLayer):
+    """Grows in place: no copy of the past, no reserve for the future. Same contract as ``DynamicLayer``.
+
+    Where gradients are recorded it becomes a ``DynamicLayer``: backward through two cached forwards needs the
+    values that an in-place write would replace.
+    """
+
+    def __init__(self, memory: CacheMemory) -> None:
+        super().__init__()
+        self._memory = memory
+        self._forget()
+
+    def _forget(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.growth: Growth | None = None  # None: nothing reserved
+        self.length = 0
+        self._limit = 0  # tokens that may be written without asking
+        self._key_space: torch.Tensor | None = None
+        self._value_space: torch.Tensor | None = None
+        self._key_kind: tuple = ()  # what an update must look like
+        self._value_kind: tuple = ()
+
+    def _reserve(self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int | None = None) -> None:
+        """Address space for states of these shapes (with another batch, if given); maps nothing."""
+        spaces, parts, kinds = [], [], []
+        for states in (key_states, value_states):
+            if states.device.type != "cpu":
+                raise InvalidArgument(f"device is {states.device}; VmmCache is for CPU models yet")
+            rows, heads, _, dim = states.shape
+            rows = rows if batch is None else batch
+            space, part = self._memory.allocate(rows, heads, dim, states.dtype)
+            spaces.append(space)
+            parts.append(part)
+            kinds.append((rows, heads, dim, states.dtype))
+        self.growth = self._memory.pool.growth(parts)
+        self._key_space, self._value_space = spaces
+        self._key_kind, self._value_kind = kinds
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._limit = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        # The others will want the same: with their addresses known, the pager can prepare them meanwhile.
+        for layer in (self, *(other for other in self._memory.layers if not other.is_initialized)):
+            if layer.growth is None:
+                layer._reserve(key_states, value_states)
+        self._show(0)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self._start(key_states, value_states)
+        if self.growth is None or key_states.requires_grad or value_states.requires_grad:
+            self._leave()
+            return super().update(key_states, value_states, *args, **kwargs)
+        start = self.length
+        rows, heads, count, dim = key_states.shape
+        end = start + count
+        if (rows, heads, dim, key_states.dtype) != self._key_kind:
+            self._refuse("key_states", key_states, self._key_kind)
+        rows, heads, value_count, dim = value_states.shape
+        if (rows, heads, dim, value_states.dtype) != self._value_kind or value_count != count:
+            self._refuse("value_states", value_states, self._value_kind)
+        if end > self._limit:
+            self._limit = self._memory.grow(self, end)
+        try:
+            self._key_space.narrow(2, start, count).copy_(key_states)
+            self._value_space.narrow(2, start, count).copy_(value_states)
+        except BaseException:
+            self.growth.scrub(start, end)
+            raise
+        self._show(end)
+        return self.keys, self.values
+
+    def _start(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Initialises for a first update, which may be of another shape than the first layer's was."""
+        kinds = [(*states.shape[:2], states.shape[-1], states.dtype) for states in (key_states, value_states)]
+        if self.growth is not None and kinds != [self._key_kind, self._value_kind]:
+            self.growth = None
+        if self.growth is None and (key_states.requires_grad or value_states.requires_grad):
+            super().lazy_initialization(key_states, value_states)
+        else:
+            self.lazy_initialization(key_states, value_states)
+
+    def _refuse(self, argument: str, states: torch.Tensor, kind: tuple) -> None:
+        rows, heads, dim, dtype = kind
+        raise InvalidArgument(
+            f"{argument} is {tuple(states.shape)} of {states.dtype}; expected"
+            f" [{rows}, {heads}, tokens, {dim}] of {dtype}, as many tokens in keys and values"
+        )
+
+    def _show(self, length: int) -> None:
+        self.length = length
+        self.keys = self._key_space.narrow(2, 0, length).as_subclass(CacheView)
+        self.values = self._value_space.narrow(2, 0, length).as_subclass(CacheView)
+
+    def _leave(self) -> None:
+        """Becomes a DynamicLayer that holds the same states."""
+        if self.growth is None:
+            return
+        logger.warning("gradients are recorded: a layer of VmmCache falls back to concatenation")
+        keys, values = copy.deepcopy(self.keys), copy.deepcopy(self.values)
+        self._forget()
+        self.keys, self.values, self.is_initialized = keys, values, True
+        self.dtype, self.device = keys.dtype, keys.device
+
+    def _rebatch(self, rows: torch.Tensor) -> None:
+        """Row i becomes what row rows[i] was, in new address space."""
+        keys, values, length = self.keys, self.values, self.length
+        fresh = VmmLayer(self._memory)
+        fresh._reserve(keys, values, batch=len(rows))
+        fresh._limit = fresh.growth.advance(length)
+        # Row by row: a gather of all rows at once would need the layer's memory a third time.
+        for to, row in enumerate(rows.tolist()):
+            fresh._key_space[to, :, :length].copy_(keys[row])
+            fresh._value_space[to, :, :length].copy_(values[row])
+        fresh._show(length)
+        fresh.is_initialized = True
+        self.__dict__.update(fresh.__dict__)
+
+    # From here on: the rest of DynamicLayer's contract, in place.
+
+    def get_seq_length(self) -> int:
+        return self.length if self.growth is not None else super().get_seq_length()
+
+    def get_max_length(self) -> int:
+        return self._memory.max_tokens
+
+    def reset(self) -> None:
+        """Forgets all tokens. The memory goes back to the pool, still mapped, and the next use adopts it."""
+        self._memory.frontier = 0
+        self._forget()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if self.growth is None or tokens_to_remove > 0:
+            super().crop(tokens_to_remove)
+        elif tokens_to_remove < 0:
+            length = max(0, self.length + tokens_to_remove)
+            self._limit = self.growth.truncate(length)
+            self._memory.frontier = length
+            self._show(length)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """In place, for beam search: rebinding ``keys`` would leave our memory with the old order."""
+        if self.growth is None:
+            super().reorder_cache(beam_idx)
+        elif self.length:
+            self.keys.copy_(self.keys.index_select(0, beam_idx))
+            self.values.copy_(self.values.index_select(0, beam_idx))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.growth is None:
+            super().batch_repeat_interleave(repeats)
+        elif self.length:
+            self._rebatch(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.growth is None:
+            super().batch_select_indices(indices)
+        elif self.length:
+            self._rebatch(torch.arange(self.keys.shape[0])[indices])

@@ -1,0 +1,78 @@
+"""What the layers of one cache share: the pool, the limits, and who grows when."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from vmm import _core
+from vmm.errors import InvalidArgument
+from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, Layout, fits
+
+if TYPE_CHECKING:
+    from vmm.integrations.transformers.layer import VmmLayer
+    from vmm.pool import Pool
+
+logger = logging.getLogger("vmm")
+
+# DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
+_TYPE_CODES = {torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloat16: 4}
+
+
+class CacheMemory:
+    """Not thread-safe, like the cache it belongs to; caches on one pool may be used from different threads."""
+
+    def __init__(self, pool: Pool, max_tokens: int, page_bytes: int) -> None:
+        self.pool = pool
+        self.max_tokens = max_tokens
+        self.page_bytes = page_bytes
+        self.layers: list[VmmLayer] = []
+        self.frontier = 0
+
+    def layout(self, batch: int, heads: int) -> Layout:
+        """The layout for so many rows. Raises InvalidArgument when no layout leaves enough mappings."""
+        limit = self.pool._core.max_mappings
+        tensors = 2 * len(self.layers)
+        for layout in (HEAD_MAJOR, TOKEN_MAJOR):
+            if fits(layout, tensors, batch, heads, limit):
+                return layout
+        raise InvalidArgument(
+            f"batch is {batch}: with {len(self.layers)} layers the cache would use more than half of the"
+            f" {limit} memory mappings a process may have; raise vm.max_map_count (sysctl) or use fewer rows"
+        )
+
+    def allocate(self, batch: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, tuple]:
+        """A ``[batch, heads, max_tokens, dim]`` tensor with nothing mapped, and its part of a growth."""
+        if dtype not in _TYPE_CODES:
+            expected = ", ".join(str(known) for known in _TYPE_CODES)
+            raise InvalidArgument(f"dtype is {dtype}; expected one of {expected}")
+        layout = self.layout(batch, heads)
+        record_bytes = layout.record_elements(heads, dim) * dtype.itemsize
+        extent_bytes = -(-self.max_tokens * record_bytes // self.page_bytes) * self.page_bytes
+        if extent_bytes % dtype.itemsize:
+            raise InvalidArgument(f"page_bytes is {self.page_bytes}; expected a multiple of the element size")
+        extents = layout.extents(batch, heads)
+        lease = self.pool.reserve(page_bytes=self.page_bytes, extent_bytes=extent_bytes, extents=extents)
+        capsule = lease.dlpack(
+            offset_bytes=0,
+            shape=(batch, heads, self.max_tokens, dim),
+            strides=layout.strides(extent_bytes // dtype.itemsize, heads, dim),
+            type_code=_TYPE_CODES[dtype],
+            type_bits=8 * dtype.itemsize,
+        )
+        return torch.from_dlpack(capsule), (lease, 0, extents, record_bytes)
+
+    def grow(self, layer: VmmLayer, to: int) -> int:
+        """Makes tokens [0, to) of ``layer`` usable; returns its new limit.
+
+        The first layer to get there asks for all: so a prompt that does not fit fails before any layer has
+        changed, and the pager maps the other layers while the first ones compute.
+        """
+        if to > self.max_tokens:
+            raise InvalidArgument(f"max_tokens is {self.max_tokens}; the cache would grow to {to} tokens")
+        if to > self.frontier:
+            pace = layer.length
+            _core.admit([other.growth for other in self.layers if other.growth and other.length == pace], to)
+            self.frontier = to
+        return layer.growth.advance(to)

@@ -1,0 +1,53 @@
+"""Every exception of vmm. The engine raises these same classes."""
+
+
+class Error(Exception):
+    """Base of all exceptions of vmm."""
+
+
+class InvalidArgument(Error, ValueError):
+    """A bad argument: the message names it and what was expected. Nothing has changed."""
+
+
+class Closed(Error):
+    """Use of something that was closed. Nothing has changed."""
+
+
+class Forked(Error):
+    """Use in a forked child of what its parent owns: start workers with 'spawn' instead."""
+
+
+class DriverError(Error):
+    """The platform refused a call: the call, its arguments, and the system's own words."""
+
+
+class DriverOutOfMemory(DriverError, MemoryError):
+    """The platform has no memory left, although the budget allowed the call."""
+
+
+class MappingLimit(DriverError):
+    """The process may not have more memory mappings (Linux: vm.max_map_count)."""
+
+
+class InvariantViolation(Error):
+    """The engine's tables contradict each other: a bug of vmm. Please report it."""
+
+
+class OutOfPages(Error, MemoryError):
+    """The budget, or the device behind it, cannot give the pages asked for. The call had no effect.
+
+    Attributes, all in bytes: ``asked``; ``free`` (budget not taken, and free pages of the pool);
+    ``reclaimable`` (mapped, but needed by nobody); ``budget``.
+    """
+
+    def __init__(
+        self, message: str, asked: int = 0, free: int = 0, reclaimable: int = 0, budget: int = 0
+    ) -> None:
+        super().__init__(message, asked, free, reclaimable, budget)
+        self.asked = asked
+        self.free = free
+        self.reclaimable = reclaimable
+        self.budget = budget
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -1,0 +1,195 @@
+"""The pool: physical memory under a budget, shared by every cache and tensor of a device."""
+
+import atexit
+import itertools
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from vmm import _core
+from vmm.errors import InvalidArgument
+from vmm.host_memory import available_bytes
+from vmm.units import format_bytes, parse_bytes
+
+logger = logging.getLogger("vmm")
+logger.addHandler(logging.NullHandler())
+
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+_DEFAULT_FRACTION = 0.5  # of available memory: the rest is for weights, activations and everybody else
+
+_names = itertools.count()
+_open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """A pool at one moment. Sizes in bytes, times in nanoseconds; counters run from the pool's start."""
+
+    budget_bytes: int
+    created_bytes: int  #: physical memory taken from the budget: mapped or free
+    peak_created_bytes: int
+    free_bytes: int  #: created, but mapped nowhere
+    mapped_bytes: int
+    kept_bytes: int  #: mapped and needed
+    reclaimable_bytes: int  #: mapped, but needed by nobody: look-ahead, and what finished caches left mapped
+    reservations_leased: int
+    reservations_idle: int
+    retirements_waiting: int
+    runs: int
+    stalls: int  #: times a caller waited because the pager was not ahead
+    stall_ns: int
+    pages_mapped_ahead: int  #: by the pager
+    pages_mapped_waiting: int  #: while a caller waited
+    pages_created: int
+    pages_released: int
+    pages_unmapped: int
+    pages_zeroed: int
+    reservations_adopted: int  #: recycled whole, still mapped
+    reservations_made: int
+    driver_failures: int
+
+
+class Pool:
+    """Physical pages under a budget, with a pager thread that maps ahead of whatever grows.
+
+    ``budget`` is the most physical memory the pool may hold: bytes, or text like ``"12GiB"``; by default
+    ``VMM_BUDGET``, else half of the memory now available (machine and cgroup). ``lookahead_pages`` are kept
+    mapped beyond the end of every growing extent. ``device`` is ``"cpu"``; CUDA comes with a later part.
+
+    Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, DriverError when
+    the system has no memfd. Every method is safe from any thread; after ``close`` and in a forked child they
+    raise Closed and Forked.
+    """
+
+    def __init__(
+        self,
+        budget: int | str | None = None,
+        *,
+        device: str = "cpu",
+        lookahead_pages: int = 1,
+    ) -> None:
+        if device != "cpu":
+            raise InvalidArgument(f"device is {device!r}; expected 'cpu', the only one there is yet")
+        if not 0 <= lookahead_pages < 2**16:
+            raise InvalidArgument(f"lookahead_pages is {lookahead_pages}; expected 0 to 65535")
+        budget_bytes = _budget_bytes(budget)
+        self.device = device
+        self._core = _core.Pool(budget_bytes, name=f"vmm-{next(_names)}", lookahead_pages=lookahead_pages)
+        _open_pools.add(self)
+
+    @property
+    def budget_bytes(self) -> int:
+        """The most physical memory this pool may hold. Lowering it gives back what nobody needs, soon."""
+        return self._core.budget.limit_bytes
+
+    @budget_bytes.setter
+    def budget_bytes(self, budget: int | str) -> None:
+        self._core.budget.set_limit(_budget_bytes(budget))
+
+    @property
+    def default_page_bytes(self) -> int:
+        """The page size the driver is best at: 64 KiB on the host."""
+        return self._core.default_page_bytes
+
+    @property
+    def closed(self) -> bool:
+        return self._core.closed
+
+    def stats(self) -> PoolStats:
+        """A snapshot of sizes and counters."""
+        self._forward_log()
+        return PoolStats(**self._core.stats())
+
+    def check(self) -> None:
+        """Validates the engine's tables against each other; raises InvariantViolation. For tests: it is slow."""
+        self._core.check()
+
+    def trim(self, wanted: int | str | None = None) -> int:
+        """Gives memory that nobody needs back to the system: all of it, or at least ``wanted`` bytes if there
+        are so many. Returns the bytes given back."""
+        return self._core.trim(2**62 if wanted is None else parse_bytes(wanted, "wanted"))
+
+    def close(self) -> None:
+        """Stops the pager and gives back what nobody uses. Tensors over the pool's memory stay valid, and
+        their memory is given back when they die. Closing twice does nothing."""
+        self._forward_log()
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._core.in_child:
+            return "<vmm.Pool of the parent process>"
+        state = "closed" if self.closed else f"budget {format_bytes(self.budget_bytes)}"
+        return f"<vmm.Pool {self.device}, {state}>"
+
+    def _forward_log(self) -> None:
+        # The pager must not need the GIL, so what it has to say waits here for the next visitor.
+        for level, text in self._core.drain_log():
+            logger.log(_LEVELS[level], text)
+
+    # What integrations stand on.
+
+    def reserve(self, *, page_bytes: int, extent_bytes: int, extents: int) -> "_core.Lease":
+        """Address space for ``extents`` pieces of ``extent_bytes``, recycled and still mapped if possible."""
+        return self._core.reserve(page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents)
+
+    def growth(self, parts: Sequence[tuple["_core.Lease", int, int, int]]) -> "_core.Growth":
+        """What grows in lockstep: (lease, first extent, extents, bytes a token) each."""
+        return _core.Growth(self._core, list(parts))
+
+
+_default: Pool | None = None
+_default_lock = threading.Lock()
+
+
+def default_pool() -> Pool:
+    """The pool that caches share when none is named. Made on first use; remade after ``close`` or a fork."""
+    global _default  # noqa: PLW0603
+    with _default_lock:
+        if _default is None or _default._core.in_child or _default.closed:
+            _default = Pool()
+        return _default
+
+
+def _budget_bytes(budget: int | str | None) -> int:
+    argument = "budget"
+    if budget is None:
+        budget = os.environ.get("VMM_BUDGET")
+        argument = "VMM_BUDGET"
+    available = available_bytes()
+    if budget is None:
+        return max(2**20, int(available * _DEFAULT_FRACTION))
+    count = parse_bytes(budget, argument)
+    if count > available:
+        raise InvalidArgument(
+            f"{argument} is {format_bytes(count)}; expected at most {format_bytes(available)},"
+            " the memory available now"
+        )
+    return count
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in list(_open_pools):
+        if not pool._core.in_child:
+            pool.close()
+
+
+def _forget_lock_of_parent() -> None:
+    global _default_lock  # noqa: PLW0603
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock_of_parent)
