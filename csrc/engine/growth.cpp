@@ -43,7 +43,7 @@ Growth::Growth(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts)
     if (part.extents == 0 || part.first_extent + part.extents > part.lease->extents())
       throw InvalidArgument("first_extent, extents: not inside the lease, which has " +
                             std::to_string(part.lease->extents()) + " extents");
-    if (&part.lease->pool() != &parts.front().lease->pool())
+    if (!parts_.empty() && &part.lease->pool() != &pool())
       throw InvalidArgument("parts are of different pools");
     max_tokens_ = std::min(max_tokens_, Tokens{part.lease->shape().extent_bytes / part.record_bytes});
     parts_.emplace_back(std::move(part));

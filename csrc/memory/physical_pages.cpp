@@ -9,11 +9,14 @@ namespace {
 bool legal(PhysicalState from, PhysicalState to) {
   switch (from) {
     case PhysicalState::absent:
-    case PhysicalState::free:
     case PhysicalState::mapped:
       return to == PhysicalState::busy;
+    case PhysicalState::free:
+      return to == PhysicalState::busy || to == PhysicalState::releasing;
+    case PhysicalState::releasing:
+      return to == PhysicalState::absent || to == PhysicalState::free;
     case PhysicalState::busy:
-      return to != PhysicalState::busy;
+      return to == PhysicalState::absent || to == PhysicalState::free || to == PhysicalState::mapped;
   }
   return false;
 }
@@ -30,24 +33,27 @@ Pages PhysicalPages::pages_per_run(Bytes page_bytes) const {
 RunId PhysicalPages::take_run(Bytes page_bytes) {
   for (auto* lists : {&warm_, &empty_}) {
     auto& list = (*lists)[page_bytes];
-    if (list.empty()) continue;
-    const RunId run = list.back();
-    list.pop_back();
-    runs_[run.value].owned = true;
-    return run;
+    // A run with a page on its way out is left alone: its places are taken until that is over.
+    const auto found =
+        std::find_if(list.rbegin(), list.rend(), [&](RunId id) { return run(id).releasing == 0; });
+    if (found == list.rend()) continue;
+    const RunId taken = *found;
+    list.erase(std::next(found).base());
+    runs_[taken.value].owned = true;
+    return taken;
   }
   const auto count = static_cast<std::uint32_t>(pages_per_run(page_bytes).count);
-  const RunId run{run_count()};
+  const RunId made{run_count()};
   next_place_ = round_up(Bytes{next_place_}, page_bytes).count;
   const PhysicalPageId first{size()};
   pages_.resize(pages_.size() + count);
-  for (std::uint32_t i = 0; i < count; ++i) pages_[first.value + i].run = run;
+  for (std::uint32_t i = 0; i < count; ++i) pages_[first.value + i].run = made;
   runs_.push_back(
       {.page_bytes = page_bytes, .place = {next_place_}, .first = first, .pages = count, .owned = true});
   warm_[page_bytes].reserve(runs_.capacity());  // so that give_back_run() never allocates
   empty_[page_bytes].reserve(runs_.capacity());
   next_place_ += page_bytes.count * count;
-  return run;
+  return made;
 }
 
 void PhysicalPages::give_back_run(RunId id) {
@@ -81,6 +87,14 @@ void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
   if (to == PhysicalState::free) {
     ++run.free;
     free_bytes_ += run.page_bytes;
+  }
+  if (page.state == PhysicalState::releasing) {
+    --run.releasing;
+    --releasing_;
+  }
+  if (to == PhysicalState::releasing) {
+    ++run.releasing;
+    ++releasing_;
   }
   run.in_use += in_use(to);
   run.in_use -= in_use(page.state);

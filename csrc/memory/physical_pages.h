@@ -15,8 +15,9 @@
 
 namespace vmm {
 
-/// Busy: a driver call on the page is under way (create, map, unmap or release).
-enum class PhysicalState : std::uint8_t { absent, free, busy, mapped };
+/// Absent → Busy → Mapped → Busy → Free → Releasing → Absent, and Free → Busy again. Busy: a driver call is
+/// mapping or unmapping it.
+enum class PhysicalState : std::uint8_t { absent, free, releasing, busy, mapped };
 
 struct VirtualRef {
   ReservationId reservation;
@@ -37,6 +38,7 @@ struct Run {
   PhysicalPageId first;
   std::uint32_t pages = 0;
   std::uint32_t free = 0;
+  std::uint32_t releasing = 0;
   std::uint32_t in_use = 0;  // busy or mapped
   bool owned = false;        // by a window
 };
@@ -51,7 +53,7 @@ class PhysicalPages {
 
   /// A run for a window: one that has free pages, else an empty one, else a new one.
   RunId take_run(Bytes page_bytes);
-  /// The window is empty: every page of the run is free or absent.
+  /// The window is empty: no page of the run is in use.
   void give_back_run(RunId run);
 
   PhysicalPageId page_at(RunId run, std::uint64_t position) const;
@@ -67,6 +69,7 @@ class PhysicalPages {
   /// Free pages worth at least `wanted`, or all there are.
   std::vector<PhysicalPageId> some_free(Bytes wanted) const;
 
+  std::uint64_t releasing() const noexcept { return releasing_; }
   Bytes free_bytes() const noexcept { return free_bytes_; }
   std::uint32_t size() const noexcept { return static_cast<std::uint32_t>(pages_.size()); }
   std::uint32_t run_count() const noexcept { return static_cast<std::uint32_t>(runs_.size()); }
@@ -80,6 +83,7 @@ class PhysicalPages {
   std::map<Bytes, std::vector<RunId>> warm_;   // free lists, one per page size: runs with free pages,
   std::map<Bytes, std::vector<RunId>> empty_;  // and runs without
   Bytes free_bytes_;
+  std::uint64_t releasing_ = 0;
 };
 
 }  // namespace vmm

@@ -147,7 +147,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   // pool_map.cpp
   Bytes plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&);
-  void claim(Reservation&, PageIndex, MapPlan&);
+  bool claim(Reservation&, PageIndex, MapPlan&);
   void call_driver(Reservation&, MapPlan&, const MapOptions&);
   void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
   void commit(Reservation&, MapPlan&, bool keep);
@@ -205,7 +205,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes taken_;  // of the budget: every page that is not absent
   Bytes peak_taken_;
   std::uint64_t unmappings_under_way_ = 0;
-  std::uint64_t releasing_ = 0;  // pages whose release is under way
 };
 
 /// The right to use a reservation. When it ends, the reservation goes back to the pool, still mapped.

@@ -99,8 +99,9 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
       const VirtualPage& entry = reservation.table[page];
       if (entry.state == VirtualState::unmapped) {
         if (plan.claims.size() == options.at_most.count) return false;
-        claim(reservation, page, plan);
-        if (plan.claims.back().create) to_create += reservation.shape.page_bytes;
+        if (!claim(reservation, page, plan))
+          plan.blocked = true;
+        else if (plan.claims.back().create) to_create += reservation.shape.page_bytes;
       } else if (entry.state != VirtualState::resident) {
         plan.blocked = true;
       } else if (options.keep && !entry.kept) {
@@ -127,11 +128,13 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
   return std::max(to_create - std::min(to_create, left), reservation.shape.page_bytes);
 }
 
-void Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
+/// False when the page's place is still being released.
+bool Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
   RunId& run = reservation.window_runs[reservation.window_of(page)];
   if (!run.valid()) run = physical_.take_run(reservation.shape.page_bytes);
   const PhysicalPageId id = physical_.page_at(run, reservation.position_of(page));
   const PhysicalPage& physical = physical_[id];
+  if (physical.state == PhysicalState::releasing) return false;
   const bool create = physical.state == PhysicalState::absent;
   const bool dirty = physical.last_tenant.valid()
                          ? physical.last_tenant != reservation.shape.tenant || reservation.shape.zeroed
@@ -139,6 +142,7 @@ void Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
   plan.claims.push_back({page, id, physical_.place_of(id), physical.handle.get(), create, dirty});
   physical_.move(id, PhysicalState::busy);
   reservation.table.move(page, VirtualState::mapping);
+  return true;
 }
 
 void Pool::call_driver(Reservation& reservation, MapPlan& plan, const MapOptions& options) {
@@ -246,10 +250,10 @@ void Pool::wait_until_unblocked(Reservation& reservation, std::span<const PageRa
   for (;;) {
     drain_retired();
     std::unique_lock lock(mutex_);
-    bool blocked = false;
+    bool blocked = physical_.releasing() != 0;
     for_each_page(ranges, [&](PageIndex page) {
       const VirtualState state = reservation.table[page].state;
-      blocked = state == VirtualState::mapping || state == VirtualState::retiring;
+      blocked |= state == VirtualState::mapping || state == VirtualState::retiring;
       return !blocked;
     });
     if (!blocked) return;

@@ -50,9 +50,8 @@ Bytes Pool::release_free(Bytes wanted) {
     handles.reserve(pages.size());
     for (PhysicalPageId page : pages) {
       handles.push_back(std::move(physical_[page].handle));
-      physical_.move(page, PhysicalState::busy);
+      physical_.move(page, PhysicalState::releasing);
     }
-    releasing_ += pages.size();
   }
   std::exception_ptr failure;
   for (CreatedPage& handle : handles) {
@@ -65,7 +64,6 @@ Bytes Pool::release_free(Bytes wanted) {
   }
   Bytes freed;
   std::lock_guard lock(mutex_);
-  releasing_ -= pages.size();
   for (std::size_t i = 0; i < pages.size(); ++i) {
     PhysicalPage& page = physical_[pages[i]];
     if (handles[i]) {  // the release failed: still ours

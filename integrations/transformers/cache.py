@@ -137,7 +137,7 @@ def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:
         stock = DYNAMIC_LAYER_TYPE_MAPPING[kind]
         if stock is DynamicLayer:
             layers.append(VmmLayer(memory))
-            memory.layers.append(layers[-1])
+            memory.add(layers[-1])
         else:
             layers.append(stock(**options))
     return layers
@@ -151,7 +151,7 @@ def _assemble(memory: CacheMemory, payload: list[tuple[str, Any]], memo: dict[in
             layers.append(copy.deepcopy(state, memo))
         else:
             layers.append(VmmLayer(memory))
-            memory.layers.append(layers[-1])
+            memory.add(layers[-1])
     Cache.__init__(cache, layers=layers)
     cache._memory = memory
     with torch.no_grad():

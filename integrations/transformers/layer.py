@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from vmm.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from vmm._core import Growth
+    from vmm._core import Growth, Lease
     from vmm.integrations.transformers.memory import CacheMemory
 
 logger = logging.getLogger("vmm")
@@ -53,6 +53,7 @@ class VmmLayer(DynamicLayer):
         self.growth: Growth | None = None  # None: nothing reserved
         self.length = 0
         self._limit = 0  # tokens that may be written without asking
+        self._leases: list[Lease] = []
         self._key_space: torch.Tensor | None = None
         self._value_space: torch.Tensor | None = None
         self._key_kind: tuple = ()  # what an update must look like
@@ -71,6 +72,7 @@ class VmmLayer(DynamicLayer):
             parts.append(part)
             kinds.append((rows, heads, dim, states.dtype))
         self.growth = self._memory.pool.growth(parts)
+        self._leases = [part[0] for part in parts]
         self._key_space, self._value_space = spaces
         self._key_kind, self._value_kind = kinds
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -156,6 +158,10 @@ class VmmLayer(DynamicLayer):
         fresh._show(length)
         fresh.is_initialized = True
         self.__dict__.update(fresh.__dict__)
+
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(lease.mapped_bytes for lease in self._leases)
 
     # From here on: the rest of DynamicLayer's contract, in place.
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+import gc
+import weakref
 from typing import TYPE_CHECKING
 
 import torch
 from vmm import _core
-from vmm.errors import InvalidArgument
+from vmm.errors import InvalidArgument, OutOfPages
 from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, Layout, fits
 
 if TYPE_CHECKING:
     from vmm.integrations.transformers.layer import VmmLayer
     from vmm.pool import Pool
-
-logger = logging.getLogger("vmm")
 
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
 _TYPE_CODES = {torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloat16: 4}
@@ -27,18 +26,26 @@ class CacheMemory:
         self.pool = pool
         self.max_tokens = max_tokens
         self.page_bytes = page_bytes
-        self.layers: list[VmmLayer] = []
         self.frontier = 0
+        # Weak, or the cache would be a reference cycle, and its memory would wait for the garbage collector.
+        self._layers: list[weakref.ref[VmmLayer]] = []
+
+    def add(self, layer: VmmLayer) -> None:
+        self._layers.append(weakref.ref(layer))
+
+    @property
+    def layers(self) -> list[VmmLayer]:
+        return [layer for reference in self._layers if (layer := reference()) is not None]
 
     def layout(self, batch: int, heads: int) -> Layout:
         """The layout for so many rows. Raises InvalidArgument when no layout leaves enough mappings."""
         limit = self.pool._core.max_mappings
-        tensors = 2 * len(self.layers)
+        tensors = 2 * len(self._layers)
         for layout in (HEAD_MAJOR, TOKEN_MAJOR):
             if fits(layout, tensors, batch, heads, limit):
                 return layout
         raise InvalidArgument(
-            f"batch is {batch}: with {len(self.layers)} layers the cache would use more than half of the"
+            f"batch is {batch}: with {len(self._layers)} layers the cache would use more than half of the"
             f" {limit} memory mappings a process may have; raise vm.max_map_count (sysctl) or use fewer rows"
         )
 
@@ -72,7 +79,14 @@ class CacheMemory:
         if to > self.max_tokens:
             raise InvalidArgument(f"max_tokens is {self.max_tokens}; the cache would grow to {to} tokens")
         if to > self.frontier:
-            pace = layer.length
-            _core.admit([other.growth for other in self.layers if other.growth and other.length == pace], to)
+            try:
+                self._admit(layer.length, to)
+            except OutOfPages:
+                gc.collect()  # caches that only a reference cycle keeps alive
+                self._admit(layer.length, to)
             self.frontier = to
         return layer.growth.advance(to)
+
+    def _admit(self, pace: int, to: int) -> None:
+        # Layers that did not keep pace are not used by this model: they get nothing.
+        _core.admit([layer.growth for layer in self.layers if layer.growth and layer.length == pace], to)
