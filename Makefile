@@ -1,0 +1,61 @@
+# make demo and make test work on a fresh clone: each sets up what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+CXX_SOURCES := $(shell find csrc tests/unit -name '*.h' -o -name '*.cpp')
+NAME ?= growth
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-python test-cpp test-fault lint format sanitize bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+setup: build/.installed ## the environment in .venv, with the extension built
+
+build/.environment: requirements-tested.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed"; exit 1; }
+	@echo "Setting up .venv with $$($(PYTHON) --version) from the package index: torch, transformers and tools."
+	@case "$$($(PYTHON) --version)" in *" 3.11."*) ;; *) \
+	  echo "This is not Python 3.11, the tested one: pip will download PyPI's torch, with several GB of CUDA packages.";; esac
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tested.txt
+	@mkdir -p build && touch $@
+
+build/.installed: build/.environment pyproject.toml CMakeLists.txt $(CXX_SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## generate text with DynamicCache and with VmmCache
+	$(BIN)/vmm demo
+
+bench: setup ## make bench NAME=growth
+	@$(BIN)/vmm bench $(NAME) --json
+
+test: test-cpp test-python ## all tests
+
+test-python: setup
+	$(BIN)/python -m pytest
+
+test-cpp: build/.environment
+	scripts/cpp-tests build/cpp ""
+
+test-fault: setup ## every driver call of every scenario made to fail
+	$(BIN)/python -m pytest tests/fault --capture=no
+
+lint: build/.environment ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: build/.environment ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+sanitize: build/.environment ## the C++ tests under ASan + UBSan, then TSan
+	scripts/cpp-tests build/asan address,undefined
+	scripts/cpp-tests build/tsan thread
+
+clean: ## everything that was built; the environment stays
+	rm -rf build

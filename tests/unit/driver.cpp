@@ -1,0 +1,98 @@
+// The host driver's own ways; the contract that every driver keeps is tested in tests/contract.
+#include <sys/stat.h>
+
+#include <cstring>
+#include <vector>
+
+#include "base/error.h"
+#include "check.h"
+#include "driver/fault_driver.h"
+#include "driver/host_driver.h"
+
+using namespace vmm;
+
+namespace {
+
+constexpr Bytes page = 64_KiB;
+
+std::vector<PageMapping> create_pages(Driver& driver, Address base, std::uint64_t count) {
+  std::vector<PageMapping> out;
+  for (std::uint64_t i = 0; i < count; ++i)
+    out.push_back({base + page * i, driver.create(page, {page.count * i}), page});
+  return out;
+}
+
+std::uint64_t committed(const HostDriver& driver) {
+  struct stat info {};
+  fstat(driver.memfd(), &info);
+  return static_cast<std::uint64_t>(info.st_blocks) * 512;
+}
+
+unsigned char* at(Address address) { return reinterpret_cast<unsigned char*>(address.value); }
+
+}  // namespace
+
+TEST(neighbours_in_both_spaces_cost_one_mapping) {
+  HostDriver driver("vmm-test");
+  const Address base = driver.reserve(16_MiB, page);
+  const auto pages = create_pages(driver, base, 64);
+  const std::uint64_t before = count_process_mappings();
+  for (const PageMapping& one : pages) {  // one by one, and out of order
+    driver.map(std::span(&one, 1));
+    driver.set_access(std::span(&one, 1));
+  }
+  CHECK(count_process_mappings() <= before + 2);
+  std::size_t done = 0;
+  driver.unmap(pages, done);
+  CHECK(done == 64);
+  CHECK(count_process_mappings() <= before);
+  for (const PageMapping& one : pages) driver.release(one.page);
+  driver.free_reservation(base, 16_MiB);
+}
+
+TEST(memory_is_committed_by_access_and_freed_by_release) {
+  HostDriver driver("vmm-test");
+  const Address base = driver.reserve(1_MiB, page);
+  const auto pages = create_pages(driver, base, 4);
+  driver.map(pages);
+  CHECK(committed(driver) == 0);
+  driver.set_access(pages);
+  CHECK(committed(driver) == 4 * page.count);
+  std::memset(at(base), 7, page.count);
+  std::size_t done = 0;
+  driver.unmap(pages, done);
+  CHECK(committed(driver) == 4 * page.count);
+  driver.map(pages);
+  driver.set_access(pages);
+  CHECK(*at(base) == 7);  // the page kept its bytes while it was unmapped
+  driver.unmap(pages, done);
+  driver.release(pages[0].page);
+  CHECK(committed(driver) == 3 * page.count);
+  for (std::size_t i = 1; i < 4; ++i) driver.release(pages[i].page);
+  driver.free_reservation(base, 1_MiB);
+}
+
+TEST(an_injected_failure_of_unmap_says_how_far_it_came) {
+  FaultDriver driver(std::make_unique<HostDriver>("vmm-test"));
+  const Address base = driver.reserve(1_MiB, page);
+  const auto pages = create_pages(driver, base, 4);
+  driver.map(pages);
+  driver.set_access(pages);
+  driver.fail_at(1, 1, Fault::error);
+  std::size_t done = 0;
+  CHECK_THROWS(DriverError, "injected failure of unmap #1", driver.unmap(pages, done));
+  CHECK(done == 2);
+  driver.unmap(std::span(pages).subspan(2), done);
+  for (const PageMapping& one : pages) driver.release(one.page);
+  driver.free_reservation(base, 1_MiB);
+}
+
+TEST(held_events_complete_when_they_are_let_go) {
+  FaultDriver driver(std::make_unique<HostDriver>("vmm-test"));
+  driver.hold_events(true);
+  const EventHandle event = driver.record({});
+  CHECK(!driver.query(event));
+  driver.hold_events(false);
+  CHECK(driver.query(event));
+  driver.destroy_event(event);
+}

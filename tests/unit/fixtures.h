@@ -1,0 +1,67 @@
+// A pool over the host driver whose calls can be made to fail and whose events can be held back.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "driver/fault_driver.h"
+#include "driver/host_driver.h"
+#include "engine/growth.h"
+#include "engine/pager.h"
+#include "memory/pool.h"
+
+namespace vmm {
+
+struct TestPool {
+  explicit TestPool(Bytes budget_bytes, std::shared_ptr<LocalBudget> shared = nullptr)
+      : budget(shared ? shared : std::make_shared<LocalBudget>(budget_bytes)),
+        clock(std::make_shared<ManualClock>()) {
+    auto fault_driver = std::make_unique<FaultDriver>(std::make_unique<HostDriver>("vmm-test"));
+    faults = fault_driver.get();
+    PoolOptions options;
+    options.arena_bytes = 8_GiB;  // small enough for ThreadSanitizer's address space
+    pool = Pool::make(std::move(fault_driver), budget, clock, options);
+    pager = std::make_shared<Pager>(pool, PagerOptions{});
+  }
+
+  std::shared_ptr<Lease> reserve(Bytes extent, std::uint64_t extents = 1, std::uint32_t tenant = 0,
+                                 bool zeroed = false) {
+    return pool->reserve({.page_bytes = 64_KiB,
+                          .extent_bytes = extent,
+                          .extents = extents,
+                          .tenant = {tenant},
+                          .zeroed = zeroed});
+  }
+  std::shared_ptr<Growth> grow(std::shared_ptr<Lease> lease, Bytes record) {
+    const std::uint64_t extents = lease->extents();
+    return std::make_shared<Growth>(pager,
+                                    std::vector<GrowthPart>{{std::move(lease), 0, extents, record}});
+  }
+  /// Polls until nothing is left to do at once.
+  void settle() {
+    while (pager->poll(clock->now()).now) {
+    }
+  }
+
+  std::shared_ptr<LocalBudget> budget;
+  std::shared_ptr<ManualClock> clock;
+  FaultDriver* faults;
+  std::shared_ptr<Pool> pool;
+  std::shared_ptr<Pager> pager;
+};
+
+inline unsigned char* bytes_at(const Lease& lease, Bytes offset) {
+  return reinterpret_cast<unsigned char*>((lease.base() + offset).value);
+}
+
+inline MapResult map(Lease& lease, std::uint32_t first, std::uint64_t count, const MapOptions& options = {}) {
+  const PageRange range{{first}, {count}};
+  return lease.pool().map(lease.reservation(), std::span(&range, 1), options);
+}
+
+inline void retire(Lease& lease, std::uint32_t first, std::uint64_t count) {
+  const PageRange range{{first}, {count}};
+  lease.pool().retire(lease.reservation(), std::span(&range, 1), lease.pool().epochs().fence());
+}
+
+}  // namespace vmm

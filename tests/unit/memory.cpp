@@ -1,0 +1,233 @@
+#include <cstring>
+
+#include "base/error.h"
+#include "check.h"
+#include "fixtures.h"
+#include "memory/arena.h"
+
+using namespace vmm;
+
+TEST(an_arena_reuses_and_merges_what_was_freed) {
+  HostDriver driver("vmm-test");
+  Arena arena(driver, 1_MiB, 1_MiB, 64_KiB);
+  const Address a = *arena.allocate(256_KiB, 64_KiB);
+  const Address b = *arena.allocate(256_KiB, 64_KiB);
+  const Address c = *arena.allocate(512_KiB, 64_KiB);
+  CHECK(!arena.allocate(64_KiB, 64_KiB));
+  arena.free(a, 256_KiB);
+  arena.free(c, 512_KiB);
+  CHECK(!arena.allocate(1_MiB, 64_KiB));
+  arena.free(b, 256_KiB);
+  CHECK(arena.allocate(1_MiB, 64_KiB) == a);
+}
+
+TEST(an_arena_keeps_to_the_alignment) {
+  HostDriver driver("vmm-test");
+  Arena arena(driver, 8_MiB, 8_MiB, 4_KiB);
+  arena.allocate(4_KiB, 4_KiB);
+  const Address aligned = *arena.allocate(1_MiB, 1_MiB);
+  CHECK(aligned.value % (1_MiB).count == 0);
+  CHECK(arena.contains(aligned));
+}
+
+TEST(a_budget_is_all_or_nothing_and_presses_the_others) {
+  LocalBudget budget(10_MiB);
+  Bytes heard_a, heard_b;
+  const auto a = budget.listen([&](Bytes size) { heard_a += size; });
+  const auto b = budget.listen([&](Bytes size) { heard_b += size; });
+  CHECK(budget.take(8_MiB, a));
+  CHECK(!budget.take(4_MiB, b));
+  CHECK(budget.taken() == 8_MiB);
+  CHECK(heard_a == 2_MiB && heard_b == Bytes{});
+  CHECK(!budget.take(11_MiB, b));  // could never fit: nobody is bothered
+  CHECK(heard_a == 2_MiB);
+  budget.set_limit(5_MiB);
+  CHECK(heard_a == 5_MiB && heard_b == 3_MiB);
+  budget.stop_listening(a);
+  budget.give_back(8_MiB);
+  CHECK(budget.taken() == Bytes{});
+}
+
+TEST(illegal_transitions_raise) {
+  PageTable table({4});
+  CHECK_THROWS(InvariantViolation, "Unmapped to Resident", table.move({0}, VirtualState::resident));
+  CHECK_THROWS(InvariantViolation, "cannot be kept", table.keep({0}, true));
+  table.move({0}, VirtualState::mapping);
+  table.move({0}, VirtualState::resident);
+  table.keep({0}, true);
+  CHECK(table.kept() == Pages{1} && table.resident() == Pages{1});
+  CHECK_THROWS(InvariantViolation, "Resident to Mapping", table.move({0}, VirtualState::mapping));
+  table.move({0}, VirtualState::retiring);
+  CHECK(table.kept() == Pages{0} && table.resident() == Pages{0} && table.in_use() == Pages{1});
+}
+
+TEST(contents_are_recycled) {
+  Contents contents;
+  const ContentId a = contents.add({0}, {7});
+  CHECK(contents[a].page == PhysicalPageId{7} && contents.live() == 1);
+  contents.drop(a);
+  CHECK(contents.live() == 0);
+  CHECK_THROWS(InvariantViolation, "dropped twice", contents.drop(a));
+  CHECK(contents.add({0}, {8}) == a);
+}
+
+TEST(a_window_gets_a_run_with_free_pages_first) {
+  PhysicalPages pages(1_MiB, true);
+  CHECK(pages.pages_per_run(64_KiB) == Pages{16});
+  CHECK(PhysicalPages(1_MiB, false).pages_per_run(64_KiB) == Pages{1});
+  const RunId warm = pages.take_run(64_KiB);
+  const RunId cold = pages.take_run(64_KiB);
+  const PhysicalPageId page = pages.page_at(warm, 3);
+  CHECK(pages.place_of(page).offset_bytes == 3 * (64_KiB).count);
+  pages.move(page, PhysicalState::busy);
+  pages.move(page, PhysicalState::mapped);
+  CHECK_THROWS(InvariantViolation, "given back", pages.give_back_run(warm));
+  pages.move(page, PhysicalState::busy);
+  pages.move(page, PhysicalState::free);
+  pages.give_back_run(warm);
+  pages.give_back_run(cold);
+  CHECK(pages.free_bytes() == 64_KiB);
+  CHECK(pages.take_run(64_KiB) == warm);
+  CHECK_THROWS(InvariantViolation, "cannot go", pages.move(page, PhysicalState::mapped));
+}
+
+TEST(a_fence_covers_open_and_unfinished_epochs) {
+  FaultDriver driver(std::make_unique<HostDriver>("vmm-test"));
+  Epochs epochs(driver);
+  CHECK(epochs.fence().empty() && epochs.complete({}));
+  epochs.step({});  // opens the first
+  const Fence open = epochs.fence();
+  CHECK(open.size() == 1 && !epochs.complete(open));
+  driver.hold_events(true);
+  epochs.step({});  // closes it, opens the second
+  epochs.poll();
+  CHECK(!epochs.complete(open));
+  driver.hold_events(false);
+  epochs.poll();
+  CHECK(epochs.complete(open));
+  CHECK(!epochs.complete(epochs.fence()));
+  epochs.end({});
+  epochs.poll();
+  CHECK(epochs.fence().empty());
+}
+
+TEST(a_failing_event_leaves_the_epoch_open) {
+  FaultDriver driver(std::make_unique<HostDriver>("vmm-test"));
+  Epochs epochs(driver);
+  epochs.step({});
+  driver.fail_at(1, 1, Fault::error);
+  CHECK_THROWS(DriverError, "record", epochs.end({}));
+  CHECK(epochs.fence().size() == 1);
+  epochs.end({});
+  epochs.poll();
+  CHECK(epochs.fence().empty());
+}
+
+TEST(retired_pages_wait_for_their_fence) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 4);
+  test.faults->hold_events(true);
+  test.pool->epochs().step({});
+  retire(*lease, 0, 4);
+  CHECK(test.pool->drain_retired());  // the epoch is open
+  test.pool->epochs().end({});
+  CHECK(test.pool->drain_retired());  // closed, but unfinished
+  CHECK(test.pool->stats().free == Bytes{});
+  test.faults->hold_events(false);
+  CHECK(!test.pool->drain_retired());
+  CHECK(test.pool->stats().free == 256_KiB);
+  test.pool->check();
+}
+
+TEST(idle_memory_is_not_reused_while_work_may_touch_it) {
+  TestPool test(1_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 16);
+  const Address base = lease->base();
+  test.faults->hold_events(true);
+  test.pool->epochs().step({});
+  lease.reset();
+  test.pool->epochs().end({});
+  auto other = test.reserve(1_MiB);
+  CHECK(other->base() != base);  // not adopted
+  CHECK_THROWS(OutOfPages, "unfinished work", map(*other, 0, 16));
+  test.faults->hold_events(false);
+  map(*other, 0, 16);
+  test.pool->check();
+}
+
+TEST(another_tenant_never_sees_the_bytes) {
+  TestPool test(1_MiB);
+  auto mine = test.reserve(1_MiB, 1, 1);
+  map(*mine, 0, 16);
+  std::memset(bytes_at(*mine, {}), 0xAB, (1_MiB).count);
+  mine.reset();
+  auto theirs = test.reserve(1_MiB, 1, 2);
+  const ByteRange written{100_KiB, 8_KiB};  // write intent: left alone, the rest of the page is zeroed
+  MapOptions options;
+  options.overwritten = std::span(&written, 1);
+  map(*theirs, 0, 16, options);
+  std::uint64_t foreign = 0;
+  for (Bytes i; i < 1_MiB; i += Bytes{1}) foreign += *bytes_at(*theirs, i) != 0;
+  CHECK(foreign == written.size.count);
+  test.pool->zero(theirs->reservation(), written.offset, written.size);  // the write failed
+  CHECK(*bytes_at(*theirs, written.offset) == 0);
+  CHECK(test.pool->counters().pages_zeroed.get() == 16);
+}
+
+TEST(zeroed_reservations_start_zeroed_and_are_not_adopted) {
+  TestPool test(1_MiB);
+  auto first = test.reserve(1_MiB, 1, 0, true);
+  map(*first, 0, 16);
+  std::memset(bytes_at(*first, {}), 1, (1_MiB).count);
+  first.reset();
+  auto second = test.reserve(1_MiB, 1, 0, true);
+  map(*second, 0, 16);
+  for (Bytes i; i < 1_MiB; i += 64_KiB) CHECK(*bytes_at(*second, i) == 0);
+  CHECK(test.pool->counters().reservations_adopted.get() == 0);
+}
+
+TEST(pressure_from_a_shared_budget_reaches_the_other_pool) {
+  auto budget = std::make_shared<LocalBudget>(2_MiB);
+  TestPool one(2_MiB, budget);
+  TestPool two(2_MiB, budget);
+  auto idle = one.reserve(2_MiB);
+  map(*idle, 0, 32);
+  idle.reset();
+  auto lease = two.reserve(2_MiB);
+  CHECK_THROWS(OutOfPages, "out of pages", map(*lease, 0, 16));
+  one.settle();
+  map(*lease, 0, 16);
+  CHECK(one.pool->stats().created == 1_MiB);
+  one.pool->check();
+  two.pool->check();
+}
+
+TEST(a_closed_pool_gives_back_and_refuses) {
+  TestPool test(2_MiB);
+  auto used = test.reserve(1_MiB);
+  auto idle = test.reserve(1_MiB, 2);
+  map(*used, 0, 4);
+  map(*idle, 0, 4);
+  idle.reset();
+  test.pool->close();
+  CHECK(test.pool->stats().created == 256_KiB);
+  *bytes_at(*used, {}) = 1;  // still valid
+  CHECK_THROWS(Closed, "closed", map(*used, 4, 1));
+  CHECK_THROWS(Closed, "closed", test.reserve(1_MiB));
+  used.reset();
+  CHECK(test.pool->stats().created == Bytes{});
+  CHECK(test.budget->taken() == Bytes{});
+}
+
+TEST(address_space_is_taken_back_from_idle_reservations) {
+  TestPool test(4_MiB);
+  auto large = test.reserve(5_GiB);
+  map(*large, 0, 1);
+  CHECK_THROWS(OutOfPages, "address space", test.reserve(4_GiB));
+  large.reset();
+  auto other = test.reserve(4_GiB);
+  map(*other, 0, 1);
+  test.pool->check();
+}

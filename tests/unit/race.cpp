@@ -1,0 +1,124 @@
+// Threads on one pool, for ThreadSanitizer: every operation beside every other, the pager's thread included.
+#include <atomic>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "base/error.h"
+#include "check.h"
+#include "engine/pager_thread.h"
+#include "fixtures.h"
+
+using namespace vmm;
+
+namespace {
+
+constexpr Bytes record{256};
+
+/// Opens, grows, writes, checks, truncates and drops caches of its own until it has done `rounds`.
+void use_caches(TestPool& test, unsigned seed, int rounds, std::atomic<int>& wrong) {
+  std::mt19937 random(seed);
+  auto pick = [&](unsigned n) { return random() % n; };
+  for (int i = 0; i < rounds; ++i) {
+    auto lease = test.reserve(512_KiB * (1 + pick(2)), 1 + pick(3), pick(2));
+    auto growth = test.grow(lease, record);
+    const auto mark = static_cast<unsigned char>(1 + pick(255));
+    std::uint64_t length = 0;
+    for (int step = 0; step < 6; ++step) {
+      const std::uint64_t to = std::min(growth->max_tokens().count, length + 1 + pick(900));
+      try {
+        growth->advance({to});
+      } catch (const OutOfPages&) {
+        break;
+      }
+      for (std::uint64_t e = 0; e < lease->extents(); ++e)
+        std::memset(bytes_at(*lease, lease->shape().extent_bytes * e + record * length), mark,
+                    (record * (to - length)).count);
+      length = to;
+      for (std::uint64_t e = 0; e < lease->extents(); ++e)
+        for (std::uint64_t t = 0; t < length; t += 16)
+          wrong += *bytes_at(*lease, lease->shape().extent_bytes * e + record * t) != mark;
+      if (pick(4) == 0) {
+        length /= 2;
+        growth->truncate({length});
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST(threads_share_a_pool) {
+  TestPool test(6_MiB);  // short: reclaiming happens all the time
+  std::atomic<int> wrong{0};
+  {
+    PagerThread pager(test.pager);
+    std::vector<std::thread> threads;
+    for (unsigned seed = 0; seed < 3; ++seed)
+      threads.emplace_back([&, seed] { use_caches(test, seed, 60, wrong); });
+    threads.emplace_back([&] {
+      for (int i = 0; i < 60; ++i) {
+        test.pool->trim(256_KiB);
+        test.pool->stats();
+        test.pool->check();
+        test.budget->set_limit(i % 2 ? 6_MiB : 5_MiB);
+        std::this_thread::yield();
+      }
+      test.budget->set_limit(6_MiB);
+    });
+    for (std::thread& thread : threads) thread.join();
+  }
+  CHECK(wrong == 0);
+  test.pool->check();
+  test.pool->close();
+  CHECK(test.budget->taken() == Bytes{});
+}
+
+TEST(driver_failures_beside_other_threads) {
+  TestPool test(8_MiB);
+  std::atomic<int> wrong{0};
+  std::atomic<bool> stop{false};
+  {
+    PagerThread pager(test.pager);
+    std::vector<std::thread> threads;
+    for (unsigned seed = 10; seed < 12; ++seed)
+      threads.emplace_back([&, seed] {
+        for (int i = 0; i < 60; ++i) {
+          try {
+            use_caches(test, seed + 100 * static_cast<unsigned>(i), 1, wrong);
+          } catch (const DriverError&) {  // injected
+          }
+        }
+      });
+    std::thread saboteur([&] {
+      while (!stop) {
+        test.faults->fail_at(5, 2, Fault::error);
+        std::this_thread::sleep_for(std::chrono::microseconds(300));
+      }
+    });
+    for (std::thread& thread : threads) thread.join();
+    stop = true;
+    saboteur.join();
+    test.faults->fail_at(0, 0, Fault::error);
+  }
+  CHECK(wrong == 0);
+  test.settle();
+  test.pool->check();
+  test.pool->close();
+  CHECK(test.budget->taken() == Bytes{});
+}
+
+TEST(two_threads_want_the_same_pages) {
+  TestPool test(16_MiB);
+  for (int i = 0; i < 50; ++i) {
+    auto lease = test.reserve(2_MiB);
+    std::thread other([&] { map(*lease, 0, 24); });
+    map(*lease, 8, 24);
+    other.join();
+    CHECK(test.pool->mapped(lease->reservation()) == 2_MiB);
+    test.pool->check();
+    retire(*lease, 0, 32);
+    map(*lease, 0, 32);  // waits for the retiring
+    lease.reset();
+  }
+}

@@ -1,0 +1,103 @@
+"""The ``vmm`` command. Commands import what they need when they run: ``vmm --help`` answers at once."""
+
+import importlib
+import os
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from vmm import __version__
+from vmm.errors import Error
+
+app = typer.Typer(
+    name="vmm",
+    help="A virtual-memory allocator for the KV caches of LLM inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vmm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str | None, typer.Option(help="Path or hub id of a model. Default: SmolLM2-135M's shape, random weights.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="The prompt's text. Default: this package's README.")] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of the text to use, at most.")] = 3072,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 96,
+) -> None:
+    """Generate text with DynamicCache and with VmmCache, and compare."""
+    from vmm import demo as command
+
+    if not command.run(model, text, context, new_tokens):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="Which benchmark; without it they are listed.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+) -> None:
+    """Measure one thing, against a peer, in the same run."""
+    names = _benchmark_names()
+    if name is None:
+        typer.echo("\n".join(names))
+        return
+    if name not in names:
+        raise typer.BadParameter(f"{name!r}; expected one of: {', '.join(names)}", param_hint="NAME")
+    module = importlib.import_module(f"vmm.benchmarks.{name}")
+    _restart_with(module.ENVIRONMENT)
+    report = module.run(lambda stage: typer.echo(f"{name}: {stage} …", err=True))
+    if as_json:
+        typer.echo(report.to_json())
+        return
+    for title, numbers in (("metric", report.metrics), ("peer", report.peers)):
+        for key, value in numbers.items():
+            typer.echo(f"{title:8}{key:48}{value}")
+
+
+def _benchmark_names() -> list[str]:
+    """The modules of vmm.benchmarks that have a ``run``; told by their source, so that none is imported."""
+    package = importlib.import_module("vmm.benchmarks")
+    found = []
+    for module in pkgutil.iter_modules(package.__path__):
+        spec = module.module_finder.find_spec(module.name, None)  # type: ignore[call-arg]
+        source = Path(spec.origin).read_text() if spec is not None and spec.origin else ""
+        if "\ndef run(" in source:
+            found.append(module.name)
+    return sorted(found)
+
+
+def _restart_with(environment: dict[str, str]) -> None:
+    """Replaces this process unless the variables, which are read before Python starts, are already set."""
+    if any(os.environ.get(key) != value for key, value in environment.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "vmm", *sys.argv[1:]], {**os.environ, **environment})
+
+
+def main() -> None:
+    """Entry point: our own errors are a line, not a traceback."""
+    try:
+        app()
+    except Error as error:
+        typer.echo(f"vmm: {error}", err=True)
+        sys.exit(1)
