@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -138,6 +139,12 @@ HostDriver::HostDriver(const char* name)
       ledger_(capabilities_.granularity) {}
 
 HostDriver::~HostDriver() { close(memfd_); }
+
+std::uint64_t HostDriver::committed_bytes() const {
+  struct stat info {};
+  if (fstat(memfd_, &info) != 0) throw DriverError(std::string("fstat of the memfd: ") + std::strerror(errno));
+  return static_cast<std::uint64_t>(info.st_blocks) * 512;  // POSIX: st_blocks is in units of 512 bytes
+}
 
 Address HostDriver::reserve(Bytes size, Bytes alignment) {
   {

@@ -39,6 +39,8 @@ class HostDriver final : public Driver {
   void bind_thread() override {}
 
   int memfd() const noexcept { return memfd_; }
+  /// What the memfd's pages take, by the kernel's account.
+  std::uint64_t committed_bytes() const;
 
  private:
   void require_stream(StreamHandle stream);

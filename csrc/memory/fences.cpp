@@ -75,4 +75,13 @@ bool Epochs::complete(const Fence& fence) const {
   return true;
 }
 
+bool Epochs::waits_for_open_epoch(const Fence& fence) const {
+  std::lock_guard lock(mutex_);
+  for (const StreamEpoch& entry : fence) {
+    auto found = streams_.find(entry.stream.value);
+    if (found != streams_.end() && found->second.open && found->second.current == entry.epoch) return true;
+  }
+  return false;
+}
+
 }  // namespace vmm

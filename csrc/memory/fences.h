@@ -38,6 +38,8 @@ class Epochs {
   /// Asks the driver which epochs are over. Cheap when none is unfinished.
   void poll();
   bool complete(const Fence& fence) const;
+  /// Whether an epoch of the fence is still open: it can only complete after somebody closes it.
+  bool waits_for_open_epoch(const Fence& fence) const;
 
  private:
   struct Unfinished {

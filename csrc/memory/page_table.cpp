@@ -16,7 +16,7 @@ bool legal(VirtualState from, VirtualState to) {
     case VirtualState::resident:
       return to == VirtualState::retiring;
     case VirtualState::retiring:
-      return to == VirtualState::unmapped;
+      return to == VirtualState::unmapped || to == VirtualState::resident;
   }
   return false;
 }

@@ -9,7 +9,7 @@
 namespace vmm {
 
 /// Unmapped → Mapping → Resident → Retiring → Unmapped. Mapping falls back to Unmapped when a driver call
-/// fails, or to Retiring when even the undoing fails.
+/// fails, or to Retiring when even the undoing fails. Retiring → Resident when its owner wants it after all.
 enum class VirtualState : std::uint8_t { unmapped, mapping, resident, retiring };
 
 struct VirtualPage {

@@ -132,7 +132,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   struct MapPlan {
     std::vector<Claim> claims;
     std::vector<CreatedPage> created;  // for the claims that create, in their order
-    std::vector<PageIndex> newly_kept;
     bool blocked = false;  // by pages that others are mapping or unmapping
     bool mapped = false;   // the driver has mapped the claims
   };
@@ -141,13 +140,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
     std::vector<PageIndex> pages;
   };
   struct Retirement {
-    Unmapping what;
+    Unmapping what;  // its pages ascending
     Fence fence;
+    bool intact;  // mapped and accessible as before, so that it may become Resident again
   };
 
   // pool_map.cpp
-  Bytes plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&);
+  Bytes plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&,
+                 std::vector<PageIndex>& kept_here);
   bool claim(Reservation&, PageIndex, MapPlan&);
+  void rescue(Reservation&, PageIndex);
   void call_driver(Reservation&, MapPlan&, const MapOptions&);
   void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
   void commit(Reservation&, MapPlan&, bool keep);

@@ -1,5 +1,6 @@
 // Making pages Resident.
 #include <algorithm>
+#include <string>
 
 #include "base/error.h"
 #include "memory/pool.h"
@@ -41,12 +42,9 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
         std::lock_guard lock(mutex_);
         require_open();
         check_ranges(reservation, ranges);
-        lacking = plan_map(reservation, ranges, options, plan);
+        lacking = plan_map(reservation, ranges, options, plan, kept_here);
         asked = reservation.shape.page_bytes * plan.claims.size();
-        if (lacking.count == 0 && options.keep) {
-          kept_here.insert(kept_here.end(), plan.newly_kept.begin(), plan.newly_kept.end());
-          kept_here.reserve(kept_here.size() + plan.claims.size());
-        }
+        kept_here.reserve(kept_here.size() + plan.claims.size());
       }
       if (lacking.count != 0) {
         if (!options.reclaim) throw OutOfPages(figures(asked), "nothing may be reclaimed for this");
@@ -81,9 +79,10 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
   }
 }
 
-/// Returns the bytes of budget that lack; with any lacking, nothing is claimed or kept.
+/// Returns the bytes of budget that lack; with any lacking, nothing is claimed. What is Resident already is
+/// kept at once, and noted in `kept_here`, so that making room for the rest does not take it.
 Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options,
-                     MapPlan& plan) {
+                     MapPlan& plan, std::vector<PageIndex>& kept_here) {
   Bytes to_create;
   auto undo = [&] {
     for (const Claim& claim : plan.claims) {
@@ -91,12 +90,11 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
       physical_.move(claim.physical, claim.create ? PhysicalState::absent : PhysicalState::free);
       drop_window_if_unused(reservation, claim.page);
     }
-    for (PageIndex page : plan.newly_kept) reservation.table.keep(page, false);
-    plan.newly_kept.clear();
   };
   try {
     for_each_page(ranges, [&](PageIndex page) {
       const VirtualPage& entry = reservation.table[page];
+      if (entry.state == VirtualState::retiring) rescue(reservation, page);
       if (entry.state == VirtualState::unmapped) {
         if (plan.claims.size() == options.at_most.count) return false;
         if (!claim(reservation, page, plan))
@@ -105,7 +103,7 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
       } else if (entry.state != VirtualState::resident) {
         plan.blocked = true;
       } else if (options.keep && !entry.kept) {
-        plan.newly_kept.push_back(page);
+        kept_here.push_back(page);
         reservation.table.keep(page, true);
       }
       return true;
@@ -143,6 +141,30 @@ bool Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
   physical_.move(id, PhysicalState::busy);
   reservation.table.move(page, VirtualState::mapping);
   return true;
+}
+
+/// A Retiring page that its owner wants back becomes Resident again, bytes and all; whoever ordered the old
+/// reads orders the new writes. Not where the page must read as zeros: work in flight may still read it, so
+/// its fence is waited for, and an epoch that only the caller can close is not waited for but refused.
+void Pool::rescue(Reservation& reservation, PageIndex page) {
+  const PhysicalPageId physical = contents_[reservation.table[page].content].page;
+  if (physical_[physical].state != PhysicalState::mapped) return;  // the unmapping is under way
+  for (auto entry = retired_.begin(); entry != retired_.end(); ++entry) {
+    auto& pages = entry->what.pages;
+    if (entry->what.reservation != &reservation || !entry->intact) continue;
+    const auto found = std::ranges::lower_bound(pages, page);
+    if (found == pages.end() || *found != page) continue;
+    if (reservation.shape.zeroed) {
+      if (epochs_.waits_for_open_epoch(entry->fence))
+        throw Error("page " + std::to_string(page.value) +
+                    " was released in an epoch that is still open: call step or end before using it again");
+      return;
+    }
+    reservation.table.move(page, VirtualState::resident);
+    pages.erase(found);
+    if (pages.empty()) retired_.erase(entry);  // or it would outlive the reservation
+    return;
+  }
 }
 
 void Pool::call_driver(Reservation& reservation, MapPlan& plan, const MapOptions& options) {
@@ -234,8 +256,7 @@ void Pool::roll_back(Reservation& reservation, MapPlan& plan) {
     }
     drop_window_if_unused(reservation, claim.page);
   }
-  for (PageIndex page : plan.newly_kept) reservation.table.keep(page, false);
-  if (!left.pages.empty()) retired_.push_back({std::move(left), {}});
+  if (!left.pages.empty()) retired_.push_back({std::move(left), {}, false});
   changed_.notify_all();
 }
 

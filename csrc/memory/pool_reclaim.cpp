@@ -183,7 +183,7 @@ void Pool::end_unmap(Unmapping& what, std::size_t done) {
   }
   what.pages.erase(what.pages.begin(), what.pages.begin() + static_cast<std::ptrdiff_t>(done));
   if (!what.pages.empty())
-    retired_.push_back({std::move(what), {}});
+    retired_.push_back({std::move(what), {}, false});
   else
     erase_if_empty(reservation);
 }
@@ -192,13 +192,16 @@ void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, F
   fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   check_ranges(reservation, ranges);
-  Retirement retirement{{&reservation, {}}, std::move(fence)};
+  Retirement retirement{{&reservation, {}}, std::move(fence), true};
+  std::vector<PageIndex>& pages = retirement.what.pages;
   for (const PageRange& range : ranges)
     for (std::uint64_t i = 0; i < range.count.count; ++i) {
       const PageIndex page{range.first.value + static_cast<std::uint32_t>(i)};
-      if (reservation.table[page].state == VirtualState::resident) retirement.what.pages.push_back(page);
+      if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
     }
-  if (retirement.what.pages.empty()) return;
+  std::ranges::sort(pages);  // the ranges may overlap, in any order
+  pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
+  if (pages.empty()) return;
   retired_.push_back(std::move(retirement));
   for (PageIndex page : retired_.back().what.pages) reservation.table.move(page, VirtualState::retiring);
 }

@@ -13,6 +13,7 @@ from transformers.cache_utils import (
     Cache,
     DynamicCache,
     DynamicLayer,
+    DynamicSlidingWindowLayer,
     get_layer_types_and_kwargs,
 )
 from vmm.errors import InvalidArgument
@@ -78,6 +79,10 @@ class VmmCache(DynamicCache):
     def pool(self) -> Pool:
         return self._memory.pool
 
+    @property
+    def is_compileable(self) -> bool:
+        return False  # or a model without full attention would be compiled, on CUDA, because of our class
+
     def stats(self) -> CacheStats:
         """Sizes of this cache; the pool's are ``cache.pool.stats()``."""
         tokens = live = mapped = 0
@@ -95,10 +100,15 @@ class VmmCache(DynamicCache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """As ``DynamicCache.crop``; layers that an interrupted forward left behind lose accordingly less."""
-        longest = max((layer.length for layer in self._memory.layers), default=0)
-        for layer in self.layers:
-            behind = longest - layer.length if isinstance(layer, VmmLayer) and layer.growth else 0
-            layer.crop(min(0, tokens_to_remove + behind) if tokens_to_remove <= 0 else tokens_to_remove)
+        lengths = [
+            layer.get_seq_length() if isinstance(layer, VmmLayer | DynamicSlidingWindowLayer) else None
+            for layer in self.layers
+        ]
+        longest = max((length for length in lengths if length is not None), default=0)
+        for layer, length in zip(self.layers, lengths, strict=True):
+            behind = 0 if length is None else longest - length
+            if behind == 0 or tokens_to_remove + behind < 0:
+                layer.crop(tokens_to_remove + behind)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VmmCache:
         memory = self._memory
@@ -115,8 +125,8 @@ class VmmCache(DynamicCache):
     def _payload(self) -> list[tuple[str, Any]]:
         """Per layer: ("vmm", its states, if any) or ("stock", the layer)."""
         return [
-            ("vmm", (layer.keys, layer.values) if layer.length else ())
-            if isinstance(layer, VmmLayer) and (layer.growth or not layer.is_initialized)
+            ("vmm", (layer.keys.detach(), layer.values.detach()) if layer.get_seq_length() else ())
+            if isinstance(layer, VmmLayer)
             else ("stock", layer)
             for layer in self.layers
         ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.graph import increment_version
 from transformers.cache_utils import DynamicLayer
 from vmm.errors import InvalidArgument
 
@@ -21,18 +24,41 @@ class CacheView(torch.Tensor):
     """The live part of a layer's K or V, as models and callers see it: ``[batch, heads, length, dim]``.
 
     An ordinary tensor, but its storage spans address space where nothing is mapped, which the stock deepcopy
-    and pickle would walk. Here they copy what the view shows.
+    and pickle would walk. Here they copy what the view shows, and so they do for views of it.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        copied = self.detach().as_subclass(torch.Tensor).clone()
-        memo[id(self)] = copied
-        return copied
+        memo[id(self)] = self._compact()
+        return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.detach().as_subclass(torch.Tensor).clone().__reduce_ex__(protocol)
+        return self._compact().__reduce_ex__(protocol)
+
+    def _compact(self) -> torch.Tensor:
+        return self.detach().as_subclass(torch.Tensor).clone()
+
+
+def _stays_a_cache_view(name: str) -> Callable[..., CacheView]:
+    method = getattr(torch.Tensor, name)
+
+    @functools.wraps(method)
+    def view(self: CacheView, *args: Any, **kwargs: Any) -> CacheView:
+        return method(self, *args, **kwargs).as_subclass(CacheView)
+
+    return view
+
+
+# Not by __torch_function__, which attention itself would pay for.
+_VIEWS = "__getitem__ detach expand narrow permute select squeeze transpose unsqueeze view"
+for _name in _VIEWS.split():
+    setattr(CacheView, _name, _stays_a_cache_view(_name))
+
+
+def _kind(states: torch.Tensor) -> tuple[int, int, int, torch.dtype]:
+    rows, heads, _, dim = states.shape
+    return rows, heads, dim, states.dtype
 
 
 class VmmLayer(DynamicLayer):
@@ -79,9 +105,14 @@ class VmmLayer(DynamicLayer):
         self._limit = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        kinds = _kind(key_states), _kind(value_states)
+        layers = self._memory.layers
+        is_first = not any(layer.length for layer in layers)
         # The others will want the same: with their addresses known, the pager can prepare them meanwhile.
-        for layer in (self, *(other for other in self._memory.layers if not other.is_initialized)):
-            if layer.growth is None:
+        # What they have of another kind may be right, unless it is from an attempt that failed.
+        for layer in (self, *(other for other in layers if not other.is_initialized)):
+            differs = (layer._key_kind, layer._value_kind) != kinds
+            if layer.growth is None or (differs and (is_first or layer is self)):
                 layer._reserve(key_states, value_states)
         self._show(0)
         self.is_initialized = True
@@ -89,7 +120,7 @@ class VmmLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
+        if not self.length and (self.growth is not None or not self.is_initialized):
             self._start(key_states, value_states)
         if self.growth is None or key_states.requires_grad or value_states.requires_grad:
             self._leave()
@@ -103,10 +134,11 @@ class VmmLayer(DynamicLayer):
         if (rows, heads, dim, value_states.dtype) != self._value_kind or value_count != count:
             self._refuse("value_states", value_states, self._value_kind)
         if end > self._limit:
-            self._limit = self._memory.grow(self, end)
+            self._allow(self._memory.grow(self, end))
         try:
-            self._key_space.narrow(2, start, count).copy_(key_states)
-            self._value_space.narrow(2, start, count).copy_(value_states)
+            # .data, because this changes nothing that autograd may have saved: earlier views end before it.
+            self._key_space.data.narrow(2, start, count).copy_(key_states)
+            self._value_space.data.narrow(2, start, count).copy_(value_states)
         except BaseException:
             self.growth.scrub(start, end)
             raise
@@ -114,10 +146,7 @@ class VmmLayer(DynamicLayer):
         return self.keys, self.values
 
     def _start(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Initialises for a first update, which may be of another shape than the first layer's was."""
-        kinds = [(*states.shape[:2], states.shape[-1], states.dtype) for states in (key_states, value_states)]
-        if self.growth is not None and kinds != [self._key_kind, self._value_kind]:
-            self.growth = None
+        """Initialises for a first update, which may be of another shape than what was reserved."""
         if self.growth is None and (key_states.requires_grad or value_states.requires_grad):
             super().lazy_initialization(key_states, value_states)
         else:
@@ -129,6 +158,9 @@ class VmmLayer(DynamicLayer):
             f"{argument} is {tuple(states.shape)} of {states.dtype}; expected"
             f" [{rows}, {heads}, tokens, {dim}] of {dtype}, as many tokens in keys and values"
         )
+
+    def _allow(self, limit: int) -> None:
+        self._limit = min(limit, self._memory.max_tokens)  # the last page may have room for more
 
     def _show(self, length: int) -> None:
         self.length = length
@@ -150,7 +182,7 @@ class VmmLayer(DynamicLayer):
         keys, values, length = self.keys, self.values, self.length
         fresh = VmmLayer(self._memory)
         fresh._reserve(keys, values, batch=len(rows))
-        fresh._limit = fresh.growth.advance(length)
+        fresh._allow(fresh.growth.advance(length))
         # Row by row: a gather of all rows at once would need the layer's memory a third time.
         for to, row in enumerate(rows.tolist()):
             fresh._key_space[to, :, :length].copy_(keys[row])
@@ -181,7 +213,9 @@ class VmmLayer(DynamicLayer):
             super().crop(tokens_to_remove)
         elif tokens_to_remove < 0:
             length = max(0, self.length + tokens_to_remove)
-            self._limit = self.growth.truncate(length)
+            # Growth has not heard of what was written within the limit, which ends in the same page.
+            self._allow(self.growth.truncate(min(length, self.growth.frontier)))
+            increment_version((self._key_space, self._value_space))  # what autograd saved will be overwritten
             self._memory.frontier = length
             self._show(length)
 
@@ -189,6 +223,8 @@ class VmmLayer(DynamicLayer):
         """In place, for beam search: rebinding ``keys`` would leave our memory with the old order."""
         if self.growth is None:
             super().reorder_cache(beam_idx)
+        elif self.length and len(beam_idx) != len(self.keys):
+            self._rebatch(beam_idx)
         elif self.length:
             self.keys.copy_(self.keys.index_select(0, beam_idx))
             self.values.copy_(self.values.index_select(0, beam_idx))

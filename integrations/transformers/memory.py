@@ -68,7 +68,8 @@ class CacheMemory:
             type_code=_TYPE_CODES[dtype],
             type_bits=8 * dtype.itemsize,
         )
-        return torch.from_dlpack(capsule), (lease, 0, extents, record_bytes)
+        with torch.inference_mode(False):  # or only inference mode could ever write into it
+            return torch.from_dlpack(capsule), (lease, 0, extents, record_bytes)
 
     def grow(self, layer: VmmLayer, to: int) -> int:
         """Makes tokens [0, to) of ``layer`` usable; returns its new limit.
@@ -84,8 +85,9 @@ class CacheMemory:
             except OutOfPages:
                 gc.collect()  # caches that only a reference cycle keeps alive
                 self._admit(layer.length, to)
-            self.frontier = to
-        return layer.growth.advance(to)
+        limit = layer.growth.advance(to)
+        self.frontier = max(self.frontier, to)
+        return limit
 
     def _admit(self, pace: int, to: int) -> None:
         # Layers that did not keep pace are not used by this model: they get nothing.

@@ -140,6 +140,51 @@ TEST(retired_pages_wait_for_their_fence) {
   test.pool->check();
 }
 
+TEST(a_retired_page_that_is_wanted_again_comes_back_with_its_bytes) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 4);
+  *bytes_at(*lease, 64_KiB) = 5;
+  test.pool->epochs().step({});
+  retire(*lease, 0, 4);
+  map(*lease, 1, 1);  // would wait for ever: only this thread can close the epoch
+  CHECK(*bytes_at(*lease, 64_KiB) == 5);
+  test.pool->epochs().end({});
+  CHECK(!test.pool->drain_retired());
+  CHECK(test.pool->mapped(lease->reservation()) == 64_KiB);
+  test.pool->check();
+}
+
+TEST(a_retirement_that_was_called_off_leaves_no_trace) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 4);
+  test.pool->epochs().step({});
+  retire(*lease, 0, 4);
+  map(*lease, 0, 4);
+  CHECK(test.pool->stats().retirements_waiting == 0);
+  test.pool->epochs().end({});
+  test.pool->epochs().poll();
+  lease.reset();
+  CHECK(test.pool->trim(4_MiB) == 256_KiB);  // ends the reservation
+  test.pool->drain_retired();
+  test.pool->check();
+}
+
+TEST(a_retired_page_that_must_be_zero_waits_or_refuses) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB, 1, 0, true);
+  map(*lease, 0, 1);
+  *bytes_at(*lease, {}) = 5;
+  test.pool->epochs().step({});
+  retire(*lease, 0, 1);
+  CHECK_THROWS(Error, "still open", map(*lease, 0, 1));
+  test.pool->epochs().end({});
+  map(*lease, 0, 1);
+  CHECK(*bytes_at(*lease, {}) == 0);
+  test.pool->check();
+}
+
 TEST(idle_memory_is_not_reused_while_work_may_touch_it) {
   TestPool test(1_MiB);
   auto lease = test.reserve(1_MiB);

@@ -1,0 +1,49 @@
+"""The drivers that the contract is tested on. A driver to come adds a line to DRIVERS."""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from vmm import _core
+
+
+@dataclass
+class DriverUnderTest:
+    name: str
+    make: str  # an expression, so that a child process can make its own
+    driver: _core.Driver
+    read: Callable[[int, int], bytes]
+    write: Callable[[int, bytes], None]
+    committed_bytes: Callable[[], int]
+
+
+def _host() -> DriverUnderTest:
+    driver = _core.HostDriver("vmm-contract")
+    return DriverUnderTest(
+        name="host",
+        make='_core.HostDriver("child")',
+        driver=driver,
+        read=ctypes.string_at,
+        write=lambda address, data: ctypes.memmove(address, data, len(data)),
+        committed_bytes=lambda: driver.committed_bytes,
+    )
+
+
+DRIVERS = {"host": _host}
+
+
+@pytest.fixture(params=sorted(DRIVERS))
+def under_test(request):
+    return DRIVERS[request.param]()
+
+
+@pytest.fixture
+def driver(under_test):
+    return under_test.driver
+
+
+@pytest.fixture
+def page(driver):
+    """The page size most tests use, in bytes."""
+    return driver.default_page_bytes

@@ -1,0 +1,193 @@
+"""The driver contract (csrc/driver/driver.h): what every platform must do."""
+
+import pytest
+from child import run_child
+from vmm import InvalidArgument
+
+
+@pytest.fixture
+def arena(driver, page):
+    """A reservation of 16 pages."""
+    return driver.reserve(16 * page, page)
+
+
+def mapped(driver, arena, page, count, first=0):
+    """``count`` fresh pages, mapped from ``first`` on, readable and writable."""
+    entries = [(arena + (first + i) * page, driver.create(page, (first + i) * page), page) for i in range(count)]
+    driver.map(entries)
+    driver.set_access(entries)
+    return entries
+
+
+def test_reservations_are_aligned_and_apart(driver, page):
+    first = driver.reserve(4 * page, 8 * page)
+    second = driver.reserve(4 * page, page)
+    assert first % (8 * page) == 0
+    assert abs(first - second) >= 4 * page
+    driver.free_reservation(first, 4 * page)
+    driver.free_reservation(second, 4 * page)
+
+
+def test_a_page_keeps_its_bytes_wherever_it_is_mapped(under_test, driver, arena, page):
+    [entry] = mapped(driver, arena, page, 1)
+    under_test.write(entry[0], b"kept" * 16)
+    driver.unmap([entry])
+    elsewhere = (arena + 5 * page, entry[1], page)
+    driver.map([elsewhere])
+    driver.set_access([elsewhere])
+    assert under_test.read(elsewhere[0], 64) == b"kept" * 16
+
+
+def test_one_page_at_two_addresses_is_one_memory(under_test, driver, arena, page):
+    [entry] = mapped(driver, arena, page, 1)
+    alias = (arena + 3 * page, entry[1], page)
+    driver.map([alias])
+    driver.set_access([alias])
+    under_test.write(entry[0] + 100, b"seen")
+    assert under_test.read(alias[0] + 100, 4) == b"seen"
+    driver.unmap([entry])
+    assert under_test.read(alias[0] + 100, 4) == b"seen"
+
+
+def test_fresh_pages_are_zero_where_the_driver_says_so(under_test, driver, arena, page):
+    [entry] = mapped(driver, arena, page, 1)
+    if driver.fresh_pages_are_zero:
+        assert under_test.read(entry[0], page) == bytes(page)
+
+
+def test_memory_is_what_was_created_and_accessed(under_test, driver, arena, page):
+    entries = mapped(driver, arena, page, 6)
+    assert under_test.committed_bytes() == 6 * page
+    driver.unmap(entries)
+    assert under_test.committed_bytes() == 6 * page
+    for _, handle, _ in entries[:2]:
+        driver.release(handle)
+    assert under_test.committed_bytes() == 4 * page
+
+
+def test_unmap_takes_several_neighbours_and_scattered_pages(driver, arena, page):
+    entries = mapped(driver, arena, page, 8)
+    driver.unmap([entries[i] for i in (0, 1, 2, 5, 7)])
+    driver.map([entries[i] for i in (0, 1, 2, 5, 7)])
+    driver.unmap(entries)
+    for _, handle, _ in entries:
+        driver.release(handle)
+    driver.free_reservation(arena, 16 * page)
+
+
+def test_copy_and_zero(under_test, driver, arena, page):
+    a, b = (entry[0] for entry in mapped(driver, arena, page, 2))
+    under_test.write(a, bytes(range(256)))
+    driver.copy(b, a, 256)
+    driver.zero(b + 16, 32)
+    driver.wait(driver.record())
+    assert under_test.read(b, 256) == bytes(range(16)) + bytes(32) + bytes(range(48, 256))
+
+
+def test_streams_and_events(driver):
+    stream = driver.create_stream()
+    event = driver.record(stream)
+    driver.wait(event)
+    assert driver.query(event)
+    driver.destroy_event(event)
+    driver.destroy_stream(stream)
+    with pytest.raises(InvalidArgument, match="stream"):
+        driver.record(stream)
+    with pytest.raises(InvalidArgument, match="event"):
+        driver.query(event)
+
+
+REFUSALS = {
+    "reserve nothing": (lambda d, a, p, e: d.reserve(0, p), "size"),
+    "reserve a part of a granule": (lambda d, a, p, e: d.reserve(p + 1, p), "size"),
+    "odd alignment": (lambda d, a, p, e: d.reserve(p, 3 * p), "alignment"),
+    "free a part": (lambda d, a, p, e: d.free_reservation(a, 8 * p), "size"),
+    "free what is mapped": (lambda d, a, p, e: d.free_reservation(a, 16 * p), "mapped"),
+    "create a part of a granule": (lambda d, a, p, e: d.create(p + 1, 64 * p), "page_bytes"),
+    "create nothing": (lambda d, a, p, e: d.create(0, 64 * p), "page_bytes"),
+    "create where a page is": (lambda d, a, p, e: d.create(p, 0), "place"),
+    "release what is mapped": (lambda d, a, p, e: d.release(e[1]), "mapped"),
+    "release twice": (lambda d, a, p, e: (d.unmap([e]), d.release(e[1]), d.release(e[1])), "page"),
+    "map over a page": (lambda d, a, p, e: d.map([(a, d.create(p, 64 * p), p)]), "already"),
+    "map a part": (lambda d, a, p, e: d.map([(a + p, e[1], p // 2)]), "whole"),
+    "map unaligned": (lambda d, a, p, e: d.map([(a + p // 2, e[1], p)]), "multiple"),
+    "map outside": (lambda d, a, p, e: d.map([(a + 16 * p, e[1], p)]), "reservation"),
+    "map no page": (lambda d, a, p, e: d.map([(a + p, 12345 * p, p)]), "page"),
+    "access a hole": (lambda d, a, p, e: d.set_access([(a + p, e[1], p)]), "mapping"),
+    "unmap a hole": (lambda d, a, p, e: d.unmap([(a + p, e[1], p)]), "mapping"),
+    "unmap another page": (lambda d, a, p, e: d.unmap([(a, d.create(p, 64 * p), p)]), "another"),
+    "unmap a part": (lambda d, a, p, e: d.unmap([(a, e[1], p // 2)]), "another page"),
+    "zero a hole": (lambda d, a, p, e: d.zero(a, 2 * p), "address"),
+    "copy to a hole": (lambda d, a, p, e: d.copy(a + p, a, p), "to"),
+    "copy from a hole": (lambda d, a, p, e: d.copy(a, a + p, p), "from"),
+    "an unknown stream": (lambda d, a, p, e: d.zero(a, p, 99), "stream"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(REFUSALS))
+def test_every_broken_rule_is_refused(case, under_test, driver, arena, page):
+    call, words = REFUSALS[case]
+    [entry] = mapped(driver, arena, page, 1)
+    under_test.write(entry[0], b"untouched")
+    with pytest.raises(InvalidArgument, match=words):
+        call(driver, arena, page, entry)
+    if case != "release twice":
+        assert under_test.read(entry[0], 9) == b"untouched"
+
+
+def test_a_batch_with_one_bad_entry_maps_none(driver, arena, page):
+    good = (arena, driver.create(page, 0), page)
+    with pytest.raises(InvalidArgument):
+        driver.map([good, (arena + 99 * page, good[1], page)])
+    driver.map([good])  # would be refused, were it mapped
+
+
+@pytest.mark.parametrize(
+    "touch",
+    ["arena", "arena + page", "arena + 2 * page", "arena + 15 * page"],
+    ids=["unmapped again", "without access", "never mapped", "the last page"],
+)
+@pytest.mark.parametrize("how", ["ctypes.string_at({}, 1)", "ctypes.memset({}, 1, 1)"], ids=["read", "write"])
+def test_touching_what_is_not_mapped_kills(under_test, touch, how):
+    if not under_test.driver.host_accessible:
+        pytest.skip("the CPU cannot touch this driver's memory at all")
+    result = run_child(f"""
+        import ctypes
+        from vmm import _core
+        driver = {under_test.make}
+        page = driver.default_page_bytes
+        arena = driver.reserve(16 * page, page)
+        entries = [(arena + i * page, driver.create(page, i * page), page) for i in range(2)]
+        driver.map(entries)
+        driver.set_access(entries[:1])
+        ctypes.memset(arena, 1, page)
+        driver.unmap(entries[:1])
+        print("before", flush=True)
+        {how.format(touch)}
+        print("after", flush=True)
+    """)
+    assert result.stdout == "before\n"
+    assert result.returncode < 0
+
+
+def test_a_forked_child_does_not_have_the_memory(under_test):
+    if not under_test.driver.host_accessible:
+        pytest.skip("the CPU cannot touch this driver's memory at all")
+    result = run_child(f"""
+        import ctypes, os
+        from vmm import _core
+        driver = {under_test.make}
+        page = driver.default_page_bytes
+        arena = driver.reserve(16 * page, page)
+        entry = (arena, driver.create(page, 0), page)
+        driver.map([entry])
+        driver.set_access([entry])
+        ctypes.memset(arena, 7, page)
+        child = os.fork()
+        if child == 0:
+            ctypes.memset(arena, 9, page)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.WIFSIGNALED(status), ctypes.string_at(arena, 1))
+    """)
+    assert result.stdout == "True b'\\x07'\n", result.stderr

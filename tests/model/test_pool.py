@@ -1,0 +1,211 @@
+"""The pool against a naive model, a dict of bytes, with driver calls that fail and events that are late."""
+
+import contextlib
+import ctypes
+import os
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from vmm import DriverError, OutOfPages, _core
+
+PAGE = 4096
+BUDGET_PAGES = 40
+MARK = 32  # bytes written at both ends of a page
+
+
+@dataclass(eq=False)
+class Model:
+    """What one lease must hold: the bytes of every page that is kept, and whose they are."""
+
+    lease: _core.Lease
+    tenant: int
+    zeroed: bool
+    pages: int
+    kept: dict[int, bytes | None] = field(default_factory=dict)  # None: mapped, contents not yet written
+
+
+def fill(tenant: int, number: int) -> bytes:
+    """Recognisable as the tenant's: every byte is 16 * (tenant + 1) + something."""
+    return bytes([16 * (tenant + 1) + number % 16]) * MARK
+
+
+class PoolMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.pool = _core.Pool(
+            BUDGET_PAGES * PAGE, arena_bytes=1 << 30, run_bytes=4 * PAGE, pager_thread=False, faults=True
+        )
+        self.models: list[Model] = []
+        self.failing = False
+        self.work_is_late = False  # an unfinished epoch holds back what is reclaimable
+        self.writes = 0
+
+    # What the pool is asked to do.
+
+    @precondition(lambda self: len(self.models) < 4)
+    @rule(extent_pages=st.integers(1, 12), extents=st.integers(1, 3), tenant=st.integers(0, 1), zeroed=st.booleans())
+    def reserve(self, extent_pages, extents, tenant, zeroed):
+        with self.tolerated():
+            lease = self.pool.reserve(
+                page_bytes=PAGE, extent_bytes=extent_pages * PAGE, extents=extents, tenant=tenant, zeroed=zeroed
+            )
+            self.models.append(Model(lease, tenant, zeroed, extent_pages * extents))
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def map(self, data):
+        model, first, count = self.draw_range(data)
+        if model.zeroed and self.work_is_late:
+            self.finish_work()  # else it would, rightly, wait for ever
+        before = dict(model.kept)
+        missing = model.lease.missing([(first, count)])
+        try:
+            model.lease.map([(first, count)])
+        except OutOfPages as error:
+            assert error.asked <= missing or self.failing
+            assert self.failing or self.work_is_late or error.free + error.reclaimable < error.asked
+            assert model.kept == before
+            return
+        except DriverError:
+            assert self.failing
+            return
+        for page in range(first, first + count):
+            if page not in model.kept:
+                model.kept[page] = None
+                self.check_first_sight(model, page, was_missing=missing == count * PAGE)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def write(self, data):
+        model = self.models[data.draw(st.integers(0, len(self.models) - 1))]
+        for page in model.kept:
+            self.writes += 1
+            model.kept[page] = fill(model.tenant, self.writes)
+            for end in (0, PAGE - MARK):
+                ctypes.memmove(model.lease.address + page * PAGE + end, model.kept[page], MARK)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def unkeep(self, data):
+        model, first, count = self.draw_range(data)
+        model.lease.unkeep([(first, count)])
+        self.forget(model, first, count)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def retire(self, data):
+        model, first, count = self.draw_range(data)
+        model.lease.retire([(first, count)])
+        self.forget(model, first, count)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def drop(self, data):
+        model = self.models.pop(data.draw(st.integers(0, len(self.models) - 1)))
+        model.lease = None  # Hypothesis may keep the model itself
+
+    @rule()
+    def poll(self):
+        self.pool.poll()
+
+    @rule(pages=st.integers(1, BUDGET_PAGES))
+    def trim(self, pages):
+        with self.tolerated():
+            assert self.pool.trim(pages * PAGE) <= self.pool.stats()["budget_bytes"]
+
+    @rule(pages=st.integers(BUDGET_PAGES // 2, BUDGET_PAGES))
+    def set_budget(self, pages):
+        self.pool.budget.set_limit(pages * PAGE)
+
+    # What the platform does to it.
+
+    @rule(n=st.integers(1, 6), times=st.integers(1, 4), out_of_memory=st.booleans())
+    def fail(self, n, times, out_of_memory):
+        self.pool.fail_at(n, times, out_of_memory)
+        self.failing = True
+
+    @rule()
+    def recover(self):
+        self.pool.fail_at(0, 0)
+        self.failing = False
+
+    @rule(hold=st.booleans(), step=st.booleans(), stream=st.integers(0, 0))
+    def run_work(self, hold, step, stream):
+        self.pool.hold_events(hold)
+        self.work_is_late = True
+        with self.tolerated():
+            (self.pool.step if step else self.pool.end)(stream)
+            self.work_is_late = hold or step
+
+    # What must be true.
+
+    @invariant()
+    def tables_agree(self):
+        self.pool.check()
+
+    @invariant()
+    def kept_bytes_are_as_written(self):
+        for model in self.models:
+            for page, expected in model.kept.items():
+                if expected is not None:
+                    address = model.lease.address + page * PAGE
+                    assert ctypes.string_at(address, MARK) == expected
+                    assert ctypes.string_at(address + PAGE - MARK, MARK) == expected
+
+    @invariant()
+    def the_pool_counts_as_we_do(self):
+        stats = self.pool.stats()
+        assert stats["kept_bytes"] == PAGE * sum(len(model.kept) for model in self.models)
+        assert stats["created_bytes"] <= BUDGET_PAGES * PAGE
+        assert stats["mapped_bytes"] + stats["free_bytes"] <= stats["created_bytes"]
+        assert os.fstat(self.pool.memfd).st_blocks * 512 <= stats["created_bytes"]
+
+    def finish_work(self):
+        self.recover()
+        self.pool.hold_events(False)
+        self.pool.end()
+        self.work_is_late = False
+
+    def teardown(self):
+        self.finish_work()
+        for model in self.models:
+            model.lease = None
+        self.pool.close()
+        while self.pool.poll() or self.pool.stats()["retirements_waiting"]:
+            pass
+        self.pool.trim(1 << 40)
+        self.pool.check()
+        assert self.pool.stats()["created_bytes"] == 0, self.pool.stats()
+        assert self.pool.budget.taken_bytes == 0
+        assert os.fstat(self.pool.memfd).st_blocks == 0
+
+    # Helpers.
+
+    def draw_range(self, data):
+        model = self.models[data.draw(st.integers(0, len(self.models) - 1))]
+        first = data.draw(st.integers(0, model.pages - 1))
+        return model, first, data.draw(st.integers(1, model.pages - first))
+
+    def forget(self, model, first, count):
+        for page in range(first, first + count):
+            model.kept.pop(page, None)
+
+    def check_first_sight(self, model, page, was_missing):
+        """A page may hold the tenant's own old bytes, never another's; in a zeroed reservation, none."""
+        seen = ctypes.string_at(model.lease.address + page * PAGE, PAGE)
+        if model.zeroed and was_missing:
+            assert seen == bytes(PAGE)
+        assert {byte // 16 for byte in seen} <= {0, model.tenant + 1}
+
+    @contextlib.contextmanager
+    def tolerated(self):
+        try:
+            yield
+        except DriverError:
+            assert self.failing
+
+
+PoolMachine.TestCase.settings = settings(max_examples=int(os.environ.get("VMM_EXAMPLES", "200")), stateful_step_count=40, deadline=None)
+TestPoolAgainstModel = PoolMachine.TestCase
