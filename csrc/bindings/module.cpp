@@ -69,7 +69,6 @@ std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<Lo
 }
 
 py::dict stats(const PoolHandle& handle) {
-  handle.require_parent();
   const PoolStats s = handle.pool().stats();
   const Counters& c = handle.pool().counters();
   py::dict out;
@@ -171,7 +170,7 @@ void bind_pool(py::module_& m) {
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
           py::arg("tenant") = 0, py::arg("zeroed") = false, NoGil())
       .def("stats", &stats)
-      .def("check", [](PoolHandle& h) { h.require_parent(); h.pool().check(); }, NoGil())
+      .def("check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
       .def("trim", [](PoolHandle& h, std::uint64_t bytes) { return h.pool().trim({bytes}).count; },
            py::arg("bytes"), NoGil())
       .def("poll", [](PoolHandle& h) { return h.engine->pager()->poll(h.pool().clock().now()).now; }, NoGil())
@@ -180,7 +179,7 @@ void bind_pool(py::module_& m) {
       .def("end", [](PoolHandle& h, std::uint64_t stream) { h.pool().epochs().end({stream}); },
            py::arg("stream") = 0, NoGil())
       .def("close", [](PoolHandle& h) { h.engine->close(); }, NoGil())
-      .def_property_readonly("closed", [](PoolHandle& h) { h.require_parent(); return h.pool().closed(); })
+      .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
       .def_property_readonly("in_child", [](PoolHandle& h) { return h.pool().fork_guard().in_child(); })
       .def_property_readonly("granularity", [](PoolHandle& h) { return h.host->capabilities().granularity.count; })

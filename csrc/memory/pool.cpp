@@ -76,6 +76,7 @@ void Pool::require_open() const {
 }
 
 bool Pool::closed() const {
+  fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   return closed_;
 }
@@ -192,6 +193,7 @@ void Pool::erase_if_empty(Reservation& reservation) {
 }
 
 void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
+  fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   check_ranges(reservation, ranges);
   for (const PageRange& range : ranges)
@@ -207,6 +209,7 @@ void Pool::zero(Reservation& reservation, Bytes offset, Bytes size) {
 }
 
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
+  fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   check_ranges(reservation, ranges);
   std::uint64_t count = 0;
@@ -217,6 +220,7 @@ Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> r
 }
 
 Bytes Pool::mapped(const Reservation& reservation) const {
+  fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   return reservation.shape.page_bytes * reservation.table.resident().count;
 }
@@ -232,6 +236,7 @@ void Pool::close() {
 }
 
 PoolStats Pool::stats() const {
+  fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   PoolStats out{};
   out.budget = budget_->limit();

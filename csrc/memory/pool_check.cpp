@@ -14,6 +14,7 @@ void require(bool holds, const char* invariant, std::uint32_t where) {
 }  // namespace
 
 void Pool::check() const {
+  fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   std::uint64_t held = 0;     // virtual pages with content
   std::uint64_t mapping = 0;  // virtual pages on their way in

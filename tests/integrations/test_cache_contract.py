@@ -19,7 +19,6 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache, EncoderDecoderCache, Qwen3NextConfig
-
 from vmm.integrations.transformers import VmmCache
 from vmm.integrations.transformers.layer import VmmLayer
 
@@ -195,7 +194,9 @@ def test_rows_of_an_empty_cache(pool):
     assert cache.get_seq_length() == 0
 
 
-@pytest.mark.parametrize(("heads", "dim"), [(2, 16), ([2, 4, 1], [16, 8, 32])], ids=["alike", "each layer its own"])
+@pytest.mark.parametrize(
+    ("heads", "dim"), [(2, 16), ([2, 4, 1], [16, 8, 32])], ids=["alike", "each layer its own"]
+)
 def test_early_initialization(pool, heads, dim):
     cache = cache_for(model_of(), pool)
     cache.early_initialization(2, heads, dim, torch.bfloat16, torch.device("cpu"))

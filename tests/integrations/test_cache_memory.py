@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import (
     LAYERS,
-    PAGES,
     PAGE_BYTES,
+    PAGES,
     assert_same_output,
     assert_same_states,
     assert_unchanged,
@@ -23,6 +23,7 @@ from tiny import (
 from transformers import DynamicCache
 
 from vmm import OutOfPages, Pool
+
 
 @pytest.fixture
 def no_collector():
@@ -134,7 +135,9 @@ def test_a_prompt_that_does_not_fit_changes_nothing():
         assert pool.stats().mapped_bytes == 0
         pool.check()
         ids = prompt(100)
-        assert_same_output(generate(model, cache, ids), generate(model, DynamicCache(config=model.config), ids))
+        assert_same_output(
+            generate(model, cache, ids), generate(model, DynamicCache(config=model.config), ids)
+        )
 
 
 def test_a_smaller_batch_after_one_that_does_not_fit():

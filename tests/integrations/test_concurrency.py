@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import (
     LAYERS,
+    PAGES,
     assert_in_place,
     assert_same_output,
     assert_same_states,
@@ -18,7 +19,6 @@ from tiny import (
     model_of,
     prompt,
     small_pool,
-    PAGES,
 )
 from transformers import DynamicCache
 
@@ -90,7 +90,9 @@ def test_threads_on_one_pool(pool, family):
 def test_threads_that_take_each_others_memory():
     """The pool has room for all live caches and little more, so what one leaves behind another reclaims."""
     model = model_of()
-    expected = {seed: filled(DynamicCache(config=model.config), 60 + seed, 1 + seed % 2, seed) for seed in range(8)}
+    expected = {
+        seed: filled(DynamicCache(config=model.config), 60 + seed, 1 + seed % 2, seed) for seed in range(8)
+    }
     with small_pool(4 * 2 * 2 * PAGES) as pool:
 
         def churn(start):

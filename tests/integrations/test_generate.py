@@ -16,7 +16,6 @@ from tiny import (
     prompt,
 )
 from transformers import DynamicCache, EncoderDecoderCache
-
 from vmm.integrations.transformers import VmmCache
 from vmm.integrations.transformers.layer import VmmLayer
 
@@ -42,13 +41,16 @@ def test_greedy_with_eager_attention(pool):
 
 
 @pytest.mark.parametrize(
-    ("family", "in_vmm"), [("llama", 3), ("mistral", 3), ("mistral-sliding", 0), ("qwen2-mixed", 2), ("qwen3", 3)]
+    ("family", "in_vmm"),
+    [("llama", 3), ("mistral", 3), ("mistral-sliding", 0), ("qwen2-mixed", 2), ("qwen3", 3)],
 )
 def test_only_full_attention_is_in_our_memory(pool, family, in_vmm):
     model = model_of(family)
     cache = VmmCache(model.config, pool=pool)
     assert sum(isinstance(layer, VmmLayer) for layer in cache.layers) == cache.stats().layers == in_vmm
-    assert all(type(layer).__module__.startswith("transformers.") for layer in cache.layers if layer.is_sliding)
+    assert all(
+        type(layer).__module__.startswith("transformers.") for layer in cache.layers if layer.is_sliding
+    )
 
 
 def test_over_many_pages(pool):
@@ -107,7 +109,9 @@ def test_prompt_lookup(pool, monkeypatch, family):
 def test_assisted_decoding(pool, monkeypatch):
     removed = spy_on_crop(monkeypatch)
     model, assistant, ids = model_of(), model_of(dtype=torch.bfloat16), prompt(20)
-    compare(model, pool, lambda cache: generate(model, cache, ids, assistant_model=assistant, max_new_tokens=70))
+    compare(
+        model, pool, lambda cache: generate(model, cache, ids, assistant_model=assistant, max_new_tokens=70)
+    )
     assert min(removed) < 0
     assert max(removed) == 0, "no candidate was accepted in full"
 

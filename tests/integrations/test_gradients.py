@@ -16,7 +16,6 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache
-
 from vmm.integrations.transformers import VmmCache
 
 
@@ -68,7 +67,9 @@ def test_backward_after_a_prefill_without_gradients(pool):
 @pytest.mark.parametrize("only", ["q_proj", "v_proj", "layers.2.", "lm_head"])
 def test_backward_where_some_layers_record_nothing(pool, only):
     """As with adapters: the first layer's keys and values need no gradient, but attention still saves them."""
-    assert_same_gradients(trained(only), pool, forward(prompt(20, 2)), forward(prompt(5, 2)), forward(prompt(1, 2)))
+    assert_same_gradients(
+        trained(only), pool, forward(prompt(20, 2)), forward(prompt(5, 2)), forward(prompt(1, 2))
+    )
 
 
 def test_overwriting_what_was_recorded_is_an_error_not_a_wrong_gradient(pool):

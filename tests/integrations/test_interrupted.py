@@ -23,9 +23,9 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache
+from vmm.integrations.transformers.layer import VmmLayer
 
 from vmm import DriverError, OutOfPages
-from vmm.integrations.transformers.layer import VmmLayer
 
 
 def lengths(cache):

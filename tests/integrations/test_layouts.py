@@ -2,11 +2,20 @@
 
 import pytest
 import torch
-from tiny import assert_in_place, assert_same_states, cache_for, filled, generate, left_padding, model_of, prompt
+from tiny import (
+    assert_in_place,
+    assert_same_states,
+    cache_for,
+    filled,
+    generate,
+    left_padding,
+    model_of,
+    prompt,
+)
 from transformers import DynamicCache
+from vmm.integrations.transformers.memory import CacheMemory
 
 from vmm import InvalidArgument
-from vmm.integrations.transformers.memory import CacheMemory
 from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, fits
 
 
@@ -27,7 +36,9 @@ class FewMappings:
 
 
 @pytest.mark.parametrize(
-    ("layout", "most"), [(HEAD_MAJOR, 2 * 6 * 3 * 2), (TOKEN_MAJOR, 2 * 6 * 3)], ids=["head-major", "token-major"]
+    ("layout", "most"),
+    [(HEAD_MAJOR, 2 * 6 * 3 * 2), (TOKEN_MAJOR, 2 * 6 * 3)],
+    ids=["head-major", "token-major"],
 )
 def test_a_layout_fits_in_half_of_the_mappings(layout, most):
     shape = {"tensors": 6, "batch": 3, "heads": 2}
@@ -101,7 +112,10 @@ def test_token_major_keeps_the_contract(pool):
 def test_records_that_straddle_pages(pool):
     """3 heads of 24 floats: 288 bytes a token, and no whole number of them in a page."""
     cache = cache_for(model_of(), pool)
-    parts = [torch.randn(1, 3, tokens, 24, generator=torch.Generator().manual_seed(tokens)) for tokens in (9, 5, 1, 40, 1)]
+    parts = [
+        torch.randn(1, 3, tokens, 24, generator=torch.Generator().manual_seed(tokens))
+        for tokens in (9, 5, 1, 40, 1)
+    ]
     for part in parts * 3:
         keys, values = cache.update(part, -part, 0)
     assert torch.equal(keys, torch.cat(parts * 3, dim=2))

@@ -15,9 +15,9 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache, PreTrainedConfig
+from vmm.integrations.transformers import VmmCache
 
 from vmm import Closed, InvalidArgument, Pool
-from vmm.integrations.transformers import VmmCache
 
 
 def refused(argument):
@@ -52,7 +52,9 @@ def test_max_tokens_is_address_space_only(pool):
     assert pool.stats().mapped_bytes <= 64 * 65536
 
 
-@pytest.mark.parametrize("budget", ["12 XB", "", "GiB", "-1GiB", "0", 0, -1, True, 1.5, "4000000TiB"], ids=repr)
+@pytest.mark.parametrize(
+    "budget", ["12 XB", "", "GiB", "-1GiB", "0", 0, -1, True, 1.5, "4000000TiB"], ids=repr
+)
 def test_budget(budget):
     with refused("budget"):
         VmmCache(model_of().config, budget=budget)

@@ -17,10 +17,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-
-from vmm import Pool, _core
 from vmm.integrations.transformers import VmmCache
 from vmm.integrations.transformers.layer import VmmLayer
+
+from vmm import Pool, _core
 
 PAGE_BYTES = 4096  # 64 tokens of float32, 128 of bfloat16: pages are crossed soon
 LAYERS, HEADS, DIM, VOCABULARY = 3, 2, 16, 96
@@ -36,7 +36,11 @@ _FAMILIES = {
     "qwen2-mixed": (
         Qwen2ForCausalLM,
         Qwen2Config,
-        {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": ["full_attention", _SLIDING, "full_attention"]},
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", _SLIDING, "full_attention"],
+        },
     ),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
 }
@@ -179,14 +183,13 @@ def filled(cache, tokens=5, batch=1, seed=3):
 
 def snapshot(cache):
     """What the caller of a refused or failed call must find again."""
-    return [
-        (layer.get_seq_length(), copy_of(layer.keys), copy_of(layer.values))
-        for layer in cache.layers
-    ]
+    return [(layer.get_seq_length(), copy_of(layer.keys), copy_of(layer.values)) for layer in cache.layers]
 
 
 def assert_unchanged(cache, before):
-    for (length, keys, values), (old_length, old_keys, old_values) in zip(snapshot(cache), before, strict=True):
+    for (length, keys, values), (old_length, old_keys, old_values) in zip(
+        snapshot(cache), before, strict=True
+    ):
         assert length == old_length
         if length:
             assert torch.equal(keys, old_keys)

@@ -1,0 +1,146 @@
+"""vmm.Pool, the part of it that is Python."""
+
+import logging
+import os
+
+import pytest
+import vmm
+from vmm import Closed, InvalidArgument, OutOfPages, Pool, default_pool
+
+PAGE = 65536
+
+
+def map_pages(pool, pages):
+    lease = pool.reserve(page_bytes=PAGE, extent_bytes=pages * PAGE, extents=1)
+    lease.map([(0, pages)])
+    return lease
+
+
+@pytest.mark.parametrize("bad", ["12 XB", "", 0, -1, 2**61, "900TiB", 3.5, True])
+def test_bad_budgets_name_the_argument(bad):
+    with pytest.raises(InvalidArgument, match="budget"):
+        Pool(bad)
+
+
+def test_bad_device_and_lookahead():
+    with pytest.raises(InvalidArgument, match="device"):
+        Pool("1MiB", device="cuda")
+    with pytest.raises(InvalidArgument, match="lookahead_pages"):
+        Pool("1MiB", lookahead_pages=-1)
+
+
+def test_the_environment_sets_the_default_budget(monkeypatch):
+    monkeypatch.setenv("VMM_BUDGET", "3MiB")
+    assert Pool().budget_bytes == 3 * 2**20
+    monkeypatch.setenv("VMM_BUDGET", "much")
+    with pytest.raises(InvalidArgument, match="VMM_BUDGET"):
+        Pool()
+
+
+def test_the_default_budget_is_a_part_of_what_is_available(monkeypatch):
+    monkeypatch.delenv("VMM_BUDGET", raising=False)
+    monkeypatch.setattr("vmm.pool.available_bytes", lambda: 2**30)
+    assert Pool().budget_bytes == 2**29
+
+
+def test_the_default_pool_is_remade_after_close():
+    first = default_pool()
+    assert default_pool() is first
+    first.close()
+    assert default_pool() is not first
+
+
+def test_the_budget_binds_and_the_figures_say_so():
+    pool = Pool(8 * PAGE)
+    lease = map_pages(pool, 6)
+    with pytest.raises(OutOfPages) as caught:
+        map_pages(pool, 3)
+    error = caught.value
+    assert isinstance(error, MemoryError)
+    assert (error.asked, error.free, error.reclaimable, error.budget) == (3 * PAGE, 2 * PAGE, 0, 8 * PAGE)
+    del lease
+    map_pages(pool, 3)
+
+
+def test_a_lowered_budget_gives_memory_back_while_running():
+    pool = Pool(32 * PAGE)
+    idle = map_pages(pool, 24)
+    used = map_pages(pool, 4)
+    del idle
+    pool.budget_bytes = 8 * PAGE
+    while pool.stats().created_bytes > 8 * PAGE:
+        pass  # the pager does it
+    assert used.mapped_bytes == 4 * PAGE
+    pool.check()
+
+
+def test_trim_gives_back_what_nobody_needs():
+    pool = Pool(32 * PAGE)
+    used, idle = map_pages(pool, 4), map_pages(pool, 8)
+    del idle
+    assert pool.trim("128KiB") == 2 * PAGE
+    assert pool.trim() == 6 * PAGE
+    assert os.fstat(pool._core.memfd).st_blocks * 512 == used.mapped_bytes == 4 * PAGE
+
+
+def test_use_after_close():
+    pool = Pool(32 * PAGE)
+    lease = map_pages(pool, 4)
+    pool.close()
+    pool.close()
+    assert pool.closed
+    assert "closed" in repr(pool)
+    with pytest.raises(Closed):
+        map_pages(pool, 1)
+    with pytest.raises(Closed):
+        lease.map([(0, 4), (0, 1)])
+    del lease
+    assert pool.stats().created_bytes == 0
+
+
+def test_with_closes():
+    with Pool("1MiB") as pool:
+        pass
+    assert pool.closed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"page_bytes": 1000}, "page_bytes"),
+        ({"page_bytes": 0}, "page_bytes"),
+        ({"page_bytes": 3 * 4096}, "page_bytes"),
+        ({"extent_bytes": PAGE + 1}, "extent_bytes"),
+        ({"extent_bytes": 0}, "extent_bytes"),
+        ({"extents": 0}, "extents"),
+        ({"extents": 2**60}, "extents"),
+        ({"page_bytes": 4096, "extents": 2**24}, "pages"),
+    ],
+)
+def test_bad_shapes_are_refused(arguments, words):
+    pool = Pool("1MiB")
+    with pytest.raises(InvalidArgument, match=words):
+        pool.reserve(**{"page_bytes": PAGE, "extent_bytes": 2**20, "extents": 1, **arguments})
+    assert pool.stats().reservations_leased == 0
+
+
+def test_ranges_outside_the_reservation_are_refused():
+    pool = Pool("1MiB")
+    lease = map_pages(pool, 2)
+    for ranges in ([(2, 1)], [(0, 3)], [(4_000_000_000, 1)], [(1, 2**63)]):
+        with pytest.raises(InvalidArgument, match="ranges"):
+            lease.map(ranges)
+    assert lease.mapped_bytes == 2 * PAGE
+
+
+def test_the_pager_speaks_through_logging(caplog):
+    pool = Pool(4 * PAGE)
+    core = vmm._core.Pool(4 * PAGE, pager_thread=False, faults=True)
+    pool._core = core
+    lease = map_pages(pool, 4)
+    core.fail_at(1)
+    lease.retire([(0, 4)])
+    core.poll()
+    with caplog.at_level(logging.WARNING, logger="vmm"):
+        pool.stats()
+    assert "injected failure of unmap" in caplog.text

@@ -1,0 +1,120 @@
+"""Ends of processes: fork, exit and Ctrl-C, each in a child of its own."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+from child import run_child
+
+MAKE = """
+import ctypes, os, sys, vmm
+pool = vmm.Pool("8MiB")
+lease = pool.reserve(page_bytes=65536, extent_bytes=1 << 20, extents=1)
+growth = pool.growth([(lease, 0, 1, 256)])
+growth.advance(300)
+ctypes.memset(lease.address, 7, 1000)
+"""
+
+
+def test_a_forked_child_is_told_and_harms_nobody():
+    result = run_child(
+        MAKE
+        + textwrap.dedent("""
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for use in (pool.stats, pool.check, pool.trim, pool.close, lambda: growth.advance(2000),
+                        lambda: pool.reserve(page_bytes=65536, extent_bytes=65536, extents=1),
+                        lambda: lease.map([(0, 16)]), lambda: growth.truncate(1), lambda: lease.mapped_bytes,
+                        lambda: lease.unkeep([(0, 1)]), lambda: growth.missing(400), lambda: lease.missing([(0, 1)])):
+                try:
+                    use()
+                except vmm.Forked as error:
+                    refused += "before fork()" in str(error)
+            repr(pool)
+            fresh = vmm.default_pool()
+            fresh.reserve(page_bytes=65536, extent_bytes=65536, extents=1).map([(0, 1)])
+            del growth, lease, pool  # the parent's memory must survive this
+            sys.exit(refused)
+        _, status = os.waitpid(child, 0)
+        growth.advance(2000)
+        pool.check()
+        print(os.waitstatus_to_exitcode(status), ctypes.string_at(lease.address + 999, 1), flush=True)
+        """)
+    )
+    assert result.stdout == "12 b'\\x07'\n", result.stdout + result.stderr
+    assert result.returncode == 0, result.stderr
+
+
+def test_exit_with_live_tensors_and_a_running_pager():
+    result = run_child(
+        MAKE
+        + textwrap.dedent("""
+        import torch
+        keep = torch.from_dlpack(lease.dlpack(offset_bytes=0, shape=(100,), strides=(1,), type_code=2, type_bits=32))
+        vmm.keep_until_the_very_end = (keep, pool, growth)
+        growth.advance(4096)
+        print("done")
+        """)
+    )
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+
+
+def test_exit_by_exception_while_mapping():
+    result = run_child(
+        MAKE
+        + textwrap.dedent("""
+        import threading
+        other = pool.reserve(page_bytes=65536, extent_bytes=1 << 22, extents=1)
+        threading.Thread(target=lambda: [other.map([(0, 60)]) or other.retire([(0, 60)]) for _ in range(10**6)],
+                         daemon=True).start()
+        raise SystemExit(3)
+        """)
+    )
+    assert result.returncode == 3, result.stderr
+
+
+def test_ctrl_c_reaches_the_main_thread():
+    code = MAKE + textwrap.dedent("""
+        import time
+        try:
+            print("ready", flush=True)
+            while True:
+                growth.truncate(1); growth.advance(4000)
+        except KeyboardInterrupt:
+            pool.check()
+            print("interrupted", flush=True)
+    """)
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=30)
+    assert (child.returncode, out) == (0, "interrupted\n")
+
+
+def test_importing_vmm_imports_neither_torch_nor_transformers():
+    result = run_child("import sys, vmm, vmm.cli; print({'torch', 'transformers', 'numpy'} & set(sys.modules))")
+    assert result.stdout == "set()\n", result.stderr
+
+
+def test_a_process_at_its_mapping_limit_hears_of_it():
+    """Fills the process's mappings with its own, then asks the driver for one page too many."""
+    result = run_child("""
+        import mmap, vmm
+        from vmm import _core
+        driver = _core.HostDriver("limit")
+        limit = int(open("/proc/sys/vm/max_map_count").read())
+        if limit > 300_000:
+            print("MappingLimit skipped: the limit is too far"); raise SystemExit
+        page = 4096
+        arena = driver.reserve(2 * limit * page, page)
+        try:
+            for i in range(limit):  # every other page, so that no two merge
+                entry = (arena + 2 * i * page, driver.create(page, 2 * i * page), page)
+                driver.map([entry])
+        except vmm.MappingLimit as error:
+            print("MappingLimit", "max_map_count" in str(error))
+        driver.unmap([(arena, 0, page)])
+    """)
+    assert result.stdout.startswith("MappingLimit"), result.stdout + result.stderr
