@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+
 from vmm.benchmarks.report import Report, environment, interleaved, milliseconds, rounded
 from vmm.integrations.transformers import VmmCache
 from vmm.pool import Pool

@@ -5,7 +5,6 @@ import os
 import pkgutil
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -40,15 +39,17 @@ def options(
 @app.command()
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="Path or hub id of a model. Default: SmolLM2-135M's shape, random weights.")
+        str | None,
+        typer.Option(help="Path or hub id of a model. Default: SmolLM2-135M's shape, random weights."),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="The prompt's text. Default: this package's README.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="The prompt's text. Default: this package's README.")
+    ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of the text to use, at most.")] = 3072,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 96,
 ) -> None:
     """Generate text with DynamicCache and with VmmCache, and compare."""
-    from vmm import demo as command
-
+    command = importlib.import_module("vmm.integrations.transformers.demo")
     if not command.run(model, text, context, new_tokens):
         raise typer.Exit(1)
 
@@ -81,7 +82,7 @@ def _benchmark_names() -> list[str]:
     package = importlib.import_module("vmm.benchmarks")
     found = []
     for module in pkgutil.iter_modules(package.__path__):
-        spec = module.module_finder.find_spec(module.name, None)  # type: ignore[call-arg]
+        spec = module.module_finder.find_spec(module.name, None)
         source = Path(spec.origin).read_text() if spec is not None and spec.origin else ""
         if "\ndef run(" in source:
             found.append(module.name)

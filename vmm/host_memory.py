@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def available_bytes() -> int:
-    """Bytes that could still be used without swapping: MemAvailable, and what the cgroup leaves of its limit."""
+    """Bytes that could be used without swapping: MemAvailable, and what the cgroup leaves of its limit."""
     candidates = [_mem_available(), *_cgroup_left()]
     return max(0, min(candidates))
 

@@ -13,8 +13,11 @@ MAPPINGS_PER_EXTENT = 2
 
 @dataclass(frozen=True)
 class Layout:
-    """``head-major``: an extent for each (row, head), a record of ``[dim]``; attention on CPUs reads it 1.6 to
-    2.5 times faster. ``token-major``: an extent for each row, a record of ``[heads, dim]``; fewer mappings."""
+    """Where the records of one K or V lie.
+
+    ``head-major``: an extent for each (row, head), a record of ``[dim]``; attention on CPUs reads it 1.6 to
+    2.5 times faster. ``token-major``: an extent for each row, a record of ``[heads, dim]``; fewer mappings.
+    """
 
     name: Literal["head-major", "token-major"]
 

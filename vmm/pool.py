@@ -106,7 +106,7 @@ class Pool:
         return PoolStats(**self._core.stats())
 
     def check(self) -> None:
-        """Validates the engine's tables against each other; raises InvariantViolation. For tests: it is slow."""
+        """Validates the engine's tables; raises InvariantViolation. For tests: it is slow."""
         self._core.check()
 
     def trim(self, wanted: int | str | None = None) -> int:

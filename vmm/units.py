@@ -30,7 +30,9 @@ def parse_bytes(size: int | str, argument: str = "size") -> int:
     if isinstance(size, str):
         match = _SIZE.fullmatch(size)
         if match is None or match[2].lower() not in _UNITS:
-            raise InvalidArgument(f"{argument} is {size!r}; expected a number and a unit, like '12GiB' or '12 GB'")
+            raise InvalidArgument(
+                f"{argument} is {size!r}; expected a number and a unit, like '12GiB' or '12 GB'"
+            )
         count = round(float(match[1]) * _UNITS[match[2].lower()])
     else:
         count = size

@@ -17,9 +17,7 @@ class Clock {
 
 class RealClock final : public Clock {
  public:
-  Nanoseconds now() const noexcept override {
-    return std::chrono::steady_clock::now().time_since_epoch();
-  }
+  Nanoseconds now() const noexcept override { return std::chrono::steady_clock::now().time_since_epoch(); }
 };
 
 /// A clock that stands still until it is told to move.

@@ -69,8 +69,8 @@ class OutOfPages : public Error {
   OutOfPages(const MemoryFigures& figures, const std::string& why)
       : Error("out of pages: asked for " + std::to_string(figures.asked.count) + " bytes, free " +
               std::to_string(figures.free.count) + ", reclaimable " +
-              std::to_string(figures.reclaimable.count) + ", budget " +
-              std::to_string(figures.budget.count) + (why.empty() ? "" : " (" + why + ")")),
+              std::to_string(figures.reclaimable.count) + ", budget " + std::to_string(figures.budget.count) +
+              (why.empty() ? "" : " (" + why + ")")),
         figures_(figures) {}
 
   const MemoryFigures& figures() const noexcept { return figures_; }

@@ -12,10 +12,10 @@
 namespace vmm {
 
 struct TensorSpec {
-  std::uint64_t offset_bytes = 0;          // of the first element, from the lease's base
-  std::vector<std::int64_t> shape;         // elements
-  std::vector<std::int64_t> strides;       // elements, none negative
-  std::uint8_t type_code = 0;              // DLDataTypeCode: 0 int, 1 uint, 2 float, 4 bfloat, 6 bool, …
+  std::uint64_t offset_bytes = 0;     // of the first element, from the lease's base
+  std::vector<std::int64_t> shape;    // elements
+  std::vector<std::int64_t> strides;  // elements, none negative
+  std::uint8_t type_code = 0;         // DLDataTypeCode: 0 int, 1 uint, 2 float, 4 bfloat, 6 bool, …
   std::uint8_t type_bits = 0;
 };
 

@@ -106,7 +106,8 @@ int populate(Address address, Bytes size) {
 
 int open_memfd(const char* name) {
   rlimit limit{};
-  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < file_size.count)
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+      limit.rlim_cur < file_size.count)
     throw DriverError("the file size limit (ulimit -f) must be unlimited: the host driver's memfd is sparse");
   int fd = memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL);
   if (fd < 0 && errno == EINVAL) fd = memfd_create(name, MFD_CLOEXEC);
@@ -141,8 +142,9 @@ HostDriver::HostDriver(const char* name)
 HostDriver::~HostDriver() { close(memfd_); }
 
 std::uint64_t HostDriver::committed_bytes() const {
-  struct stat info {};
-  if (fstat(memfd_, &info) != 0) throw DriverError(std::string("fstat of the memfd: ") + std::strerror(errno));
+  struct stat info{};
+  if (fstat(memfd_, &info) != 0)
+    throw DriverError(std::string("fstat of the memfd: ") + std::strerror(errno));
   return static_cast<std::uint64_t>(info.st_blocks) * 512;  // POSIX: st_blocks is in units of 512 bytes
 }
 

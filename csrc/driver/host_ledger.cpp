@@ -27,8 +27,8 @@ auto at_or_before(const Map& map, typename Map::key_type key) {
 
 void HostLedger::check_size(const char* argument, Bytes size) const {
   if (size.count == 0 || (size % granularity_).count != 0)
-    throw InvalidArgument(std::string(argument) + " is " + bytes(size) + "; expected a positive multiple of " +
-                          bytes(granularity_));
+    throw InvalidArgument(std::string(argument) + " is " + bytes(size) +
+                          "; expected a positive multiple of " + bytes(granularity_));
 }
 
 void HostLedger::check_free(Address base, Bytes size) const {

@@ -30,8 +30,9 @@ std::vector<ByteRange> Growth::Part::bytes(Tokens from, Tokens to) const {
   if (from >= to) return out;
   out.reserve(part.extents);
   for (std::uint64_t i = 0; i < part.extents; ++i)
-    out.push_back({part.lease->shape().extent_bytes * (part.first_extent + i) + part.record_bytes * from.count,
-                   part.record_bytes * (to - from).count});
+    out.push_back(
+        {part.lease->shape().extent_bytes * (part.first_extent + i) + part.record_bytes * from.count,
+         part.record_bytes * (to - from).count});
   return out;
 }
 
@@ -59,8 +60,8 @@ void Growth::check_length(const char* argument, Tokens tokens) const {
 Tokens Growth::limit() const {
   Tokens limit = max_tokens_;
   for (const Part& part : parts_)
-    limit = std::min(limit, Tokens{part.part.lease->shape().page_bytes * part.kept_pages.load() /
-                                   part.part.record_bytes});
+    limit = std::min(
+        limit, Tokens{part.part.lease->shape().page_bytes * part.kept_pages.load() / part.part.record_bytes});
   return limit;
 }
 
@@ -109,8 +110,7 @@ Tokens Growth::advance(Tokens to) {
     counters.stall_ns.add(static_cast<std::uint64_t>((pool().clock().now() - start).count()));
     counters.pages_mapped_waiting.add(result.mapped.count);
   }
-  for (Part& part : parts_)
-    part.kept_pages = std::max(part.kept_pages.load(), part.pages_for(to).count);
+  for (Part& part : parts_) part.kept_pages = std::max(part.kept_pages.load(), part.pages_for(to).count);
   frontier_ = std::max(frontier_.load(), to.count);
   announce(to);
   return limit();
@@ -128,8 +128,8 @@ Tokens Growth::truncate(Tokens to) {
   check_length("to", to);
   std::lock_guard owner(owner_mutex_);
   if (to > frontier())
-    throw InvalidArgument("to is " + std::to_string(to.count) + " tokens, more than there are: " +
-                          std::to_string(frontier().count));
+    throw InvalidArgument("to is " + std::to_string(to.count) +
+                          " tokens, more than there are: " + std::to_string(frontier().count));
   frontier_ = to.count;
   announced_ = to.count;
   for (Part& part : parts_) {

@@ -34,7 +34,8 @@ class Growth : public std::enable_shared_from_this<Growth> {
   Tokens advance(Tokens to);
   /// Tells the pager that tokens up to `to` will be needed soon. Waits for nothing.
   void announce(Tokens to);
-  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short. Returns the limit.
+  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short. Returns the
+  /// limit.
   Tokens truncate(Tokens to);
   /// Zeroes tokens [from, to): a write that was announced by advance() and failed.
   void scrub(Tokens from, Tokens to);

@@ -13,7 +13,7 @@
 namespace vmm {
 
 struct PagerOptions {
-  Pages lookahead{1};          // mapped beyond the frontier, in every growing extent
+  Pages lookahead{1};         // mapped beyond the frontier, in every growing extent
   Bytes batch_bytes = 2_MiB;  // mapped at once: a caller who needs a page of the batch waits for all of it
 };
 

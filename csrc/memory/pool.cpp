@@ -21,7 +21,8 @@ Bytes default_run_bytes(Bytes budget) {
 
 Bytes checked_run_bytes(Bytes run, Bytes budget) {
   if (run.count == 0) return default_run_bytes(budget);
-  if (!is_power_of_two(run.count)) throw InvalidArgument("run_bytes: expected a power of two, or 0 for the default");
+  if (!is_power_of_two(run.count))
+    throw InvalidArgument("run_bytes: expected a power of two, or 0 for the default");
   return run;
 }
 
@@ -46,8 +47,9 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
       physical_(run_bytes_, driver_->capabilities().merges_neighbours) {
   on_pressure([] {});
   if (arena_.size() < options.arena_bytes)
-    log_.write(LogLevel::info, "address space is limited: the arena has " + std::to_string(arena_.size().count) +
-                                   " bytes instead of " + std::to_string(options.arena_bytes.count));
+    log_.write(LogLevel::info, "address space is limited: the arena has " +
+                                   std::to_string(arena_.size().count) + " bytes instead of " +
+                                   std::to_string(options.arena_bytes.count));
 }
 
 Pool::~Pool() {
@@ -94,7 +96,8 @@ void Pool::check_shape(const ReservationShape& shape) const {
                           ", the granularity of the " + driver_->capabilities().name + " driver");
   if (shape.extent_bytes.count == 0 || (shape.extent_bytes % shape.page_bytes).count != 0)
     throw InvalidArgument("extent_bytes is " + std::to_string(shape.extent_bytes.count) +
-                          "; expected a positive multiple of page_bytes, " + std::to_string(shape.page_bytes.count));
+                          "; expected a positive multiple of page_bytes, " +
+                          std::to_string(shape.page_bytes.count));
   if (shape.extents == 0) throw InvalidArgument("extents is 0; expected at least 1");
   if (shape.extents > arena_.size() / shape.extent_bytes)
     throw InvalidArgument("extents × extent_bytes is more than the pool's address space, " +
@@ -136,7 +139,8 @@ Reservation& Pool::make_reservation(const ReservationShape& shape) {
       std::lock_guard lock(mutex_);
       if (const auto base = arena_.allocate(size, shape.page_bytes)) {
         const ReservationId id{next_reservation_++};
-        auto owned = std::make_unique<Reservation>(id, *base, shape, physical_.pages_per_run(shape.page_bytes));
+        auto owned =
+            std::make_unique<Reservation>(id, *base, shape, physical_.pages_per_run(shape.page_bytes));
         return *(reservations_[id.value] = std::move(owned));
       }
     }
@@ -215,7 +219,8 @@ Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> r
   std::uint64_t count = 0;
   for (const PageRange& range : ranges)
     for (std::uint64_t i = 0; i < range.count.count; ++i)
-      count += reservation.table[{range.first.value + static_cast<std::uint32_t>(i)}].state != VirtualState::resident;
+      count += reservation.table[{range.first.value + static_cast<std::uint32_t>(i)}].state !=
+               VirtualState::resident;
   return reservation.shape.page_bytes * count;
 }
 

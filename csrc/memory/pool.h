@@ -47,10 +47,10 @@ struct ByteRange {
 };
 
 struct MapOptions {
-  bool keep = true;                  // needed until unkept: never reclaimed meanwhile
-  bool reclaim = true;               // may take what nobody needs when the budget is used up
-  bool wait = true;                  // for pages that another thread is mapping
-  Pages at_most{~std::uint64_t{0}};  // stop after so many pages that were missing
+  bool keep = true;                        // needed until unkept: never reclaimed meanwhile
+  bool reclaim = true;                     // may take what nobody needs when the budget is used up
+  bool wait = true;                        // for pages that another thread is mapping
+  Pages at_most{~std::uint64_t{0}};        // stop after so many pages that were missing
   std::span<const ByteRange> overwritten;  // write intent, in order: the caller overwrites these, so they
                                            // need no zeroing; should the write fail, it calls zero()
 };
@@ -132,8 +132,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   struct MapPlan {
     std::vector<Claim> claims;
     std::vector<CreatedPage> created;  // for the claims that create, in their order
-    bool blocked = false;  // by pages that others are mapping or unmapping
-    bool mapped = false;   // the driver has mapped the claims
+    bool blocked = false;              // by pages that others are mapping or unmapping
+    bool mapped = false;               // the driver has mapped the claims
   };
   struct Unmapping {
     Reservation* reservation;
@@ -181,7 +181,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void give_back(Bytes) noexcept;
 
   // pool_check.cpp
-  void check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t held, std::uint64_t mapping) const;
+  void check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t held,
+                      std::uint64_t mapping) const;
 
   std::unique_ptr<Driver> driver_;
   std::shared_ptr<Budget> budget_;

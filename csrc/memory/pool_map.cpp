@@ -99,7 +99,8 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
         if (plan.claims.size() == options.at_most.count) return false;
         if (!claim(reservation, page, plan))
           plan.blocked = true;
-        else if (plan.claims.back().create) to_create += reservation.shape.page_bytes;
+        else if (plan.claims.back().create)
+          to_create += reservation.shape.page_bytes;
       } else if (entry.state != VirtualState::resident) {
         plan.blocked = true;
       } else if (options.keep && !entry.kept) {

@@ -1,6 +1,7 @@
 """The driver contract (csrc/driver/driver.h): what every platform must do."""
 
 import pytest
+
 from child import run_child
 from vmm import InvalidArgument
 
@@ -13,7 +14,9 @@ def arena(driver, page):
 
 def mapped(driver, arena, page, count, first=0):
     """``count`` fresh pages, mapped from ``first`` on, readable and writable."""
-    entries = [(arena + (first + i) * page, driver.create(page, (first + i) * page), page) for i in range(count)]
+    entries = [
+        (arena + (first + i) * page, driver.create(page, (first + i) * page), page) for i in range(count)
+    ]
     driver.map(entries)
     driver.set_access(entries)
     return entries

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 
 import pytest
+
 from vmm import Error, _core
 
 PAGE = 65536
@@ -86,7 +87,7 @@ def _trim(pool, lease):
 def _exhaust_addresses(pool):
     old = pool.reserve(page_bytes=PAGE, extent_bytes=(1 << 29) + PAGE)
     old.map([(0, 2)])
-    return None  # the reservation is idle now
+    # the reservation is idle now
 
 
 def _reserve_what_idles(pool, _):
@@ -149,5 +150,6 @@ def test_every_kind_of_call_was_failed():
         pytest.skip("run together with the scenarios")
     expected = {"create", "map", "set_access", "unmap", "release", "zero", "record", "query"}
     unreached = expected - set(injected)
-    print(f"\n{sum(injected.values())} injected failures, 0 leaks, 0 aborts, {len(unreached)} call kinds unreached")
+    count = sum(injected.values())
+    print(f"\n{count} injected failures, 0 leaks, 0 aborts, {len(unreached)} call kinds unreached")
     assert not unreached

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from tiny import cache_for, filled, model_of
+from transformers import DynamicCache
 
 from vmm import Pool
 
@@ -18,3 +20,10 @@ def pool():
     with Pool("64MiB") as pool:
         yield pool
         pool.check()
+
+
+@pytest.fixture
+def pair(pool):
+    """A DynamicCache and a VmmCache that hold the same 70 tokens of 3 rows: two pages of each head."""
+    model = model_of()
+    return filled(DynamicCache(config=model.config), 70, 3), filled(cache_for(model, pool), 70, 3)

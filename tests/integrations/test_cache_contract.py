@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import (
     LAYERS,
+    append_to,
     assert_in_place,
     assert_same_output,
     assert_same_states,
@@ -21,18 +22,6 @@ from tiny import (
 from transformers import DynamicCache, EncoderDecoderCache, Qwen3NextConfig
 from vmm.integrations.transformers import VmmCache
 from vmm.integrations.transformers.layer import VmmLayer
-
-
-@pytest.fixture
-def pair(pool):
-    """A DynamicCache and a VmmCache that hold the same 70 tokens of 3 rows: two pages of each head."""
-    model = model_of()
-    return filled(DynamicCache(config=model.config), 70, 3), filled(cache_for(model, pool), 70, 3)
-
-
-def append(caches, tokens=1, batch=3, seed=50):
-    for cache in caches:
-        filled(cache, tokens, batch, seed)
 
 
 def test_what_it_is(pool):
@@ -100,17 +89,17 @@ def test_crop(pair, tokens):
     for cache in pair:
         cache.crop(tokens)
     assert_same_states(*reversed(pair))
-    append(pair, 66)
+    append_to(pair, 66)
     assert_same_states(*reversed(pair))
 
 
 def test_crop_of_what_was_appended_within_a_page(pair):
     """The engine is asked once a page, so it has not heard of these tokens."""
     for _ in range(3):
-        append(pair)
+        append_to(pair)
     for cache in pair:
         cache.crop(-2)
-    append(pair, 1, seed=60)
+    append_to(pair, 1, seed=60)
     assert_same_states(*reversed(pair))
 
 
@@ -148,52 +137,6 @@ def test_an_emptied_cache_takes_another_batch(pool):
     assert_same_states(cache, filled(DynamicCache(config=model_of().config), 6, 2))
 
 
-@pytest.mark.parametrize("order", [[2, 0, 0], [0, 1, 2], [1, 2, 0], [2], [1, 1, 0, 2, 2]], ids=str)
-def test_reorder(pair, order):
-    for cache in pair:
-        cache.reorder_cache(torch.tensor(order))
-    append(pair, batch=len(order))
-    assert_same_states(*reversed(pair))
-    assert_in_place(pair[1])
-
-
-@pytest.mark.parametrize("repeats", [1, 2, 5])
-def test_batch_repeat_interleave(pair, repeats):
-    for cache in pair:
-        cache.batch_repeat_interleave(repeats)
-    append(pair, batch=3 * repeats)
-    assert_same_states(*reversed(pair))
-    assert_in_place(pair[1])
-
-
-@pytest.mark.parametrize(
-    "indices",
-    [torch.tensor([2, 0]), torch.tensor([-1]), torch.tensor([1, 1, 0, 2]), torch.tensor([True, False, True])],
-    ids=["fewer", "negative", "more", "mask"],
-)
-def test_batch_select_indices(pair, indices):
-    for cache in pair:
-        cache.batch_select_indices(indices)
-    append(pair, batch=len(pair[0].layers[0].keys))
-    assert_same_states(*reversed(pair))
-    assert_in_place(pair[1])
-
-
-def test_selecting_a_row_there_is_not_changes_nothing(pair):
-    before = snapshot(pair[1])
-    with pytest.raises(IndexError):
-        pair[1].batch_select_indices(torch.tensor([3]))
-    assert_unchanged(pair[1], before)
-
-
-def test_rows_of_an_empty_cache(pool):
-    cache = cache_for(model_of(), pool)
-    cache.reorder_cache(torch.tensor([0]))
-    cache.batch_repeat_interleave(2)
-    cache.batch_select_indices(torch.tensor([0]))
-    assert cache.get_seq_length() == 0
-
-
 @pytest.mark.parametrize(
     ("heads", "dim"), [(2, 16), ([2, 4, 1], [16, 8, 32])], ids=["alike", "each layer its own"]
 )
@@ -205,7 +148,7 @@ def test_early_initialization(pool, heads, dim):
     heads, dim = ([2] * 3, [16] * 3) if dim == 16 else (heads, dim)
     for index, layer in enumerate(cache.layers):
         assert layer.keys.shape == (2, heads[index], 0, dim[index])
-        keys = states(5, 2, heads[index], dim[index], torch.bfloat16, seed=index)
+        keys = states(5, 2, heads=heads[index], dim=dim[index], dtype=torch.bfloat16, seed=index)
         assert torch.equal(cache.update(keys, keys, index)[0], keys)
 
 

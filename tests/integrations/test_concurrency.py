@@ -75,15 +75,16 @@ def all_at_once(jobs):
 def test_threads_on_one_pool(pool, family):
     model, seeds = model_of(family), range(4)
     expected = [work(model, DynamicCache(config=model.config), seed) for seed in seeds]
-    for _ in range(2):  # the second time in memory that the first has left behind, in whatever order
-        caches = [cache_for(model, pool) for _ in seeds]
-        jobs = [lambda seed=seed: work(model, caches[seed], seed) for seed in seeds]
+
+    def round_of_all():
+        jobs = [lambda seed=seed: work(model, cache_for(model, pool), seed) for seed in seeds]
         for output, wanted in zip(all_at_once(jobs), expected, strict=True):
             assert_same_output(output, wanted)
-        for cache in caches:
-            assert_in_place(cache)
+            assert_in_place(output.past_key_values)
+
+    for _ in range(2):  # the second time in memory that the first has left behind, in whatever order
+        round_of_all()
         pool.check()
-        del cache, caches, jobs, output
         eventually(lambda: pool.stats().reservations_leased == 0)
 
 

@@ -66,7 +66,7 @@ def test_backward_after_a_prefill_without_gradients(pool):
 
 @pytest.mark.parametrize("only", ["q_proj", "v_proj", "layers.2.", "lm_head"])
 def test_backward_where_some_layers_record_nothing(pool, only):
-    """As with adapters: the first layer's keys and values need no gradient, but attention still saves them."""
+    """As with adapters: the first layer's keys need no gradient, but attention still saves them."""
     assert_same_gradients(
         trained(only), pool, forward(prompt(20, 2)), forward(prompt(5, 2)), forward(prompt(1, 2))
     )

@@ -61,7 +61,7 @@ def test_the_choice_by_mappings(pool):
 
 def test_what_cannot_fit_is_refused_at_once(pool):
     pool._core = FewMappings(pool._core, 23)
-    with pytest.raises(InvalidArgument, match="vm.max_map_count"):
+    with pytest.raises(InvalidArgument, match=r"vm\.max_map_count"):
         cache_for(model_of(), pool)
 
 

@@ -99,7 +99,7 @@ def small_pool(pages):
 
 
 def faulty_pool(pages):
-    """A small pool whose driver fails on demand, and without a pager thread, so that its calls can be counted."""
+    """A small pool whose driver fails on demand; without a pager thread, so that calls can be counted."""
     pool = small_pool(pages)
     pool.close()
     pool._core = _core.Pool(pages * PAGE_BYTES, lookahead_pages=0, pager_thread=False, faults=True)
@@ -168,7 +168,7 @@ def assert_in_place(cache):
     assert all(layer.growth is not None for layer in cache.layers if isinstance(layer, VmmLayer))
 
 
-def states(tokens=5, batch=1, heads=HEADS, dim=DIM, dtype=torch.float32, seed=0):
+def states(tokens=5, batch=1, *, heads=HEADS, dim=DIM, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, heads, tokens, dim, generator=generator).to(dtype)
 
@@ -179,6 +179,12 @@ def filled(cache, tokens=5, batch=1, seed=3):
         keys = states(tokens, batch, seed=seed + index)
         cache.update(keys, keys.flip(-1), index)
     return cache
+
+
+def append_to(caches, tokens=1, batch=3, seed=50):
+    """The same tokens to each."""
+    for cache in caches:
+        filled(cache, tokens, batch, seed)
 
 
 def snapshot(cache):
@@ -201,7 +207,7 @@ def copy_of(tensor):
 
 
 def eventually(condition, seconds=20):
-    """Waits for what another thread brings about; the pager may hold a reservation a moment longer than we do."""
+    """Waits for what another thread does; the pager may hold a reservation a moment longer than we do."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from vmm import DriverError, OutOfPages, _core
 
 PAGE = 4096
@@ -45,11 +46,20 @@ class PoolMachine(RuleBasedStateMachine):
     # What the pool is asked to do.
 
     @precondition(lambda self: len(self.models) < 4)
-    @rule(extent_pages=st.integers(1, 12), extents=st.integers(1, 3), tenant=st.integers(0, 1), zeroed=st.booleans())
+    @rule(
+        extent_pages=st.integers(1, 12),
+        extents=st.integers(1, 3),
+        tenant=st.integers(0, 1),
+        zeroed=st.booleans(),
+    )
     def reserve(self, extent_pages, extents, tenant, zeroed):
         with self.tolerated():
             lease = self.pool.reserve(
-                page_bytes=PAGE, extent_bytes=extent_pages * PAGE, extents=extents, tenant=tenant, zeroed=zeroed
+                page_bytes=PAGE,
+                extent_bytes=extent_pages * PAGE,
+                extents=extents,
+                tenant=tenant,
+                zeroed=zeroed,
             )
             self.models.append(Model(lease, tenant, zeroed, extent_pages * extents))
 
@@ -207,5 +217,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.failing
 
 
-PoolMachine.TestCase.settings = settings(max_examples=int(os.environ.get("VMM_EXAMPLES", "200")), stateful_step_count=40, deadline=None)
+PoolMachine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("VMM_EXAMPLES", "200")), stateful_step_count=40, deadline=None
+)
 TestPoolAgainstModel = PoolMachine.TestCase

@@ -1,5 +1,3 @@
-#include "check.h"
-
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,6 +6,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "check.h"
 
 using namespace vmm;
 
@@ -45,7 +44,8 @@ TEST(a_full_log_drops_the_oldest) {
 
 TEST(out_of_pages_tells_the_figures) {
   const OutOfPages error({Bytes{10}, Bytes{1}, Bytes{2}, Bytes{4}}, "because");
-  CHECK(std::string(error.what()) == "out of pages: asked for 10 bytes, free 1, reclaimable 2, budget 4 (because)");
+  CHECK(std::string(error.what()) ==
+        "out of pages: asked for 10 bytes, free 1, reclaimable 2, budget 4 (because)");
   CHECK(error.figures().asked == Bytes{10});
 }
 

@@ -66,12 +66,11 @@ inline int run() {
 
 }  // namespace check
 
-#define TEST(name)                                                \
-  static void name();                                             \
-  static const check::Register register_##name(#name, name);      \
+#define TEST(name)                                           \
+  static void name();                                        \
+  static const check::Register register_##name(#name, name); \
   static void name()
-#define CHECK(condition) \
-  ((condition) ? void() : check::report(__FILE__, __LINE__, "CHECK(" #condition ")"))
+#define CHECK(condition) ((condition) ? void() : check::report(__FILE__, __LINE__, "CHECK(" #condition ")"))
 #define CHECK_THROWS(type, part, ...) \
   check::throws<type>(__FILE__, __LINE__, #type, part, [&] { __VA_ARGS__; })
 

@@ -4,8 +4,9 @@ import sys
 import types
 
 import pytest
-import vmm
 from typer.testing import CliRunner
+
+import vmm
 from vmm import cli
 from vmm.benchmarks.report import Report
 
@@ -60,10 +61,14 @@ def test_our_errors_are_one_line(tmp_path):
 
 @pytest.mark.parametrize("text", ["A short text, generated from twice. " * 4])
 def test_the_demo_runs_on_a_small_model(text, tmp_path, monkeypatch):
-    from vmm import demo
+    from vmm.integrations.transformers import demo
 
     small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300}
-    monkeypatch.setattr(demo, "SMOLLM2_135M", {**demo.SMOLLM2_135M, **small, "num_attention_heads": 4, "num_key_value_heads": 2})
+    monkeypatch.setattr(
+        demo,
+        "SMOLLM2_135M",
+        {**demo.SMOLLM2_135M, **small, "num_attention_heads": 4, "num_key_value_heads": 2},
+    )
     (tmp_path / "text").write_text(text)
     result = invoke("demo", "--text", str(tmp_path / "text"), "--new-tokens", "8", "--context", "100")
     assert result.exit_code == 0, result.output

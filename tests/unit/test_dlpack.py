@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+
 from vmm import InvalidArgument, Pool
 
 PAGE = 65536
@@ -20,7 +21,7 @@ def lease_of(pool, pages=4):
     return lease
 
 
-def export(lease, shape=(4, 8), strides=(8, 1), offset=0, code=2, bits=32):
+def export(lease, *, shape=(4, 8), strides=(8, 1), offset=0, code=2, bits=32):
     return lease.dlpack(offset_bytes=offset, shape=shape, strides=strides, type_code=code, type_bits=bits)
 
 

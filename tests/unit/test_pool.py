@@ -4,6 +4,7 @@ import logging
 import os
 
 import pytest
+
 import vmm
 from vmm import Closed, InvalidArgument, OutOfPages, Pool, default_pool
 

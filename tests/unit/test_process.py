@@ -27,7 +27,8 @@ def test_a_forked_child_is_told_and_harms_nobody():
             for use in (pool.stats, pool.check, pool.trim, pool.close, lambda: growth.advance(2000),
                         lambda: pool.reserve(page_bytes=65536, extent_bytes=65536, extents=1),
                         lambda: lease.map([(0, 16)]), lambda: growth.truncate(1), lambda: lease.mapped_bytes,
-                        lambda: lease.unkeep([(0, 1)]), lambda: growth.missing(400), lambda: lease.missing([(0, 1)])):
+                        lambda: lease.unkeep([(0, 1)]), lambda: growth.missing(400),
+                        lambda: lease.missing([(0, 1)])):
                 try:
                     use()
                 except vmm.Forked as error:
@@ -52,7 +53,8 @@ def test_exit_with_live_tensors_and_a_running_pager():
         MAKE
         + textwrap.dedent("""
         import torch
-        keep = torch.from_dlpack(lease.dlpack(offset_bytes=0, shape=(100,), strides=(1,), type_code=2, type_bits=32))
+        keep = torch.from_dlpack(
+            lease.dlpack(offset_bytes=0, shape=(100,), strides=(1,), type_code=2, type_bits=32))
         vmm.keep_until_the_very_end = (keep, pool, growth)
         growth.advance(4096)
         print("done")
@@ -67,8 +69,11 @@ def test_exit_by_exception_while_mapping():
         + textwrap.dedent("""
         import threading
         other = pool.reserve(page_bytes=65536, extent_bytes=1 << 22, extents=1)
-        threading.Thread(target=lambda: [other.map([(0, 60)]) or other.retire([(0, 60)]) for _ in range(10**6)],
-                         daemon=True).start()
+        def churn():
+            while True:
+                other.map([(0, 60)])
+                other.retire([(0, 60)])
+        threading.Thread(target=churn, daemon=True).start()
         raise SystemExit(3)
         """)
     )
@@ -94,7 +99,9 @@ def test_ctrl_c_reaches_the_main_thread():
 
 
 def test_importing_vmm_imports_neither_torch_nor_transformers():
-    result = run_child("import sys, vmm, vmm.cli; print({'torch', 'transformers', 'numpy'} & set(sys.modules))")
+    result = run_child(
+        "import sys, vmm, vmm.cli; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    )
     assert result.stdout == "set()\n", result.stderr
 
 

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vmm import InvalidArgument, format_bytes, parse_bytes
 
 
@@ -20,7 +21,9 @@ def test_sizes_that_parse(text, count):
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("bad", ["", "GiB", "12 XB", "1e3", "-1", "1 2", "0", 0, -5, 2**62, "9999999TiB", 1.5, None, True])
+@pytest.mark.parametrize(
+    "bad", ["", "GiB", "12 XB", "1e3", "-1", "1 2", "0", 0, -5, 2**62, "9999999TiB", 1.5, None, True]
+)
 def test_sizes_that_do_not(bad):
     with pytest.raises(InvalidArgument, match="budget"):
         parse_bytes(bad, "budget")

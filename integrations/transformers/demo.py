@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.generation.streamers import BaseStreamer
 
 from vmm.errors import InvalidArgument
-from vmm.integrations.transformers import VmmCache
+from vmm.integrations.transformers.cache import VmmCache
 from vmm.units import format_bytes
 
 # The published config of HuggingFaceTB/SmolLM2-135M: a real model, small enough for two cores.
@@ -27,7 +27,7 @@ SMOLLM2_135M = {
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "max_position_embeddings": 8192,
-    "rope_theta": 100_000.0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
     "vocab_size": 49152,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
@@ -47,7 +47,7 @@ class Arm:
     update_times: list[float] = field(default_factory=list)  # one a forward, over all layers
 
 
-class _Clock(BaseStreamer):  # type: ignore[misc]
+class _Clock(BaseStreamer):
     """Notes when each token comes out."""
 
     def __init__(self, arm: Arm, tick: Callable[[], None]) -> None:
@@ -82,8 +82,15 @@ def run(model_name: str | None, text_file: Path | None, context: int, new_tokens
         Arm("DynamicCache", DynamicCache(config=model.config)),
         Arm("VmmCache", VmmCache(model.config, max_tokens=max_tokens)),
     ]
-    with torch.inference_mode(), Progress(*Progress.get_default_columns(), TimeElapsedColumn(),
-                                          TextColumn("{task.fields[arm]}"), console=console) as progress:
+    with (
+        torch.inference_mode(),
+        Progress(
+            *Progress.get_default_columns(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[arm]}"),
+            console=console,
+        ) as progress,
+    ):
         task = progress.add_task("generating", total=2 * new_tokens, arm="warming up")
         model.generate(ids[:, :WARM_UP_TOKENS], max_new_tokens=2, do_sample=False, pad_token_id=0)
         for arm in arms:
@@ -96,7 +103,7 @@ def run(model_name: str | None, text_file: Path | None, context: int, new_tokens
 
 def _load(model_name: str | None, text_file: Path | None, context: int) -> tuple[Any, torch.Tensor, str]:
     if text_file is None:
-        text, source = metadata.metadata("kvmm").get_payload(), "the README"
+        text, source = metadata.metadata("kvmm").json["description"], "the README"
     elif text_file.is_file():
         text, source = text_file.read_text(errors="replace"), str(text_file)
     else:
@@ -115,7 +122,8 @@ def _load(model_name: str | None, text_file: Path | None, context: int) -> tuple
     tokens = tokens[:context]
     if not tokens:
         raise InvalidArgument(f"--text is {source}; expected some text")
-    note = f"Model: {what} ({model.num_parameters() / 1e6:.0f}M, {model.dtype}). Prompt: {len(tokens)} tokens of {source}."
+    size = f"{model.num_parameters() / 1e6:.0f}M, {model.dtype}"
+    note = f"Model: {what} ({size}). Prompt: {len(tokens)} tokens of {source}."
     return model.eval(), torch.tensor([tokens]), note
 
 
@@ -174,12 +182,20 @@ def _table(arms: list[Arm], identical: bool) -> Table:
 
     row("prefill", lambda arm: f"{arm.prefill_time:.2f} s")
     row("time per token (median)", lambda arm: f"{1e3 * statistics.median(arm.token_times):.1f} ms")
-    row("cache update per token (median)", lambda arm: f"{1e3 * statistics.median(arm.update_times[1:]):.2f} ms")
+    row(
+        "cache update per token (median)",
+        lambda arm: f"{1e3 * statistics.median(arm.update_times[1:]):.2f} ms",
+    )
     row("live", lambda arm: format_bytes(_live_bytes(arm.cache)))
-    row("mapped", lambda arm: format_bytes(arm.cache.stats().mapped_bytes) if isinstance(arm.cache, VmmCache) else "-")
+    row(
+        "mapped",
+        lambda arm: format_bytes(arm.cache.stats().mapped_bytes) if isinstance(arm.cache, VmmCache) else "-",
+    )
     row("stalls", stalls)
     return table
 
 
 def _live_bytes(cache: DynamicCache) -> int:
-    return sum(t.numel() * t.itemsize for layer in cache.layers for t in (layer.keys, layer.values) if t is not None)
+    return sum(
+        t.numel() * t.itemsize for layer in cache.layers for t in (layer.keys, layer.values) if t is not None
+    )

@@ -1,0 +1,59 @@
+"""Reordering, repeating and selecting rows: beam search and contrastive search do it."""
+
+import pytest
+import torch
+from tiny import (
+    append_to,
+    assert_in_place,
+    assert_same_states,
+    assert_unchanged,
+    cache_for,
+    model_of,
+    snapshot,
+)
+
+
+@pytest.mark.parametrize("order", [[2, 0, 0], [0, 1, 2], [1, 2, 0], [2], [1, 1, 0, 2, 2]], ids=str)
+def test_reorder(pair, order):
+    for cache in pair:
+        cache.reorder_cache(torch.tensor(order))
+    append_to(pair, batch=len(order))
+    assert_same_states(*reversed(pair))
+    assert_in_place(pair[1])
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 5])
+def test_batch_repeat_interleave(pair, repeats):
+    for cache in pair:
+        cache.batch_repeat_interleave(repeats)
+    append_to(pair, batch=3 * repeats)
+    assert_same_states(*reversed(pair))
+    assert_in_place(pair[1])
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [torch.tensor([2, 0]), torch.tensor([-1]), torch.tensor([1, 1, 0, 2]), torch.tensor([True, False, True])],
+    ids=["fewer", "negative", "more", "mask"],
+)
+def test_batch_select_indices(pair, indices):
+    for cache in pair:
+        cache.batch_select_indices(indices)
+    append_to(pair, batch=len(pair[0].layers[0].keys))
+    assert_same_states(*reversed(pair))
+    assert_in_place(pair[1])
+
+
+def test_selecting_a_row_there_is_not_changes_nothing(pair):
+    before = snapshot(pair[1])
+    with pytest.raises(IndexError):
+        pair[1].batch_select_indices(torch.tensor([3]))
+    assert_unchanged(pair[1], before)
+
+
+def test_rows_of_an_empty_cache(pool):
+    cache = cache_for(model_of(), pool)
+    cache.reorder_cache(torch.tensor([0]))
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([0]))
+    assert cache.get_seq_length() == 0
