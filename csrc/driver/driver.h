@@ -65,7 +65,7 @@ class Driver {
   /// Exactly one reservation, with nothing mapped in it.
   virtual void free_reservation(Address base, Bytes size) = 0;
 
-  /// One physical page. Memory may be committed as late as the page's first `set_access`.
+  /// One physical page, its memory committed: running out of memory shows here.
   virtual PageHandle create(Bytes page_bytes, Place place) = 0;
   /// Gives the page's memory back. Refused while the page is mapped.
   virtual void release(PageHandle page) = 0;

@@ -14,8 +14,8 @@
 
 #include "base/error.h"
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23  // Linux 5.14; older headers lack it
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22  // Linux 5.14; older headers lack it
 #endif
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U  // Linux 6.3
@@ -89,18 +89,41 @@ int map_gap(Address address, Bytes size) {
 
 void touch_every_page(Address address, Bytes size) {
   static const auto step = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  auto* bytes = static_cast<unsigned char*>(pointer(address));
-  for (std::size_t at = 0; at < size.count; at += step) __atomic_fetch_or(bytes + at, 0, __ATOMIC_RELAXED);
+  const auto* bytes = static_cast<const volatile unsigned char*>(pointer(address));
+  for (std::size_t at = 0; at < size.count; at += step) (void)bytes[at];
 }
 
+/// Fills the page tables. For reading, although it will be written: the memory is there already, so one fault
+/// maps its neighbours too, writable as the mapping is; a third of the time of MADV_POPULATE_WRITE.
 int populate(Address address, Bytes size) {
-  while (madvise(pointer(address), size.count, MADV_POPULATE_WRITE) != 0) {
+  while (madvise(pointer(address), size.count, MADV_POPULATE_READ) != 0) {
     if (errno == EINVAL) {  // kernel before 5.14
       touch_every_page(address, size);
       return 0;
     }
     if (errno != EINTR && errno != EAGAIN) return errno;
   }
+  return 0;
+}
+
+/// Commits memory by writing zeros: half the time of faulting it in, and out of memory is an error, not a
+/// signal.
+int commit_zeros(int fd, Place place, Bytes size) {
+  static char zeros[populate_chunk.count];  // no constructor: a forked child or an exiting process may come by
+  for (Bytes at; at < size;) {
+    const ssize_t written = pwrite(fd, zeros, std::min(populate_chunk, size - at).count,
+                                   static_cast<off_t>(place.offset_bytes + at.count));
+    if (written < 0 && errno != EINTR) return errno;
+    if (written > 0) at += Bytes{static_cast<std::uint64_t>(written)};
+  }
+  return 0;
+}
+
+int punch(int fd, PageHandle page, Bytes size) {
+  constexpr int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  const auto offset = static_cast<off_t>(page.value);
+  while (fallocate(fd, mode, offset, static_cast<off_t>(size.count)) != 0)
+    if (errno != EINTR) return errno;
   return 0;
 }
 
@@ -187,18 +210,36 @@ void HostDriver::free_reservation(Address base, Bytes size) {
 PageHandle HostDriver::create(Bytes page_bytes, Place place) {
   if (place.offset_bytes >= file_size.count || page_bytes.count > file_size.count - place.offset_bytes)
     throw InvalidArgument("place: beyond the end of the memfd");
-  std::lock_guard lock(mutex_);
-  ledger_.add_page(place, page_bytes);
-  return {place.offset_bytes};
+  const PageHandle page{place.offset_bytes};
+  {
+    std::lock_guard lock(mutex_);
+    ledger_.add_page(place, page_bytes);
+  }
+  if (const int error = commit_zeros(memfd_, place, page_bytes)) {
+    punch(memfd_, page, page_bytes);
+    {
+      std::lock_guard lock(mutex_);
+      ledger_.remove_page(page);
+    }
+    fail("create", {place.offset_bytes}, page_bytes, error, 0);
+  }
+  return page;
 }
 
 void HostDriver::release(PageHandle page) {
-  std::lock_guard lock(mutex_);
-  const Bytes size = ledger_.check_release(page);
-  if (fallocate(memfd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(page.value),
-                static_cast<off_t>(size.count)) != 0)
-    fail("release", {page.value}, size, errno, 0);
-  ledger_.remove_page(page);
+  Bytes size;
+  {
+    std::lock_guard lock(mutex_);
+    size = ledger_.check_release(page);
+    ledger_.remove_page(page);
+  }
+  if (const int error = punch(memfd_, page, size)) {
+    {
+      std::lock_guard lock(mutex_);
+      ledger_.add_page({page.value}, size);
+    }
+    fail("release", {page.value}, size, error, 0);
+  }
 }
 
 void HostDriver::map(std::span<const PageMapping> pages) {

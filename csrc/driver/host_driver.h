@@ -10,7 +10,7 @@
 
 namespace vmm {
 
-/// A page's place is its offset in the memfd; its memory is committed by its first `set_access`.
+/// A page's place is its offset in the memfd.
 /// Streams are in order and done when the call returns: CPU work needs no waiting for.
 class HostDriver final : public Driver {
  public:

@@ -20,6 +20,7 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache, EncoderDecoderCache, Qwen3NextConfig
+
 from vmm.integrations.transformers import VmmCache
 from vmm.integrations.transformers.layer import VmmLayer
 

@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from tiny import (
+    HEADS,
     LAYERS,
     PAGE_BYTES,
     PAGES,
@@ -19,6 +20,7 @@ from tiny import (
     prompt,
     small_pool,
     snapshot,
+    states,
 )
 from transformers import DynamicCache
 
@@ -140,6 +142,22 @@ def test_a_prompt_that_does_not_fit_changes_nothing():
         )
 
 
+@pytest.mark.parametrize(
+    "shrink", [lambda cache: cache.crop(-200), lambda cache: cache.reset()], ids=["crop", "reset"]
+)
+def test_a_forward_that_no_longer_fits_changes_nothing(shrink):
+    """It fitted before; meanwhile another cache has taken the memory."""
+    with small_pool(5 * PAGES) as pool:
+        cache = filled(cache_for(model_of(), pool), 260)
+        shrink(cache)
+        other = filled(cache_for(model_of(), pool), 190)
+        before = snapshot(cache)
+        with pytest.raises(OutOfPages):
+            filled(cache, 200)
+        assert_unchanged(cache, before)
+        assert other.get_seq_length() == 190
+
+
 def test_a_smaller_batch_after_one_that_does_not_fit():
     with small_pool(3 * PAGES) as pool:
         cache = cache_for(model_of(), pool)
@@ -182,6 +200,16 @@ def test_caches_in_reference_cycles_are_collected_before_giving_up():
         del garbage
         assert pool.stats().reservations_leased == 2 * LAYERS
         filled(cache_for(model_of(), pool), 60)
+
+
+def test_layers_that_the_model_does_not_use_get_nothing():
+    """As where a config counts layers of a head that predicts further tokens."""
+    with small_pool(PAGES + 4 * HEADS) as pool:
+        cache = cache_for(model_of(), pool)
+        for tokens in (60, 40):
+            for index in (0, 1):
+                cache.update(states(tokens), states(tokens), index)
+        assert pool.stats().kept_bytes == 2 * 4 * HEADS * PAGE_BYTES
 
 
 def test_rows_that_do_not_fit_change_nothing():

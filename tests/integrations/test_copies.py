@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from child import run_child
 from tiny import (
     DIM,
     HEADS,
@@ -24,6 +23,8 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache
+
+from child import run_child
 from vmm.integrations.transformers import VmmCache
 
 LIVE_BYTES = LAYERS * 2 * HEADS * 70 * DIM * 4  # of a cache of 70 tokens

@@ -16,6 +16,7 @@ from tiny import (
     prompt,
 )
 from transformers import DynamicCache, EncoderDecoderCache
+
 from vmm.integrations.transformers import VmmCache
 from vmm.integrations.transformers.layer import VmmLayer
 

@@ -16,6 +16,7 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache
+
 from vmm.integrations.transformers import VmmCache
 
 

@@ -23,9 +23,9 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache
-from vmm.integrations.transformers.layer import VmmLayer
 
 from vmm import DriverError, OutOfPages
+from vmm.integrations.transformers.layer import VmmLayer
 
 
 def lengths(cache):
@@ -113,11 +113,16 @@ def test_the_first_forward(pool, monkeypatch):
     assert_same_output(output, generate(model, DynamicCache(config=model.config), ids))
 
 
-def test_before_a_sliding_layer_has_seen_anything(pool):
+@pytest.mark.parametrize("past", [0, 4])
+def test_sliding_layers_left_behind_lose_nothing(pool, past):
     cache = cache_for(model_of("qwen2-mixed"), pool)
-    cache.update(states(5), states(5), 0)
-    cache.crop(-5)
-    assert lengths(cache) == [0, 0, 0]
+    if past:
+        filled(cache, past)
+    before = snapshot(cache)
+    cache.update(states(3), states(3), 0)
+    cache.crop(-3)
+    assert lengths(cache) == [past] * LAYERS
+    assert_unchanged(cache, before)
 
 
 @pytest.mark.parametrize(("past", "recording"), [(4, False), (4, True), (3 * WINDOW, True)], ids=str)

@@ -13,9 +13,9 @@ from tiny import (
     prompt,
 )
 from transformers import DynamicCache
-from vmm.integrations.transformers.memory import CacheMemory
 
 from vmm import InvalidArgument
+from vmm.integrations.transformers.memory import CacheMemory
 from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, fits
 
 

@@ -15,9 +15,9 @@ from tiny import (
     states,
 )
 from transformers import DynamicCache, PreTrainedConfig
-from vmm.integrations.transformers import VmmCache
 
 from vmm import Closed, InvalidArgument, Pool
+from vmm.integrations.transformers import VmmCache
 
 
 def refused(argument):

@@ -17,10 +17,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-from vmm.integrations.transformers import VmmCache
-from vmm.integrations.transformers.layer import VmmLayer
 
 from vmm import Pool, _core
+from vmm.integrations.transformers import VmmCache
+from vmm.integrations.transformers.layer import VmmLayer
 
 PAGE_BYTES = 4096  # 64 tokens of float32, 128 of bfloat16: pages are crossed soon
 LAYERS, HEADS, DIM, VOCABULARY = 3, 2, 16, 96

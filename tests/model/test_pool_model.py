@@ -170,7 +170,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert stats["kept_bytes"] == PAGE * sum(len(model.kept) for model in self.models)
         assert stats["created_bytes"] <= BUDGET_PAGES * PAGE
         assert stats["mapped_bytes"] + stats["free_bytes"] <= stats["created_bytes"]
-        assert os.fstat(self.pool.memfd).st_blocks * 512 <= stats["created_bytes"]
+        assert os.fstat(self.pool.memfd).st_blocks * 512 == stats["created_bytes"]
 
     def finish_work(self):
         self.recover()
