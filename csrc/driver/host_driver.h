@@ -55,7 +55,4 @@ class HostDriver final : public Driver {
   std::uint64_t next_event_ = 1;
 };
 
-/// Lines of /proc/self/maps: how many mappings this process has.
-std::uint64_t count_process_mappings();
-
 }  // namespace vmm

@@ -1,0 +1,96 @@
+// The raw driver, for the contract suite and for measuring single calls.
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "driver/host_driver.h"
+
+namespace py = pybind11;
+
+namespace vmm {
+
+void bind_driver(py::module_& m) {
+  using Entries = std::vector<std::tuple<std::uintptr_t, std::uint64_t, std::uint64_t>>;
+  auto mappings = [](const Entries& entries) {
+    std::vector<PageMapping> out;
+    out.reserve(entries.size());
+    for (auto [address, page, page_bytes] : entries) out.push_back({{address}, {page}, {page_bytes}});
+    return out;
+  };
+  py::class_<Driver>(m, "Driver")
+      .def_property_readonly("name", [](const Driver& d) { return d.capabilities().name; })
+      .def_property_readonly("granularity",
+                             [](const Driver& d) { return d.capabilities().granularity.count; })
+      .def_property_readonly("default_page_bytes",
+                             [](const Driver& d) { return d.capabilities().default_page_bytes.count; })
+      .def_property_readonly("merges_neighbours",
+                             [](const Driver& d) { return d.capabilities().merges_neighbours; })
+      .def_property_readonly("fresh_pages_are_zero",
+                             [](const Driver& d) { return d.capabilities().fresh_pages_are_zero; })
+      .def_property_readonly("host_accessible",
+                             [](const Driver& d) { return d.capabilities().host_accessible; })
+      .def(
+          "reserve",
+          [](Driver& d, std::uint64_t size, std::uint64_t align) { return d.reserve({size}, {align}).value; },
+          py::arg("size"), py::arg("alignment"), NoGil())
+      .def(
+          "free_reservation",
+          [](Driver& d, std::uintptr_t base, std::uint64_t size) { d.free_reservation({base}, {size}); },
+          py::arg("base"), py::arg("size"), NoGil())
+      .def(
+          "create",
+          [](Driver& d, std::uint64_t page_bytes, std::uint64_t place) {
+            return d.create({page_bytes}, {place}).value;
+          },
+          py::arg("page_bytes"), py::arg("place"), NoGil())
+      .def(
+          "release", [](Driver& d, std::uint64_t page) { d.release({page}); }, py::arg("page"), NoGil())
+      .def(
+          "map", [mappings](Driver& d, const Entries& entries) { d.map(mappings(entries)); },
+          py::arg("pages"), NoGil())
+      .def(
+          "set_access", [mappings](Driver& d, const Entries& entries) { d.set_access(mappings(entries)); },
+          py::arg("pages"), NoGil())
+      .def(
+          "unmap",
+          [mappings](Driver& d, const Entries& entries) {
+            std::size_t done = 0;
+            d.unmap(mappings(entries), done);
+          },
+          py::arg("pages"), NoGil())
+      .def(
+          "copy",
+          [](Driver& d, std::uintptr_t to, std::uintptr_t from, std::uint64_t size, std::uint64_t stream) {
+            d.copy({to}, {from}, {size}, {stream});
+          },
+          py::arg("to"), py::arg("source"), py::arg("size"), py::arg("stream") = 0, NoGil())
+      .def(
+          "zero",
+          [](Driver& d, std::uintptr_t at, std::uint64_t size, std::uint64_t stream) {
+            d.zero({at}, {size}, {stream});
+          },
+          py::arg("address"), py::arg("size"), py::arg("stream") = 0, NoGil())
+      .def("create_stream", [](Driver& d) { return d.create_stream().value; })
+      .def(
+          "destroy_stream", [](Driver& d, std::uint64_t stream) { d.destroy_stream({stream}); },
+          py::arg("stream"))
+      .def(
+          "record", [](Driver& d, std::uint64_t stream) { return d.record({stream}).value; },
+          py::arg("stream") = 0)
+      .def(
+          "query", [](Driver& d, std::uint64_t event) { return d.query({event}); }, py::arg("event"))
+      .def(
+          "wait", [](Driver& d, std::uint64_t event) { d.wait({event}); }, py::arg("event"), NoGil())
+      .def(
+          "destroy_event", [](Driver& d, std::uint64_t event) { d.destroy_event({event}); },
+          py::arg("event"));
+  py::class_<HostDriver, Driver>(m, "HostDriver")
+      .def(py::init([](const std::string& name) { return std::make_unique<HostDriver>(name.c_str()); }),
+           py::arg("name") = "vmm")
+      .def_property_readonly("committed_bytes", &HostDriver::committed_bytes);
+}
+
+}  // namespace vmm

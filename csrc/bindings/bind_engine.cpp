@@ -1,0 +1,270 @@
+// Pools, leases and growths.
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "bindings/bindings.h"
+#include "bindings/dlpack.h"
+#include "driver/fault_driver.h"
+#include "driver/host_driver.h"
+#include "engine/engine.h"
+
+namespace py = pybind11;
+
+namespace vmm {
+namespace {
+
+using Ranges = std::vector<std::pair<std::uint32_t, std::uint64_t>>;  // (first page, pages)
+
+std::vector<PageRange> to_ranges(const Ranges& ranges) {
+  std::vector<PageRange> out;
+  out.reserve(ranges.size());
+  for (auto [first, count] : ranges) out.push_back({{first}, {count}});
+  return out;
+}
+
+struct Options {
+  std::uint64_t budget_bytes;
+  std::string name;
+  std::uint64_t arena_bytes;
+  std::uint64_t run_bytes;
+  std::uint64_t lookahead_pages;
+  bool pager_thread;
+  bool faults;
+};
+
+/// The engine with handles on the parts of it that Python configures.
+struct PoolHandle {
+  std::shared_ptr<LocalBudget> budget;
+  HostDriver* host;
+  FaultDriver* faults;  // null unless asked for
+  std::unique_ptr<Engine> engine;
+
+  Pool& pool() const { return *engine->pool(); }
+  void require_parent() const { pool().fork_guard().require_parent("this pool"); }
+};
+
+std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<LocalBudget> budget) {
+  auto handle = std::make_unique<PoolHandle>();
+  handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
+  auto host = std::make_unique<HostDriver>(options.name.c_str());
+  handle->host = host.get();
+  std::unique_ptr<Driver> driver = std::move(host);
+  if (options.faults) {
+    auto faults = std::make_unique<FaultDriver>(std::move(driver));
+    handle->faults = faults.get();
+    driver = std::move(faults);
+  }
+  PoolOptions pool_options;
+  if (options.arena_bytes != 0) pool_options.arena_bytes = {options.arena_bytes};
+  pool_options.run_bytes = {options.run_bytes};
+  PagerOptions pager_options;
+  pager_options.lookahead = {options.lookahead_pages};
+  auto pool = Pool::make(std::move(driver), handle->budget, std::make_shared<RealClock>(), pool_options);
+  handle->engine = std::make_unique<Engine>(std::move(pool), pager_options, options.pager_thread);
+  return handle;
+}
+
+py::dict stats(const PoolHandle& handle) {
+  const PoolStats s = handle.pool().stats();
+  const Counters& c = handle.pool().counters();
+  py::dict out;
+  out["budget_bytes"] = s.budget.count;
+  out["created_bytes"] = s.created.count;
+  out["peak_created_bytes"] = s.peak_created.count;
+  out["free_bytes"] = s.free.count;
+  out["mapped_bytes"] = s.mapped.count;
+  out["kept_bytes"] = s.kept.count;
+  out["reclaimable_bytes"] = s.reclaimable.count;
+  out["reservations_leased"] = s.reservations_leased;
+  out["reservations_idle"] = s.reservations_idle;
+  out["retirements_waiting"] = s.retirements_waiting;
+  out["runs"] = s.runs;
+  out["stalls"] = c.stalls.get();
+  out["stall_ns"] = c.stall_ns.get();
+  out["pages_mapped_ahead"] = c.pages_mapped_ahead.get();
+  out["pages_mapped_waiting"] = c.pages_mapped_waiting.get();
+  out["pages_created"] = c.pages_created.get();
+  out["pages_released"] = c.pages_released.get();
+  out["pages_unmapped"] = c.pages_unmapped.get();
+  out["pages_zeroed"] = c.pages_zeroed.get();
+  out["reservations_adopted"] = c.reservations_adopted.get();
+  out["reservations_made"] = c.reservations_made.get();
+  out["driver_failures"] = c.driver_failures.get();
+  return out;
+}
+
+std::vector<std::pair<int, std::string>> drain_log(const PoolHandle& handle) {
+  handle.require_parent();
+  std::vector<std::pair<int, std::string>> out;
+  for (LogRecord& record : handle.pool().log().drain())
+    out.emplace_back(static_cast<int>(record.level), std::move(record.text));
+  return out;
+}
+
+void bind_pool(py::module_& m) {
+  py::class_<LocalBudget, std::shared_ptr<LocalBudget>>(m, "Budget")
+      .def(py::init([](std::uint64_t limit) { return std::make_shared<LocalBudget>(Bytes{limit}); }),
+           py::arg("limit_bytes"))
+      .def_property_readonly("limit_bytes", [](const LocalBudget& b) { return b.limit().count; })
+      .def_property_readonly("taken_bytes", [](const LocalBudget& b) { return b.taken().count; })
+      .def(
+          "set_limit", [](LocalBudget& b, std::uint64_t limit) { b.set_limit({limit}); },
+          py::arg("limit_bytes"), NoGil());
+
+  py::class_<PoolHandle>(m, "Pool")
+      .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
+                       std::uint64_t lookahead, bool pager_thread, bool faults,
+                       std::shared_ptr<LocalBudget> shared_budget) {
+             return make_pool({budget, name, arena, run, lookahead, pager_thread, faults},
+                              std::move(shared_budget));
+           }),
+           py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
+           py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
+           py::arg("faults") = false, py::arg("shared_budget") = nullptr)
+      .def(
+          "reserve",
+          [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
+             std::uint32_t tenant, bool zeroed) {
+            return h.pool().reserve({.page_bytes = {page_bytes},
+                                     .extent_bytes = {extent_bytes},
+                                     .extents = extents,
+                                     .tenant = {tenant},
+                                     .zeroed = zeroed});
+          },
+          py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
+          py::arg("tenant") = 0, py::arg("zeroed") = false, NoGil())
+      .def("stats", &stats)
+      .def(
+          "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
+      .def(
+          "trim", [](PoolHandle& h, std::uint64_t bytes) { return h.pool().trim({bytes}).count; },
+          py::arg("bytes"), NoGil())
+      .def(
+          "poll", [](PoolHandle& h) { return h.engine->pager()->poll(h.pool().clock().now()).now; }, NoGil())
+      .def(
+          "step", [](PoolHandle& h, std::uint64_t stream) { h.pool().epochs().step({stream}); },
+          py::arg("stream") = 0, NoGil())
+      .def(
+          "end", [](PoolHandle& h, std::uint64_t stream) { h.pool().epochs().end({stream}); },
+          py::arg("stream") = 0, NoGil())
+      .def(
+          "close", [](PoolHandle& h) { h.engine->close(); }, NoGil())
+      .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })
+      .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
+      .def_property_readonly("in_child", [](PoolHandle& h) { return h.pool().fork_guard().in_child(); })
+      .def_property_readonly("granularity",
+                             [](PoolHandle& h) { return h.host->capabilities().granularity.count; })
+      .def_property_readonly("default_page_bytes",
+                             [](PoolHandle& h) { return h.host->capabilities().default_page_bytes.count; })
+      .def_property_readonly("max_mappings",
+                             [](PoolHandle& h) { return h.host->capabilities().max_mappings; })
+      .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
+      .def_property_readonly("memfd", [](PoolHandle& h) { return h.host->memfd(); })
+      .def("drain_log", &drain_log)
+      .def(
+          "fail_at",
+          [](PoolHandle& h, std::int64_t n, std::int64_t times, bool out_of_memory) {
+            if (h.faults == nullptr) throw InvalidArgument("fail_at: the pool was made without faults=True");
+            h.faults->fail_at(n, times, out_of_memory ? Fault::out_of_memory : Fault::error);
+          },
+          py::arg("n"), py::arg("times") = 1, py::arg("out_of_memory") = false)
+      .def(
+          "hold_events",
+          [](PoolHandle& h, bool hold) {
+            if (h.faults == nullptr)
+              throw InvalidArgument("hold_events: the pool was made without faults=True");
+            h.faults->hold_events(hold);
+          },
+          py::arg("hold"))
+      .def_property_readonly("last_failed",
+                             [](PoolHandle& h) { return h.faults ? h.faults->last_failed() : ""; });
+}
+
+void bind_lease(py::module_& m) {
+  py::class_<Lease, std::shared_ptr<Lease>>(m, "Lease")
+      .def_property_readonly("address", [](const Lease& l) { return l.base().value; })
+      .def_property_readonly("size", [](const Lease& l) { return l.size().count; })
+      .def_property_readonly("page_bytes", [](const Lease& l) { return l.shape().page_bytes.count; })
+      .def_property_readonly("extent_bytes", [](const Lease& l) { return l.shape().extent_bytes.count; })
+      .def_property_readonly("extents", &Lease::extents)
+      .def_property_readonly("mapped_bytes",
+                             [](const Lease& l) { return l.pool().mapped(l.reservation()).count; })
+      .def(
+          "map",
+          [](Lease& l, const Ranges& ranges, bool keep) {
+            MapOptions options;
+            options.keep = keep;
+            return l.pool().map(l.reservation(), to_ranges(ranges), options).mapped.count;
+          },
+          py::arg("ranges"), py::arg("keep") = true, NoGil())
+      .def(
+          "unkeep", [](Lease& l, const Ranges& r) { l.pool().unkeep(l.reservation(), to_ranges(r)); },
+          py::arg("ranges"), NoGil())
+      .def(
+          "retire",
+          [](Lease& l, const Ranges& r) {
+            l.pool().retire(l.reservation(), to_ranges(r), l.pool().epochs().fence());
+          },
+          py::arg("ranges"), NoGil())
+      .def(
+          "missing",
+          [](Lease& l, const Ranges& r) { return l.pool().missing(l.reservation(), to_ranges(r)).count; },
+          py::arg("ranges"), NoGil())
+      .def(
+          "dlpack",
+          [](std::shared_ptr<Lease> lease, std::uint64_t offset_bytes, std::vector<std::int64_t> shape,
+             std::vector<std::int64_t> strides, std::uint8_t type_code, std::uint8_t type_bits) {
+            return export_tensor(std::move(lease),
+                                 {offset_bytes, std::move(shape), std::move(strides), type_code, type_bits});
+          },
+          py::kw_only(), py::arg("offset_bytes"), py::arg("shape"), py::arg("strides"), py::arg("type_code"),
+          py::arg("type_bits"));
+}
+
+void bind_growth(py::module_& m) {
+  using Part = std::tuple<std::shared_ptr<Lease>, std::uint64_t, std::uint64_t, std::uint64_t>;
+  py::class_<Growth, std::shared_ptr<Growth>>(m, "Growth")
+      .def(py::init([](PoolHandle& h, const std::vector<Part>& parts) {
+             std::vector<GrowthPart> out;
+             for (const auto& [lease, first_extent, extents, record_bytes] : parts)
+               out.push_back({lease, first_extent, extents, {record_bytes}});
+             return std::make_shared<Growth>(h.engine->pager(), std::move(out));
+           }),
+           py::arg("pool"), py::arg("parts"))
+      .def(
+          "advance", [](Growth& g, std::uint64_t to) { return g.advance({to}).count; }, py::arg("to"),
+          NoGil())
+      .def(
+          "announce", [](Growth& g, std::uint64_t to) { g.announce({to}); }, py::arg("to"), NoGil())
+      .def(
+          "truncate", [](Growth& g, std::uint64_t to) { return g.truncate({to}).count; }, py::arg("to"),
+          NoGil())
+      .def(
+          "scrub", [](Growth& g, std::uint64_t from, std::uint64_t to) { g.scrub({from}, {to}); },
+          py::arg("start"), py::arg("stop"), NoGil())
+      .def(
+          "missing", [](const Growth& g, std::uint64_t to) { return g.missing({to}).count; }, py::arg("to"),
+          NoGil())
+      .def_property_readonly("max_tokens", [](const Growth& g) { return g.max_tokens().count; })
+      .def_property_readonly("frontier", [](const Growth& g) { return g.frontier().count; });
+  m.def(
+      "admit",
+      [](const std::vector<std::shared_ptr<Growth>>& growths, std::uint64_t to) { admit(growths, {to}); },
+      py::arg("growths"), py::arg("to"), NoGil());
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  bind_pool(m);
+  bind_lease(m);
+  bind_growth(m);
+}
+
+}  // namespace vmm

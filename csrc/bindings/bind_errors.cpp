@@ -1,0 +1,43 @@
+// C++ exceptions as Python's: the classes live in vmm/errors.py, where they have docstrings.
+#include "base/error.h"
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace vmm {
+
+void bind_errors() {
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    auto raise = [](const char* name, const Error& error) {
+      const py::object type = py::module_::import("vmm.errors").attr(name);
+      PyErr_SetString(type.ptr(), error.what());
+    };
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const OutOfPages& error) {
+      const MemoryFigures& f = error.figures();
+      const py::object type = py::module_::import("vmm.errors").attr("OutOfPages");
+      const py::object value =
+          type(error.what(), f.asked.count, f.free.count, f.reclaimable.count, f.budget.count);
+      PyErr_SetObject(type.ptr(), value.ptr());
+    } catch (const InvalidArgument& error) {
+      raise("InvalidArgument", error);
+    } catch (const Closed& error) {
+      raise("Closed", error);
+    } catch (const Forked& error) {
+      raise("Forked", error);
+    } catch (const DriverOutOfMemory& error) {
+      raise("DriverOutOfMemory", error);
+    } catch (const MappingLimit& error) {
+      raise("MappingLimit", error);
+    } catch (const DriverError& error) {
+      raise("DriverError", error);
+    } catch (const InvariantViolation& error) {
+      raise("InvariantViolation", error);
+    } catch (const Error& error) {
+      raise("Error", error);
+    }
+  });
+}
+
+}  // namespace vmm
