@@ -2,11 +2,37 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 namespace vmm {
 
-/// For every call that can block: others may use the interpreter meanwhile.
-using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+/// Gives the interpreter to others for the time of a call. Unlike pybind11's own guard it survives the end
+/// of the interpreter: Python before 3.14 ends a daemon thread that asks for the GIL then, by an unwinding
+/// that a destructor which may not throw turns into std::terminate.
+class ReleaseGil {
+ public:
+  ReleaseGil() : state_(PyEval_SaveThread()) {}
+  ~ReleaseGil() noexcept(false) {
+    while (interpreter_is_ending()) pause();  // the process is about to exit: nobody waits for this thread
+    PyEval_RestoreThread(state_);
+  }
+  ReleaseGil(const ReleaseGil&) = delete;
+  ReleaseGil& operator=(const ReleaseGil&) = delete;
+
+ private:
+  static bool interpreter_is_ending() {
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+  }
+
+  PyThreadState* state_;
+};
+
+/// For every call that can block.
+using NoGil = pybind11::call_guard<ReleaseGil>;
 
 void bind_errors();
 void bind_driver(pybind11::module_& m);
