@@ -159,6 +159,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
 
   // pool_reclaim.cpp
+  Bytes budget_left() const;
   MemoryFigures figures(Bytes asked) const;
   Bytes reclaimable() const;
   void make_room(Bytes asked, Bytes lacking);

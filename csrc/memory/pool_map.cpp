@@ -112,7 +112,8 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
     contents_.reserve(plan.claims.size());
     plan.created.reserve(plan.claims.size());
     if (to_create.count == 0) return {};
-    if (budget_->take(to_create, listener_)) {
+    // Asking for more than is left presses the budget's other owners: not for what is only a guess.
+    if ((options.reclaim || to_create <= budget_left()) && budget_->take(to_create, listener_)) {
       taken_ += to_create;
       peak_taken_ = std::max(peak_taken_, taken_);
       return {};
@@ -122,9 +123,7 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
     throw;
   }
   undo();
-  const Bytes limit = budget_->limit();
-  const Bytes left = limit - std::min(limit, budget_->taken());
-  return std::max(to_create - std::min(to_create, left), reservation.shape.page_bytes);
+  return std::max(to_create - std::min(to_create, budget_left()), reservation.shape.page_bytes);
 }
 
 /// False when the page's place is still being released.

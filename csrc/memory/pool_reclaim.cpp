@@ -7,11 +7,14 @@
 
 namespace vmm {
 
+Bytes Pool::budget_left() const {
+  const Bytes limit = budget_->limit();
+  return limit - std::min(limit, budget_->taken());
+}
+
 MemoryFigures Pool::figures(Bytes asked) const {
   std::lock_guard lock(mutex_);
-  const Bytes limit = budget_->limit();
-  const Bytes untaken = limit - std::min(limit, budget_->taken());
-  return {asked, untaken + physical_.free_bytes(), reclaimable(), limit};
+  return {asked, budget_left() + physical_.free_bytes(), reclaimable(), budget_->limit()};
 }
 
 Bytes Pool::reclaimable() const {

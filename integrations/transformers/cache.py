@@ -112,9 +112,7 @@ class VmmCache(DynamicCache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VmmCache:
         memory = self._memory
-        other = _assemble(CacheMemory(memory.pool, memory.max_tokens, memory.page_bytes), self._payload(), memo)
-        memo[id(self)] = other
-        return other
+        return _assemble(CacheMemory(memory.pool, memory.max_tokens, memory.page_bytes), self._payload(), memo)
 
     def __reduce__(self) -> tuple:
         # Loaded into the default pool of whoever loads it.

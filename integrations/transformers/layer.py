@@ -30,8 +30,7 @@ class CacheView(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        memo[id(self)] = self._compact()
-        return memo[id(self)]
+        return self._compact()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self._compact().__reduce_ex__(protocol)

@@ -75,6 +75,16 @@ def test_values_of_another_width(pool):
     assert torch.equal(values[:, :, 160:], states(40, heads=4, dim=8, seed=160))
 
 
+def test_layers_of_two_kinds_are_reserved_once_each(pool):
+    """The first layer's kind is a guess for the others, and is not repeated where a layer proves it wrong."""
+    cache = cache_for(model_of(), pool)
+    for index, heads in enumerate((2, 4, 2)):
+        keys = states(5, heads=heads, seed=index)
+        assert torch.equal(cache.update(keys, keys, index)[0], keys)
+    stats = pool.stats()
+    assert stats.reservations_made + stats.reservations_adopted == 2 * LAYERS + 2
+
+
 def test_iteration(pair):
     dynamic, cache = pair
     entries = list(cache)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import (
     LAYERS,
+    PAGE_BYTES,
     PAGES,
     assert_in_place,
     assert_same_output,
@@ -18,9 +19,10 @@ from tiny import (
     left_padding,
     model_of,
     prompt,
-    small_pool,
 )
 from transformers import DynamicCache
+
+from vmm import Pool
 
 
 def test_two_caches_in_turn(pool):
@@ -94,7 +96,7 @@ def test_threads_that_take_each_others_memory():
     expected = {
         seed: filled(DynamicCache(config=model.config), 60 + seed, 1 + seed % 2, seed) for seed in range(8)
     }
-    with small_pool(4 * 2 * 2 * PAGES) as pool:
+    with Pool((4 * 2 * 2 + 4) * PAGES * PAGE_BYTES) as pool:
 
         def churn(start):
             for turn in range(12):

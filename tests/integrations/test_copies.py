@@ -94,8 +94,10 @@ def test_deepcopy_stays_in_the_pool_and_pickle_goes_to_the_default_one(pool):
 
 def test_deepcopy_in_a_larger_object_is_one_copy(pool):
     cache = filled(cache_for(model_of(), pool))
-    first, second = copy.deepcopy([cache, cache])
+    keys = cache.layers[0].keys
+    first, second, view, same_view = copy.deepcopy([cache, cache, keys, keys])
     assert first is second is not cache
+    assert view is same_view is not keys
 
 
 def test_prefix_reuse(pool):

@@ -23,7 +23,7 @@ from vmm.integrations.transformers import VmmCache
 def gradients_through(model, cache, *forwards):
     """Of the model's trained parameters, after the forwards and one backward; and the last logits."""
     model.zero_grad()
-    logits = [forward(model, cache) for forward in forwards]
+    logits = [run(model, cache) for run in forwards]
     sum((part**2).mean() for part in logits).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, logits[-1]
 
@@ -65,12 +65,12 @@ def test_backward_after_a_prefill_without_gradients(pool):
     assert_same_gradients(trained(), pool, forward(ids, grad=False), forward(ids), forward(ids))
 
 
-@pytest.mark.parametrize("only", ["q_proj", "v_proj", "layers.2.", "lm_head"])
-def test_backward_where_some_layers_record_nothing(pool, only):
+@pytest.mark.parametrize("prefilled", [False, True], ids=["", "prefilled"])
+@pytest.mark.parametrize("only", ["q_proj", "k_proj", "v_proj", "layers.2.", "lm_head"])
+def test_backward_where_some_layers_record_nothing(pool, only, prefilled):
     """As with adapters: the first layer's keys need no gradient, but attention still saves them."""
-    assert_same_gradients(
-        trained(only), pool, forward(prompt(20, 2)), forward(prompt(5, 2)), forward(prompt(1, 2))
-    )
+    first = forward(prompt(20, 2), grad=not prefilled)
+    assert_same_gradients(trained(only), pool, first, forward(prompt(5, 2)), forward(prompt(1, 2)))
 
 
 def test_overwriting_what_was_recorded_is_an_error_not_a_wrong_gradient(pool):

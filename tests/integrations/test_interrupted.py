@@ -13,7 +13,6 @@ from tiny import (
     assert_same_states,
     assert_unchanged,
     cache_for,
-    faulty_pool,
     filled,
     generate,
     model_of,
@@ -148,7 +147,7 @@ def test_every_driver_call_may_fail_once():
     model = model_of()
     expected = filled(filled(DynamicCache(config=model.config), 60), 10, seed=20)
     for call in itertools.count(1):
-        pool = faulty_pool(2 * PAGES)
+        pool = small_pool(2 * PAGES)
         cache = cache_for(model, pool)
         pool._core.fail_at(call)
         for tokens, seed in ((60, 3), (10, 20)):
@@ -175,7 +174,7 @@ def fill_again_if_it_fails(cache, tokens, seed):
 def test_admission_counts_for_the_attempt_only():
     """The driver fails after the admission; next time the pages are gone, and that must be found out before a
     layer has changed."""
-    pool = faulty_pool(PAGES + 2 * HEADS)
+    pool = small_pool(PAGES + 2 * HEADS)
     cache, other = cache_for(model_of(), pool), cache_for(model_of(), pool)
     pool._core.fail_at(1)
     with pytest.raises(DriverError):

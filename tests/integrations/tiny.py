@@ -94,13 +94,8 @@ def bart():
 
 
 def small_pool(pages):
-    """Without look-ahead, so that every page is accounted for."""
-    return Pool(pages * PAGE_BYTES, lookahead_pages=0)
-
-
-def faulty_pool(pages):
-    """A small pool whose driver fails on demand; without a pager thread, so that calls can be counted."""
-    pool = small_pool(pages)
+    """Every page and driver call is the caller's: there is no pager, and the driver fails on demand."""
+    pool = Pool(pages * PAGE_BYTES)
     pool.close()
     pool._core = _core.Pool(pages * PAGE_BYTES, lookahead_pages=0, pager_thread=False, faults=True)
     return pool

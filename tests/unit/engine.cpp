@@ -77,6 +77,20 @@ TEST(the_pager_does_not_evict_for_a_guess) {
   test.pool->check();
 }
 
+TEST(a_guess_does_not_press_the_other_owners_of_a_budget) {
+  auto budget = std::make_shared<LocalBudget>(1_MiB);
+  TestPool one({}, budget);
+  TestPool two({}, budget);
+  auto idle = one.reserve(512_KiB);
+  map(*idle, 0, 8);
+  idle.reset();
+  auto growth = two.grow(two.reserve(1_MiB), record);
+  growth->advance({8 * 256});
+  two.settle();
+  one.settle();
+  CHECK(one.pool->stats().mapped == 512_KiB);
+}
+
 TEST(truncated_tokens_are_reclaimable_and_come_back) {
   TestPool test(2_MiB);
   auto growth = test.grow(test.reserve(1_MiB), record);
