@@ -1,4 +1,4 @@
-"""A Transformers cache that grows in place: ``model.generate(..., past_key_values=VmmCache(model.config))``."""
+"""A Transformers cache that grows in place: ``generate(..., past_key_values=VmmCache(model.config))``."""
 
 from vmm.integrations.transformers.cache import CacheStats, VmmCache
 

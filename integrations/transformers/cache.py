@@ -16,6 +16,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     get_layer_types_and_kwargs,
 )
+
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
@@ -28,7 +29,9 @@ class CacheStats:
 
     tokens: int  #: in the longest layer
     live_bytes: int  #: of K and V that hold tokens
-    mapped_bytes: int  #: live, the rest of each last page, look-ahead, and what an adopted reservation brought
+    mapped_bytes: (
+        int  #: live, the rest of each last page, look-ahead, and what an adopted reservation brought
+    )
     layers: int  #: in vmm's memory; the others are stock
     layout: str
 
@@ -36,16 +39,16 @@ class CacheStats:
 class VmmCache(DynamicCache):
     """A ``DynamicCache`` whose full-attention layers grow in place in virtual memory.
 
-    ``max_tokens`` bounds a sequence (default: the model's ``max_position_embeddings``); it costs address space,
+    ``max_tokens`` bounds a sequence (default: the model's ``max_position_embeddings``); it costs addresses,
     not memory. ``budget`` (bytes or text like ``"12GiB"``) gives the cache a pool of its own; ``pool`` shares
     one; with neither, the device's default pool is shared. When the cache dies its memory goes back to the
     pool, still mapped, and the next cache of the same shape starts warm.
 
     Sliding-window, linear-attention and other special layers stay the stock ones. CPU models only, yet.
 
-    Raises InvalidArgument for bad arguments, and on growth past ``max_tokens``; OutOfPages when a forward needs
-    more pages than can be had. If that happens in the middle of a forward, ``crop`` back to the length before
-    it and go on. Not thread-safe; different caches on one pool are.
+    Raises InvalidArgument for bad arguments, and on growth past ``max_tokens``; OutOfPages when a forward
+    needs more pages than can be had. If that happens in the middle of a forward, ``crop`` back to the length
+    before it and go on. Not thread-safe; different caches on one pool are.
     """
 
     def __init__(
@@ -112,12 +115,16 @@ class VmmCache(DynamicCache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VmmCache:
         memory = self._memory
-        return _assemble(CacheMemory(memory.pool, memory.max_tokens, memory.page_bytes), self._payload(), memo)
+        return _assemble(
+            CacheMemory(memory.pool, memory.max_tokens, memory.page_bytes), self._payload(), memo
+        )
 
     def __reduce__(self) -> tuple:
         # Loaded into the default pool of whoever loads it.
-        payload = [(kind, tuple(s.contiguous() for s in state) if kind == "vmm" else state)
-                   for kind, state in self._payload()]
+        payload = [
+            (kind, tuple(s.contiguous() for s in state) if kind == "vmm" else state)
+            for kind, state in self._payload()
+        ]
         return _load, (self._memory.max_tokens, self._memory.page_bytes, payload)
 
     def _payload(self) -> list[tuple[str, Any]]:
@@ -135,7 +142,9 @@ def _checked_page_bytes(pool: Pool, page_bytes: int | None) -> int:
         return pool.default_page_bytes
     granularity = pool._core.granularity
     if not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
-        raise InvalidArgument(f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}")
+        raise InvalidArgument(
+            f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}"
+        )
     return page_bytes
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.graph import increment_version
 from transformers.cache_utils import DynamicLayer
+
 from vmm.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ class VmmLayer(DynamicLayer):
         self._key_kind: tuple = ()  # what an update must look like
         self._value_kind: tuple = ()
 
-    def _reserve(self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int | None = None) -> None:
+    def _reserve(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int | None = None
+    ) -> None:
         """Address space for states of these shapes (with another batch, if given); maps nothing."""
         spaces, parts, kinds = [], [], []
         for states in (key_states, value_states):

@@ -7,6 +7,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 import torch
+
 from vmm import _core
 from vmm.errors import InvalidArgument, OutOfPages
 from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, Layout, fits
@@ -20,7 +21,7 @@ _TYPE_CODES = {torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloa
 
 
 class CacheMemory:
-    """Not thread-safe, like the cache it belongs to; caches on one pool may be used from different threads."""
+    """Not thread-safe, like the cache it belongs to; caches on one pool may be used in different threads."""
 
     def __init__(self, pool: Pool, max_tokens: int, page_bytes: int) -> None:
         self.pool = pool
