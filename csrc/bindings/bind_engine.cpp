@@ -234,7 +234,7 @@ void bind_growth(py::module_& m) {
              std::vector<GrowthPart> out;
              for (const auto& [lease, first_extent, extents, record_bytes] : parts)
                out.push_back({lease, first_extent, extents, {record_bytes}});
-             return std::make_shared<Growth>(h.engine->pager(), std::move(out));
+             return Growth::make(h.engine->pager(), std::move(out));
            }),
            py::arg("pool"), py::arg("parts"))
       .def(

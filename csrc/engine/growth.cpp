@@ -51,6 +51,21 @@ Growth::Growth(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts)
   }
 }
 
+std::shared_ptr<Growth> Growth::make(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts) {
+  // Two counts: the owners', which closes, and one that the pager may hold a little longer.
+  auto growth = std::make_shared<Growth>(std::move(pager), std::move(parts));
+  growth->self_ = growth;
+  return {growth.get(), [growth](Growth* self) mutable {
+            if (!self->pager_->pool().fork_guard().in_child()) self->close();
+            growth.reset();
+          }};
+}
+
+void Growth::close() {
+  std::lock_guard ahead(ahead_mutex_);
+  parts_.clear();
+}
+
 void Growth::check_length(const char* argument, Tokens tokens) const {
   if (tokens > max_tokens_)
     throw InvalidArgument(std::string(argument) + " is " + std::to_string(tokens.count) +
@@ -149,8 +164,11 @@ void Growth::scrub(Tokens from, Tokens to) {
       pool().zero(part.part.lease->reservation(), range.offset, range.size);
 }
 
-bool Growth::map_ahead(Pages at_most, Pages lookahead) {
+bool Growth::map_ahead(Bytes batch, Pages lookahead) {
+  std::lock_guard ahead(ahead_mutex_);
+  if (parts_.empty()) return false;  // closed
   const Tokens announced{announced_.load()};
+  Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().part.lease->shape().page_bytes)};
   MapOptions options;
   options.keep = false;
   options.wait = false;

@@ -24,9 +24,11 @@ struct GrowthPart {
 };
 
 /// Calls by the owner are serialised; different growths are advanced in parallel.
-class Growth : public std::enable_shared_from_this<Growth> {
+class Growth {
  public:
-  Growth(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts);
+  /// When the last owner lets go, the leases end there and then, even if the pager is at work on the growth.
+  static std::shared_ptr<Growth> make(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts);
+  Growth(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts);  // for make()
 
   /// Makes tokens [0, to) usable and tells the pager. The caller is about to write [frontier, to).
   /// Returns the limit: up to there the caller may write without calling again.
@@ -48,9 +50,9 @@ class Growth : public std::enable_shared_from_this<Growth> {
   Tokens frontier() const noexcept { return {frontier_.load()}; }
   Pool& pool() const noexcept { return parts_.front().part.lease->pool(); }
 
-  /// For the pager: maps up to `at_most` pages of what is announced, then of the look-ahead. True when
-  /// there may be more to map.
-  bool map_ahead(Pages at_most, Pages lookahead);
+  /// For the pager: maps up to `batch` of what is announced, then of the look-ahead. True when there may be
+  /// more to map.
+  bool map_ahead(Bytes batch, Pages lookahead);
 
  private:
   friend class Pager;
@@ -65,16 +67,19 @@ class Growth : public std::enable_shared_from_this<Growth> {
     std::vector<ByteRange> bytes(Tokens from, Tokens to) const;
   };
 
+  void close();
   Tokens limit() const;
   MapResult map_parts(Tokens to, std::size_t& done);
 
   std::shared_ptr<Pager> pager_;
+  std::weak_ptr<Growth> self_;  // the pager's count
   std::deque<Part> parts_;  // a deque, because an atomic cannot be moved
   Tokens max_tokens_;
   std::mutex owner_mutex_;
   std::atomic<std::uint64_t> frontier_{0};
   std::atomic<std::uint64_t> announced_{0};
   std::atomic<bool> due_{false};  // in the pager's inbox
+  std::mutex ahead_mutex_;        // held while the pager works on it
 };
 
 /// Throws OutOfPages unless all growths together could advance to `to`; then announces it to each.

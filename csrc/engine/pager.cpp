@@ -1,7 +1,5 @@
 #include "engine/pager.h"
 
-#include <algorithm>
-
 #include "base/error.h"
 
 namespace vmm {
@@ -33,7 +31,7 @@ void Pager::wake() {
 void Pager::notify(Growth& growth) {
   if (growth.due_.exchange(true)) return;
   std::lock_guard lock(inbox_mutex_);
-  due_.push_back(growth.weak_from_this());
+  due_.push_back(growth.self_);
   wake_();
 }
 
@@ -63,9 +61,7 @@ void Pager::map_one_batch() {
   if (!growth) return;
   // Cleared before the work: a frontier that moves meanwhile puts the growth in the inbox again.
   growth->due_ = false;
-  const Bytes page = growth->parts_.front().part.lease->shape().page_bytes;
-  const Pages batch{std::max<std::uint64_t>(1, options_.batch_bytes / page)};
-  if (growth->map_ahead(batch, options_.lookahead)) put_back(growth);
+  if (growth->map_ahead(options_.batch_bytes, options_.lookahead)) put_back(growth);
 }
 
 /// Runs one kind of work; false when it failed. One that keeps failing must not stop the others.

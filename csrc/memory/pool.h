@@ -85,8 +85,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Zeroes mapped bytes, e.g. of a write that was announced and failed.
   void zero(Reservation& reservation, Bytes offset, Bytes size);
 
-  /// Throws OutOfPages unless `asked` more bytes could be had, by reclaiming if need be.
-  void require_obtainable(Bytes asked) const;
+  /// Throws OutOfPages unless `asked` more bytes could be had, by reclaiming if need be. Where what is
+  /// lacking may be in the hands of calls under way, it waits for those.
+  void require_obtainable(Bytes asked);
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
   Bytes mapped(const Reservation& reservation) const;
@@ -134,6 +135,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
     std::vector<CreatedPage> created;  // for the claims that create, in their order
     bool blocked = false;              // by pages that others are mapping or unmapping
     bool mapped = false;               // the driver has mapped the claims
+    Bytes in_transit;                  // what it maps for nobody in particular, and so reclaimable soon
   };
   struct Unmapping {
     Reservation* reservation;
@@ -161,11 +163,13 @@ class Pool : public std::enable_shared_from_this<Pool> {
   // pool_reclaim.cpp
   Bytes budget_left() const;
   MemoryFigures figures(Bytes asked) const;
+  MemoryFigures figures_locked(Bytes asked) const;
   Bytes reclaimable() const;
   void make_room(Bytes asked, Bytes lacking);
   Bytes release_free(Bytes wanted);
   Bytes reclaim(Bytes wanted);
   std::vector<Unmapping> choose_victims(Bytes wanted);
+  static Bytes size(const std::vector<Unmapping>&);
   Bytes unmap(std::vector<Unmapping> batch);
   std::vector<PageMapping> begin_unmap(const Unmapping&);
   void end_unmap(Unmapping&, std::size_t done);
@@ -208,7 +212,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::deque<Retirement> retired_;
   Bytes taken_;  // of the budget: every page that is not absent
   Bytes peak_taken_;
-  std::uint64_t unmappings_under_way_ = 0;
+  Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
 };
 
 /// The right to use a reservation. When it ends, the reservation goes back to the pool, still mapped.

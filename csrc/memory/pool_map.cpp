@@ -44,7 +44,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
         check_ranges(reservation, ranges);
         lacking = plan_map(reservation, ranges, options, plan, kept_here);
         asked = reservation.shape.page_bytes * plan.claims.size();
-        kept_here.reserve(kept_here.size() + plan.claims.size());
+        if (lacking.count == 0 && !options.keep) in_transit_ += plan.in_transit = asked;
       }
       if (lacking.count != 0) {
         if (!options.reclaim) throw OutOfPages(figures(asked), "nothing may be reclaimed for this");
@@ -111,6 +111,7 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
     });
     contents_.reserve(plan.claims.size());
     plan.created.reserve(plan.claims.size());
+    kept_here.reserve(kept_here.size() + plan.claims.size());
     if (to_create.count == 0) return {};
     // Asking for more than is left presses the budget's other owners: not for what is only a guess.
     if ((options.reclaim || to_create <= budget_left()) && budget_->take(to_create, listener_)) {
@@ -217,6 +218,7 @@ void Pool::commit(Reservation& reservation, MapPlan& plan, bool keep) {
     if (keep) reservation.table.keep(claim.page, true);
   }
   counters_.pages_created.add(plan.created.size());
+  in_transit_ -= plan.in_transit;
   changed_.notify_all();
 }
 
@@ -257,6 +259,7 @@ void Pool::roll_back(Reservation& reservation, MapPlan& plan) {
     drop_window_if_unused(reservation, claim.page);
   }
   if (!left.pages.empty()) retired_.push_back({std::move(left), {}, false});
+  in_transit_ -= plan.in_transit;
   changed_.notify_all();
 }
 

@@ -14,6 +14,10 @@ Bytes Pool::budget_left() const {
 
 MemoryFigures Pool::figures(Bytes asked) const {
   std::lock_guard lock(mutex_);
+  return figures_locked(asked);
+}
+
+MemoryFigures Pool::figures_locked(Bytes asked) const {
   return {asked, budget_left() + physical_.free_bytes(), reclaimable(), budget_->limit()};
 }
 
@@ -24,12 +28,19 @@ Bytes Pool::reclaimable() const {
   return sum;
 }
 
-void Pool::require_obtainable(Bytes asked) const {
-  const MemoryFigures now = figures(asked);
-  if (now.free + now.reclaimable < asked) throw OutOfPages(now, "");
+void Pool::require_obtainable(Bytes asked) {
+  MemoryFigures have = figures(asked);
+  if (have.free + have.reclaimable >= asked) return;
+  drain_retired();
+  std::unique_lock lock(mutex_);
+  for (;; changed_.wait(lock)) {
+    have = figures_locked(asked);
+    if (have.free + have.reclaimable >= asked) return;
+    if (have.free + have.reclaimable + in_transit_ < asked) throw OutOfPages(have, "");
+  }
 }
 
-/// Frees something, or throws OutOfPages before anything is touched.
+/// Frees something, or waits until others have; throws OutOfPages before anything is touched.
 void Pool::make_room(Bytes asked, Bytes lacking) {
   epochs_.poll();
   require_obtainable(asked);
@@ -37,19 +48,22 @@ void Pool::make_room(Bytes asked, Bytes lacking) {
   if (freed < lacking) freed += reclaim(lacking - freed);
   if (freed.count != 0) return;
   std::unique_lock lock(mutex_);
-  if (unmappings_under_way_ == 0) {
-    lock.unlock();
-    throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
-  }
-  changed_.wait(lock, [&] { return unmappings_under_way_ == 0; });
+  if (budget_left() >= lacking) return;
+  if (in_transit_.count == 0)
+    throw OutOfPages(figures_locked(asked), "what is reclaimable is still in use by unfinished work");
+  changed_.wait(lock);
 }
 
 Bytes Pool::release_free(Bytes wanted) {
   std::vector<PhysicalPageId> pages;
   std::vector<CreatedPage> handles;
+  Bytes in_transit;
   {
     std::lock_guard lock(mutex_);
     pages = physical_.some_free(wanted);
+    if (pages.empty()) return {};
+    for (PhysicalPageId page : pages) in_transit += physical_.page_bytes(page);
+    in_transit_ += in_transit;
     handles.reserve(pages.size());
     for (PhysicalPageId page : pages) {
       handles.push_back(std::move(physical_[page].handle));
@@ -80,6 +94,7 @@ Bytes Pool::release_free(Bytes wanted) {
     freed += physical_.page_bytes(pages[i]);
     counters_.pages_released.add();
   }
+  in_transit_ -= in_transit;
   changed_.notify_all();
   if (failure && freed.count == 0) std::rethrow_exception(failure);
   return freed;
@@ -92,6 +107,7 @@ Bytes Pool::reclaim(Bytes wanted) {
     victims = choose_victims(wanted);
     for (const Unmapping& victim : victims)
       for (PageIndex page : victim.pages) victim.reservation->table.move(page, VirtualState::retiring);
+    in_transit_ += size(victims);
   }
   return unmap(std::move(victims));
 }
@@ -123,14 +139,21 @@ std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted) {
   return victims;
 }
 
-/// Unmaps Retiring pages. Those the driver refuses are retired again. Throws only when none was unmapped.
+Bytes Pool::size(const std::vector<Unmapping>& batch) {
+  Bytes sum;
+  for (const Unmapping& what : batch) sum += what.reservation->shape.page_bytes * what.pages.size();
+  return sum;
+}
+
+/// Unmaps Retiring pages, which the caller has counted as in transit. Those the driver refuses are retired
+/// again. Throws only when none was unmapped.
 Bytes Pool::unmap(std::vector<Unmapping> batch) {
   if (batch.empty()) return {};
+  const Bytes in_transit = size(batch);
   std::vector<std::vector<PageMapping>> mappings;
   {
     std::lock_guard lock(mutex_);
     for (const Unmapping& what : batch) mappings.push_back(begin_unmap(what));
-    ++unmappings_under_way_;
   }
   std::vector<std::size_t> done(batch.size(), 0);
   std::exception_ptr failure;
@@ -149,7 +172,7 @@ Bytes Pool::unmap(std::vector<Unmapping> batch) {
     freed += batch[i].reservation->shape.page_bytes * done[i];
     end_unmap(batch[i], done[i]);
   }
-  --unmappings_under_way_;
+  in_transit_ -= in_transit;
   changed_.notify_all();
   if (failure && freed.count == 0) std::rethrow_exception(failure);
   return freed;
@@ -223,6 +246,7 @@ bool Pool::drain_retired() {
         waiting.push_back(std::move(entry));
     }
     retired_ = std::move(waiting);
+    in_transit_ += size(over);
   }
   unmap(std::move(over));
   std::lock_guard lock(mutex_);
@@ -257,6 +281,7 @@ bool Pool::free_an_idle_range() {
       if (oldest->table[{i}].state == VirtualState::resident) all.pages.push_back({i});
     for (PageIndex page : all.pages) oldest->table.move(page, VirtualState::retiring);
     batch.push_back(std::move(all));
+    in_transit_ += size(batch);
   }
   return unmap(std::move(batch)).count != 0;
 }

@@ -40,8 +40,7 @@ TEST(a_growth_that_does_not_fit_keeps_nothing) {
   TestPool test(1_MiB);
   auto first = test.reserve(1_MiB);
   auto second = test.reserve(1_MiB);
-  auto growth = std::make_shared<Growth>(
-      test.pager, std::vector<GrowthPart>{{first, 0, 1, record}, {second, 0, 1, record}});
+  auto growth = Growth::make(test.pager, {{first, 0, 1, record}, {second, 0, 1, record}});
   CHECK_THROWS(OutOfPages, "budget 1048576", growth->advance({4096}));
   CHECK(growth->frontier() == Tokens{0});
   CHECK(test.pool->stats().kept == Bytes{});

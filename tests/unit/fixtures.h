@@ -34,7 +34,7 @@ struct TestPool {
   }
   std::shared_ptr<Growth> grow(std::shared_ptr<Lease> lease, Bytes record) {
     const std::uint64_t extents = lease->extents();
-    return std::make_shared<Growth>(pager, std::vector<GrowthPart>{{std::move(lease), 0, extents, record}});
+    return Growth::make(pager, {{std::move(lease), 0, extents, record}});
   }
   /// Polls until nothing is left to do at once.
   void settle() {

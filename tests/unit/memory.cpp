@@ -140,6 +140,17 @@ TEST(retired_pages_wait_for_their_fence) {
   test.pool->check();
 }
 
+TEST(what_is_retired_and_over_counts_as_obtainable) {
+  TestPool test(1_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 16);
+  retire(*lease, 0, 16);
+  auto other = test.reserve(1_MiB);
+  test.pool->require_obtainable(1_MiB);
+  map(*other, 0, 16);
+  test.pool->check();
+}
+
 TEST(a_retired_page_that_is_wanted_again_comes_back_with_its_bytes) {
   TestPool test(4_MiB);
   auto lease = test.reserve(1_MiB);

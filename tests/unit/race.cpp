@@ -74,6 +74,20 @@ TEST(threads_share_a_pool) {
   CHECK(test.budget->taken() == Bytes{});
 }
 
+TEST(a_budget_that_is_just_enough_is_enough) {
+  TestPool test(3_MiB);
+  PagerThread pager(test.pager);
+  for (std::uint64_t i = 0; i < 200; ++i) {
+    // Of another shape than the last, which is idle now: every page is unmapped, released or remapped, by
+    // this thread and the pager side by side, and none of that may look like a lack of memory.
+    std::vector<std::shared_ptr<Growth>> layers;
+    for (int n = 0; n < 3; ++n) layers.push_back(test.grow(test.reserve(64_KiB * (4 + i % 5), 4), record));
+    admit(layers, {4 * 256});
+    for (const auto& layer : layers) layer->advance({4 * 256});
+  }
+  test.pool->check();
+}
+
 TEST(driver_failures_beside_other_threads) {
   TestPool test(8_MiB);
   std::atomic<int> wrong{0};
