@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,38 @@ class VmmCache(DynamicCache):
             behind = 0 if length is None else longest - length
             if behind == 0 or tokens_to_remove + behind < 0:
                 layer.crop(tokens_to_remove + behind)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._rebatch(lambda rows: rows.repeat_interleave(repeats))
+        for layer in self._stock_layers():
+            layer.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._rebatch(lambda rows: rows[indices])
+        for layer in self._stock_layers():
+            layer.batch_select_indices(indices)
+
+    def _rebatch(self, choose: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """All layers or, when memory runs out, none: the old rows are let go after the last copy."""
+        changed: list[tuple[VmmLayer, VmmLayer]] = []
+        try:
+            for layer in self._memory.layers:
+                if layer.growth is not None and layer.length:
+                    changed.append((layer, layer.rebatched(choose(torch.arange(len(layer.keys))))))
+        except BaseException:
+            changed.clear()  # or the traceback would keep their memory
+            raise
+        for layer, fresh in changed:
+            layer.become(fresh)
+
+    def _stock_layers(self) -> list[Any]:
+        return [layer for layer in self.layers if not isinstance(layer, VmmLayer) or layer.growth is None]
+
+    def __copy__(self) -> VmmCache:
+        """Shares the layers, as a shallow copy of the stock cache does."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VmmCache:
         memory = self._memory

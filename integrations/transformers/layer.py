@@ -13,10 +13,10 @@ from torch.autograd.graph import increment_version
 from transformers.cache_utils import DynamicLayer
 
 from vmm.errors import InvalidArgument
+from vmm.integrations.transformers.memory import CacheMemory, with_garbage_collected
 
 if TYPE_CHECKING:
     from vmm._core import Growth, Lease
-    from vmm.integrations.transformers.memory import CacheMemory
 
 logger = logging.getLogger("vmm")
 
@@ -25,7 +25,8 @@ class CacheView(torch.Tensor):
     """The live part of a layer's K or V, as models and callers see it: ``[batch, heads, length, dim]``.
 
     An ordinary tensor, but its storage spans address space where nothing is mapped, which the stock deepcopy
-    and pickle would walk. Here they copy what the view shows, and so they do for views of it.
+    and pickle would walk. Here they copy what the view shows, and so they do for the usual views of it
+    (_VIEWS); rarer ones are plain tensors.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -179,19 +180,22 @@ class VmmLayer(DynamicLayer):
         self.keys, self.values, self.is_initialized = keys, values, True
         self.dtype, self.device = keys.dtype, keys.device
 
-    def _rebatch(self, rows: torch.Tensor) -> None:
-        """Row i becomes what row rows[i] was, in new address space."""
+    def rebatched(self, rows: torch.Tensor) -> VmmLayer:
+        """A layer whose row i is what row rows[i] is here, in addresses of its own."""
         keys, values, length = self.keys, self.values, self.length
         fresh = VmmLayer(self._memory)
         fresh._reserve(keys, values, batch=len(rows))
-        fresh._allow(fresh.growth.advance(length))
+        fresh._allow(with_garbage_collected(lambda: fresh.growth.advance(length)))
         # Row by row: a gather of all rows at once would need the layer's memory a third time.
         for to, row in enumerate(rows.tolist()):
             fresh._key_space[to, :, :length].copy_(keys[row])
             fresh._value_space[to, :, :length].copy_(values[row])
         fresh._show(length)
         fresh.is_initialized = True
-        self.__dict__.update(fresh.__dict__)
+        return fresh
+
+    def become(self, other: VmmLayer) -> None:
+        self.__dict__.update(other.__dict__)
 
     @property
     def mapped_bytes(self) -> int:
@@ -226,7 +230,7 @@ class VmmLayer(DynamicLayer):
         if self.growth is None:
             super().reorder_cache(beam_idx)
         elif self.length and len(beam_idx) != len(self.keys):
-            self._rebatch(beam_idx)
+            self.become(self.rebatched(beam_idx))
         elif self.length:
             self.keys.copy_(self.keys.index_select(0, beam_idx))
             self.values.copy_(self.values.index_select(0, beam_idx))
@@ -235,10 +239,10 @@ class VmmLayer(DynamicLayer):
         if self.growth is None:
             super().batch_repeat_interleave(repeats)
         elif self.length:
-            self._rebatch(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+            self.become(self.rebatched(torch.arange(self.keys.shape[0]).repeat_interleave(repeats)))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.growth is None:
             super().batch_select_indices(indices)
         elif self.length:
-            self._rebatch(torch.arange(self.keys.shape[0])[indices])
+            self.become(self.rebatched(torch.arange(self.keys.shape[0])[indices]))

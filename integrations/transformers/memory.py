@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -16,8 +17,19 @@ if TYPE_CHECKING:
     from vmm.integrations.transformers.layer import VmmLayer
     from vmm.pool import Pool
 
+Result = TypeVar("Result")
+
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
 _TYPE_CODES = {torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloat16: 4}
+
+
+def with_garbage_collected(work: Callable[[], Result]) -> Result:
+    """``work()``; when it runs out of pages, again without the caches that only reference cycles keep."""
+    try:
+        return work()
+    except OutOfPages:
+        gc.collect()
+    return work()
 
 
 class CacheMemory:
@@ -58,8 +70,6 @@ class CacheMemory:
         layout = self.layout(batch, heads)
         record_bytes = layout.record_elements(heads, dim) * dtype.itemsize
         extent_bytes = -(-self.max_tokens * record_bytes // self.page_bytes) * self.page_bytes
-        if extent_bytes % dtype.itemsize:
-            raise InvalidArgument(f"page_bytes is {self.page_bytes}; expected a multiple of the element size")
         extents = layout.extents(batch, heads)
         lease = self.pool.reserve(page_bytes=self.page_bytes, extent_bytes=extent_bytes, extents=extents)
         capsule = lease.dlpack(
@@ -81,12 +91,8 @@ class CacheMemory:
         if to > self.max_tokens:
             raise InvalidArgument(f"max_tokens is {self.max_tokens}; the cache would grow to {to} tokens")
         if to > self.frontier:
-            try:
-                self._admit(layer.length, to)
-            except OutOfPages:
-                gc.collect()  # caches that only a reference cycle keeps alive
-                self._admit(layer.length, to)
-        limit = layer.growth.advance(to)
+            with_garbage_collected(lambda: self._admit(layer.length, to))
+        limit = with_garbage_collected(lambda: layer.growth.advance(to))
         self.frontier = max(self.frontier, to)
         return limit
 

@@ -1,5 +1,7 @@
 """Reordering, repeating and selecting rows: beam search and contrastive search do it."""
 
+import copy
+
 import pytest
 import torch
 from tiny import (
@@ -8,9 +10,13 @@ from tiny import (
     assert_same_states,
     assert_unchanged,
     cache_for,
+    filled,
     model_of,
+    small_pool,
     snapshot,
 )
+
+from vmm import OutOfPages
 
 
 @pytest.mark.parametrize("order", [[2, 0, 0], [0, 1, 2], [1, 2, 0], [2], [1, 1, 0, 2, 2]], ids=str)
@@ -49,6 +55,26 @@ def test_selecting_a_row_there_is_not_changes_nothing(pair):
     with pytest.raises(IndexError):
         pair[1].batch_select_indices(torch.tensor([3]))
     assert_unchanged(pair[1], before)
+
+
+def test_running_out_of_memory_half_way_changes_no_layer():
+    pool = small_pool(40)  # 3 rows of 2 layers take 24 pages; 9 rows would take 72
+    cache = filled(cache_for(model_of(), pool), tokens=20, batch=3)
+    before = snapshot(cache)
+    with pytest.raises(OutOfPages):
+        cache.batch_repeat_interleave(3)
+    assert_unchanged(cache, before)
+    cache.batch_select_indices(torch.tensor([1]))
+    assert_same_states(cache, cache)
+    assert cache.layers[0].keys.shape[0] == 1
+    pool.check()
+
+
+def test_a_shallow_copy_shares_the_layers(pair):
+    other = copy.copy(pair[1])
+    append_to([other])
+    assert other.layers is pair[1].layers
+    assert pair[1].get_seq_length() == other.get_seq_length()
 
 
 def test_rows_of_an_empty_cache(pool):
