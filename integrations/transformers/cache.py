@@ -125,7 +125,7 @@ class VmmCache(DynamicCache):
             layer.batch_select_indices(indices)
 
     def _rebatch(self, choose: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """All layers or, when memory runs out, none: the old rows are let go after the last copy."""
+        """All layers or, when memory runs out, none: the old rows stay until the last layer is copied."""
         changed: list[tuple[VmmLayer, VmmLayer]] = []
         try:
             for layer in self._memory.layers:

@@ -58,7 +58,7 @@ def test_selecting_a_row_there_is_not_changes_nothing(pair):
 
 
 def test_running_out_of_memory_half_way_changes_no_layer():
-    pool = small_pool(40)  # 3 rows of 2 layers take 24 pages; 9 rows would take 72
+    pool = small_pool(80)  # 3 rows take 36 pages, 9 rows would take 108 beside them
     cache = filled(cache_for(model_of(), pool), tokens=20, batch=3)
     before = snapshot(cache)
     with pytest.raises(OutOfPages):
