@@ -83,6 +83,8 @@ class VmmLayer(DynamicLayer):
         self._leases: list[Lease] = []
         self._key_space: torch.Tensor | None = None
         self._value_space: torch.Tensor | None = None
+        self._key_tail: torch.Tensor | None = None
+        self._value_tail: torch.Tensor | None = None
         self._key_kind: tuple = ()  # what an update must look like
         self._value_kind: tuple = ()
 
@@ -103,6 +105,8 @@ class VmmLayer(DynamicLayer):
         self.growth = self._memory.pool.growth(parts)
         self._leases = [part[0] for part in parts]
         self._key_space, self._value_space = spaces
+        # For appending: changes nothing that autograd may have saved, because earlier views end before it.
+        self._key_tail, self._value_tail = (space.data for space in spaces)
         self._key_kind, self._value_kind = kinds
         self.dtype, self.device = key_states.dtype, key_states.device
         self._limit = 0
@@ -139,9 +143,8 @@ class VmmLayer(DynamicLayer):
         if end > self._limit:
             self._allow(self._memory.grow(self, end))
         try:
-            # .data, because this changes nothing that autograd may have saved: earlier views end before it.
-            self._key_space.data.narrow(2, start, count).copy_(key_states)
-            self._value_space.data.narrow(2, start, count).copy_(value_states)
+            self._key_tail.narrow(2, start, count).copy_(key_states)
+            self._value_tail.narrow(2, start, count).copy_(value_states)
         except BaseException:
             self.growth.scrub(start, end)
             raise
