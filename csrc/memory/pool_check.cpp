@@ -78,8 +78,8 @@ void Pool::check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t 
   require(free_bytes == physical_.free_bytes(), "I14: the free bytes are true", 0);
   require(taken == taken_, "I15: the pool took from the budget what it created", 0);
   require(taken_ <= budget_->taken(), "I15: the budget knows what the pool took", 0);
-  require(mapping != 0 || held != 0 || in_transit_.count == 0, "I17: nothing is in transit when all is still",
-          0);
+  require(held + mapping + physical_.releasing() != 0 || in_transit_.count == 0,
+          "I17: nothing is in transit when nothing moves", 0);
   require(in_use == held + mapping, "I16: every physical page in use has a user", 0);
 }
 
