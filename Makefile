@@ -46,7 +46,7 @@ lint: build/.environment ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 format: build/.environment ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .

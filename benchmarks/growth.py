@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
@@ -16,6 +15,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 from vmm.benchmarks.report import Report, environment, interleaved, milliseconds, rounded
 from vmm.integrations.transformers import VmmCache
 from vmm.pool import Pool
+from vmm.testing import kernel_account, settle
 
 #: Set before the process starts: malloc keeps what it frees, for the peers' sake.
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -127,12 +127,12 @@ def _memory(report: Report, tokens: int) -> None:
     peak = 0
     while cache.get_seq_length() < tokens:
         _update_all(cache, chunk)
-        peak = max(peak, _memfd_bytes(pool))
+        peak = max(peak, os.fstat(pool._core.memfd).st_blocks * 512)
     settle(pool)
-    in_file, in_maps, stats = _memfd_bytes(pool), resident_bytes(pool), pool.stats()
-    if (in_file, in_maps) != (stats.created_bytes, stats.mapped_bytes):
-        raise AssertionError(f"kernel: {in_file} in the memfd, {in_maps} mapped; pool: {stats}")
-    report.metrics["peak_bytes_over_live_16k"] = max(peak, in_file) / cache.stats().live_bytes
+    kernel, stats = kernel_account(pool), pool.stats()
+    if (kernel.committed_bytes, kernel.resident_bytes) != (stats.created_bytes, stats.mapped_bytes):
+        raise AssertionError(f"kernel: {kernel}; pool: {stats}")
+    report.metrics["peak_bytes_over_live_16k"] = max(peak, kernel.committed_bytes) / cache.stats().live_bytes
 
 
 def _mappings(report: Report, tokens: int) -> None:
@@ -145,7 +145,7 @@ def _mappings(report: Report, tokens: int) -> None:
         cache = VmmCache(_config(max_tokens), pool=pool)
         while cache.get_seq_length() < tokens:
             _update_all(cache, prompt)
-        counts.append(_maps_lines(pool))
+        counts.append(kernel_account(pool).mappings)
         del cache
     report.metrics["mappings_at_64k_tokens"] = max(counts)
     for name, count in zip(("fresh", "recycled", "remapped"), counts, strict=True):
@@ -209,37 +209,3 @@ def _tokens(report: Report) -> None:
         identical &= torch.equal(theirs.sequences, ours.sequences)
         identical &= all(torch.equal(a, b) for a, b in zip(theirs.scores, ours.scores, strict=True))
     report.metrics["tokens_identical"] = int(identical)
-
-
-def settle(pool: Pool) -> None:
-    """Waits until the pager has nothing left to map."""
-    import time
-
-    before = -1
-    while before != (now := pool.stats().mapped_bytes):
-        before = now
-        time.sleep(0.05)
-
-
-def _memfd_bytes(pool: Pool) -> int:
-    return os.fstat(pool._core.memfd).st_blocks * 512
-
-
-def _memfd_name(pool: Pool) -> str:
-    return os.readlink(f"/proc/self/fd/{pool._core.memfd}").split(" ")[0]  # "/memfd:vmm-0 (deleted)"
-
-
-def _maps_lines(pool: Pool) -> int:
-    name = f"{_memfd_name(pool)} "
-    return sum(name in line for line in Path("/proc/self/maps").read_text().splitlines())
-
-
-def resident_bytes(pool: Pool) -> int:
-    """Rss of the memfd's mappings, from /proc/self/smaps."""
-    name, inside, total = f"{_memfd_name(pool)} ", False, 0
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if not line.split(" ")[0].endswith(":"):
-            inside = name in line
-        elif inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total

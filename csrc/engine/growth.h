@@ -73,7 +73,7 @@ class Growth {
 
   std::shared_ptr<Pager> pager_;
   std::weak_ptr<Growth> self_;  // the pager's count
-  std::deque<Part> parts_;  // a deque, because an atomic cannot be moved
+  std::deque<Part> parts_;      // a deque, because an atomic cannot be moved
   Tokens max_tokens_;
   std::mutex owner_mutex_;
   std::atomic<std::uint64_t> frontier_{0};

@@ -1,31 +1,16 @@
 """The kernel's account of our memory is the pool's own."""
 
-import os
-from pathlib import Path
-
 from vmm import Pool
+from vmm.testing import kernel_account, settle
 
 PAGE = 65536
 
 
-def kernel_account(pool):
-    """(bytes in the memfd, resident bytes of its mappings, mappings of it)."""
-    name = os.readlink(f"/proc/self/fd/{pool._core.memfd}").split(" ")[0] + " "
-    resident = lines = 0
-    ours = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if not line.split(" ")[0].endswith(":"):
-            ours = name in line
-            lines += ours
-        elif ours and line.startswith("Rss:"):
-            resident += int(line.split()[1]) * 1024
-    return os.fstat(pool._core.memfd).st_blocks * 512, resident, lines
-
-
 def agree(pool):
+    settle(pool)
     stats = pool.stats()
-    committed, resident, _ = kernel_account(pool)
-    return (committed, resident) == (stats.created_bytes, stats.mapped_bytes)
+    account = kernel_account(pool)
+    return (account.committed_bytes, account.resident_bytes) == (stats.created_bytes, stats.mapped_bytes)
 
 
 def test_through_mapping_idling_remapping_and_trimming():
@@ -54,8 +39,8 @@ def test_extents_that_grow_side_by_side_cost_few_mappings():
         growth = pool.growth([(lease, 0, 256, 4096)])
         for length in range(1, 65):
             growth.advance(length)
-        _, resident, lines = kernel_account(pool)
-        assert resident >= 16_384 * 4096
-        assert lines <= 2 * 256  # some of the first are still there, idle
+        account = kernel_account(pool)
+        assert account.resident_bytes >= 16_384 * 4096
+        assert account.mappings <= 2 * 256  # some of the first are still there, idle
         del growth, lease
     pool.check()
