@@ -101,13 +101,14 @@ void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
   page.state = to;
 }
 
-std::vector<PhysicalPageId> PhysicalPages::some_free(Bytes wanted) const {
+std::vector<PhysicalPageId> PhysicalPages::some_free(Bytes wanted, bool strays_only) const {
   std::vector<PhysicalPageId> out;
   Bytes found;
   for (std::uint32_t i = 0; i < size() && found < wanted; ++i) {
-    if (pages_[i].state != PhysicalState::free) continue;
+    const Run& owner = run(pages_[i].run);
+    if (pages_[i].state != PhysicalState::free || (strays_only && !owner.owned)) continue;
     out.push_back({i});
-    found += runs_[pages_[i].run.value].page_bytes;
+    found += owner.page_bytes;
   }
   return out;
 }

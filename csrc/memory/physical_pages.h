@@ -66,8 +66,9 @@ class PhysicalPages {
   /// Throws InvariantViolation for a transition that makes no sense.
   void move(PhysicalPageId page, PhysicalState to);
 
-  /// Free pages worth at least `wanted`, or all there are.
-  std::vector<PhysicalPageId> some_free(Bytes wanted) const;
+  /// Free pages worth at least `wanted`, or all there are; `strays` are those in runs that a window owns,
+  /// which nobody but that window can use.
+  std::vector<PhysicalPageId> some_free(Bytes wanted, bool strays_only) const;
 
   std::uint64_t releasing() const noexcept { return releasing_; }
   Bytes free_bytes() const noexcept { return free_bytes_; }

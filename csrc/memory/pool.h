@@ -132,10 +132,15 @@ class Pool : public std::enable_shared_from_this<Pool> {
   };
   struct MapPlan {
     std::vector<Claim> claims;
-    std::vector<CreatedPage> created;  // for the claims that create, in their order
-    bool blocked = false;              // by pages that others are mapping or unmapping
-    bool mapped = false;               // the driver has mapped the claims
-    Bytes in_transit;                  // what it maps for nobody in particular, and so reclaimable soon
+    std::vector<CreatedPage> created;              // for the claims that create, in their order
+    bool blocked = false;                          // by pages that others are mapping or unmapping
+    bool mapped = false;                           // the driver has mapped the claims
+    std::uint64_t new_window = ~std::uint64_t{0};  // the last one that was given a run for this
+    Bytes in_transit;  // what it maps for nobody in particular, and so reclaimable soon
+  };
+  struct Shortage {
+    Bytes lacking;     // of the budget
+    Bytes in_windows;  // … for places in runs that are owned already, where no recycled run can help
   };
   struct Unmapping {
     Reservation* reservation;
@@ -148,8 +153,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   };
 
   // pool_map.cpp
-  Bytes plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&,
-                 std::vector<PageIndex>& kept_here);
+  Shortage plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&,
+                    std::vector<PageIndex>& kept_here);
   bool claim(Reservation&, PageIndex, MapPlan&);
   void rescue(Reservation&, PageIndex);
   void call_driver(Reservation&, MapPlan&, const MapOptions&);
@@ -165,8 +170,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
   Bytes reclaimable() const;
-  void make_room(Bytes asked, Bytes lacking);
-  Bytes release_free(Bytes wanted);
+  void make_room(Bytes asked, const Shortage&);
+  Bytes release_free(Bytes wanted, bool strays_only);
   Bytes reclaim(Bytes wanted);
   std::vector<Unmapping> choose_victims(Bytes wanted);
   static Bytes size(const std::vector<Unmapping>&);

@@ -36,19 +36,19 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
     for (;;) {
       MapPlan plan;
       // 1. Decide, and claim all that is missing or nothing.
-      Bytes lacking;
+      Shortage shortage;
       Bytes asked;
       {
         std::lock_guard lock(mutex_);
         require_open();
         check_ranges(reservation, ranges);
-        lacking = plan_map(reservation, ranges, options, plan, kept_here);
+        shortage = plan_map(reservation, ranges, options, plan, kept_here);
         asked = reservation.shape.page_bytes * plan.claims.size();
-        if (lacking.count == 0 && !options.keep) in_transit_ += plan.in_transit = asked;
+        if (shortage.lacking.count == 0 && !options.keep) in_transit_ += plan.in_transit = asked;
       }
-      if (lacking.count != 0) {
+      if (shortage.lacking.count != 0) {
         if (!options.reclaim) throw OutOfPages(figures(asked), "nothing may be reclaimed for this");
-        make_room(asked, lacking);
+        make_room(asked, shortage);
         continue;
       }
       // 2. Work outside the lock. 3. Commit.
@@ -79,11 +79,11 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
   }
 }
 
-/// Returns the bytes of budget that lack; with any lacking, nothing is claimed. What is Resident already is
+/// Returns the bytes that lack; with any lacking, nothing is claimed. What is Resident already is
 /// kept at once, and noted in `kept_here`, so that making room for the rest does not take it.
-Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options,
-                     MapPlan& plan, std::vector<PageIndex>& kept_here) {
-  Bytes to_create;
+Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges,
+                              const MapOptions& options, MapPlan& plan, std::vector<PageIndex>& kept_here) {
+  Bytes to_create, in_windows;
   auto undo = [&] {
     for (const Claim& claim : plan.claims) {
       reservation.table.move(claim.page, VirtualState::unmapped);
@@ -97,10 +97,12 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
       if (entry.state == VirtualState::retiring) rescue(reservation, page);
       if (entry.state == VirtualState::unmapped) {
         if (plan.claims.size() == options.at_most.count) return false;
-        if (!claim(reservation, page, plan))
+        if (!claim(reservation, page, plan)) {
           plan.blocked = true;
-        else if (plan.claims.back().create)
+        } else if (plan.claims.back().create) {
           to_create += reservation.shape.page_bytes;
+          if (reservation.window_of(page) != plan.new_window) in_windows += reservation.shape.page_bytes;
+        }
       } else if (entry.state != VirtualState::resident) {
         plan.blocked = true;
       } else if (options.keep && !entry.kept) {
@@ -124,13 +126,18 @@ Bytes Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges
     throw;
   }
   undo();
-  return std::max(to_create - std::min(to_create, budget_left()), reservation.shape.page_bytes);
+  const Bytes lacking =
+      std::max(to_create - std::min(to_create, budget_left()), reservation.shape.page_bytes);
+  return {lacking, std::min(lacking, in_windows)};
 }
 
 /// False when the page's place is still being released.
 bool Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
   RunId& run = reservation.window_runs[reservation.window_of(page)];
-  if (!run.valid()) run = physical_.take_run(reservation.shape.page_bytes);
+  if (!run.valid()) {
+    run = physical_.take_run(reservation.shape.page_bytes);
+    plan.new_window = reservation.window_of(page);
+  }
   const PhysicalPageId id = physical_.page_at(run, reservation.position_of(page));
   const PhysicalPage& physical = physical_[id];
   if (physical.state == PhysicalState::releasing) return false;

@@ -41,11 +41,17 @@ void Pool::require_obtainable(Bytes asked) {
 }
 
 /// Frees something, or waits until others have; throws OutOfPages before anything is touched.
-void Pool::make_room(Bytes asked, Bytes lacking) {
+void Pool::make_room(Bytes asked, const Shortage& shortage) {
+  const Bytes lacking = shortage.lacking;
   epochs_.poll();
   require_obtainable(asked);
-  Bytes freed = release_free(lacking);
+  // What only its own window could use goes first. Reclaimed pages make recycled runs, which the next plan
+  // takes with their memory; where a window has its run already, they can only be exchanged for budget.
+  const Bytes strays = release_free(lacking, true);
+  Bytes freed = strays;
   if (freed < lacking) freed += reclaim(lacking - freed);
+  if (strays < shortage.in_windows) freed += release_free(shortage.in_windows - strays, false);
+  if (freed.count == 0) freed = release_free(lacking, false);
   if (freed.count != 0) return;
   std::unique_lock lock(mutex_);
   if (budget_left() >= lacking) return;
@@ -54,13 +60,13 @@ void Pool::make_room(Bytes asked, Bytes lacking) {
   changed_.wait(lock);
 }
 
-Bytes Pool::release_free(Bytes wanted) {
+Bytes Pool::release_free(Bytes wanted, bool strays_only) {
   std::vector<PhysicalPageId> pages;
   std::vector<CreatedPage> handles;
   Bytes in_transit;
   {
     std::lock_guard lock(mutex_);
-    pages = physical_.some_free(wanted);
+    pages = physical_.some_free(wanted, strays_only);
     if (pages.empty()) return {};
     for (PhysicalPageId page : pages) in_transit += physical_.page_bytes(page);
     in_transit_ += in_transit;
@@ -126,7 +132,11 @@ std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted) {
   Bytes found;
   for (Reservation* reservation : order) {
     Unmapping victim{reservation, {}};
-    for (auto i = static_cast<std::uint32_t>(reservation->table.size().count); i-- > 0 && found < wanted;) {
+    for (auto i = static_cast<std::uint32_t>(reservation->table.size().count); i-- > 0;) {
+      // Whole windows where nobody is at home, or their runs could not be recycled.
+      const bool window_ends =
+          reservation->leased || reservation->position_of({i}) + 1 == reservation->pages_per_window.count;
+      if (found >= wanted && window_ends) break;
       const VirtualPage& page = reservation->table[{i}];
       if (page.state != VirtualState::resident || page.kept) continue;
       victim.pages.push_back({i});
@@ -257,7 +267,7 @@ Bytes Pool::trim(Bytes wanted) {
   fork_guard_.require_parent("this pool");
   Bytes given_back;
   while (given_back < wanted) {
-    const Bytes released = release_free(wanted - given_back);
+    const Bytes released = release_free(wanted - given_back, false);
     given_back += released;
     if (given_back < wanted && reclaim(wanted - given_back).count == 0) break;
   }

@@ -277,6 +277,20 @@ TEST(a_closed_pool_gives_back_and_refuses) {
   CHECK(test.budget->taken() == Bytes{});
 }
 
+TEST(memory_of_another_shape_is_recycled_not_made_anew) {
+  TestPool test(4_MiB);
+  auto first = test.reserve(4_MiB);
+  map(*first, 0, 64);
+  first.reset();
+  auto second = test.reserve(2_MiB);
+  map(*second, 0, 5);  // less than a window: the rest of the run must come along
+  map(*second, 16, 16);
+  map(*second, 5, 11);
+  CHECK(test.pool->counters().pages_created.get() == 64);
+  CHECK(test.pool->counters().pages_released.get() == 0);
+  test.pool->check();
+}
+
 TEST(address_space_is_taken_back_from_idle_reservations) {
   TestPool test(4_MiB);
   auto large = test.reserve(5_GiB);
