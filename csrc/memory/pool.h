@@ -172,8 +172,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes reclaimable() const;
   void make_room(Bytes asked, const Shortage&);
   Bytes release_free(Bytes wanted, bool strays_only);
-  Bytes reclaim(Bytes wanted);
-  std::vector<Unmapping> choose_victims(Bytes wanted);
+  Bytes reclaim(Bytes wanted, bool idle_only);
+  std::vector<Unmapping> choose_victims(Bytes wanted, bool idle_only);
   static Bytes size(const std::vector<Unmapping>&);
   Bytes unmap(std::vector<Unmapping> batch);
   std::vector<PageMapping> begin_unmap(const Unmapping&);

@@ -45,14 +45,17 @@ void Pool::make_room(Bytes asked, const Shortage& shortage) {
   const Bytes lacking = shortage.lacking;
   epochs_.poll();
   require_obtainable(asked);
-  // What only its own window could use goes first. Reclaimed pages make recycled runs, which the next plan
-  // takes with their memory; where a window has its run already, they can only be exchanged for budget.
-  const Bytes strays = release_free(lacking, true);
-  Bytes freed = strays;
-  if (freed < lacking) freed += reclaim(lacking - freed);
-  if (strays < shortage.in_windows) freed += release_free(shortage.in_windows - strays, false);
-  if (freed.count == 0) freed = release_free(lacking, false);
-  if (freed.count != 0) return;
+  // Idle reservations make recycled runs, which the next plan takes with their memory.
+  const Bytes for_runs = lacking - shortage.in_windows;
+  const Bytes recycled = reclaim(for_runs, true);
+  // Everything else must be exchanged for budget: first what only other windows could use.
+  const Bytes owed = lacking - std::min(for_runs, recycled);
+  Bytes exchanged = release_free(owed, true);
+  if (exchanged < owed) {
+    reclaim(owed - exchanged, false);
+    exchanged += release_free(owed - exchanged, false);
+  }
+  if (recycled.count != 0 || exchanged.count != 0) return;
   std::unique_lock lock(mutex_);
   if (budget_left() >= lacking) return;
   if (in_transit_.count == 0)
@@ -106,11 +109,11 @@ Bytes Pool::release_free(Bytes wanted, bool strays_only) {
   return freed;
 }
 
-Bytes Pool::reclaim(Bytes wanted) {
+Bytes Pool::reclaim(Bytes wanted, bool idle_only) {
   std::vector<Unmapping> victims;
   {
     std::lock_guard lock(mutex_);
-    victims = choose_victims(wanted);
+    victims = choose_victims(wanted, idle_only);
     for (const Unmapping& victim : victims)
       for (PageIndex page : victim.pages) victim.reservation->table.move(page, VirtualState::retiring);
     in_transit_ += size(victims);
@@ -119,16 +122,18 @@ Bytes Pool::reclaim(Bytes wanted) {
 }
 
 /// Idle reservations, the longest idle first; then what leased ones have mapped beyond their need.
-std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted) {
+std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted, bool idle_only) {
   std::vector<Reservation*> order;
   const bool all_work_over = epochs_.fence().empty();
   for (auto& [id, reservation] : reservations_) {
+    if (reservation->leased && idle_only) continue;
     const bool over = reservation->leased ? all_work_over : epochs_.complete(reservation->idle_fence);
     if (over && reservation->table.resident() > reservation->table.kept()) order.push_back(reservation.get());
   }
   std::ranges::sort(order, {}, [](const Reservation* r) { return std::pair(r->leased, r->idle_since); });
 
   std::vector<Unmapping> victims;
+  if (wanted.count == 0) return victims;
   Bytes found;
   for (Reservation* reservation : order) {
     Unmapping victim{reservation, {}};
@@ -269,7 +274,7 @@ Bytes Pool::trim(Bytes wanted) {
   while (given_back < wanted) {
     const Bytes released = release_free(wanted - given_back, false);
     given_back += released;
-    if (given_back < wanted && reclaim(wanted - given_back).count == 0) break;
+    if (given_back < wanted && reclaim(wanted - given_back, false).count == 0) break;
   }
   return given_back;
 }
