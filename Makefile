@@ -37,7 +37,7 @@ test-python: setup
 	$(BIN)/python -m pytest
 
 test-cpp: build/.environment
-	scripts/cpp-tests build/cpp ""
+	tests/unit/run-cpp build/cpp ""
 
 test-fault: setup ## every driver call of every scenario made to fail
 	$(BIN)/python -m pytest tests/fault --capture=no
@@ -54,8 +54,8 @@ format: build/.environment ## rewrite the sources as lint wants them
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 sanitize: build/.environment ## the C++ tests under ASan + UBSan, then TSan
-	scripts/cpp-tests build/asan address,undefined
-	scripts/cpp-tests build/tsan thread
+	tests/unit/run-cpp build/asan address,undefined
+	tests/unit/run-cpp build/tsan thread
 
 clean: ## everything that was built; the environment stays
 	rm -rf build
