@@ -16,6 +16,13 @@ class Engine {
         pager_(std::make_shared<Pager>(pool_, options)),
         thread_(with_thread ? std::make_unique<PagerThread>(pager_) : nullptr) {}
 
+  ~Engine() {
+    // In a forked child the thread is not there, and its condition variable would wait for it for ever.
+    if (pool_->fork_guard().in_child()) (void)thread_.release();
+  }
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
   const std::shared_ptr<Pool>& pool() const noexcept { return pool_; }
   const std::shared_ptr<Pager>& pager() const noexcept { return pager_; }
 

@@ -20,7 +20,7 @@ PagerThread::PagerThread(std::shared_ptr<Pager> pager) : pager_(std::move(pager)
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
-    thread_ = std::make_unique<std::thread>([this] { run(); });
+    thread_ = std::thread([this] { run(); });
   } catch (...) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     pager_->set_waker([] {});
@@ -30,17 +30,13 @@ PagerThread::PagerThread(std::shared_ptr<Pager> pager) : pager_(std::move(pager)
 }
 
 PagerThread::~PagerThread() {
-  if (pager_->pool().fork_guard().in_child()) {
-    (void)thread_.release();
-    return;
-  }
   pager_->set_waker([] {});
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
     wake_.notify_one();
   }
-  thread_->join();
+  thread_.join();
 }
 
 void PagerThread::run() {

@@ -13,7 +13,7 @@ namespace vmm {
 class PagerThread {
  public:
   explicit PagerThread(std::shared_ptr<Pager> pager);
-  /// Stops and joins; in a forked child, where the thread does not exist, neither.
+  /// Stops and joins. Not to be called in a forked child, where the thread does not exist.
   ~PagerThread();
   PagerThread(const PagerThread&) = delete;
   PagerThread& operator=(const PagerThread&) = delete;
@@ -26,7 +26,7 @@ class PagerThread {
   std::condition_variable wake_;
   bool woken_ = false;
   bool stop_ = false;
-  std::unique_ptr<std::thread> thread_;
+  std::thread thread_;
 };
 
 }  // namespace vmm

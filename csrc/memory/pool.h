@@ -156,7 +156,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Shortage plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&,
                     std::vector<PageIndex>& kept_here);
   bool claim(Reservation&, PageIndex, MapPlan&);
-  void rescue(Reservation&, PageIndex);
   void call_driver(Reservation&, MapPlan&, const MapOptions&);
   void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
   void commit(Reservation&, MapPlan&, bool keep);
@@ -164,6 +163,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void become_resident(Reservation&, const Claim&);
   void drop_window_if_unused(Reservation&, PageIndex);
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
+
+  // pool_retire.cpp
+  void rescue(Reservation&, PageIndex);
 
   // pool_reclaim.cpp
   Bytes budget_left() const;

@@ -151,30 +151,6 @@ bool Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
   return true;
 }
 
-/// A Retiring page that its owner wants back becomes Resident again, bytes and all; whoever ordered the old
-/// reads orders the new writes. Not where the page must read as zeros: work in flight may still read it, so
-/// its fence is waited for, and an epoch that only the caller can close is not waited for but refused.
-void Pool::rescue(Reservation& reservation, PageIndex page) {
-  const PhysicalPageId physical = contents_[reservation.table[page].content].page;
-  if (physical_[physical].state != PhysicalState::mapped) return;  // the unmapping is under way
-  for (auto entry = retired_.begin(); entry != retired_.end(); ++entry) {
-    auto& pages = entry->what.pages;
-    if (entry->what.reservation != &reservation || !entry->intact) continue;
-    const auto found = std::ranges::lower_bound(pages, page);
-    if (found == pages.end() || *found != page) continue;
-    if (reservation.shape.zeroed) {
-      if (epochs_.waits_for_open_epoch(entry->fence))
-        throw Error("page " + std::to_string(page.value) +
-                    " was released in an epoch that is still open: call step or end before using it again");
-      return;
-    }
-    reservation.table.move(page, VirtualState::resident);
-    pages.erase(found);
-    if (pages.empty()) retired_.erase(entry);  // or it would outlive the reservation
-    return;
-  }
-}
-
 void Pool::call_driver(Reservation& reservation, MapPlan& plan, const MapOptions& options) {
   for (Claim& claim : plan.claims) {
     if (!claim.create) continue;

@@ -229,45 +229,6 @@ void Pool::end_unmap(Unmapping& what, std::size_t done) {
     erase_if_empty(reservation);
 }
 
-void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
-  check_ranges(reservation, ranges);
-  Retirement retirement{{&reservation, {}}, std::move(fence), true};
-  std::vector<PageIndex>& pages = retirement.what.pages;
-  for (const PageRange& range : ranges)
-    for (std::uint64_t i = 0; i < range.count.count; ++i) {
-      const PageIndex page{range.first.value + static_cast<std::uint32_t>(i)};
-      if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
-    }
-  std::ranges::sort(pages);  // the ranges may overlap, in any order
-  pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
-  if (pages.empty()) return;
-  retired_.push_back(std::move(retirement));
-  for (PageIndex page : retired_.back().what.pages) reservation.table.move(page, VirtualState::retiring);
-}
-
-bool Pool::drain_retired() {
-  fork_guard_.require_parent("this pool");
-  epochs_.poll();
-  std::vector<Unmapping> over;
-  {
-    std::lock_guard lock(mutex_);
-    std::deque<Retirement> waiting;
-    for (Retirement& entry : retired_) {
-      if (epochs_.complete(entry.fence))
-        over.push_back(std::move(entry.what));
-      else
-        waiting.push_back(std::move(entry));
-    }
-    retired_ = std::move(waiting);
-    in_transit_ += size(over);
-  }
-  unmap(std::move(over));
-  std::lock_guard lock(mutex_);
-  return !retired_.empty();
-}
-
 Bytes Pool::trim(Bytes wanted) {
   fork_guard_.require_parent("this pool");
   Bytes given_back;

@@ -21,6 +21,8 @@ def test_a_forked_child_is_told_and_harms_nobody():
     result = run_child(
         MAKE
         + textwrap.dedent("""
+        import time
+        time.sleep(0.1)  # the pager is asleep now, on a condition variable that the child must not touch
         child = os.fork()
         if child == 0:
             refused = 0

@@ -1,0 +1,73 @@
+// Letting go of pages that work in flight may still touch, and calling them back.
+#include <algorithm>
+#include <string>
+
+#include "base/error.h"
+#include "memory/pool.h"
+
+namespace vmm {
+
+void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
+  fork_guard_.require_parent("this pool");
+  std::lock_guard lock(mutex_);
+  check_ranges(reservation, ranges);
+  Retirement retirement{{&reservation, {}}, std::move(fence), true};
+  std::vector<PageIndex>& pages = retirement.what.pages;
+  for (const PageRange& range : ranges)
+    for (std::uint64_t i = 0; i < range.count.count; ++i) {
+      const PageIndex page{range.first.value + static_cast<std::uint32_t>(i)};
+      if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
+    }
+  std::ranges::sort(pages);  // the ranges may overlap, in any order
+  pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
+  if (pages.empty()) return;
+  retired_.push_back(std::move(retirement));
+  for (PageIndex page : retired_.back().what.pages) reservation.table.move(page, VirtualState::retiring);
+}
+
+bool Pool::drain_retired() {
+  fork_guard_.require_parent("this pool");
+  epochs_.poll();
+  std::vector<Unmapping> over;
+  {
+    std::lock_guard lock(mutex_);
+    std::deque<Retirement> waiting;
+    for (Retirement& entry : retired_) {
+      if (epochs_.complete(entry.fence))
+        over.push_back(std::move(entry.what));
+      else
+        waiting.push_back(std::move(entry));
+    }
+    retired_ = std::move(waiting);
+    in_transit_ += size(over);
+  }
+  unmap(std::move(over));
+  std::lock_guard lock(mutex_);
+  return !retired_.empty();
+}
+
+/// A Retiring page that its owner wants back becomes Resident again, bytes and all; whoever ordered the old
+/// reads orders the new writes. Not where the page must read as zeros: work in flight may still read it, so
+/// its fence is waited for, and an epoch that only the caller can close is not waited for but refused.
+void Pool::rescue(Reservation& reservation, PageIndex page) {
+  const PhysicalPageId physical = contents_[reservation.table[page].content].page;
+  if (physical_[physical].state != PhysicalState::mapped) return;  // the unmapping is under way
+  for (auto entry = retired_.begin(); entry != retired_.end(); ++entry) {
+    auto& pages = entry->what.pages;
+    if (entry->what.reservation != &reservation || !entry->intact) continue;
+    const auto found = std::ranges::lower_bound(pages, page);
+    if (found == pages.end() || *found != page) continue;
+    if (reservation.shape.zeroed) {
+      if (epochs_.waits_for_open_epoch(entry->fence))
+        throw Error("page " + std::to_string(page.value) +
+                    " was released in an epoch that is still open: call step or end before using it again");
+      return;
+    }
+    reservation.table.move(page, VirtualState::resident);
+    pages.erase(found);
+    if (pages.empty()) retired_.erase(entry);  // or it would outlive the reservation
+    return;
+  }
+}
+
+}  // namespace vmm
