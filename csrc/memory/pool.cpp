@@ -200,9 +200,10 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
   fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   check_ranges(reservation, ranges);
-  for (const PageRange& range : ranges)
-    for (std::uint64_t i = 0; i < range.count.count; ++i)
-      reservation.table.keep({range.first.value + static_cast<std::uint32_t>(i)}, false);
+  for_each_page(ranges, [&](PageIndex page) {
+    reservation.table.keep(page, false);
+    return true;
+  });
 }
 
 void Pool::zero(Reservation& reservation, Bytes offset, Bytes size) {
@@ -217,10 +218,10 @@ Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> r
   std::lock_guard lock(mutex_);
   check_ranges(reservation, ranges);
   std::uint64_t count = 0;
-  for (const PageRange& range : ranges)
-    for (std::uint64_t i = 0; i < range.count.count; ++i)
-      count += reservation.table[{range.first.value + static_cast<std::uint32_t>(i)}].state !=
-               VirtualState::resident;
+  for_each_page(ranges, [&](PageIndex page) {
+    count += reservation.table[page].state != VirtualState::resident;
+    return true;
+  });
   return reservation.shape.page_bytes * count;
 }
 

@@ -11,13 +11,6 @@ namespace {
 using namespace std::chrono_literals;
 constexpr auto recheck = 1ms;  // a fence completes without telling anybody
 
-template <class Visit>
-void for_each_page(std::span<const PageRange> ranges, Visit visit) {
-  for (const PageRange& range : ranges)
-    for (std::uint64_t i = 0; i < range.count.count; ++i)
-      if (!visit(PageIndex{range.first.value + static_cast<std::uint32_t>(i)})) return;
-}
-
 std::vector<PageMapping> mappings_of(const Reservation& reservation, const auto& claims) {
   std::vector<PageMapping> out;
   out.reserve(claims.size());

@@ -123,6 +123,7 @@ Bytes Pool::reclaim(Bytes wanted, bool idle_only) {
 
 /// Idle reservations, the longest idle first; then what leased ones have mapped beyond their need.
 std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted, bool idle_only) {
+  if (wanted.count == 0) return {};
   std::vector<Reservation*> order;
   const bool all_work_over = epochs_.fence().empty();
   for (auto& [id, reservation] : reservations_) {
@@ -133,7 +134,6 @@ std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted, bool idle_only) 
   std::ranges::sort(order, {}, [](const Reservation* r) { return std::pair(r->leased, r->idle_since); });
 
   std::vector<Unmapping> victims;
-  if (wanted.count == 0) return victims;
   Bytes found;
   for (Reservation* reservation : order) {
     Unmapping victim{reservation, {}};

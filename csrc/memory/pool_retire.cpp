@@ -13,11 +13,10 @@ void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, F
   check_ranges(reservation, ranges);
   Retirement retirement{{&reservation, {}}, std::move(fence), true};
   std::vector<PageIndex>& pages = retirement.what.pages;
-  for (const PageRange& range : ranges)
-    for (std::uint64_t i = 0; i < range.count.count; ++i) {
-      const PageIndex page{range.first.value + static_cast<std::uint32_t>(i)};
-      if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
-    }
+  for_each_page(ranges, [&](PageIndex page) {
+    if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
+    return true;
+  });
   std::ranges::sort(pages);  // the ranges may overlap, in any order
   pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
   if (pages.empty()) return;

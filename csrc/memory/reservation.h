@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "memory/fences.h"
@@ -45,5 +46,13 @@ struct Reservation {
   std::uint64_t window_of(PageIndex page) const { return page.value / pages_per_window.count; }
   std::uint64_t position_of(PageIndex page) const { return page.value % pages_per_window.count; }
 };
+
+/// Calls visit(page) for each page of the ranges, until one answers false.
+template <class Visit>
+void for_each_page(std::span<const PageRange> ranges, Visit visit) {
+  for (const PageRange& range : ranges)
+    for (std::uint64_t i = 0; i < range.count.count; ++i)
+      if (!visit(PageIndex{range.first.value + static_cast<std::uint32_t>(i)})) return;
+}
 
 }  // namespace vmm

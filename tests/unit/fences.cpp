@@ -1,0 +1,130 @@
+// Fences, and pages that wait for them.
+#include "memory/fences.h"
+
+#include "base/error.h"
+#include "check.h"
+#include "fixtures.h"
+
+using namespace vmm;
+
+TEST(a_fence_covers_open_and_unfinished_epochs) {
+  FaultDriver driver(std::make_unique<HostDriver>("vmm-test"));
+  Epochs epochs(driver);
+  CHECK(epochs.fence().empty() && epochs.complete({}));
+  epochs.step({});  // opens the first
+  const Fence open = epochs.fence();
+  CHECK(open.size() == 1 && !epochs.complete(open));
+  driver.hold_events(true);
+  epochs.step({});  // closes it, opens the second
+  epochs.poll();
+  CHECK(!epochs.complete(open));
+  driver.hold_events(false);
+  epochs.poll();
+  CHECK(epochs.complete(open));
+  CHECK(!epochs.complete(epochs.fence()));
+  epochs.end({});
+  epochs.poll();
+  CHECK(epochs.fence().empty());
+}
+
+TEST(a_failing_event_leaves_the_epoch_open) {
+  FaultDriver driver(std::make_unique<HostDriver>("vmm-test"));
+  Epochs epochs(driver);
+  epochs.step({});
+  driver.fail_at(1, 1, Fault::error);
+  CHECK_THROWS(DriverError, "record", epochs.end({}));
+  CHECK(epochs.fence().size() == 1);
+  epochs.end({});
+  epochs.poll();
+  CHECK(epochs.fence().empty());
+}
+
+TEST(retired_pages_wait_for_their_fence) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 4);
+  test.faults->hold_events(true);
+  test.pool->epochs().step({});
+  retire(*lease, 0, 4);
+  CHECK(test.pool->drain_retired());  // the epoch is open
+  test.pool->epochs().end({});
+  CHECK(test.pool->drain_retired());  // closed, but unfinished
+  CHECK(test.pool->stats().free == Bytes{});
+  test.faults->hold_events(false);
+  CHECK(!test.pool->drain_retired());
+  CHECK(test.pool->stats().free == 256_KiB);
+  test.pool->check();
+}
+
+TEST(what_is_retired_and_over_counts_as_obtainable) {
+  TestPool test(1_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 16);
+  retire(*lease, 0, 16);
+  auto other = test.reserve(1_MiB);
+  test.pool->require_obtainable(1_MiB);
+  map(*other, 0, 16);
+  test.pool->check();
+}
+
+TEST(a_retired_page_that_is_wanted_again_comes_back_with_its_bytes) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 4);
+  *bytes_at(*lease, 64_KiB) = 5;
+  test.pool->epochs().step({});
+  retire(*lease, 0, 4);
+  map(*lease, 1, 1);  // would wait for ever: only this thread can close the epoch
+  CHECK(*bytes_at(*lease, 64_KiB) == 5);
+  test.pool->epochs().end({});
+  CHECK(!test.pool->drain_retired());
+  CHECK(test.pool->mapped(lease->reservation()) == 64_KiB);
+  test.pool->check();
+}
+
+TEST(a_retirement_that_was_called_off_leaves_no_trace) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 4);
+  test.pool->epochs().step({});
+  retire(*lease, 0, 4);
+  map(*lease, 0, 4);
+  CHECK(test.pool->stats().retirements_waiting == 0);
+  test.pool->epochs().end({});
+  test.pool->epochs().poll();
+  lease.reset();
+  CHECK(test.pool->trim(4_MiB) == 256_KiB);  // ends the reservation
+  test.pool->drain_retired();
+  test.pool->check();
+}
+
+TEST(a_retired_page_that_must_be_zero_waits_or_refuses) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB, 1, 0, true);
+  map(*lease, 0, 1);
+  *bytes_at(*lease, {}) = 5;
+  test.pool->epochs().step({});
+  retire(*lease, 0, 1);
+  CHECK_THROWS(Error, "still open", map(*lease, 0, 1));
+  test.pool->epochs().end({});
+  map(*lease, 0, 1);
+  CHECK(*bytes_at(*lease, {}) == 0);
+  test.pool->check();
+}
+
+TEST(idle_memory_is_not_reused_while_work_may_touch_it) {
+  TestPool test(1_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 16);
+  const Address base = lease->base();
+  test.faults->hold_events(true);
+  test.pool->epochs().step({});
+  lease.reset();
+  test.pool->epochs().end({});
+  auto other = test.reserve(1_MiB);
+  CHECK(other->base() != base);  // not adopted
+  CHECK_THROWS(OutOfPages, "unfinished work", map(*other, 0, 16));
+  test.faults->hold_events(false);
+  map(*other, 0, 16);
+  test.pool->check();
+}
