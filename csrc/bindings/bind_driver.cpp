@@ -76,7 +76,7 @@ void bind_driver(py::module_& m) {
       .def("create_stream", [](Driver& d) { return d.create_stream().value; })
       .def(
           "destroy_stream", [](Driver& d, std::uint64_t stream) { d.destroy_stream({stream}); },
-          py::arg("stream"))
+          py::arg("stream"), NoGil())
       .def(
           "record", [](Driver& d, std::uint64_t stream) { return d.record({stream}).value; },
           py::arg("stream") = 0)

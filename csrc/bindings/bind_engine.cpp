@@ -10,9 +10,8 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/dlpack.h"
-#include "driver/fault_driver.h"
-#include "driver/host_driver.h"
-#include "engine/engine.h"
+#include "bindings/pool_handle.h"
+#include "engine/growth.h"
 
 namespace py = pybind11;
 
@@ -36,17 +35,6 @@ struct Options {
   std::uint64_t lookahead_pages;
   bool pager_thread;
   bool faults;
-};
-
-/// The engine with handles on the parts of it that Python configures.
-struct PoolHandle {
-  std::shared_ptr<LocalBudget> budget;
-  HostDriver* host;
-  FaultDriver* faults;  // null unless asked for
-  std::unique_ptr<Engine> engine;
-
-  Pool& pool() const { return *engine->pool(); }
-  void require_parent() const { pool().fork_guard().require_parent("this pool"); }
 };
 
 std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<LocalBudget> budget) {
@@ -154,6 +142,22 @@ void bind_pool(py::module_& m) {
           "end", [](PoolHandle& h, std::uint64_t stream) { h.pool().epochs().end({stream}); },
           py::arg("stream") = 0, NoGil())
       .def(
+          "mark", [](PoolHandle& h, std::uint64_t stream) { h.pool().epochs().mark({stream}); },
+          py::arg("stream"), NoGil())
+      .def("create_stream", [](PoolHandle& h) { return h.pool().driver().create_stream().value; })
+      .def(
+          "destroy_stream",
+          [](PoolHandle& h, std::uint64_t stream) { h.pool().driver().destroy_stream({stream}); },
+          py::arg("stream"), NoGil())
+      .def(
+          "copy",
+          [](PoolHandle& h, std::uintptr_t to, std::uintptr_t from, std::uint64_t size,
+             std::uint64_t stream) { h.pool().copy({to}, {from}, {size}, {stream}); },
+          py::arg("to"), py::arg("source"), py::arg("size"), py::arg("stream"), NoGil())
+      .def(
+          "synchronize", [](PoolHandle& h, std::uint64_t stream) { h.pool().synchronize({stream}); },
+          py::arg("stream"), NoGil())
+      .def(
           "close", [](PoolHandle& h) { h.engine->close(); }, NoGil())
       .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
@@ -218,9 +222,9 @@ void bind_lease(py::module_& m) {
           py::arg("ranges"), NoGil())
       .def(
           "dlpack",
-          [](std::shared_ptr<Lease> lease, std::uint64_t offset_bytes, std::vector<std::int64_t> shape,
+          [](const std::shared_ptr<Lease>& lease, std::uint64_t offset_bytes, std::vector<std::int64_t> shape,
              std::vector<std::int64_t> strides, std::uint8_t type_code, std::uint8_t type_bits) {
-            return export_tensor(std::move(lease),
+            return export_tensor(*lease, lease,
                                  {offset_bytes, std::move(shape), std::move(strides), type_code, type_bits});
           },
           py::kw_only(), py::arg("offset_bytes"), py::arg("shape"), py::arg("strides"), py::arg("type_code"),

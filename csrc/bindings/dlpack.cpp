@@ -39,7 +39,7 @@ constexpr const char* capsule_name = "dltensor";
 
 struct Exported {
   DLManagedTensor managed{};
-  std::shared_ptr<Lease> lease;
+  std::shared_ptr<const void> keep;
   std::vector<std::int64_t> shape;
   std::vector<std::int64_t> strides;
 };
@@ -79,20 +79,21 @@ void check(const Lease& lease, const TensorSpec& spec) {
 
 }  // namespace
 
-pybind11::capsule export_tensor(std::shared_ptr<Lease> lease, const TensorSpec& spec) {
-  check(*lease, spec);
+pybind11::capsule export_tensor(const Lease& lease, std::shared_ptr<const void> keep,
+                                const TensorSpec& spec) {
+  check(lease, spec);
   auto exported = std::make_unique<Exported>();
   exported->shape = spec.shape;
   exported->strides = spec.strides;
   exported->managed.dl_tensor = {
-      .data = reinterpret_cast<void*>((lease->base() + Bytes{spec.offset_bytes}).value),
+      .data = reinterpret_cast<void*>((lease.base() + Bytes{spec.offset_bytes}).value),
       .device = {device_type_cpu, 0},
       .ndim = static_cast<std::int32_t>(spec.shape.size()),
       .dtype = {spec.type_code, spec.type_bits, 1},
       .shape = exported->shape.data(),
       .strides = exported->strides.data(),
       .byte_offset = 0};  // some consumers ignore it: the offset is in `data`
-  exported->lease = std::move(lease);
+  exported->keep = std::move(keep);
   exported->managed.manager_ctx = exported.get();
   exported->managed.deleter = destroy;
   pybind11::capsule capsule(&exported->managed, capsule_name, destroy_unconsumed);

@@ -19,8 +19,8 @@ struct TensorSpec {
   std::uint8_t type_bits = 0;
 };
 
-/// A "dltensor" capsule. Whoever consumes it keeps the lease, and with it the memory, alive.
+/// A "dltensor" capsule over memory of the lease. Whoever consumes it holds `keep`, which keeps the memory.
 /// Throws InvalidArgument when an element would lie outside the lease.
-pybind11::capsule export_tensor(std::shared_ptr<Lease> lease, const TensorSpec& spec);
+pybind11::capsule export_tensor(const Lease& lease, std::shared_ptr<const void> keep, const TensorSpec& spec);
 
 }  // namespace vmm

@@ -6,4 +6,5 @@ PYBIND11_MODULE(_core, m) {
   vmm::bind_errors();
   vmm::bind_driver(m);
   vmm::bind_engine(m);
+  vmm::bind_rows(m);
 }

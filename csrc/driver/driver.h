@@ -8,7 +8,10 @@
 //  - A page is mapped whole, at addresses that are multiples of its size and lie in one reservation.
 //    A page may be mapped at many addresses; an address holds one page at a time, never silently replaced.
 //  - Nobody may touch a mapped page before `set_access`, nor an unmapped address ever: a fault kills.
-//  - Nothing here waits for work in flight: proving that it is over is the caller's task (memory/fences.h).
+//  - Work on a stream is done in order, beside the caller; work on the default stream is over when the call
+//    returns. Only events tell that the rest is.
+//  - Nothing else waits for work in flight, and what it touches must not be unmapped: proving that it is over
+//    is the caller's task (memory/fences.h). A driver that can see the rule broken refuses.
 #pragma once
 
 #include <span>
@@ -81,6 +84,7 @@ class Driver {
   virtual void zero(Address address, Bytes size, StreamHandle stream) = 0;
 
   virtual StreamHandle create_stream() = 0;
+  /// Waits for the work on it. The default stream cannot be destroyed.
   virtual void destroy_stream(StreamHandle stream) = 0;
   /// An event that completes when the work now on `stream` has.
   virtual EventHandle record(StreamHandle stream) = 0;

@@ -3,15 +3,14 @@
 
 #include <memory>
 #include <mutex>
-#include <set>
 
 #include "driver/driver.h"
 #include "driver/host_ledger.h"
+#include "driver/host_streams.h"
 
 namespace vmm {
 
 /// A page's place is its offset in the memfd.
-/// Streams are in order and done when the call returns: CPU work needs no waiting for.
 class HostDriver final : public Driver {
  public:
   /// `name` shows in /proc/self/maps as /memfd:NAME.
@@ -30,12 +29,12 @@ class HostDriver final : public Driver {
   void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
   void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
   void zero(Address address, Bytes size, StreamHandle stream) override;
-  StreamHandle create_stream() override;
-  void destroy_stream(StreamHandle stream) override;
-  EventHandle record(StreamHandle stream) override;
-  bool query(EventHandle event) override;
-  void wait(EventHandle event) override;
-  void destroy_event(EventHandle event) override;
+  StreamHandle create_stream() override { return streams_.create(); }
+  void destroy_stream(StreamHandle stream) override { streams_.destroy(stream); }
+  EventHandle record(StreamHandle stream) override { return streams_.record(stream); }
+  bool query(EventHandle event) override { return streams_.query(event); }
+  void wait(EventHandle event) override { streams_.wait(event); }
+  void destroy_event(EventHandle event) override { streams_.destroy(event); }
   void bind_thread() override {}
 
   int memfd() const noexcept { return memfd_; }
@@ -43,16 +42,13 @@ class HostDriver final : public Driver {
   std::uint64_t committed_bytes() const;
 
  private:
-  void require_stream(StreamHandle stream);
+  void refuse_in_use(std::span<const PageMapping> pages) const;
 
   Capabilities capabilities_;
   int memfd_;
-  std::mutex mutex_;  // guards what follows; system calls are made outside it
+  std::mutex mutex_;  // guards the ledger; system calls are made outside it
   HostLedger ledger_;
-  std::set<std::uint64_t> streams_{0};
-  std::set<std::uint64_t> events_;
-  std::uint64_t next_stream_ = 1;
-  std::uint64_t next_event_ = 1;
+  HostStreams streams_;
 };
 
 }  // namespace vmm

@@ -44,24 +44,19 @@ Growth::Growth(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts)
     if (part.extents == 0 || part.first_extent + part.extents > part.lease->extents())
       throw InvalidArgument("first_extent, extents: not inside the lease, which has " +
                             std::to_string(part.lease->extents()) + " extents");
-    if (!parts_.empty() && &part.lease->pool() != &pool())
-      throw InvalidArgument("parts are of different pools");
+    if (&part.lease->pool() != &pool()) throw InvalidArgument("parts: of another pool");
     max_tokens_ = std::min(max_tokens_, Tokens{part.lease->shape().extent_bytes / part.record_bytes});
     parts_.emplace_back(std::move(part));
   }
 }
 
 std::shared_ptr<Growth> Growth::make(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts) {
-  // Two counts: the owners', which closes, and one that the pager may hold a little longer.
-  auto growth = std::make_shared<Growth>(std::move(pager), std::move(parts));
-  growth->self_ = growth;
-  return {growth.get(), [growth](Growth* self) mutable {
-            if (!self->pager_->pool().fork_guard().in_child()) self->close();
-            growth.reset();
-          }};
+  return share(std::make_shared<Growth>(std::move(pager), std::move(parts)));
 }
 
-void Growth::close() {
+Pool& Growth::pool() const noexcept { return pager_->pool(); }
+
+void Growth::close() noexcept {
   std::lock_guard ahead(ahead_mutex_);
   parts_.clear();
 }
@@ -106,11 +101,9 @@ MapResult Growth::map_parts(Tokens to, std::size_t& done) {
 Tokens Growth::advance(Tokens to) {
   check_length("to", to);
   std::lock_guard owner(owner_mutex_);
-  const Nanoseconds start = pool().clock().now();
   std::size_t done = 0;
-  MapResult result;
   try {
-    result = map_parts(to, done);
+    map_counting_stalls(pool(), [&] { return map_parts(to, done); });
   } catch (...) {
     for (std::size_t i = 0; i < done; ++i) {
       const Part& part = parts_[i];
@@ -118,12 +111,6 @@ Tokens Growth::advance(Tokens to) {
                     part.ranges({part.kept_pages.load()}, part.pages_for(to)));
     }
     throw;
-  }
-  if (result.mapped.count != 0 || result.waited) {
-    Counters& counters = pool().counters();
-    counters.stalls.add();
-    counters.stall_ns.add(static_cast<std::uint64_t>((pool().clock().now() - start).count()));
-    counters.pages_mapped_waiting.add(result.mapped.count);
   }
   for (Part& part : parts_) part.kept_pages = std::max(part.kept_pages.load(), part.pages_for(to).count);
   frontier_ = std::max(frontier_.load(), to.count);

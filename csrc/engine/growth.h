@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/growing.h"
 #include "memory/pool.h"
 
 namespace vmm {
@@ -24,7 +25,7 @@ struct GrowthPart {
 };
 
 /// Calls by the owner are serialised; different growths are advanced in parallel.
-class Growth {
+class Growth final : public Growing {
  public:
   /// When the last owner lets go, the leases end there and then, even if the pager is at work on the growth.
   static std::shared_ptr<Growth> make(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts);
@@ -48,15 +49,12 @@ class Growth {
   void check_length(const char* argument, Tokens tokens) const;
   Tokens max_tokens() const noexcept { return max_tokens_; }
   Tokens frontier() const noexcept { return {frontier_.load()}; }
-  Pool& pool() const noexcept { return parts_.front().part.lease->pool(); }
+  Pool& pool() const noexcept override;
 
-  /// For the pager: maps up to `batch` of what is announced, then of the look-ahead. True when there may be
-  /// more to map.
-  bool map_ahead(Bytes batch, Pages lookahead);
+  /// What is announced first, then the look-ahead.
+  bool map_ahead(Bytes batch, Pages lookahead) override;
 
  private:
-  friend class Pager;
-
   struct Part {
     explicit Part(GrowthPart part_) : part(std::move(part_)) {}
     GrowthPart part;
@@ -67,19 +65,17 @@ class Growth {
     std::vector<ByteRange> bytes(Tokens from, Tokens to) const;
   };
 
-  void close();
+  void close() noexcept override;
   Tokens limit() const;
   MapResult map_parts(Tokens to, std::size_t& done);
 
   std::shared_ptr<Pager> pager_;
-  std::weak_ptr<Growth> self_;  // the pager's count
-  std::deque<Part> parts_;      // a deque, because an atomic cannot be moved
+  std::deque<Part> parts_;  // a deque, because an atomic cannot be moved
   Tokens max_tokens_;
   std::mutex owner_mutex_;
   std::atomic<std::uint64_t> frontier_{0};
   std::atomic<std::uint64_t> announced_{0};
-  std::atomic<bool> due_{false};  // in the pager's inbox
-  std::mutex ahead_mutex_;        // held while the pager works on it
+  std::mutex ahead_mutex_;  // held while the pager works on it
 };
 
 /// Throws OutOfPages unless all growths together could advance to `to`; then announces it to each.

@@ -28,27 +28,27 @@ void Pager::wake() {
   wake_();
 }
 
-void Pager::notify(Growth& growth) {
-  if (growth.due_.exchange(true)) return;
+void Pager::notify(Growing& growing) {
+  if (growing.due_.exchange(true)) return;
   std::lock_guard lock(inbox_mutex_);
-  due_.push_back(growth.self_);
+  due_.push_back(growing.self_);
   wake_();
 }
 
-std::shared_ptr<Growth> Pager::take_due() {
+std::shared_ptr<Growing> Pager::take_due() {
   std::lock_guard lock(inbox_mutex_);
   while (!due_.empty()) {
-    auto growth = due_.front().lock();
+    auto growing = due_.front().lock();
     due_.pop_front();
-    if (growth) return growth;
+    if (growing) return growing;
   }
   return nullptr;
 }
 
-void Pager::put_back(const std::shared_ptr<Growth>& growth) {
-  if (growth->due_.exchange(true)) return;
+void Pager::put_back(const std::shared_ptr<Growing>& growing) {
+  if (growing->due_.exchange(true)) return;
   std::lock_guard lock(inbox_mutex_);
-  due_.push_front(growth);  // what was asked for first is finished first
+  due_.push_front(growing);  // what was asked for first is finished first
 }
 
 bool Pager::anything_due() {
@@ -57,11 +57,11 @@ bool Pager::anything_due() {
 }
 
 void Pager::map_one_batch() {
-  auto growth = take_due();
-  if (!growth) return;
-  // Cleared before the work: a frontier that moves meanwhile puts the growth in the inbox again.
-  growth->due_ = false;
-  if (growth->map_ahead(options_.batch_bytes, options_.lookahead)) put_back(growth);
+  auto growing = take_due();
+  if (!growing) return;
+  // Cleared before the work: a frontier that moves meanwhile puts it in the inbox again.
+  growing->due_ = false;
+  if (growing->map_ahead(options_.batch_bytes, options_.lookahead)) put_back(growing);
 }
 
 /// Runs one kind of work; false when it failed. One that keeps failing must not stop the others.

@@ -7,7 +7,7 @@
 #include <mutex>
 #include <optional>
 
-#include "engine/growth.h"
+#include "engine/growing.h"
 #include "memory/pool.h"
 
 namespace vmm {
@@ -31,10 +31,12 @@ class Pager {
   Pager(const Pager&) = delete;
   Pager& operator=(const Pager&) = delete;
 
-  /// There may be something to map ahead for this growth. Costs one atomic when it is known already.
-  void notify(Growth& growth);
+  /// There may be something to map ahead for it. Costs one atomic when it is known already.
+  void notify(Growing& growing);
   /// Does one bounded piece of work. Never throws: what goes wrong is logged, and is the caller's to meet.
   Next poll(Nanoseconds now) noexcept;
+  /// There may be something retired to unmap.
+  void nudge() { wake(); }
   /// Called, from any thread, whenever poll() may have something to do.
   void set_waker(std::function<void()> wake);
 
@@ -45,15 +47,15 @@ class Pager {
   void map_one_batch();
   template <class Work>
   bool guarded(Work work) noexcept;
-  std::shared_ptr<Growth> take_due();
-  void put_back(const std::shared_ptr<Growth>& growth);
+  std::shared_ptr<Growing> take_due();
+  void put_back(const std::shared_ptr<Growing>& growing);
   bool anything_due();
   void wake();
 
   std::shared_ptr<Pool> pool_;
   const PagerOptions options_;
   std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
-  std::deque<std::weak_ptr<Growth>> due_;
+  std::deque<std::weak_ptr<Growing>> due_;
   std::function<void()> wake_ = [] {};
 };
 

@@ -1,11 +1,9 @@
 #include "engine/pager_thread.h"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <string>
 
 #include "base/error.h"
+#include "base/thread.h"
 
 namespace vmm {
 
@@ -15,18 +13,12 @@ PagerThread::PagerThread(std::shared_ptr<Pager> pager) : pager_(std::move(pager)
     woken_ = true;
     wake_.notify_one();
   });
-  // Signals are for the threads of the application: Ctrl-C must reach Python's main thread.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
-    thread_ = std::thread([this] { run(); });
+    thread_ = start_thread("vmm-pager", [this] { run(); });
   } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     pager_->set_waker([] {});
     throw;
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 PagerThread::~PagerThread() {
@@ -40,7 +32,6 @@ PagerThread::~PagerThread() {
 }
 
 void PagerThread::run() {
-  pthread_setname_np(pthread_self(), "vmm-pager");
   Pool& pool = pager_->pool();
   try {
     pool.driver().bind_thread();

@@ -29,6 +29,18 @@ void Epochs::close(StreamHandle handle, bool open_next) {
   if (open_next) ++stream.current;
 }
 
+void Epochs::mark(StreamHandle handle) {
+  poll();  // so that what is over does not pile up
+  {
+    std::lock_guard lock(mutex_);
+    if (streams_[handle.value].open) return;
+  }
+  const EventHandle event = driver_.record(handle);
+  std::lock_guard lock(mutex_);
+  Stream& stream = streams_[handle.value];
+  stream.unfinished.push_back({++stream.current, event});
+}
+
 Fence Epochs::fence() const {
   std::lock_guard lock(mutex_);
   Fence fence;

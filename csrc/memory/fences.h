@@ -32,6 +32,9 @@ class Epochs {
   void step(StreamHandle stream) { close(stream, true); }
   /// Closes without opening: the engine goes idle.
   void end(StreamHandle stream) { close(stream, false); }
+  /// For work outside epochs: what is on the stream now counts as an epoch that was closed just here, unless
+  /// an open one covers it anyway.
+  void mark(StreamHandle stream);
 
   /// Everything that is open or unfinished now.
   Fence fence() const;

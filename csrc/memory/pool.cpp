@@ -213,6 +213,19 @@ void Pool::zero(Reservation& reservation, Bytes offset, Bytes size) {
   driver_->zero(reservation.base + offset, size, {});
 }
 
+void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {
+  fork_guard_.require_parent("this pool");
+  driver_->copy(to, from, size, stream);
+  epochs_.mark(stream);
+}
+
+void Pool::synchronize(StreamHandle stream) {
+  fork_guard_.require_parent("this pool");
+  const EventHandle event = driver_->record(stream);
+  driver_->wait(event);
+  driver_->destroy_event(event);
+}
+
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
   fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);

@@ -49,7 +49,7 @@ struct ByteRange {
 struct MapOptions {
   bool keep = true;                        // needed until unkept: never reclaimed meanwhile
   bool reclaim = true;                     // may take what nobody needs when the budget is used up
-  bool wait = true;                        // for pages that another thread is mapping
+  bool wait = true;                        // for pages that others are mapping or unmapping
   Pages at_most{~std::uint64_t{0}};        // stop after so many pages that were missing
   std::span<const ByteRange> overwritten;  // write intent, in order: the caller overwrites these, so they
                                            // need no zeroing; should the write fail, it calls zero()
@@ -84,6 +84,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
   bool drain_retired();
   /// Zeroes mapped bytes, e.g. of a write that was announced and failed.
   void zero(Reservation& reservation, Bytes offset, Bytes size);
+
+  /// Copies on `stream`: what is released from here on waits for it.
+  void copy(Address to, Address from, Bytes size, StreamHandle stream);
+  /// Waits for the work on `stream`.
+  void synchronize(StreamHandle stream);
 
   /// Throws OutOfPages unless `asked` more bytes could be had, by reclaiming if need be. Where what is
   /// lacking may be in the hands of calls under way, it waits for those.

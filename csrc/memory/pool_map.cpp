@@ -87,7 +87,7 @@ Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRang
   try {
     for_each_page(ranges, [&](PageIndex page) {
       const VirtualPage& entry = reservation.table[page];
-      if (entry.state == VirtualState::retiring) rescue(reservation, page);
+      if (entry.state == VirtualState::retiring && options.wait) rescue(reservation, page);
       if (entry.state == VirtualState::unmapped) {
         if (plan.claims.size() == options.at_most.count) return false;
         if (!claim(reservation, page, plan)) {

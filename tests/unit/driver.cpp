@@ -89,3 +89,47 @@ TEST(held_events_complete_when_they_are_let_go) {
   CHECK(driver.query(event));
   driver.destroy_event(event);
 }
+
+TEST(what_work_in_flight_touches_is_not_unmapped) {
+  HostDriver driver("vmm-test");
+  const Address base = driver.reserve(64_MiB, page);
+  const auto pages = create_pages(driver, base, 512);
+  driver.map(pages);
+  driver.set_access(pages);
+  const StreamHandle stream = driver.create_stream();
+  const Bytes half = 16_MiB;
+  // Enough to be at it still when unmap comes; another try where the machine was faster than that.
+  bool refused = false;
+  for (int i = 0; i < 20 && !refused; ++i) {
+    for (int j = 0; j < 16; ++j) driver.copy(base, base + half, half, stream);
+    const EventHandle event = driver.record(stream);
+    std::size_t done = 0;
+    try {
+      driver.unmap(std::span(pages).first(1), done);
+      driver.map(std::span(pages).first(1));
+      driver.set_access(std::span(pages).first(1));
+    } catch (const InvalidArgument&) {
+      refused = true;
+      CHECK(done == 0);
+    }
+    driver.wait(event);
+    driver.destroy_event(event);
+  }
+  CHECK(refused);
+  std::size_t done = 0;
+  driver.unmap(pages, done);
+  CHECK(done == 512);
+  driver.destroy_stream(stream);
+}
+
+TEST(a_driver_that_dies_lets_its_streams_end) {
+  HostDriver driver("vmm-test");
+  const Address base = driver.reserve(1_MiB, page);
+  const auto pages = create_pages(driver, base, 16);
+  driver.map(pages);
+  driver.set_access(pages);
+  for (int i = 0; i < 4; ++i) {
+    const StreamHandle stream = driver.create_stream();
+    for (int j = 0; j < 8; ++j) driver.zero(base, 1_MiB, stream);
+  }
+}

@@ -128,3 +128,45 @@ TEST(idle_memory_is_not_reused_while_work_may_touch_it) {
   map(*other, 0, 16);
   test.pool->check();
 }
+
+TEST(marked_work_holds_back_what_is_released_after_it) {
+  TestPool test(4_MiB);
+  Epochs& epochs = test.pool->epochs();
+  test.faults->hold_events(true);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 4);
+  retire(*lease, 0, 1);
+  epochs.mark({});
+  retire(*lease, 1, 1);
+  CHECK(test.pool->drain_retired());
+  CHECK(test.pool->stats().free == 64_KiB);
+  test.faults->hold_events(false);
+  CHECK(!test.pool->drain_retired());
+  CHECK(test.pool->stats().free == 128_KiB);
+  CHECK(epochs.fence().empty());
+}
+
+TEST(an_open_epoch_covers_marked_work) {
+  TestPool test(4_MiB);
+  Epochs& epochs = test.pool->epochs();
+  epochs.step({});
+  epochs.mark({});
+  const Fence fence = epochs.fence();
+  epochs.poll();
+  CHECK(!epochs.complete(fence));
+  epochs.end({});
+  epochs.poll();
+  CHECK(epochs.complete(fence));
+}
+
+TEST(a_stream_that_is_gone_holds_nothing_back) {
+  TestPool test(4_MiB);
+  Epochs& epochs = test.pool->epochs();
+  const StreamHandle stream = test.pool->driver().create_stream();
+  epochs.mark(stream);
+  const Fence fence = epochs.fence();
+  test.pool->driver().destroy_stream(stream);
+  epochs.poll();
+  CHECK(epochs.complete(fence));
+  CHECK_THROWS(InvalidArgument, "stream", epochs.mark(stream));
+}

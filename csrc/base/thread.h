@@ -1,0 +1,13 @@
+// Threads of our own, inside somebody else's process.
+#pragma once
+
+#include <functional>
+#include <thread>
+
+namespace vmm {
+
+/// Runs `body` on a new thread that shows as `name` (at most 15 characters) and receives no signals: those
+/// are for the application's threads, and Ctrl-C must reach Python's main thread. Throws std::system_error.
+std::thread start_thread(const char* name, std::function<void()> body);
+
+}  // namespace vmm

@@ -1,0 +1,84 @@
+// Ordered queues of CPU work, each with a worker thread, and the events that tell how far they are.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "base/fork.h"
+#include "driver/driver.h"
+
+namespace vmm {
+
+struct MemoryRange {
+  Address start;
+  Bytes size;
+};
+
+/// Safe from any thread. Stream 0 is the calling thread itself: its work is over when the call returns.
+class HostStreams {
+ public:
+  HostStreams() = default;
+  /// Lets the work in the queues end. In a forked child, where the workers do not exist, it leaves them be.
+  ~HostStreams();
+  HostStreams(const HostStreams&) = delete;
+  HostStreams& operator=(const HostStreams&) = delete;
+
+  StreamHandle create();
+  /// Waits for the work on it.
+  void destroy(StreamHandle stream);
+  /// `touches` is what in_use() looks for until the work is over.
+  void run(StreamHandle stream, std::pair<MemoryRange, MemoryRange> touches, std::function<void()> work);
+
+  EventHandle record(StreamHandle stream);
+  bool query(EventHandle event) const;
+  void wait(EventHandle event);
+  void destroy(EventHandle event);
+
+  /// Whether work that is queued or running touches the range.
+  bool in_use(MemoryRange range) const;
+
+ private:
+  struct Task {
+    std::pair<MemoryRange, MemoryRange> touches;
+    std::function<void()> work;
+  };
+  struct Stream {
+    std::deque<Task> queue;  // the front one is being done
+    std::uint64_t submitted = 0;
+    std::uint64_t completed = 0;
+    bool stop = false;  // when the queue is empty
+    std::thread worker;
+  };
+  struct Event {
+    std::uint64_t stream;
+    std::uint64_t after;  // so many of its tasks
+  };
+
+  void work_off(Stream& stream);
+  Stream& find(StreamHandle stream) const;
+  const Event& find(EventHandle event) const;
+  bool over(const Event& event) const;
+
+  // Behind pointers, because a forked child must leak what its parent's threads wait on.
+  struct Signals {
+    std::condition_variable submitted;
+    std::condition_variable completed;
+  };
+
+  ForkGuard fork_guard_;
+  std::unique_ptr<Signals> signals_ = std::make_unique<Signals>();
+  mutable std::mutex mutex_;  // guards what follows
+  std::map<std::uint64_t, std::unique_ptr<Stream>> streams_;
+  std::map<std::uint64_t, Event> events_;
+  std::uint64_t next_stream_ = 1;
+  std::uint64_t next_event_ = 1;
+};
+
+}  // namespace vmm

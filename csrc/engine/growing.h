@@ -1,0 +1,58 @@
+// What the pager maps ahead for.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "memory/pool.h"
+
+namespace vmm {
+
+class Growing {
+ public:
+  Growing() = default;
+  virtual ~Growing() = default;
+  Growing(const Growing&) = delete;
+  Growing& operator=(const Growing&) = delete;
+
+  /// For the pager: maps up to `batch` of what will be needed, `lookahead` pages beyond the frontier
+  /// included. True when there may be more to map.
+  virtual bool map_ahead(Bytes batch, Pages lookahead) = 0;
+  virtual Pool& pool() const noexcept = 0;
+
+ protected:
+  /// The owners are gone.
+  virtual void close() noexcept = 0;
+
+  /// Two counts: the owners', which closes, and one that others may hold a little longer.
+  template <class T>
+  static std::shared_ptr<T> share(std::shared_ptr<T> growing) {
+    growing->self_ = growing;
+    return {growing.get(), [growing](T* self) mutable {
+              if (Growing& base = *self; !base.pool().fork_guard().in_child()) base.close();
+              growing.reset();
+            }};
+  }
+
+  std::weak_ptr<Growing> self_;
+
+ private:
+  friend class Pager;
+  std::atomic<bool> due_{false};  // in the pager's inbox
+};
+
+/// Calls map() -> MapResult and counts what its caller had to wait for.
+template <class Map>
+MapResult map_counting_stalls(Pool& pool, Map map) {
+  const Nanoseconds start = pool.clock().now();
+  const MapResult result = map();
+  if (result.mapped.count != 0 || result.waited) {
+    Counters& counters = pool.counters();
+    counters.stalls.add();
+    counters.stall_ns.add(static_cast<std::uint64_t>((pool.clock().now() - start).count()));
+    counters.pages_mapped_waiting.add(result.mapped.count);
+  }
+  return result;
+}
+
+}  // namespace vmm

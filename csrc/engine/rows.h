@@ -1,0 +1,122 @@
+// The rows of one tensor, side by side without padding, backed by pages where they are touched.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "engine/growing.h"
+#include "engine/page_set.h"
+#include "engine/region.h"
+#include "memory/pool.h"
+
+namespace vmm {
+
+class Pager;
+
+struct RowsShape {
+  std::uint64_t rows;
+  Tokens tokens;  // of each row
+  Bytes record_bytes;
+};
+
+/// Rows need not divide pages: neighbours may share one. What has been touched stays mapped until it is
+/// released; below its high-water mark a row is in use, above it nothing is.
+/// Every method is safe from any thread, but what one thread releases, others must not be touching: what they
+/// hold pinned is safe from that, too.
+class Rows final : public Growing {
+ public:
+  using Spans = std::vector<ByteRange>;  // ascending, without overlaps
+
+  /// Keeps spans mapped while it lives, whatever is released meanwhile. It may outlive the owners.
+  class Pin {
+   public:
+    Pin(std::shared_ptr<Rows> rows, Spans spans);
+    ~Pin();
+    Pin(const Pin&) = delete;
+    Pin& operator=(const Pin&) = delete;
+
+   private:
+    friend class Rows;
+    std::shared_ptr<Rows> rows_;
+    Spans spans_;
+    std::list<const Pin*>::iterator place_;
+  };
+
+  /// When the last owner lets go, everything is released. Throws InvalidArgument when the rows do not fit
+  /// into the lease.
+  static std::shared_ptr<Rows> make(std::shared_ptr<Pager> pager, std::shared_ptr<Lease> lease,
+                                    const RowsShape& shape);
+  Rows(std::shared_ptr<Pager> pager, std::shared_ptr<Lease> lease, const RowsShape& shape);  // for make()
+
+  /// The bytes whose pages the region touches. Throws InvalidArgument when it is not inside the rows.
+  Spans spans_of(const Region& region) const;
+  /// Whether touch() would return at once.
+  bool usable(const Spans& spans) const;
+  /// Makes the spans usable and raises the marks. Throws Closed, or what Pool::map throws; then nothing has
+  /// changed.
+  void touch(const Spans& spans);
+  /// The same, pinned.
+  std::shared_ptr<Pin> pin(Spans spans);
+  /// Makes tokens [0, to) of every row usable without raising the marks.
+  void reserve(Tokens to);
+  /// Ends the use of tokens [from, to) of every row: pages that hold nothing else in use are unmapped once no
+  /// pin is on them and the work that may touch them is over.
+  void release(Tokens from, Tokens to);
+  /// Zeroes what is mapped of the spans.
+  void zero_mapped(Spans spans);
+  /// Releases everything and refuses from here on. Twice is once.
+  void end();
+
+  /// What is mapped and in use.
+  Spans in_use() const;
+  /// Whether everything between the first byte and the last is usable.
+  bool without_holes(const Spans& spans) const;
+  Tokens mark(std::uint64_t row) const { return {marks_.at(row).load()}; }
+
+  const RowsShape& shape() const noexcept { return shape_; }
+  const Lease& lease() const noexcept { return *lease_; }
+  bool ended() const noexcept { return ended_.load(); }
+  Pool& pool() const noexcept override { return lease_->pool(); }
+  /// Keeps the addresses, but is no owner.
+  std::shared_ptr<Rows> observer() const;
+
+  bool map_ahead(Bytes batch, Pages lookahead) override;
+
+ private:
+  void close() noexcept override;
+  void require_open() const;
+  Bytes row_bytes() const { return shape_.record_bytes * shape_.tokens.count; }
+  ByteRange bytes_of(std::uint64_t row, Tokens from, Tokens to) const;
+  std::uint64_t first_page(const ByteRange& span) const { return span.offset / page_; }
+  std::uint64_t end_page(const ByteRange& span) const;
+  std::vector<PageRange> pages_of(const Spans& spans) const;
+  void map(const Spans& spans);
+  void raise_marks(const Spans& spans);
+  void note_growth(const Spans& spans);
+  bool holds_others(std::uint64_t page, Tokens from, Tokens to) const;
+  bool covers(const Spans& spans, std::uint64_t page) const;
+  bool pinned(std::uint64_t page) const;
+  void retire(const std::vector<std::uint64_t>& pages);
+  void release_locked(Tokens from, Tokens to);
+  void unpin(const Pin& pin) noexcept;
+
+  std::shared_ptr<Pager> pager_;
+  const std::shared_ptr<Lease> lease_;
+  const RowsShape shape_;
+  const Bytes page_;
+  std::atomic<bool> ended_{false};
+  PageSet usable_;  // touched or reserved, and not released since
+  std::vector<std::atomic<std::uint64_t>> marks_;
+
+  mutable std::mutex mutex_;  // guards what follows, and changes of usable_; not held while pages are mapped
+  std::list<const Pin*> pins_;
+  std::set<std::uint64_t> doomed_;    // released, but pinned
+  std::vector<std::uint64_t> grown_;  // rows that have come into new pages since the pager looked
+};
+
+}  // namespace vmm
