@@ -5,12 +5,15 @@ import os
 import pkgutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vmm import __version__
 from vmm.errors import Error
+
+if TYPE_CHECKING:
+    from vmm.doctor import Check
 
 app = typer.Typer(
     name="vmm",
@@ -75,6 +78,39 @@ def bench(
     for title, numbers in (("metric", report.metrics), ("peer", report.peers)):
         for key, value in numbers.items():
             typer.echo(f"{title:8}{key:48}{value}")
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Say what vmm finds here, what it will use and what to change. Exit 1 when nothing can work."""
+    inspection = importlib.import_module("vmm.doctor")
+    report = inspection.verify_installation()
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        _print_checks(report.checks)
+        typer.echo(report.summary)
+    if not report.usable:
+        raise typer.Exit(1)
+
+
+def _print_checks(checks: "tuple[Check, ...]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "warning": "yellow", "error": "bold red"}
+    table = Table("check", "status", "found, and → what to change", box=None, pad_edge=False)
+    for check in checks:
+        # Text, because square brackets in what was found are no markup.
+        table.add_row(
+            check.name, Text(check.status, styles[check.status]), Text(check.found, overflow="fold")
+        )
+        if check.advice is not None:
+            table.add_row("", "", Text(f"→ {check.advice}", "bold", overflow="fold"))
+    Console().print(table)
 
 
 def _benchmark_names() -> list[str]:

@@ -1,44 +1,84 @@
 """How much memory this process could use: the machine's, and the container's limit."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 2**62  # version 1 writes the largest multiple of a page where there is no limit
+
+
+@dataclass(frozen=True)
+class CgroupLimit:
+    """The memory limit of one cgroup that holds this process, and its use, file cache included."""
+
+    path: str
+    limit_bytes: int
+    used_bytes: int
+
+    @property
+    def left_bytes(self) -> int:
+        return self.limit_bytes - self.used_bytes
 
 
 def available_bytes() -> int:
-    """Bytes that could be used without swapping: MemAvailable, and what the cgroup leaves of its limit."""
-    candidates = [_mem_available(), *_cgroup_left()]
-    return max(0, min(candidates))
+    """Bytes that could be used without swapping: MemAvailable, and what the cgroups leave of their limits."""
+    _, available = machine_memory()
+    return max(0, min([available, *(limit.left_bytes for limit in cgroup_limits())]))
 
 
-def _mem_available() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+def machine_memory() -> tuple[int, int]:
+    """(total, available) bytes of the machine, whatever cgroups allow."""
+    kilobytes = {}
+    for line in _MEMINFO.read_text().splitlines():
+        name, _, value = line.partition(":")
+        kilobytes[name] = value.split()[0]
+    total = int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+    if "MemTotal" in kilobytes:
+        total = int(kilobytes["MemTotal"]) * 1024
+    return total, int(kilobytes["MemAvailable"]) * 1024 if "MemAvailable" in kilobytes else total
 
 
-def _cgroup_left() -> list[int]:
-    """What the process's own cgroup leaves, under version 2 or 1; nothing where there is no limit."""
-    roots = [
-        (Path("/sys/fs/cgroup") / _own_cgroup().lstrip("/"), "memory.max", "memory.current"),
-        (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+def cgroup_limits() -> list[CgroupLimit]:
+    """The limits on this process, under version 2 or 1: its own cgroup's and those of the ones around it,
+    which bind too. Empty where there is none."""
+    own = _own_cgroups()
+    hierarchies = [
+        (_CGROUPS, own.get("", "/"), "memory.max", "memory.current"),
+        (_CGROUPS / "memory", own.get("memory", "/"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ]
-    left = []
-    for root, limit_name, used_name in roots:
-        try:
-            limit = (root / limit_name).read_text().strip()
-            used = int((root / used_name).read_text())
-        except (OSError, ValueError):
-            continue
-        if limit != "max":
-            left.append(int(limit) - used)
-    return left
+    found = []
+    for root, path, limit_name, used_name in hierarchies:
+        # A container sees its own cgroup as the root, but may be told the host's path: what is not there
+        # is passed over.
+        inner = Path(path.lstrip("/"))
+        for folder in (inner, *inner.parents):
+            limit = _limit(root / folder, limit_name, used_name)
+            if limit is not None:
+                found.append(limit)
+    return found
 
 
-def _own_cgroup() -> str:
+def _limit(folder: Path, limit_name: str, used_name: str) -> CgroupLimit | None:
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        limit = int((folder / limit_name).read_text())  # "max" is no number, and no limit
+        used = int((folder / used_name).read_text())
+    except (OSError, ValueError):
+        return None
+    return CgroupLimit(str(folder), limit, used) if limit < _NO_LIMIT else None
+
+
+def _own_cgroups() -> dict[str, str]:
+    """The process's path in each hierarchy by controller; version 2's controller is ""."""
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
     except OSError:
-        return ""
-    return next((line[3:] for line in lines if line.startswith("0::")), "")
+        return {}
+    paths = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            paths[controller] = path
+    return paths

@@ -1,0 +1,105 @@
+"""The check of libcuda. vmm does not use it yet, so nothing found here is an error."""
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from vmm.doctor import cuda_probe
+from vmm.doctor.report import Facts, Finding
+from vmm.units import format_bytes
+
+_LIBRARY = "libcuda.so.1"
+_SECONDS = 20.0  # a driver without persistence mode initialises eight GPUs in about ten
+_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Windows's subsystem for it
+_UNKNOWN: Facts = dict.fromkeys(
+    ("library", "load_error", "version", "devices", "failed", "code", "error", "ended")
+)
+_NOT_USED = "not used yet, vmm has no CUDA driver so far"
+_LOOK = "see nvidia-smi and CUDA_VISIBLE_DEVICES; it does not matter to the CPU"
+
+
+def libcuda(facts: Facts) -> Finding:
+    said = facts["cuda"] = _ask(_LIBRARY, _SECONDS)
+    if said["load_error"] is not None:
+        return _not_loaded(said["load_error"])
+    where = f"{said['library'] or _LIBRARY}{_version(said)}"
+    if said["ended"] is not None:
+        return Finding("warning", f"{where}: {said['ended']}", _LOOK)
+    if said["failed"] is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        note = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible!r}"
+        return Finding("warning", f"{where}: {said['failed']} failed: {said['error']}{note}", _LOOK)
+    devices = [f"{device['name']} ({format_bytes(device['memory_bytes'])})" for device in said["devices"]]
+    if not devices:
+        return Finding("warning", f"{where}: no device", _LOOK)
+    return Finding("ok", f"{where}: {len(devices)} device(s), {_NOT_USED}: {', '.join(devices)}")
+
+
+def _not_loaded(reason: str) -> Finding:
+    present = [path for path in _DEVICE_FILES if Path(path).exists()]
+    if present:
+        advice = "install NVIDIA's driver, or start the container with --gpus all; not needed for the CPU"
+        return Finding("warning", f"{present[0]} is there, but: {reason}", advice)
+    if "No such file" not in reason:
+        return Finding("warning", reason, "reinstall NVIDIA's driver; not needed for the CPU")
+    return Finding("ok", f"not there ({reason}); not needed for the CPU")
+
+
+def _version(said: Facts) -> str:
+    version = said["version"]
+    return "" if version is None else f", CUDA {version // 1000}.{version % 1000 // 10}"
+
+
+def _ask(library: str, seconds: float) -> Facts:
+    """_UNKNOWN with what the probe said in at most ``seconds``; in "ended", how it was cut short."""
+    # Imported here because `import vmm` must stay quick.
+    import subprocess
+
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", cuda_probe.__file__, library],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    ended = None
+    try:
+        output, complaints = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        ended = f"no answer in {seconds:g} s"
+        process.kill()
+        try:
+            output, complaints = process.communicate(timeout=1)
+        except subprocess.TimeoutExpired as stuck:  # inside the kernel: it dies when that lets go
+            output, complaints = stuck.output or b"", b""
+    finally:
+        if process.returncode is None:
+            process.kill()
+    said = _parse(output)
+    if ended is None and (process.returncode != 0 or not said.keys() & {"load_error", "failed", "devices"}):
+        ended = _death(process.returncode, complaints)
+    return {**_UNKNOWN, **said, "ended": ended and f"{ended} {_stage(said)}"}
+
+
+def _parse(output: bytes) -> Facts:
+    """The probe's lines; not those that libcuda may print, nor one that the end cut short."""
+    said: Facts = {}
+    for line in output.splitlines():
+        with suppress(ValueError):
+            found = json.loads(line)
+            said.update(found if isinstance(found, dict) else {})
+    return said
+
+
+def _stage(said: Facts) -> str:
+    if "version" in said:
+        return "in cuInit or in listing the devices"
+    return "in cuDriverGetVersion" if "library" in said else "in loading it"
+
+
+def _death(code: int, complaints: bytes) -> str:
+    last = complaints.decode(errors="replace").strip().rpartition("\n")[2]
+    how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"{how} ({last})" if last else how
