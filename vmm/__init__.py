@@ -3,6 +3,9 @@
 Importing this package imports neither torch nor transformers; what needs them imports them when it is used.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vmm.errors import (
     Closed,
     DriverError,
@@ -14,8 +17,13 @@ from vmm.errors import (
     MappingLimit,
     OutOfPages,
 )
-from vmm.pool import Pool, PoolStats, default_pool
+from vmm.pool import Pool, PoolStats, configure, default_pool
+from vmm.stream import Stream
 from vmm.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from vmm.doctor import verify_installation
+    from vmm.kv_tensor import KVTensor
 
 __version__ = "0.1.0"
 
@@ -27,12 +35,28 @@ __all__ = [
     "Forked",
     "InvalidArgument",
     "InvariantViolation",
+    "KVTensor",
     "MappingLimit",
     "OutOfPages",
     "Pool",
     "PoolStats",
+    "Stream",
     "__version__",
+    "configure",
     "default_pool",
     "format_bytes",
     "parse_bytes",
+    "verify_installation",
 ]
+
+
+# What imports torch, or is rarely wanted, is imported when it is used.
+_ELSEWHERE = {"KVTensor": "vmm.kv_tensor", "verify_installation": "vmm.doctor"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module 'vmm' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_ELSEWHERE[name]), name)
+    globals()[name] = found
+    return found

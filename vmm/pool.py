@@ -151,15 +151,28 @@ class Pool:
 
 
 _default: Pool | None = None
+_default_budget: int | str | None = None
 _default_lock = threading.Lock()
 
 
+def configure(*, budget: int | str | None = None) -> None:
+    """Sets the budget of the default pool: now, if there is one, and of those to come. ``None`` is
+    ``VMM_BUDGET``, else half of the available memory. Raises InvalidArgument; then nothing has changed."""
+    global _default_budget  # noqa: PLW0603
+    budget_bytes = _budget_bytes(budget)
+    with _default_lock:
+        _default_budget = budget
+        if _default is not None and not _default._core.in_child and not _default.closed:
+            _default._core.budget.set_limit(budget_bytes)
+
+
 def default_pool() -> Pool:
-    """The pool that caches share when none is named. Made on first use; remade after ``close`` or a fork."""
+    """The pool that caches and tensors share when none is named: see ``configure``. Made on first use; remade
+    after ``close`` or a fork. Safe from any thread."""
     global _default  # noqa: PLW0603
     with _default_lock:
         if _default is None or _default._core.in_child or _default.closed:
-            _default = Pool()
+            _default = Pool(_default_budget)
         return _default
 
 

@@ -20,6 +20,16 @@ namespace {
 
 using Sizes = std::vector<std::int64_t>;
 
+/// By hand, because pybind11's conversion of eight numbers takes as long as the rest of a slice.
+Sizes to_sizes(const py::tuple& numbers) {
+  Sizes out(numbers.size());
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    out[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(numbers.ptr(), static_cast<Py_ssize_t>(i)));
+    if (out[i] == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  }
+  return out;
+}
+
 /// Rows with the type of their elements.
 class TypedRows {
  public:
@@ -39,7 +49,9 @@ class TypedRows {
   }
 
   /// A capsule over exactly these elements, mapped and pinned; and whether there are holes between them.
-  std::pair<py::capsule, bool> slice(std::uint64_t offset, Sizes sizes, Sizes strides) const {
+  std::pair<py::capsule, bool> slice(std::uint64_t offset, const py::tuple& shape,
+                                     const py::tuple& steps) const {
+    Sizes sizes = to_sizes(shape), strides = to_sizes(steps);
     Rows::Spans spans = rows_->spans_of(region(offset, sizes, strides));
     std::shared_ptr<Rows::Pin> pin;
     if (rows_->usable(spans)) {  // the GIL is kept: to give it away could cost a switch interval
@@ -53,8 +65,8 @@ class TypedRows {
             holes};
   }
 
-  void touch(std::uint64_t offset, const Sizes& sizes, const Sizes& strides) const {
-    const Rows::Spans spans = rows_->spans_of(region(offset, sizes, strides));
+  void touch(std::uint64_t offset, const py::tuple& shape, const py::tuple& steps) const {
+    const Rows::Spans spans = rows_->spans_of(region(offset, to_sizes(shape), to_sizes(steps)));
     if (rows_->usable(spans)) return rows_->touch(spans);
     const ReleaseGil guard;
     rows_->touch(spans);
@@ -88,6 +100,7 @@ class TypedRows {
   Region region(std::uint64_t offset, const Sizes& sizes, const Sizes& strides) const {
     if (sizes.size() != strides.size()) throw InvalidArgument("strides: expected one for each size");
     Region out{item_ * offset, item_, {}};
+    out.dimensions.reserve(sizes.size());
     for (std::size_t i = 0; i < sizes.size(); ++i) {
       if (sizes[i] < 0 || strides[i] < 0) throw InvalidArgument("sizes, strides: expected none negative");
       out.dimensions.push_back(

@@ -41,7 +41,9 @@ def test_includes_point_down(path):
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if TYPE_CHECKING")]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -55,9 +57,10 @@ def python_files(folder):
 
 @pytest.mark.parametrize("path", python_files("vmm"), ids=lambda p: p.name)
 def test_the_package_does_not_lean_on_what_stands_on_it(path):
+    heavy = {"torch", "transformers", "vllm"} - ({"torch"} if path.parent.name == "kv_tensor" else set())
     for name in imports(path):
         assert not name.startswith(("vmm.integrations", "vmm.benchmarks")), f"{path.name} imports {name}"
-        assert name.split(".")[0] not in {"torch", "transformers", "vllm"}, f"{path.name} imports {name}"
+        assert name.split(".")[0] not in heavy, f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("path", python_files("integrations"), ids=lambda p: p.name)

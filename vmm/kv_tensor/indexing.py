@@ -1,0 +1,144 @@
+"""What an index expression selects of a strided tensor, without looking at the tensor's memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+_BASIC = (int, slice, type(None), type(Ellipsis))
+
+
+def is_simple(index: Any, grow_dim: int) -> bool:
+    """A fast way to tell a bounded index of the usual form, ``[:b, s:e]``. False is no answer."""
+    if type(index) is not tuple or len(index) <= grow_dim:
+        return False
+    for entry in index:
+        if type(entry) is not slice and type(entry) is not int:
+            return False
+    entry = index[grow_dim]
+    return type(entry) is int or entry.stop is not None
+
+
+def is_basic(index: Any) -> bool:
+    """Whether ``tensor[index]`` is a view: integers, slices, None and Ellipsis only."""
+    if type(index) is tuple:
+        return all(map(_is_basic_entry, index))
+    return _is_basic_entry(index)
+
+
+def _is_basic_entry(entry: Any) -> bool:
+    return isinstance(entry, _BASIC) and not isinstance(entry, bool)
+
+
+def normalized(index: Any) -> Any:
+    """The index with what torch takes for an integer, or for a tensor, as one."""
+    return tuple(map(_normalized_entry, index)) if type(index) is tuple else _normalized_entry(index)
+
+
+def _normalized_entry(entry: Any) -> Any:
+    if isinstance(entry, (bool, *_BASIC)):
+        return entry
+    if isinstance(entry, torch.Tensor):
+        entry = entry.detach().as_subclass(torch.Tensor)
+        return int(entry) if entry.dim() == 0 and not _is_mask(entry) else entry
+    if hasattr(entry, "__index__"):
+        return entry.__index__()
+    tensor = torch.as_tensor(entry)
+    return tensor if tensor.numel() else tensor.to(torch.int64)
+
+
+def entries_by_dimension(index: Any, ndim: int) -> list[tuple[int, Any]]:
+    """(dimension, entry) for each entry of a basic index that addresses a dimension."""
+    index = index if type(index) is tuple else (index,)
+    addressed = sum(entry is not None and entry is not Ellipsis for entry in index)
+    out, dimension = [], 0
+    for entry in index:
+        if entry is Ellipsis:
+            dimension += ndim - addressed
+        elif entry is not None:
+            out.append((dimension, entry))
+            dimension += 1
+    return out
+
+
+def is_bound(entry: Any) -> bool:
+    """Whether an entry says where to end: a slice without a stop runs as far as the tensor does."""
+    return not isinstance(entry, slice) or entry.stop is not None
+
+
+class Selection(NamedTuple):
+    """Elements: those of ``region`` if it began at each of ``offsets``."""
+
+    offsets: torch.Tensor
+    region: torch.Tensor
+
+
+def advanced(tensor: torch.Tensor, index: Any) -> Selection | None:
+    """What a normalized index with tensors selects; None for forms that are rarer than that.
+    Raises IndexError for positions out of range."""
+    index = index if type(index) is tuple else (index,)
+    if any(isinstance(entry, bool) or (_is_mask(entry) and entry.dim() == 0) for entry in index):
+        return None  # these add dimensions
+    addressed = sum(map(_dimensions_addressed, index))
+    if addressed > tensor.dim():
+        return None
+    basic: list[Any] = []
+    parts: list[tuple[int, torch.Tensor]] = []  # (dimension, positions along it)
+    for entry in index:
+        if entry is Ellipsis:
+            basic += [slice(None)] * (tensor.dim() - addressed)
+        elif _is_mask(entry):
+            if entry.shape != tensor.shape[len(basic) : len(basic) + entry.dim()]:
+                return None
+            parts += [(len(basic) + i, where) for i, where in enumerate(entry.nonzero(as_tuple=True))]
+            basic += [slice(None)] * entry.dim()
+        elif isinstance(entry, torch.Tensor):
+            parts.append((len(basic), entry))
+            basic.append(slice(None))
+        elif entry is not None:
+            basic.append(entry)
+    return _select(tensor, basic, parts)
+
+
+def _select(
+    tensor: torch.Tensor, basic: list[Any], parts: list[tuple[int, torch.Tensor]]
+) -> Selection | None:
+    offsets = torch.zeros((), dtype=torch.int64)
+    for dimension, where in parts:
+        size, positions = tensor.shape[dimension], where.cpu().to(torch.int64)
+        outside = positions[(positions < -size) | (positions >= size)]
+        if outside.numel():
+            raise IndexError(
+                f"index {int(outside[0])} is out of bounds for dimension {dimension} with size {size}"
+            )
+        try:
+            offsets = offsets + positions.remainder(size) * tensor.stride(dimension)
+        except RuntimeError:  # they do not broadcast
+            return None
+        basic[dimension] = slice(0, 1)
+    return Selection(offsets.reshape(-1), tensor[tuple(basic)])
+
+
+def _is_mask(entry: Any) -> bool:
+    return isinstance(entry, torch.Tensor) and entry.dtype in {torch.bool, torch.uint8}
+
+
+def _dimensions_addressed(entry: Any) -> int:
+    if entry is None or entry is Ellipsis:
+        return 0
+    return entry.dim() if _is_mask(entry) else 1
+
+
+def along(tensor: torch.Tensor, dim: int, positions: torch.Tensor) -> Selection | None:
+    """What ``index_select`` and its kin address: whole slices at ``positions`` of one dimension."""
+    return advanced(tensor, (slice(None),) * (dim % max(1, tensor.dim())) + (positions.reshape(-1),))
+
+
+def scattered(tensor: torch.Tensor, dim: int, positions: torch.Tensor) -> Selection | None:
+    """What ``gather`` and ``scatter_`` address: one element for each of ``positions``."""
+    dim %= max(1, tensor.dim())
+    if positions.dim() != tensor.dim():
+        return None
+    grid = torch.meshgrid(*(torch.arange(size) for size in positions.shape), indexing="ij")
+    return advanced(tensor, tuple(positions if i == dim else grid[i] for i in range(tensor.dim())))

@@ -1,0 +1,228 @@
+"""What each torch operation does with a KVTensor: looks at its geometry, views it, touches a part, or all.
+
+Every call that torch dispatches on a KVTensor comes to ``call``. Nothing in here reads memory before it is
+mapped, and whatever leaves is either a KVTensor or a tensor over mapped memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from vmm.errors import InvalidArgument
+from vmm.kv_tensor.indexing import Selection, advanced, along, normalized, scattered
+
+if TYPE_CHECKING:
+    from vmm.kv_tensor.tensor import KVTensor
+
+Rule = Callable[[str, Callable[..., Any], "KVTensor", tuple[Any, ...], dict[str, Any]], Any]
+
+native = torch._C.DisableTorchFunctionSubclass
+
+
+def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    name = func.__name__
+    if name in {"__get__", "__set__", "__delete__"}:  # of a property
+        name = f"{name.strip('_')}:{func.__self__.__name__}"  # type: ignore[attr-defined]
+    first = args[0] if args else kwargs.get("input")
+    rule = _RULES.get(name, _look if name.startswith("get:") else None)
+    if rule is None or first is None or not _is_kv_tensor(first):
+        return consume(name, func, args, kwargs)
+    if not args:
+        kwargs = {key: value for key, value in kwargs.items() if key != "input"}
+    return rule(name, func, first, args[1:], kwargs)
+
+
+def _is_kv_tensor(value: Any) -> bool:
+    from vmm.kv_tensor.tensor import KVTensor
+
+    return isinstance(value, KVTensor)
+
+
+def consume(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Maps the extent of every KVTensor among the arguments and calls ``func`` on tensors over it."""
+    leaves, structure = tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    in_place = (name.endswith("_") and not name.endswith("__")) or "out" in kwargs or name in _IN_PLACE
+    with native():
+        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    owners: dict[int, KVTensor] = {}
+    for i, leaf in enumerate(leaves):
+        if _is_kv_tensor(leaf):
+            leaves[i] = leaf._as_consumed(in_place and gradients)
+            owners[id(leaves[i])] = leaf
+    args, kwargs = tree_unflatten(leaves, structure)
+    result = func(*args, **kwargs)
+    if in_place:
+        written = kwargs["out"] if "out" in kwargs else args[0]
+        for leaf in tree_flatten(written)[0]:
+            if id(leaf) in owners:
+                owners[id(leaf)]._note_written(owners[id(leaf)]._raw, gradients)
+    return owners.get(id(result), result)
+
+
+def _look(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with native():
+        return func(tensor, *args, **kwargs)
+
+
+def _view(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensor._memory.require_open()
+    with native():
+        made = func(tensor._viewable(), *args, **kwargs)
+    if isinstance(made, torch.Tensor):
+        return tensor._wrap(made)
+    return (
+        type(made)(map(tensor._wrap, made)) if type(made) in {tuple, list} else tuple(map(tensor._wrap, made))
+    )
+
+
+def _view_or_copy(
+    name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """For what copies only where it must, as ``reshape`` does."""
+    shadow = torch.empty_strided(
+        tensor._raw.shape, tensor._raw.stride(), dtype=tensor._raw.dtype, device="meta"
+    )
+    made = func(shadow, *args, **kwargs)
+    if made.untyped_storage()._cdata == shadow.untyped_storage()._cdata:
+        return _view(name, func, tensor, args, kwargs)
+    return consume(name, func, (tensor, *args), kwargs)
+
+
+def _narrow(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    dim = args[0] if args else kwargs["dim"]
+    return tensor._bounded(lambda base: func(base, *args, **kwargs), [dim])
+
+
+def _getitem(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return tensor[args[0]]
+
+
+def _setitem(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensor[args[0]] = args[1]
+
+
+def _iterate(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return iter(tensor.unbind(0))
+
+
+def _select(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Selection | None:
+    """What the operations of _SELECTING address, by their arguments; None where it is not clear."""
+    if name.startswith("index_put"):
+        indices = args[0] if args else kwargs["indices"]
+        return advanced(tensor._raw, tuple(normalized(entry) for entry in indices))
+    dim = args[0] if args else kwargs.get("dim")
+    index = args[1] if len(args) > 1 else kwargs.get("index")
+    if not isinstance(dim, int) or not isinstance(index, torch.Tensor):
+        return None
+    find = scattered if name.startswith(("scatter", "gather")) else along
+    return find(tensor._raw, dim, index)
+
+
+def _selecting(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Touches only what an index selects. The rest of the arguments are ordinary tensors."""
+    selection = _select(name, tensor, args, kwargs)
+    if selection is None or any(map(_is_kv_tensor, (*args, *kwargs.values()))):
+        return consume(name, func, (tensor, *args), kwargs)
+    return tensor._on_selection(
+        selection,
+        lambda base: func(base, *args, **kwargs),
+        in_place=name.endswith("_"),
+        values=(args, kwargs),
+    )
+
+
+def _zero(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    memory, raw = tensor._memory, tensor._raw
+    if memory.tracks_gradients:
+        return consume(name, func, (tensor,), {})
+    with memory.lock:
+        if not memory.rows.zero_mapped(int(raw.storage_offset()), raw.shape, raw.stride()):
+            return consume(name, func, (tensor,), {})
+    torch.autograd.graph.increment_version(raw)
+    return tensor
+
+
+def _copy(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    source: Any = args[0] if args else kwargs.get("src")
+    if _is_kv_tensor(source) and tensor._is_whole() and source._is_whole() and tensor._same_kind(source):
+        tensor._memory.copy_from(source._memory)
+        torch.autograd.graph.increment_version(tensor._raw)
+        return tensor
+    return consume(name, func, (tensor, *args), kwargs)
+
+
+def _convert(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``.to()`` and its kin: the tensor itself where nothing changes; its tokens where the dtype does."""
+    shadow = torch.empty((), dtype=tensor._raw.dtype, device=tensor._raw.device)
+    args = tuple(arg.new_empty(()) if isinstance(arg, torch.Tensor) else arg for arg in args)
+    made = func(shadow, *args, **kwargs)
+    if isinstance(made, str):  # type()
+        return made
+    if made is shadow:
+        return tensor
+    if made.device == shadow.device and tensor._is_whole() and not tensor._memory.tracks_gradients:
+        return tensor._over(tensor._memory.like(made.dtype))
+    return consume(name, func, (tensor, *args), kwargs)
+
+
+def _set_requires_grad(
+    name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    with native():
+        result = func(tensor, *args, **kwargs)
+        tensor._memory.tracks_gradients |= tensor.requires_grad
+    return tensor if result is not None else None
+
+
+def _refuse(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
+
+
+# In-place operations whose names do not end as those of methods do.
+_IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")} | {
+    f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")
+}
+
+_NAMES = {
+    _look: """
+        size dim ndimension stride numel nelement __len__ data_ptr storage_offset is_contiguous element_size
+        get_device is_floating_point is_complex is_signed is_inference is_conj is_neg is_shared is_pinned
+        is_coalesced has_names is_same_size is_set_to __hash__ register_hook retain_grad backward
+        register_post_accumulate_grad_hook storage untyped_storage _typed_storage storage_type
+        empty_like zeros_like ones_like full_like rand_like randn_like randint_like new new_empty new_zeros
+        new_ones new_full new_empty_strided new_tensor result_type can_cast __dlpack_device__
+        _has_compatible_shallow_copy_type _is_view _is_zerotensor
+        sym_size sym_stride sym_numel sym_storage_offset set:grad
+    """,
+    _view: """
+        view transpose permute unsqueeze squeeze expand expand_as unflatten swapaxes swapdims movedim moveaxis
+        t detach split split_with_sizes chunk unbind tensor_split hsplit vsplit dsplit diagonal unfold
+        as_strided view_as view_as_real view_as_complex adjoint alias broadcast_to
+        get:T get:H get:mT get:mH get:real get:imag get:data
+    """,
+    _view_or_copy: "reshape reshape_as flatten ravel contiguous",
+    _narrow: "narrow select",
+    _getitem: "__getitem__",
+    _setitem: "__setitem__",
+    _iterate: "__iter__",
+    _selecting: """
+        index_select gather take_along_dim index_copy_ index_add_ index_fill_ index_reduce_ index_put_
+        scatter_ scatter_add_ scatter_reduce_
+    """,
+    _zero: "zero_",
+    _copy: "copy_",
+    _convert: """
+        to type type_as cpu cuda float double half bfloat16 int long short char byte bool cfloat cdouble
+    """,
+    _set_requires_grad: "requires_grad_ set:requires_grad",
+    _refuse: """
+        resize_ resize_as_ set_ share_memory_ swap_ squeeze_ unsqueeze_ transpose_ t_ detach_ swapaxes_
+        swapdims_ as_strided_ rename_ set:data
+    """,
+}
+_RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}

@@ -1,0 +1,74 @@
+"""Work beside the caller, in order: the host's counterpart of a CUDA stream."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vmm.errors import Closed, InvalidArgument
+
+if TYPE_CHECKING:
+    import torch
+
+    from vmm.pool import Pool
+
+
+class Stream:
+    """An ordered queue of copies on ``pool``'s device, with a worker of its own.
+
+    What is released while a copy is under way waits for it. Safe from any thread. Raises DriverError when the
+    system has no thread left; after ``close`` methods raise Closed.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._handle: int | None = pool._core.create_stream()
+
+    @property
+    def handle(self) -> int:
+        """What the driver calls this stream."""
+        if self._handle is None:
+            raise Closed("this stream is closed")
+        return self._handle
+
+    def copy(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        """Copies ``source`` to ``to`` and returns at once. Both are contiguous slices of this pool's tensors,
+        of one shape and dtype, and must not be written before the copy is over. Raises InvalidArgument."""
+        if to.shape != source.shape or to.dtype != source.dtype:
+            raise InvalidArgument(
+                f"source is {tuple(source.shape)} of {source.dtype}; expected {tuple(to.shape)} of {to.dtype}"
+            )
+        if not (to.is_contiguous() and source.is_contiguous()):
+            raise InvalidArgument("to, source: expected contiguous tensors")
+        self._pool._core.copy(to.data_ptr(), source.data_ptr(), to.numel() * to.itemsize, self.handle)
+
+    def synchronize(self) -> None:
+        """Waits for everything on the stream."""
+        self._pool._core.synchronize(self.handle)
+
+    def close(self) -> None:
+        """Waits for everything on the stream and ends it. Twice is once."""
+        handle, self._handle = self._handle, None
+        if handle is not None and not self._pool._core.in_child:
+            self._pool._core.destroy_stream(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def handle_of(stream: Any) -> int:
+    """The driver's handle of ``stream``: a Stream, a torch.cuda.Stream, or the handle itself."""
+    if isinstance(stream, Stream):
+        return stream.handle
+    handle = getattr(stream, "cuda_stream", stream)
+    if not isinstance(handle, int) or isinstance(handle, bool) or handle < 0:
+        raise InvalidArgument(f"stream is {stream!r}; expected a vmm.Stream, a CUDA stream or its handle")
+    return handle
