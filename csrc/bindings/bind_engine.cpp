@@ -174,18 +174,15 @@ void bind_pool(py::module_& m) {
       .def(
           "fail_at",
           [](PoolHandle& h, std::int64_t n, std::int64_t times, bool out_of_memory) {
-            if (h.faults == nullptr) throw InvalidArgument("fail_at: the pool was made without faults=True");
-            h.faults->fail_at(n, times, out_of_memory ? Fault::out_of_memory : Fault::error);
+            h.require_faults().fail_at(n, times, out_of_memory ? Fault::out_of_memory : Fault::error);
           },
           py::arg("n"), py::arg("times") = 1, py::arg("out_of_memory") = false)
       .def(
-          "hold_events",
-          [](PoolHandle& h, bool hold) {
-            if (h.faults == nullptr)
-              throw InvalidArgument("hold_events: the pool was made without faults=True");
-            h.faults->hold_events(hold);
-          },
+          "hold_events", [](PoolHandle& h, bool hold) { h.require_faults().hold_events(hold); },
           py::arg("hold"))
+      .def(
+          "delay_events", [](PoolHandle& h, std::uint64_t n) { h.require_faults().delay_events(n); },
+          py::arg("queries"))
       .def_property_readonly("last_failed",
                              [](PoolHandle& h) { return h.faults ? h.faults->last_failed() : ""; });
 }

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "base/error.h"
 #include "driver/fault_driver.h"
 #include "driver/host_driver.h"
 #include "engine/engine.h"
@@ -17,6 +18,10 @@ struct PoolHandle {
   std::unique_ptr<Engine> engine;
 
   Pool& pool() const { return *engine->pool(); }
+  FaultDriver& require_faults() const {
+    if (faults == nullptr) throw InvalidArgument("the pool was made without faults=True");
+    return *faults;
+  }
   void require_parent() const { pool().fork_guard().require_parent("this pool"); }
 };
 

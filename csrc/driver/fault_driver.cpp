@@ -24,6 +24,11 @@ void FaultDriver::hold_events(bool hold) {
   if (!hold) held_.clear();
 }
 
+void FaultDriver::delay_events(std::uint64_t queries) {
+  std::lock_guard lock(mutex_);
+  delay_ = queries;
+}
+
 bool FaultDriver::due() {
   std::lock_guard lock(mutex_);
   const std::int64_t call = ++calls_;
@@ -96,6 +101,7 @@ EventHandle FaultDriver::record(StreamHandle stream) {
   const EventHandle event = inner_->record(stream);
   std::lock_guard lock(mutex_);
   if (hold_) held_.insert(event.value);
+  if (delay_ != 0) delayed_[event.value] = delay_;
   return event;
 }
 
@@ -104,6 +110,9 @@ bool FaultDriver::query(EventHandle event) {
   {
     std::lock_guard lock(mutex_);
     if (held_.contains(event.value)) return false;
+    const auto delayed = delayed_.find(event.value);
+    if (delayed != delayed_.end() && delayed->second-- != 0) return false;
+    if (delayed != delayed_.end()) delayed_.erase(delayed);
   }
   return inner_->query(event);
 }

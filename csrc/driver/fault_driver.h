@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -28,6 +29,8 @@ class FaultDriver final : public Driver {
   std::string last_failed() const;
   /// While held, events recorded from now on do not complete.
   void hold_events(bool hold);
+  /// Events recorded from now on complete no sooner than at the n-th query after the first.
+  void delay_events(std::uint64_t queries);
 
   const Capabilities& capabilities() const noexcept override { return inner_->capabilities(); }
   Address reserve(Bytes size, Bytes alignment) override;
@@ -61,6 +64,8 @@ class FaultDriver final : public Driver {
   std::string last_failed_;
   bool hold_ = false;
   std::set<std::uint64_t> held_;
+  std::uint64_t delay_ = 0;
+  std::map<std::uint64_t, std::uint64_t> delayed_;  // event → queries to go
 };
 
 }  // namespace vmm

@@ -172,11 +172,15 @@ class Pool : public std::enable_shared_from_this<Pool> {
   // pool_retire.cpp
   void rescue(Reservation&, PageIndex);
 
+  static constexpr Nanoseconds recheck{1'000'000};  // a fence completes without telling anybody
+
   // pool_reclaim.cpp
   Bytes budget_left() const;
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
   Bytes reclaimable() const;
+  bool is_ending(const Fence&) const;
+  Bytes coming() const;
   void make_room(Bytes asked, const Shortage&);
   Bytes release_free(Bytes wanted, bool strays_only);
   Bytes reclaim(Bytes wanted, bool idle_only);

@@ -8,9 +8,6 @@
 namespace vmm {
 namespace {
 
-using namespace std::chrono_literals;
-constexpr auto recheck = 1ms;  // a fence completes without telling anybody
-
 std::vector<PageMapping> mappings_of(const Reservation& reservation, const auto& claims) {
   std::vector<PageMapping> out;
   out.reserve(claims.size());

@@ -28,15 +28,29 @@ Bytes Pool::reclaimable() const {
   return sum;
 }
 
+/// Work that was closed ends by itself; an open epoch may wait for the very caller.
+bool Pool::is_ending(const Fence& fence) const {
+  return !epochs_.complete(fence) && !epochs_.waits_for_open_epoch(fence);
+}
+
+/// Memory that is not to be had yet, but will be without anybody's doing.
+Bytes Pool::coming() const {
+  Bytes sum = in_transit_;
+  for (const Retirement& entry : retired_)
+    if (!epochs_.waits_for_open_epoch(entry.fence))
+      sum += entry.what.reservation->shape.page_bytes * entry.what.pages.size();
+  return sum;
+}
+
 void Pool::require_obtainable(Bytes asked) {
-  MemoryFigures have = figures(asked);
-  if (have.free + have.reclaimable >= asked) return;
-  drain_retired();
-  std::unique_lock lock(mutex_);
-  for (;; changed_.wait(lock)) {
-    have = figures_locked(asked);
+  for (;;) {
+    std::unique_lock lock(mutex_);
+    const MemoryFigures have = figures_locked(asked);
     if (have.free + have.reclaimable >= asked) return;
-    if (have.free + have.reclaimable + in_transit_ < asked) throw OutOfPages(have, "");
+    if (have.free + have.reclaimable + coming() < asked) throw OutOfPages(have, "");
+    changed_.wait_for(lock, recheck);
+    lock.unlock();
+    drain_retired();
   }
 }
 
@@ -58,9 +72,14 @@ void Pool::make_room(Bytes asked, const Shortage& shortage) {
   if (recycled.count != 0 || exchanged.count != 0) return;
   std::unique_lock lock(mutex_);
   if (budget_left() >= lacking) return;
-  if (in_transit_.count == 0)
+  const bool ending = std::ranges::any_of(reservations_, [&](const auto& entry) {
+    const Reservation& reservation = *entry.second;
+    return !reservation.leased && reservation.table.resident().count != 0 &&
+           is_ending(reservation.idle_fence);
+  });
+  if (coming().count == 0 && !ending)
     throw OutOfPages(figures_locked(asked), "what is reclaimable is still in use by unfinished work");
-  changed_.wait(lock);
+  changed_.wait_for(lock, recheck);
 }
 
 Bytes Pool::release_free(Bytes wanted, bool strays_only) {

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from vmm import DriverError, OutOfPages, _core
 
 PAGE = 4096
+LATEST = 9  # queries that an event may be late by
 BUDGET_PAGES = 40
 MARK = 32  # bytes written at both ends of a page
 
@@ -141,13 +142,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.fail_at(0, 0)
         self.failing = False
 
-    @rule(hold=st.booleans(), step=st.booleans(), stream=st.integers(0, 0))
-    def run_work(self, hold, step, stream):
-        self.pool.hold_events(hold)
+    @rule(late=st.integers(0, LATEST), step=st.booleans(), stream=st.integers(0, 0))
+    def run_work(self, late, step, stream):
+        self.pool.delay_events(late)
         self.work_is_late = True
         with self.tolerated():
             (self.pool.step if step else self.pool.end)(stream)
-            self.work_is_late = hold or step
+            self.work_is_late = late != 0 or step
 
     # What must be true.
 
@@ -174,8 +175,10 @@ class PoolMachine(RuleBasedStateMachine):
 
     def finish_work(self):
         self.recover()
-        self.pool.hold_events(False)
+        self.pool.delay_events(0)
         self.pool.end()
+        for _ in range(10 * LATEST):  # a poll asks once
+            self.pool.poll()
         self.work_is_late = False
 
     def teardown(self):

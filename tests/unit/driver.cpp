@@ -128,8 +128,8 @@ TEST(a_driver_that_dies_lets_its_streams_end) {
   const auto pages = create_pages(driver, base, 16);
   driver.map(pages);
   driver.set_access(pages);
-  for (int i = 0; i < 4; ++i) {
+  for (std::uint64_t i = 0; i < 4; ++i) {
     const StreamHandle stream = driver.create_stream();
-    for (int j = 0; j < 8; ++j) driver.zero(base, 1_MiB, stream);
+    for (int j = 0; j < 32; ++j) driver.zero(base + page * (4 * i), page * 4, stream);
   }
 }

@@ -1,6 +1,9 @@
 // Fences, and pages that wait for them.
 #include "memory/fences.h"
 
+#include <atomic>
+#include <thread>
+
 #include "base/error.h"
 #include "check.h"
 #include "fixtures.h"
@@ -123,9 +126,49 @@ TEST(idle_memory_is_not_reused_while_work_may_touch_it) {
   test.pool->epochs().end({});
   auto other = test.reserve(1_MiB);
   CHECK(other->base() != base);  // not adopted
-  CHECK_THROWS(OutOfPages, "unfinished work", map(*other, 0, 16));
+  std::atomic<bool> mapped{false};
+  std::thread waiting([&] {
+    map(*other, 0, 16);
+    mapped = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  CHECK(!mapped);
   test.faults->hold_events(false);
+  waiting.join();
+  test.pool->check();
+}
+
+TEST(memory_that_an_open_epoch_holds_is_not_waited_for) {
+  TestPool test(1_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 16);
+  test.pool->epochs().step({});
+  lease.reset();
+  auto other = test.reserve(1_MiB);
+  CHECK_THROWS(OutOfPages, "unfinished work", map(*other, 0, 16));
+  auto third = test.reserve(64_KiB);
+  test.pool->epochs().end({});
   map(*other, 0, 16);
+  CHECK_THROWS(OutOfPages, "out of pages", map(*third, 0, 1));
+  retire(*other, 0, 8);
+  map(*third, 0, 1);
+  test.pool->check();
+}
+
+TEST(retired_memory_is_waited_for_but_not_in_an_open_epoch) {
+  TestPool test(1_MiB);
+  auto lease = test.reserve(1_MiB);
+  auto other = test.reserve(1_MiB);
+  map(*lease, 0, 16);
+  test.faults->delay_events(20);
+  test.pool->epochs().mark({});
+  retire(*lease, 0, 8);
+  map(*other, 0, 8);
+  test.pool->epochs().step({});
+  retire(*lease, 8, 8);
+  CHECK_THROWS(OutOfPages, "out of pages", map(*other, 8, 8));
+  test.pool->epochs().end({});
+  map(*other, 8, 8);
   test.pool->check();
 }
 

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "check.h"
 #include "engine/pager_thread.h"
+#include "engine/rows.h"
 #include "fixtures.h"
 
 using namespace vmm;
@@ -46,7 +47,81 @@ void use_caches(TestPool& test, unsigned seed, int rounds, std::atomic<int>& wro
   }
 }
 
+/// Touches, writes, checks and releases one row after another of tensors of its own and of a shared one.
+void use_rows(TestPool& test, Rows& shared, std::uint64_t row, int rounds, std::atomic<int>& wrong) {
+  std::mt19937 random(static_cast<unsigned>(row));
+  auto pick = [&](unsigned n) { return random() % n; };
+  auto region = [](const Rows& rows, std::uint64_t r, std::uint64_t from, std::uint64_t to) {
+    const RowsShape& shape = rows.shape();
+    const Bytes offset = shape.record_bytes * (shape.tokens.count * r + from);
+    return Region{offset, shape.record_bytes, {{to - from, shape.record_bytes}}};
+  };
+  auto write_and_check = [&](Rows& rows, std::uint64_t r, std::uint64_t from, std::uint64_t to) {
+    const Region bytes = region(rows, r, from, to);
+    const auto pin = rows.pin(rows.spans_of(bytes));
+    const auto mark = static_cast<unsigned char>(1 + pick(255));
+    std::memset(bytes_at(rows.lease(), bytes.offset), mark, (rows.shape().record_bytes * (to - from)).count);
+    wrong += *bytes_at(rows.lease(), bytes.offset) != mark;
+  };
+  for (int i = 0; i < rounds; ++i) {
+    const std::uint64_t from = pick(900);
+    try {
+      write_and_check(shared, row, from, from + 1 + pick(100));
+      auto own = Rows::make(test.pager, test.reserve(1_MiB, 1, 0, true), {4, {1000}, record});
+      for (std::uint64_t r = 0; r < 4; ++r) write_and_check(*own, r, 0, 1 + pick(1000));
+      own->release({pick(500)}, {500 + pick(500)});
+      write_and_check(*own, pick(4), 300, 700);
+      (void)own->in_use();
+    } catch (const OutOfPages&) {
+    }
+  }
+}
+
 }  // namespace
+
+TEST(threads_share_a_tensor) {
+  TestPool test(6_MiB);
+  std::atomic<int> wrong{0};
+  {
+    PagerThread pager(test.pager);
+    auto shared = Rows::make(test.pager, test.reserve(1_MiB, 1, 0, true), {4, {1000}, record});
+    std::vector<std::thread> threads;
+    for (std::uint64_t row = 0; row < 4; ++row)
+      threads.emplace_back([&, row] { use_rows(test, *shared, row, 100, wrong); });
+    threads.emplace_back([&] {
+      for (int i = 0; i < 100; ++i) {
+        shared->release({0}, {1000});  // what the others hold pinned stays
+        test.pool->check();
+        std::this_thread::yield();
+      }
+    });
+    for (std::thread& thread : threads) thread.join();
+  }
+  CHECK(wrong == 0);
+  test.settle();
+  test.pool->check();
+  CHECK(test.pool->stats().reservations_leased == 0);
+}
+
+TEST(copies_on_streams_beside_everything) {
+  TestPool test(8_MiB);
+  PagerThread pager(test.pager);
+  std::vector<std::thread> threads;
+  for (int n = 0; n < 2; ++n)
+    threads.emplace_back([&] {
+      const StreamHandle stream = test.pool->driver().create_stream();
+      for (int i = 0; i < 40; ++i) {
+        auto rows = Rows::make(test.pager, test.reserve(2_MiB, 1, 0, true), {2, {4096}, record});
+        rows->reserve({4096});
+        test.pool->copy(rows->lease().base(), rows->lease().base() + 1_MiB, 1_MiB, stream);
+      }  // released while the copy is under way
+      test.pool->synchronize(stream);
+      test.pool->driver().destroy_stream(stream);
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(test.pool->counters().driver_failures.get() == 0);
+  test.pool->check();
+}
 
 TEST(threads_share_a_pool) {
   TestPool test(6_MiB);  // short: reclaiming happens all the time
