@@ -30,6 +30,7 @@ void bind_driver(py::module_& m) {
                              [](const Driver& d) { return d.capabilities().merges_neighbours; })
       .def_property_readonly("fresh_pages_are_zero",
                              [](const Driver& d) { return d.capabilities().fresh_pages_are_zero; })
+      .def_property_readonly("zero_gaps", [](const Driver& d) { return d.capabilities().zero_gaps; })
       .def_property_readonly("host_accessible",
                              [](const Driver& d) { return d.capabilities().host_accessible; })
       .def(
@@ -40,6 +41,12 @@ void bind_driver(py::module_& m) {
           "free_reservation",
           [](Driver& d, std::uintptr_t base, std::uint64_t size) { d.free_reservation({base}, {size}); },
           py::arg("base"), py::arg("size"), NoGil())
+      .def(
+          "set_gap",
+          [](Driver& d, std::uintptr_t start, std::uint64_t size, bool zeros) {
+            d.set_gap({start}, {size}, zeros ? Gap::zeros : Gap::faults);
+          },
+          py::arg("start"), py::arg("size"), py::arg("zeros"), NoGil())
       .def(
           "create",
           [](Driver& d, std::uint64_t page_bytes, std::uint64_t place) {

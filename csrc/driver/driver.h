@@ -7,7 +7,8 @@
 //  - `create`, `map` and `set_access` are all or nothing. Only `unmap` can stop half way, and says where.
 //  - A page is mapped whole, at addresses that are multiples of its size and lie in one reservation.
 //    A page may be mapped at many addresses; an address holds one page at a time, never silently replaced.
-//  - Nobody may touch a mapped page before `set_access`, nor an unmapped address ever: a fault kills.
+//  - Nobody may touch a mapped page before `set_access`, nor an unmapped address ever: a fault kills (but
+//    see `set_gap`).
 //  - Work on a stream is done in order, beside the caller; work on the default stream is over when the call
 //    returns. Only events tell that the rest is.
 //  - Nothing else waits for work in flight, and what it touches must not be unmapped: proving that it is over
@@ -54,8 +55,12 @@ struct Capabilities {
   bool merges_neighbours;      // see Place
   bool fresh_pages_are_zero;   // a page just created reads as zeros
   bool host_accessible;        // the CPU can read and write mapped pages
+  bool zero_gaps;              // see set_gap
   std::uint64_t max_mappings;  // of the whole process; 0: no limit known
 };
+
+/// What happens to those who read an address of a reservation where nothing is mapped.
+enum class Gap : std::uint8_t { faults, zeros };
 
 class Driver {
  public:
@@ -67,6 +72,10 @@ class Driver {
   virtual Address reserve(Bytes size, Bytes alignment) = 0;
   /// Exactly one reservation, with nothing mapped in it.
   virtual void free_reservation(Address base, Bytes size) = 0;
+
+  /// Sets what the range, where nothing is mapped, does from now on and whenever its pages are unmapped. A
+  /// new reservation faults. Only where `zero_gaps` is set; writing faults everywhere.
+  virtual void set_gap(Address start, Bytes size, Gap gap) = 0;
 
   /// One physical page, its memory committed: running out of memory shows here.
   virtual PageHandle create(Bytes page_bytes, Place place) = 0;

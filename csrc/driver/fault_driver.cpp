@@ -57,6 +57,11 @@ void FaultDriver::free_reservation(Address base, Bytes size) {
   inner_->free_reservation(base, size);
 }
 
+void FaultDriver::set_gap(Address start, Bytes size, Gap gap) {
+  maybe_fail("set_gap");
+  inner_->set_gap(start, size, gap);
+}
+
 PageHandle FaultDriver::create(Bytes page_bytes, Place place) {
   maybe_fail("create");
   return inner_->create(page_bytes, place);

@@ -35,6 +35,7 @@ class FaultDriver final : public Driver {
   const Capabilities& capabilities() const noexcept override { return inner_->capabilities(); }
   Address reserve(Bytes size, Bytes alignment) override;
   void free_reservation(Address base, Bytes size) override;
+  void set_gap(Address start, Bytes size, Gap gap) override;
   PageHandle create(Bytes page_bytes, Place place) override;
   void release(PageHandle page) override;
   void map(std::span<const PageMapping> pages) override;

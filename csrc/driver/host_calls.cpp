@@ -98,10 +98,11 @@ int punch(int fd, PageHandle page, Bytes size) {
   return 0;
 }
 
-int map_gap(Address address, Bytes size) {
+int map_gap(Address address, Bytes size, Gap gap) {
   // The flags are those of every other gap, so that neighbouring gaps merge into one mapping.
   constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-  if (mmap(pointer(address), size.count, PROT_NONE, flags, -1, 0) == MAP_FAILED) return errno;
+  const int access = gap == Gap::zeros ? PROT_READ : PROT_NONE;
+  if (mmap(pointer(address), size.count, access, flags, -1, 0) == MAP_FAILED) return errno;
   return madvise(pointer(address), size.count, MADV_DONTFORK) != 0 ? errno : 0;
 }
 

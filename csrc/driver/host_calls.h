@@ -15,8 +15,8 @@ int commit_zeros(int fd, Place place, Bytes size);
 /// Gives the memory at `page` back to the system.
 int punch(int fd, PageHandle page, Bytes size);
 
-/// Makes a range what it is when no page is mapped there: untouchable, and absent from forked children.
-int map_gap(Address address, Bytes size);
+/// Makes a range what it is when no page is mapped there: without memory, and absent from forked children.
+int map_gap(Address address, Bytes size, Gap gap);
 /// Fills the page tables of a mapping whose memory is committed.
 int populate(Address address, Bytes size);
 /// Empties them; the memory keeps its bytes.

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "driver/host_calls.h"
@@ -49,6 +50,7 @@ HostDriver::HostDriver(const char* name)
                     .merges_neighbours = true,
                     .fresh_pages_are_zero = true,
                     .host_accessible = true,
+                    .zero_gaps = true,
                     .max_mappings = host::max_process_mappings()},
       memfd_(host::open_memfd(name)),
       ledger_(capabilities_.granularity) {}
@@ -95,6 +97,42 @@ void HostDriver::free_reservation(Address base, Bytes size) {
   ledger_.check_free(base, size);
   if (munmap(pointer(base), size.count) != 0) fail("free_reservation", base, size, errno);
   ledger_.remove_reservation(base);
+  zero_gaps_.remove(base, size);
+}
+
+std::vector<HostDriver::GapPiece> HostDriver::gaps_in(Address start, Bytes size) {
+  std::vector<GapPiece> pieces;
+  std::lock_guard lock(mutex_);
+  zero_gaps_.for_each_piece(start, size, [&](Address at, Bytes bytes, bool zeros) {
+    pieces.push_back({at, bytes, zeros ? Gap::zeros : Gap::faults});
+  });
+  return pieces;
+}
+
+void HostDriver::set_gap(Address start, Bytes size, Gap gap) {
+  {
+    std::lock_guard lock(mutex_);
+    ledger_.check_gap(start, size);
+  }
+  const int access = gap == Gap::zeros ? PROT_READ : PROT_NONE;
+  for (const GapPiece& piece : gaps_in(start, size)) {
+    if (piece.gap == gap) continue;
+    if (mprotect(pointer(piece.start), piece.size.count, access) != 0)
+      fail("set_gap", piece.start, piece.size, errno);
+    if (gap == Gap::faults) host::unpopulate(piece.start, piece.size);
+    std::lock_guard lock(mutex_);
+    if (gap == Gap::zeros)
+      zero_gaps_.add(piece.start, piece.size);
+    else
+      zero_gaps_.remove(piece.start, piece.size);
+  }
+}
+
+/// What was mapped here is gone: puts the gap in its place.
+int HostDriver::restore_gap(Address start, Bytes size) {
+  for (const GapPiece& piece : gaps_in(start, size))
+    if (const int error = host::map_gap(piece.start, piece.size, piece.gap)) return error;
+  return 0;
 }
 
 PageHandle HostDriver::create(Bytes page_bytes, Place place) {
@@ -151,7 +189,7 @@ void HostDriver::map(std::span<const PageMapping> pages) {
     });
   } catch (...) {
     for_each_stretch(pages.first(mapped), false,
-                     [](const Stretch& stretch) { host::map_gap(stretch.address, stretch.size); });
+                     [this](const Stretch& stretch) { restore_gap(stretch.address, stretch.size); });
     std::lock_guard lock(mutex_);
     ledger_.remove_mappings(pages);
     throw;
@@ -193,7 +231,7 @@ void HostDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
     // Emptied in small steps first: replacing a populated gigabyte at once blocks every other mmap of the
     // process for tens of milliseconds.
     host::unpopulate(stretch.address, stretch.size);
-    if (const int error = host::map_gap(stretch.address, stretch.size))
+    if (const int error = restore_gap(stretch.address, stretch.size))
       fail("unmap", stretch.address, stretch.size, error);
     std::lock_guard lock(mutex_);
     ledger_.remove_mappings(pages.subspan(done, stretch.entries));

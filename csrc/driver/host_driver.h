@@ -3,7 +3,9 @@
 
 #include <memory>
 #include <mutex>
+#include <vector>
 
+#include "driver/address_ranges.h"
 #include "driver/driver.h"
 #include "driver/host_ledger.h"
 #include "driver/host_streams.h"
@@ -22,6 +24,7 @@ class HostDriver final : public Driver {
   const Capabilities& capabilities() const noexcept override { return capabilities_; }
   Address reserve(Bytes size, Bytes alignment) override;
   void free_reservation(Address base, Bytes size) override;
+  void set_gap(Address start, Bytes size, Gap gap) override;
   PageHandle create(Bytes page_bytes, Place place) override;
   void release(PageHandle page) override;
   void map(std::span<const PageMapping> pages) override;
@@ -42,12 +45,20 @@ class HostDriver final : public Driver {
   std::uint64_t committed_bytes() const;
 
  private:
+  struct GapPiece {
+    Address start;
+    Bytes size;
+    Gap gap;
+  };
+  std::vector<GapPiece> gaps_in(Address start, Bytes size);
+  int restore_gap(Address start, Bytes size);
   void refuse_in_use(std::span<const PageMapping> pages) const;
 
   Capabilities capabilities_;
   int memfd_;
-  std::mutex mutex_;  // guards the ledger; system calls are made outside it
+  std::mutex mutex_;  // guards the ledger and the gaps; system calls are made outside it
   HostLedger ledger_;
+  AddressRanges zero_gaps_;
   HostStreams streams_;
 };
 

@@ -62,6 +62,20 @@ Bytes HostLedger::check_release(PageHandle page) const {
   return found->second.size;
 }
 
+void HostLedger::check_inside(Address start, Bytes size) const {
+  auto range = at_or_before(reservations_, start.value);
+  if (range == reservations_.end() || start.value + size.count > range->first + range->second.count)
+    throw InvalidArgument("address " + hex(start.value) + " is not inside a reservation");
+}
+
+void HostLedger::check_gap(Address start, Bytes size) const {
+  check_size("size", size);
+  check_inside(start, size);
+  auto last = at_or_before(mappings_, start.value + size.count - 1);
+  if (last != mappings_.end() && last->first + last->second.size.count > start.value)
+    throw InvalidArgument("start: a page is mapped at " + hex(last->first));
+}
+
 void HostLedger::check_target(const PageMapping& entry) const {
   auto page = pages_.find(entry.page.value);
   if (page == pages_.end()) throw InvalidArgument("page: no such page " + hex(entry.page.value));
@@ -71,10 +85,7 @@ void HostLedger::check_target(const PageMapping& entry) const {
   if (entry.address.value % entry.page_bytes.count != 0)
     throw InvalidArgument("address " + hex(entry.address.value) + " is not a multiple of the page size, " +
                           bytes(entry.page_bytes));
-  auto range = at_or_before(reservations_, entry.address.value);
-  if (range == reservations_.end() ||
-      entry.address.value + entry.page_bytes.count > range->first + range->second.count)
-    throw InvalidArgument("address " + hex(entry.address.value) + " is not inside a reservation");
+  check_inside(entry.address, entry.page_bytes);
   auto before = at_or_before(mappings_, entry.address.value + entry.page_bytes.count - 1);
   if (before != mappings_.end() && before->first + before->second.size.count > entry.address.value)
     throw InvalidArgument("address " + hex(entry.address.value) + " has a page mapped already");

@@ -22,6 +22,9 @@ class HostLedger {
   void check_free(Address base, Bytes size) const;
   void remove_reservation(Address base) { reservations_.erase(base.value); }
 
+  /// Throws unless the range is inside one reservation and nothing is mapped in it.
+  void check_gap(Address start, Bytes size) const;
+
   void add_page(Place place, Bytes page_bytes);
   /// Throws unless the page exists and is mapped nowhere; answers its size.
   Bytes check_release(PageHandle page) const;
@@ -46,6 +49,7 @@ class HostLedger {
     bool accessible = false;
   };
 
+  void check_inside(Address start, Bytes size) const;
   void check_target(const PageMapping& entry) const;
 
   Bytes granularity_;

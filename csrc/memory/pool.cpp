@@ -132,22 +132,30 @@ Reservation* Pool::find_adoptable(const ReservationShape& wanted) {
   return best;
 }
 
+std::optional<Address> Pool::allocate_addresses(const ReservationShape& shape) {
+  std::lock_guard lock(mutex_);
+  return arena_.allocate(shape.extent_bytes * shape.extents, shape.page_bytes);
+}
+
 Reservation& Pool::make_reservation(const ReservationShape& shape) {
   const Bytes size = shape.extent_bytes * shape.extents;
-  for (;;) {
-    {
-      std::lock_guard lock(mutex_);
-      if (const auto base = arena_.allocate(size, shape.page_bytes)) {
-        const ReservationId id{next_reservation_++};
-        auto owned =
-            std::make_unique<Reservation>(id, *base, shape, physical_.pages_per_run(shape.page_bytes));
-        return *(reservations_[id.value] = std::move(owned));
-      }
-    }
+  std::optional<Address> base;
+  while (!(base = allocate_addresses(shape)))
     if (!free_an_idle_range())
       throw OutOfPages(figures(size), "the pool's address space of " + std::to_string(arena_.size().count) +
                                           " bytes is used up");
+  try {
+    if (driver_->capabilities().zero_gaps)
+      driver_->set_gap(*base, size, shape.zeroed ? Gap::zeros : Gap::faults);
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    arena_.free(*base, size);
+    throw;
   }
+  std::lock_guard lock(mutex_);
+  const ReservationId id{next_reservation_++};
+  auto owned = std::make_unique<Reservation>(id, *base, shape, physical_.pages_per_run(shape.page_bytes));
+  return *(reservations_[id.value] = std::move(owned));
 }
 
 std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape) {

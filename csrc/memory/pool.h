@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -194,6 +195,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   // pool.cpp
   void recycle(Reservation&) noexcept;
   Reservation* find_adoptable(const ReservationShape&);
+  std::optional<Address> allocate_addresses(const ReservationShape&);
   Reservation& make_reservation(const ReservationShape&);
   void check_shape(const ReservationShape&) const;
   static void check_ranges(const Reservation&, std::span<const PageRange>);

@@ -17,7 +17,8 @@ struct ReservationShape {
   Bytes extent_bytes;  // a multiple of page_bytes
   std::uint64_t extents = 1;
   TenantId tenant{0};
-  bool zeroed = false;  // every page reads as zeros when it is first mapped; recycled ones are not adopted
+  bool zeroed = false;  // reads as zeros where nothing was written, unmapped pages included where the driver
+                        // can; recycled ones are not adopted
 };
 
 /// Owned by its pool, guarded by the pool's lock but for the constants.

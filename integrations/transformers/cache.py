@@ -22,6 +22,7 @@ from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
 from vmm.pool import Pool, default_pool
+from vmm.stream import release_after
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,7 @@ class CacheStats:
 
     tokens: int  #: in the longest layer
     live_bytes: int  #: of K and V that hold tokens
-    mapped_bytes: (
-        int  #: live, the rest of each last page, look-ahead, and what an adopted reservation brought
-    )
+    mapped_bytes: int  #: live, the last pages' rest, look-ahead, an adopted reservation's surplus
     layers: int  #: in vmm's memory; the others are stock
     layout: str
 
@@ -102,8 +101,11 @@ class VmmCache(DynamicCache):
             mapped += layer.mapped_bytes
         return CacheStats(tokens, live, mapped, len(self._memory.layers), layout)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """As ``DynamicCache.crop``; layers that an interrupted forward left behind lose accordingly less."""
+    def crop(self, tokens_to_remove: int, stream: Any = None) -> None:
+        """As ``DynamicCache.crop``; layers that an interrupted forward left behind lose accordingly less.
+        ``stream`` (a vmm.Stream, a CUDA stream, or its handle): what is on it now may still read the tokens.
+        """
+        release_after(self.pool, stream)
         lengths = [
             layer.get_seq_length() if isinstance(layer, VmmLayer | DynamicSlidingWindowLayer) else None
             for layer in self.layers
@@ -113,6 +115,11 @@ class VmmCache(DynamicCache):
             behind = 0 if length is None else longest - length
             if behind == 0 or tokens_to_remove + behind < 0:
                 layer.crop(tokens_to_remove + behind)
+
+    def reset(self, stream: Any = None) -> None:
+        """Forgets all tokens; ``stream`` as in ``crop``."""
+        release_after(self.pool, stream)
+        super().reset()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._rebatch(lambda rows: rows.repeat_interleave(repeats))

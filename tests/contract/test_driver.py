@@ -167,6 +167,8 @@ REFUSALS = {
     "free a part": (lambda d, a, p, e: d.free_reservation(a, 8 * p), "size"),
     "free what is mapped": (lambda d, a, p, e: d.free_reservation(a, 16 * p), "mapped"),
     "create a part of a granule": (lambda d, a, p, e: d.create(p + 1, 64 * p), "page_bytes"),
+    "a gap where a page is": (lambda d, a, p, e: d.set_gap(a, 2 * p, True), "mapped"),
+    "a gap outside": (lambda d, a, p, e: d.set_gap(a + 8 * p, 16 * p, True), "reservation"),
     "create nothing": (lambda d, a, p, e: d.create(0, 64 * p), "page_bytes"),
     "create where a page is": (lambda d, a, p, e: d.create(p, 0), "place"),
     "release what is mapped": (lambda d, a, p, e: d.release(e[1]), "mapped"),
@@ -228,6 +230,50 @@ def test_touching_what_is_not_mapped_kills(under_test, touch, how):
         driver.unmap(entries[:1])
         print("before", flush=True)
         {how.format(touch)}
+        print("after", flush=True)
+    """)
+    assert result.stdout == "before\n"
+    assert result.returncode < 0
+
+
+def test_a_zero_gap_reads_as_zeros_before_and_after(under_test, driver, arena, page):
+    if not driver.zero_gaps:
+        pytest.skip("not a capability of this driver")
+    driver.set_gap(arena, 8 * page, True)
+    assert under_test.read(arena, 8 * page) == bytes(8 * page)
+    entries = mapped(driver, arena, page, 2, first=7)
+    for entry in entries:
+        under_test.write(entry[0], b"\x07" * page)
+    assert under_test.read(arena + 6 * page, 2 * page) == bytes(page) + b"\x07" * page
+    driver.unmap(entries)
+    assert under_test.read(arena + 7 * page, page) == bytes(page)
+    with pytest.raises(InvalidArgument, match="mapped"):
+        driver.map(entries)
+        driver.set_gap(arena, 8 * page, False)
+
+
+@pytest.mark.parametrize(
+    "touch",
+    ["ctypes.memset(arena, 1, 1)", "ctypes.string_at(arena + 2 * page, 1)", "ctypes.string_at(arena + page, 1)"],
+    ids=["written", "beyond it", "set back"],
+)
+def test_outside_a_zero_gap_touching_kills(under_test, touch):
+    if not under_test.driver.zero_gaps:
+        pytest.skip("not a capability of this driver")
+    result = run_child(f"""
+        import ctypes
+        from vmm import _core
+        driver = {under_test.make}
+        page = driver.default_page_bytes
+        arena = driver.reserve(16 * page, page)
+        driver.set_gap(arena, 2 * page, True)
+        driver.set_gap(arena + page, page, False)
+        entry = (arena + 2 * page, driver.create(page, 0), page)
+        driver.map([entry])
+        driver.unmap([entry])
+        ctypes.string_at(arena, page)
+        print("before", flush=True)
+        {touch}
         print("after", flush=True)
     """)
     assert result.stdout == "before\n"

@@ -1,5 +1,6 @@
 // The host driver's own ways; the contract that every driver keeps is tested in tests/contract.
 #include <cstring>
+#include <random>
 #include <vector>
 
 #include "base/error.h"
@@ -88,6 +89,27 @@ TEST(held_events_complete_when_they_are_let_go) {
   driver.hold_events(false);
   CHECK(driver.query(event));
   driver.destroy_event(event);
+}
+
+TEST(address_ranges_are_a_set_of_addresses) {
+  std::mt19937 random(3);
+  AddressRanges ranges;
+  std::vector<bool> model(100, false);
+  for (int i = 0; i < 3000; ++i) {
+    const unsigned start = random() % 90, size = 1 + random() % 10;
+    const bool add = random() % 2 == 0;
+    add ? ranges.add({start}, {size}) : ranges.remove({start}, {size});
+    std::fill_n(model.begin() + start, size, add);
+    std::vector<bool> seen;
+    ranges.for_each_piece({0}, {100}, [&](Address at, Bytes bytes, bool contained) {
+      CHECK(at.value == seen.size() && bytes.count != 0);
+      seen.insert(seen.end(), bytes.count, contained);
+    });
+    CHECK(seen == model);
+    std::size_t part = 0;
+    ranges.for_each_piece({start}, {size}, [&](Address, Bytes bytes, bool) { part += bytes.count; });
+    CHECK(part == size);
+  }
 }
 
 TEST(what_work_in_flight_touches_is_not_unmapped) {
