@@ -101,7 +101,7 @@ def _stalls(report: Report) -> None:
 
 
 def _unprepared(report: Report) -> None:
-    """Time in appends that had to map their page, fresh from the system: what the pager takes off the path."""
+    """Time in appends that had to map their page, fresh from the system: what the pager else does."""
     pool = Pool("256MiB", lookahead_pages=0)
     ours = KVTensor(1, 4 * CALLS, HEADS, DIM, dtype=torch.bfloat16, pool=pool)
     token = torch.randn(1, 1, HEADS, DIM, dtype=torch.bfloat16)

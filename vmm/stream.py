@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sys import is_finalizing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,9 +21,13 @@ class Stream:
     system has no thread left; after ``close`` methods raise Closed.
     """
 
+    _handle: int | None = None
+
     def __init__(self, pool: Pool) -> None:
+        if pool.closed:
+            raise Closed("this pool is closed")
         self._pool = pool
-        self._handle: int | None = pool._core.create_stream()
+        self._handle = pool._core.create_stream()
 
     @property
     def handle(self) -> int:
@@ -61,7 +66,8 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if not is_finalizing():  # then the process takes it along
+            self.close()
 
 
 def handle_of(stream: Any) -> int:
@@ -69,6 +75,16 @@ def handle_of(stream: Any) -> int:
     if isinstance(stream, Stream):
         return stream.handle
     handle = getattr(stream, "cuda_stream", stream)
-    if not isinstance(handle, int) or isinstance(handle, bool) or handle < 0:
+    if not isinstance(handle, int) or isinstance(handle, bool) or not 0 <= handle < 2**64:
         raise InvalidArgument(f"stream is {stream!r}; expected a vmm.Stream, a CUDA stream or its handle")
     return handle
+
+
+def release_after(pool: Pool, stream: Any) -> None:
+    """What is released on ``pool`` from here on waits for what is on ``stream`` now; None is no stream."""
+    if stream is None:
+        return
+    handle = handle_of(stream)
+    if isinstance(stream, Stream) and stream._pool is not pool:
+        raise InvalidArgument("stream: belongs to another pool")
+    pool._core.mark(handle)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "driver/cuda_driver.h"
 #include "driver/host_driver.h"
 
 namespace py = pybind11;
@@ -77,7 +78,8 @@ void bind_driver(py::module_& m) {
       .def(
           "zero",
           [](Driver& d, std::uintptr_t at, std::uint64_t size, std::uint64_t stream) {
-            d.zero({at}, {size}, {stream});
+            const MemoryRange range{{at}, {size}};
+            d.zero(std::span(&range, 1), {stream});
           },
           py::arg("address"), py::arg("size"), py::arg("stream") = 0, NoGil())
       .def("create_stream", [](Driver& d) { return d.create_stream().value; })
@@ -94,6 +96,8 @@ void bind_driver(py::module_& m) {
       .def(
           "destroy_event", [](Driver& d, std::uint64_t event) { d.destroy_event({event}); },
           py::arg("event"));
+  py::class_<CudaDriver, Driver>(m, "CudaDriver")
+      .def(py::init<int, bool>(), py::arg("device") = 0, py::arg("host_accessible") = false);
   py::class_<HostDriver, Driver>(m, "HostDriver")
       .def(py::init([](const std::string& name) { return std::make_unique<HostDriver>(name.c_str()); }),
            py::arg("name") = "vmm")

@@ -35,14 +35,21 @@ struct Options {
   std::uint64_t lookahead_pages;
   bool pager_thread;
   bool faults;
+  int cuda_device;  // none: -1
+  bool cuda_host_accessible;
 };
 
 std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<LocalBudget> budget) {
   auto handle = std::make_unique<PoolHandle>();
   handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
-  auto host = std::make_unique<HostDriver>(options.name.c_str());
-  handle->host = host.get();
-  std::unique_ptr<Driver> driver = std::move(host);
+  std::unique_ptr<Driver> driver;
+  if (options.cuda_device >= 0) {
+    driver = std::make_unique<CudaDriver>(options.cuda_device, options.cuda_host_accessible);
+  } else {
+    auto host = std::make_unique<HostDriver>(options.name.c_str());
+    handle->host = host.get();
+    driver = std::move(host);
+  }
   if (options.faults) {
     auto faults = std::make_unique<FaultDriver>(std::move(driver));
     handle->faults = faults.get();
@@ -108,13 +115,16 @@ void bind_pool(py::module_& m) {
   py::class_<PoolHandle>(m, "Pool")
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
-                       std::shared_ptr<LocalBudget> shared_budget) {
-             return make_pool({budget, name, arena, run, lookahead, pager_thread, faults},
+                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device,
+                       bool cuda_host_accessible) {
+             return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, cuda_device,
+                               cuda_host_accessible},
                               std::move(shared_budget));
            }),
            py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
            py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
-           py::arg("faults") = false, py::arg("shared_budget") = nullptr)
+           py::arg("faults") = false, py::arg("shared_budget") = nullptr, py::arg("cuda_device") = -1,
+           py::arg("cuda_host_accessible") = false)
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
@@ -136,18 +146,37 @@ void bind_pool(py::module_& m) {
       .def(
           "poll", [](PoolHandle& h) { return h.engine->pager()->poll(h.pool().clock().now()).now; }, NoGil())
       .def(
-          "step", [](PoolHandle& h, std::uint64_t stream) { h.pool().epochs().step({stream}); },
+          "step",
+          [](PoolHandle& h, std::uint64_t stream) {
+            h.require_parent();
+            h.pool().epochs().step({stream});
+          },
           py::arg("stream") = 0, NoGil())
       .def(
-          "end", [](PoolHandle& h, std::uint64_t stream) { h.pool().epochs().end({stream}); },
+          "end",
+          [](PoolHandle& h, std::uint64_t stream) {
+            h.require_parent();
+            h.pool().epochs().end({stream});
+          },
           py::arg("stream") = 0, NoGil())
       .def(
-          "mark", [](PoolHandle& h, std::uint64_t stream) { h.pool().epochs().mark({stream}); },
+          "mark",
+          [](PoolHandle& h, std::uint64_t stream) {
+            h.require_parent();
+            h.pool().epochs().mark({stream});
+          },
           py::arg("stream"), NoGil())
-      .def("create_stream", [](PoolHandle& h) { return h.pool().driver().create_stream().value; })
+      .def("create_stream",
+           [](PoolHandle& h) {
+             h.require_parent();
+             return h.pool().driver().create_stream().value;
+           })
       .def(
           "destroy_stream",
-          [](PoolHandle& h, std::uint64_t stream) { h.pool().driver().destroy_stream({stream}); },
+          [](PoolHandle& h, std::uint64_t stream) {
+            h.require_parent();
+            h.pool().driver().destroy_stream({stream});
+          },
           py::arg("stream"), NoGil())
       .def(
           "copy",
@@ -162,14 +191,12 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
       .def_property_readonly("in_child", [](PoolHandle& h) { return h.pool().fork_guard().in_child(); })
-      .def_property_readonly("granularity",
-                             [](PoolHandle& h) { return h.host->capabilities().granularity.count; })
+      .def_property_readonly("granularity", [](PoolHandle& h) { return h.capabilities().granularity.count; })
       .def_property_readonly("default_page_bytes",
-                             [](PoolHandle& h) { return h.host->capabilities().default_page_bytes.count; })
-      .def_property_readonly("max_mappings",
-                             [](PoolHandle& h) { return h.host->capabilities().max_mappings; })
+                             [](PoolHandle& h) { return h.capabilities().default_page_bytes.count; })
+      .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
-      .def_property_readonly("memfd", [](PoolHandle& h) { return h.host->memfd(); })
+      .def_property_readonly("memfd", [](PoolHandle& h) { return h.require_host().memfd(); })
       .def("drain_log", &drain_log)
       .def(
           "fail_at",

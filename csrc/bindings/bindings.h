@@ -11,8 +11,10 @@ namespace vmm {
 /// that a destructor which may not throw turns into std::terminate.
 class ReleaseGil {
  public:
-  ReleaseGil() : state_(PyEval_SaveThread()) {}
+  // Who holds the GIL of an ending interpreter is ending it, and would not get it back.
+  ReleaseGil() : state_(interpreter_is_ending() ? nullptr : PyEval_SaveThread()) {}
   ~ReleaseGil() noexcept(false) {
+    if (state_ == nullptr) return;
     while (interpreter_is_ending()) pause();  // the process is about to exit: nobody waits for this thread
     PyEval_RestoreThread(state_);
   }

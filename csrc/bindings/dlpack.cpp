@@ -35,6 +35,7 @@ struct DLManagedTensor {
 static_assert(sizeof(DLTensor) == 48 && sizeof(DLManagedTensor) == 64);
 
 constexpr std::int32_t device_type_cpu = 1;
+constexpr std::int32_t device_type_cuda = 2;
 constexpr const char* capsule_name = "dltensor";
 
 struct Exported {
@@ -77,6 +78,12 @@ void check(const Lease& lease, const TensorSpec& spec) {
                           std::to_string(lease.size().count) + " bytes");
 }
 
+DLDevice device_of(const Lease& lease) {
+  const Capabilities& device = lease.pool().driver().capabilities();
+  if (device.host_accessible) return {device_type_cpu, 0};
+  return {device_type_cuda, device.device};
+}
+
 }  // namespace
 
 pybind11::capsule export_tensor(const Lease& lease, std::shared_ptr<const void> keep,
@@ -87,7 +94,7 @@ pybind11::capsule export_tensor(const Lease& lease, std::shared_ptr<const void> 
   exported->strides = spec.strides;
   exported->managed.dl_tensor = {
       .data = reinterpret_cast<void*>((lease.base() + Bytes{spec.offset_bytes}).value),
-      .device = {device_type_cpu, 0},
+      .device = device_of(lease),
       .ndim = static_cast<std::int32_t>(spec.shape.size()),
       .dtype = {spec.type_code, spec.type_bits, 1},
       .shape = exported->shape.data(),

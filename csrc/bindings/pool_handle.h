@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "base/error.h"
+#include "driver/cuda_driver.h"
 #include "driver/fault_driver.h"
 #include "driver/host_driver.h"
 #include "engine/engine.h"
@@ -13,11 +14,16 @@ namespace vmm {
 /// The engine, with handles on the parts of it that Python configures.
 struct PoolHandle {
   std::shared_ptr<LocalBudget> budget;
-  HostDriver* host;
-  FaultDriver* faults;  // null unless asked for
+  HostDriver* host = nullptr;     // of another device: null
+  FaultDriver* faults = nullptr;  // null unless asked for
   std::unique_ptr<Engine> engine;
 
   Pool& pool() const { return *engine->pool(); }
+  const Capabilities& capabilities() const { return pool().driver().capabilities(); }
+  HostDriver& require_host() const {
+    if (host == nullptr) throw InvalidArgument("only the host driver has this");
+    return *host;
+  }
   FaultDriver& require_faults() const {
     if (faults == nullptr) throw InvalidArgument("the pool was made without faults=True");
     return *faults;

@@ -48,6 +48,11 @@ struct PageMapping {
   Bytes page_bytes;
 };
 
+struct MemoryRange {
+  Address start;
+  Bytes size;
+};
+
 struct Capabilities {
   const char* name;
   Bytes granularity;           // page sizes are power-of-two multiples of it
@@ -56,6 +61,7 @@ struct Capabilities {
   bool fresh_pages_are_zero;   // a page just created reads as zeros
   bool host_accessible;        // the CPU can read and write mapped pages
   bool zero_gaps;              // see set_gap
+  int device;                  // the platform's number of it
   std::uint64_t max_mappings;  // of the whole process; 0: no limit known
 };
 
@@ -90,7 +96,7 @@ class Driver {
 
   /// Both ends accessible; ordered on `stream`.
   virtual void copy(Address to, Address from, Bytes size, StreamHandle stream) = 0;
-  virtual void zero(Address address, Bytes size, StreamHandle stream) = 0;
+  virtual void zero(std::span<const MemoryRange> ranges, StreamHandle stream) = 0;
 
   virtual StreamHandle create_stream() = 0;
   /// Waits for the work on it. The default stream cannot be destroyed.

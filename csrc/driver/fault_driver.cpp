@@ -96,9 +96,9 @@ void FaultDriver::copy(Address to, Address from, Bytes size, StreamHandle stream
   inner_->copy(to, from, size, stream);
 }
 
-void FaultDriver::zero(Address address, Bytes size, StreamHandle stream) {
+void FaultDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
   maybe_fail("zero");
-  inner_->zero(address, size, stream);
+  inner_->zero(ranges, stream);
 }
 
 EventHandle FaultDriver::record(StreamHandle stream) {

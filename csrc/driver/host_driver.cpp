@@ -11,37 +11,12 @@
 
 #include "base/error.h"
 #include "driver/host_calls.h"
+#include "driver/stretches.h"
 
 namespace vmm {
 
 using host::fail;
 using host::pointer;
-
-namespace {
-
-/// Entries that the system can treat as one: [address, address + size), `entries` of them.
-struct Stretch {
-  Address address;
-  std::uint64_t offset_bytes;
-  Bytes size;
-  std::size_t entries;
-};
-
-/// Calls visit(stretch) for each stretch of neighbouring entries, in order.
-template <class Visit>
-void for_each_stretch(std::span<const PageMapping> pages, bool offsets_matter, Visit visit) {
-  for (std::size_t i = 0; i < pages.size();) {
-    Stretch stretch{pages[i].address, pages[i].page.value, pages[i].page_bytes, 1};
-    for (++i; i < pages.size() && pages[i].address == stretch.address + stretch.size; ++i) {
-      if (offsets_matter && pages[i].page.value != stretch.offset_bytes + stretch.size.count) break;
-      stretch.size += pages[i].page_bytes;
-      ++stretch.entries;
-    }
-    visit(stretch);
-  }
-}
-
-}  // namespace
 
 HostDriver::HostDriver(const char* name)
     : capabilities_{.name = "host",
@@ -51,6 +26,7 @@ HostDriver::HostDriver(const char* name)
                     .fresh_pages_are_zero = true,
                     .host_accessible = true,
                     .zero_gaps = true,
+                    .device = 0,
                     .max_mappings = host::max_process_mappings()},
       memfd_(host::open_memfd(name)),
       ledger_(capabilities_.granularity) {}
@@ -142,7 +118,9 @@ PageHandle HostDriver::create(Bytes page_bytes, Place place) {
   const PageHandle page{place.offset_bytes};
   {
     std::lock_guard lock(mutex_);
-    ledger_.add_page(place, page_bytes);
+    ledger_.check_page_size(page_bytes);
+    ledger_.check_place(place, page_bytes);
+    ledger_.add_page(page, page_bytes);
   }
   if (const int error = host::commit_zeros(memfd_, place, page_bytes)) {
     host::punch(memfd_, page, page_bytes);
@@ -165,7 +143,7 @@ void HostDriver::release(PageHandle page) {
   if (const int error = host::punch(memfd_, page, size)) {
     {
       std::lock_guard lock(mutex_);
-      ledger_.add_page({page.value}, size);
+      ledger_.add_page(page, size);
     }
     fail("release", {page.value}, size, error);
   }
@@ -249,12 +227,13 @@ void HostDriver::copy(Address to, Address from, Bytes size, StreamHandle stream)
                [=] { std::memmove(pointer(to), pointer(from), size.count); });
 }
 
-void HostDriver::zero(Address address, Bytes size, StreamHandle stream) {
+void HostDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
   {
     std::lock_guard lock(mutex_);
-    ledger_.check_accessible("address", address, size);
+    for (const MemoryRange& range : ranges) ledger_.check_accessible("ranges", range.start, range.size);
   }
-  streams_.run(stream, {{address, size}, {}}, [=] { std::memset(pointer(address), 0, size.count); });
+  for (const MemoryRange& range : ranges)
+    streams_.run(stream, {range, {}}, [=] { std::memset(pointer(range.start), 0, range.size.count); });
 }
 
 /// Elsewhere this rule is the caller's to keep. Here breaking it would kill the process, and can be seen.

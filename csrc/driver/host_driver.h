@@ -7,8 +7,8 @@
 
 #include "driver/address_ranges.h"
 #include "driver/driver.h"
-#include "driver/host_ledger.h"
 #include "driver/host_streams.h"
+#include "driver/ledger.h"
 
 namespace vmm {
 
@@ -31,7 +31,7 @@ class HostDriver final : public Driver {
   void set_access(std::span<const PageMapping> pages) override;
   void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
   void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
-  void zero(Address address, Bytes size, StreamHandle stream) override;
+  void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override;
   StreamHandle create_stream() override { return streams_.create(); }
   void destroy_stream(StreamHandle stream) override { streams_.destroy(stream); }
   EventHandle record(StreamHandle stream) override { return streams_.record(stream); }
@@ -57,7 +57,7 @@ class HostDriver final : public Driver {
   Capabilities capabilities_;
   int memfd_;
   std::mutex mutex_;  // guards the ledger and the gaps; system calls are made outside it
-  HostLedger ledger_;
+  Ledger ledger_;
   AddressRanges zero_gaps_;
   HostStreams streams_;
 };

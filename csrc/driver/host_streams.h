@@ -16,11 +16,6 @@
 
 namespace vmm {
 
-struct MemoryRange {
-  Address start;
-  Bytes size;
-};
-
 /// Safe from any thread. Stream 0 is the calling thread itself: its work is over when the call returns.
 class HostStreams {
  public:

@@ -8,6 +8,21 @@
 #include "engine/pager.h"
 
 namespace vmm {
+namespace {
+
+void raise(std::atomic<std::uint64_t>& value, std::uint64_t to) {
+  std::uint64_t before = value.load();
+  while (before < to && !value.compare_exchange_weak(before, to)) {
+  }
+}
+
+void lower(std::atomic<std::uint64_t>& value, std::uint64_t to) {
+  std::uint64_t before = value.load();
+  while (before > to && !value.compare_exchange_weak(before, to)) {
+  }
+}
+
+}  // namespace
 
 Rows::Pin::Pin(std::shared_ptr<Rows> rows, Spans spans) : rows_(std::move(rows)), spans_(std::move(spans)) {
   std::lock_guard lock(rows_->mutex_);
@@ -24,6 +39,7 @@ Rows::Rows(std::shared_ptr<Pager> pager, std::shared_ptr<Lease> lease, const Row
       shape_(shape),
       page_(lease_->shape().page_bytes),
       usable_({lease_->size() / page_}),
+      floors_(shape.rows),
       marks_(shape.rows) {
   if (shape.rows == 0 || shape.tokens.count == 0 || shape.record_bytes.count == 0)
     throw InvalidArgument("rows, tokens, record_bytes: expected at least 1 of each");
@@ -85,7 +101,7 @@ void Rows::touch(const Spans& spans) {
   require_open();
   const bool mapping = !usable(spans);
   if (mapping) map(spans);
-  raise_marks(spans);
+  mark_used(spans);
   if (mapping) note_growth(spans);
 }
 
@@ -118,15 +134,15 @@ void Rows::map(const Spans& spans) {
   });
 }
 
-void Rows::raise_marks(const Spans& spans) {
+void Rows::mark_used(const Spans& spans) {
   for (const ByteRange& span : spans) {
     const Bytes end = span.offset + span.size;
     for (std::uint64_t row = span.offset / row_bytes(); row_bytes() * row < end; ++row) {
-      const Bytes in_row = std::min(end, row_bytes() * (row + 1)) - row_bytes() * row;
-      const std::uint64_t mark = round_up(in_row, shape_.record_bytes) / shape_.record_bytes;
-      std::uint64_t before = marks_[row].load();
-      while (before < mark && !marks_[row].compare_exchange_weak(before, mark)) {
-      }
+      const Bytes start = row_bytes() * row;
+      const Bytes from = std::max(span.offset, start) - start;
+      const Bytes to = std::min(end, start + row_bytes()) - start;
+      lower(floors_[row], from / shape_.record_bytes);
+      raise(marks_[row], round_up(to, shape_.record_bytes) / shape_.record_bytes);
     }
   }
 }

@@ -25,7 +25,7 @@ struct RowsShape {
 };
 
 /// Rows need not divide pages: neighbours may share one. What has been touched stays mapped until it is
-/// released; below its high-water mark a row is in use, above it nothing is.
+/// released. A row is in use from its floor, below which all was released, to its high-water mark.
 /// Every method is safe from any thread, but what one thread releases, others must not be touching: what they
 /// hold pinned is safe from that, too.
 class Rows final : public Growing {
@@ -57,12 +57,12 @@ class Rows final : public Growing {
   Spans spans_of(const Region& region) const;
   /// Whether touch() would return at once.
   bool usable(const Spans& spans) const;
-  /// Makes the spans usable and raises the marks. Throws Closed, or what Pool::map throws; then nothing has
+  /// Makes the spans usable and in use. Throws Closed, or what Pool::map throws; then nothing has
   /// changed.
   void touch(const Spans& spans);
   /// The same, pinned.
   std::shared_ptr<Pin> pin(Spans spans);
-  /// Makes tokens [0, to) of every row usable without raising the marks.
+  /// Makes tokens [0, to) of every row usable, but not in use.
   void reserve(Tokens to);
   /// Ends the use of tokens [from, to) of every row: pages that hold nothing else in use are unmapped once no
   /// pin is on them and the work that may touch them is over.
@@ -96,9 +96,10 @@ class Rows final : public Growing {
   std::uint64_t end_page(const ByteRange& span) const;
   std::vector<PageRange> pages_of(const Spans& spans) const;
   void map(const Spans& spans);
-  void raise_marks(const Spans& spans);
+  void mark_used(const Spans& spans);
   void note_growth(const Spans& spans);
   bool holds_others(std::uint64_t page, Tokens from, Tokens to) const;
+  void give_back_if_closed();
   bool covers(const Spans& spans, std::uint64_t page) const;
   bool pinned(std::uint64_t page) const;
   void retire(const std::vector<std::uint64_t>& pages);
@@ -111,6 +112,7 @@ class Rows final : public Growing {
   const Bytes page_;
   std::atomic<bool> ended_{false};
   PageSet usable_;  // touched or reserved, and not released since
+  std::vector<std::atomic<std::uint64_t>> floors_;
   std::vector<std::atomic<std::uint64_t>> marks_;
 
   mutable std::mutex mutex_;  // guards what follows, and changes of usable_; not held while pages are mapped

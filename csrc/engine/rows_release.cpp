@@ -15,9 +15,12 @@ bool Rows::holds_others(std::uint64_t page, Tokens from, Tokens to) const {
   auto overlaps = [&](const ByteRange& bytes) {
     return bytes.size.count != 0 && bytes.offset < end && begin < bytes.offset + bytes.size;
   };
-  for (std::uint64_t row = begin / row_bytes(); row_bytes() * row < end; ++row)
-    if (overlaps(bytes_of(row, {}, std::min(from, mark(row)))) || overlaps(bytes_of(row, to, mark(row))))
+  for (std::uint64_t row = begin / row_bytes(); row_bytes() * row < end; ++row) {
+    const Tokens floor{floors_[row].load()};
+    if (overlaps(bytes_of(row, floor, std::min(from, mark(row)))) ||
+        overlaps(bytes_of(row, std::max(to, floor), mark(row))))
       return true;
+  }
   return false;
 }
 
@@ -47,16 +50,22 @@ void Rows::release(Tokens from, Tokens to) {
   require_open();
   if (from > to || to > shape_.tokens)
     throw InvalidArgument("start, end: expected start <= end <= " + std::to_string(shape_.tokens.count));
-  std::lock_guard lock(mutex_);
-  release_locked(from, to);
+  {
+    std::lock_guard lock(mutex_);
+    release_locked(from, to);
+  }
+  give_back_if_closed();
 }
 
 void Rows::release_locked(Tokens from, Tokens to) {
   if (from == to) return;
   std::vector<std::uint64_t> pages;
   std::uint64_t next = 0;
-  for (std::uint64_t row = 0; row < shape_.rows; ++row)
+  for (std::uint64_t row = 0; row < shape_.rows; ++row) {
+    if (from.count <= floors_[row]) floors_[row] = std::max(floors_[row].load(), to.count);
     if (to >= mark(row)) marks_[row] = std::min(from, mark(row)).count;
+    if (floors_[row] >= marks_[row]) floors_[row] = marks_[row] = 0;  // nothing is in use
+  }
   for (std::uint64_t row = 0; row < shape_.rows; ++row) {
     const ByteRange bytes = bytes_of(row, from, to);
     for (std::uint64_t page = std::max(next, first_page(bytes)); page < end_page(bytes); ++page) {
@@ -74,13 +83,17 @@ void Rows::release_locked(Tokens from, Tokens to) {
 
 void Rows::unpin(const Pin& pin) noexcept {
   try {
-    std::lock_guard lock(mutex_);
-    pins_.erase(pin.place_);
-    std::vector<std::uint64_t> pages;
-    for (std::uint64_t page : doomed_)
-      if (covers(pin.spans_, page) && !pinned(page)) pages.push_back(page);
-    for (std::uint64_t page : pages) doomed_.erase(page);
-    retire(pages);
+    {
+      std::lock_guard lock(mutex_);
+      pins_.erase(pin.place_);
+      std::vector<std::uint64_t> pages;
+      for (std::uint64_t page : doomed_)
+        if (covers(pin.spans_, page) && !pinned(page)) pages.push_back(page);
+      for (std::uint64_t page : pages) doomed_.erase(page);
+      retire(pages);
+      if (pages.empty()) return;
+    }
+    give_back_if_closed();
   } catch (const std::exception& error) {  // the lease's end gives the pages back
     pool().log().write(LogLevel::warning, std::string("releasing what was pinned: ") + error.what());
   }
@@ -88,9 +101,19 @@ void Rows::unpin(const Pin& pin) noexcept {
 
 void Rows::end() {
   pool().fork_guard().require_parent("this tensor");
-  std::lock_guard lock(mutex_);
-  if (ended_.exchange(true)) return;
-  release_locked({}, shape_.tokens);
+  {
+    std::lock_guard lock(mutex_);
+    if (ended_.exchange(true)) return;
+    release_locked({}, shape_.tokens);
+  }
+  give_back_if_closed();
+}
+
+/// A closed pool has no pager that would.
+void Rows::give_back_if_closed() {
+  if (!pool().closed()) return;
+  pool().drain_retired();
+  pool().trim({~std::uint64_t{0}});
 }
 
 void Rows::close() noexcept {
@@ -117,7 +140,7 @@ void Rows::zero_mapped(Spans spans) {
 Rows::Spans Rows::in_use() const {
   Spans out;
   for (std::uint64_t row = 0; row < shape_.rows; ++row) {
-    const ByteRange used = bytes_of(row, {}, mark(row));
+    const ByteRange used = bytes_of(row, {floors_[row].load()}, mark(row));
     for (std::uint64_t page = first_page(used); page < end_page(used); ++page) {
       if (!usable_.has(page)) continue;
       const Bytes from = std::max(used.offset, page_ * page);

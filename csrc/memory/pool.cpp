@@ -218,7 +218,8 @@ void Pool::zero(Reservation& reservation, Bytes offset, Bytes size) {
   fork_guard_.require_parent("this pool");
   if (offset > reservation.size() || size > reservation.size() - offset)
     throw InvalidArgument("offset, size: beyond the end of the reservation");
-  driver_->zero(reservation.base + offset, size, {});
+  const MemoryRange range{reservation.base + offset, size};
+  driver_->zero(std::span(&range, 1), {});
 }
 
 void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {

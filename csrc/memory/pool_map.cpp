@@ -156,6 +156,7 @@ void Pool::call_driver(Reservation& reservation, MapPlan& plan, const MapOptions
 
 void Pool::zero_claims(const Reservation& reservation, const MapPlan& plan, const MapOptions& options) {
   const Bytes page_bytes = reservation.shape.page_bytes;
+  std::vector<MemoryRange> ranges;
   auto skip = options.overwritten.begin();
   for (const Claim& claim : plan.claims) {
     if (!claim.zero) continue;
@@ -165,12 +166,13 @@ void Pool::zero_claims(const Reservation& reservation, const MapPlan& plan, cons
     for (auto next = skip; at < end; ++next) {
       const bool none = next == options.overwritten.end() || next->offset >= end;
       const Bytes stop = none ? end : std::max(at, next->offset);
-      if (stop > at) driver_->zero(reservation.base + at, stop - at, {});
+      if (stop > at) ranges.push_back({reservation.base + at, stop - at});
       if (none) break;
       at = next->offset + next->size;
     }
     counters_.pages_zeroed.add();
   }
+  if (!ranges.empty()) driver_->zero(ranges, {});
 }
 
 void Pool::become_resident(Reservation& reservation, const Claim& claim) {

@@ -152,6 +152,7 @@ TEST(a_driver_that_dies_lets_its_streams_end) {
   driver.set_access(pages);
   for (std::uint64_t i = 0; i < 4; ++i) {
     const StreamHandle stream = driver.create_stream();
-    for (int j = 0; j < 32; ++j) driver.zero(base + page * (4 * i), page * 4, stream);
+    const MemoryRange part{base + page * (4 * i), page * 4};
+    for (int j = 0; j < 32; ++j) driver.zero(std::span(&part, 1), stream);
   }
 }

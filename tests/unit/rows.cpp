@@ -148,6 +148,38 @@ TEST(release_in_the_middle_keeps_both_ends) {
   CHECK(used.size() == 2 && used[0].size == page && used[1].offset == page * 15);
 }
 
+TEST(a_sliding_window_gives_pages_back_step_by_step) {
+  TestPool test(8_MiB);
+  auto rows = make_rows(test, 2, 1000, 1_KiB);
+  touch(*rows, 0, 0, 1000);
+  touch(*rows, 1, 0, 1000);
+  for (std::uint64_t t = 0; t < 960; t += 8) rows->release({t}, {t + 8});  // never a whole page at once
+  test.settle();
+  CHECK(mapped(*rows) <= page * 4);
+  CHECK(rows->mark(0) == Tokens{1000});
+  touch(*rows, 0, 900, 901);  // in use again, and so is what follows
+  rows->release({960}, {1000});
+  test.settle();
+  touch(*rows, 0, 900, 901);
+  rows->release({0}, {1000});
+  test.settle();
+  CHECK(mapped(*rows) == Bytes{});
+}
+
+TEST(a_closed_pool_gets_back_what_tensors_release) {
+  TestPool test(8_MiB);
+  auto rows = make_rows(test, 1, 1024, 1_KiB);
+  auto pin = rows->pin(rows->spans_of(tokens(*rows, 0, 0, 1)));
+  touch(*rows, 0, 500, 1024);
+  test.pool->close();
+  rows->release({600}, {1024});
+  CHECK(test.pool->stats().created == page * 4);
+  rows.reset();
+  CHECK(test.pool->stats().created == page);
+  pin.reset();
+  CHECK(test.pool->stats().created == Bytes{});
+}
+
 TEST(what_is_pinned_outlives_its_release) {
   TestPool test(8_MiB);
   auto rows = make_rows(test, 2, 1024, 1_KiB);

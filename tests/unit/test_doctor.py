@@ -361,7 +361,7 @@ def test_missing_packages_are_told_apart(monkeypatch):
     monkeypatch.setattr(software, "_installed", lambda name: None if name == "torch" else installed(name))
     finding = software.torch(facts := {})
     advice = f"pip install 'torch{software._supported('torch')}'"
-    assert finding == ("warning", "not installed: VmmCache needs it", advice)
+    assert finding == ("warning", "not installed; not needed by vmm.Pool", advice)
     assert facts["torch"]["version"] is None
     monkeypatch.setattr(software, "_installed", lambda name: None if name == "kvmm" else installed(name))
     assert "not declared" in software.transformers({}).found

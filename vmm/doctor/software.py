@@ -77,7 +77,7 @@ def _versions(version: str | None, supported: str | None) -> Facts:
 def _judge(versions: Facts, advice: str) -> Finding:
     version, supported = versions["version"], versions["supported"]
     if version is None:
-        return Finding("warning", "not installed: VmmCache needs it", advice)
+        return Finding("warning", "not installed; not needed by vmm.Pool", advice)
     if supported is None:
         return Finding("ok", f"{version} (which versions are supported is not declared)")
     if versions["in_range"]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 _BASIC = (int, slice, type(None), type(Ellipsis))
+_NO_NUMBER = (slice, type(None), type(Ellipsis))
+_INDEX_DTYPES = {torch.int64, torch.int32, torch.uint8, torch.bool}
 
 
 def is_simple(index: Any, grow_dim: int) -> bool:
@@ -32,8 +36,19 @@ def _is_basic_entry(entry: Any) -> bool:
 
 
 def normalized(index: Any) -> Any:
-    """The index with what torch takes for an integer, or for a tensor, as one."""
+    """The index with what torch takes for a tuple, integer or tensor as one. Raises what torch raises."""
+    index = _as_tuple(index)
     return tuple(map(_normalized_entry, index)) if type(index) is tuple else _normalized_entry(index)
+
+
+def _as_tuple(index: Any) -> Any:
+    """Short sequences that hold more than numbers are tuples to torch."""
+    if isinstance(index, tuple):
+        return tuple(index)
+    if not isinstance(index, Sequence) or len(index) >= 32:
+        return index
+    more = any(isinstance(entry, _NO_NUMBER) or hasattr(entry, "__len__") for entry in index)
+    return tuple(index) if more else index
 
 
 def _normalized_entry(entry: Any) -> Any:
@@ -41,11 +56,22 @@ def _normalized_entry(entry: Any) -> Any:
         return entry
     if isinstance(entry, torch.Tensor):
         entry = entry.detach().as_subclass(torch.Tensor)
-        return int(entry) if entry.dim() == 0 and not _is_mask(entry) else entry
-    if hasattr(entry, "__index__"):
-        return entry.__index__()
-    tensor = torch.as_tensor(entry)
-    return tensor if tensor.numel() else tensor.to(torch.int64)
+    elif hasattr(entry, "__len__"):
+        entry = torch.as_tensor(entry)
+        entry = entry if _is_mask(entry) else entry.to(torch.int64)
+    else:
+        try:
+            return operator.index(entry)
+        except TypeError:
+            raise IndexError(
+                "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid"
+                f" indices (got {type(entry).__name__})"
+            ) from None
+    if entry.dim() == 0 and not _is_mask(entry) and not entry.is_floating_point():
+        return int(entry)
+    if entry.dtype not in _INDEX_DTYPES:
+        raise IndexError("tensors used as indices must be long, int, byte or bool tensors")
+    return entry
 
 
 def entries_by_dimension(index: Any, ndim: int) -> list[tuple[int, Any]]:
@@ -74,23 +100,25 @@ class Selection(NamedTuple):
     region: torch.Tensor
 
 
-def advanced(tensor: torch.Tensor, index: Any) -> Selection | None:
-    """What a normalized index with tensors selects; None for forms that are rarer than that.
-    Raises IndexError for positions out of range."""
+def advanced(tensor: torch.Tensor, index: Any) -> Selection:
+    """What a normalized index with tensors selects. Raises IndexError as torch does."""
     index = index if type(index) is tuple else (index,)
-    if any(isinstance(entry, bool) or (_is_mask(entry) and entry.dim() == 0) for entry in index):
-        return None  # these add dimensions
+    switches = [entry for entry in index if _is_switch(entry)]  # these add a dimension
+    index = [entry for entry in index if not _is_switch(entry)]
     addressed = sum(map(_dimensions_addressed, index))
     if addressed > tensor.dim():
-        return None
+        raise IndexError(f"too many indices for tensor of dimension {tensor.dim()}")
     basic: list[Any] = []
     parts: list[tuple[int, torch.Tensor]] = []  # (dimension, positions along it)
     for entry in index:
         if entry is Ellipsis:
             basic += [slice(None)] * (tensor.dim() - addressed)
         elif _is_mask(entry):
-            if entry.shape != tensor.shape[len(basic) : len(basic) + entry.dim()]:
-                return None
+            shape = tensor.shape[len(basic) : len(basic) + entry.dim()]
+            if entry.shape != shape:
+                raise IndexError(
+                    f"the mask has shape {list(entry.shape)}; the dimensions that it addresses {list(shape)}"
+                )
             parts += [(len(basic) + i, where) for i, where in enumerate(entry.nonzero(as_tuple=True))]
             basic += [slice(None)] * entry.dim()
         elif isinstance(entry, torch.Tensor):
@@ -98,13 +126,20 @@ def advanced(tensor: torch.Tensor, index: Any) -> Selection | None:
             basic.append(slice(None))
         elif entry is not None:
             basic.append(entry)
-    return _select(tensor, basic, parts)
+    return _select(tensor, basic, parts, nothing=not all(map(bool, switches)))
 
 
 def _select(
-    tensor: torch.Tensor, basic: list[Any], parts: list[tuple[int, torch.Tensor]]
-) -> Selection | None:
-    offsets = torch.zeros((), dtype=torch.int64)
+    tensor: torch.Tensor, basic: list[Any], parts: list[tuple[int, torch.Tensor]], nothing: bool
+) -> Selection:
+    for dimension, _ in parts:
+        basic[dimension] = slice(0, 1)
+    region = tensor[tuple(basic)]
+    if (
+        nothing or region.numel() == 0 or any(where.numel() == 0 for _, where in parts)
+    ):  # torch looks at no position then
+        return Selection(torch.empty(0, dtype=torch.int64), region)
+    offsets = torch.tensor(region.storage_offset())
     for dimension, where in parts:
         size, positions = tensor.shape[dimension], where.cpu().to(torch.int64)
         outside = positions[(positions < -size) | (positions >= size)]
@@ -114,10 +149,13 @@ def _select(
             )
         try:
             offsets = offsets + positions.remainder(size) * tensor.stride(dimension)
-        except RuntimeError:  # they do not broadcast
-            return None
-        basic[dimension] = slice(0, 1)
-    return Selection(offsets.reshape(-1), tensor[tuple(basic)])
+        except RuntimeError:
+            raise IndexError("shape mismatch: indexing tensors could not be broadcast together") from None
+    return Selection(offsets.reshape(-1), region)
+
+
+def _is_switch(entry: Any) -> bool:
+    return isinstance(entry, bool) or (_is_mask(entry) and entry.dim() == 0)
 
 
 def _is_mask(entry: Any) -> bool:
@@ -130,7 +168,7 @@ def _dimensions_addressed(entry: Any) -> int:
     return entry.dim() if _is_mask(entry) else 1
 
 
-def along(tensor: torch.Tensor, dim: int, positions: torch.Tensor) -> Selection | None:
+def along(tensor: torch.Tensor, dim: int, positions: torch.Tensor) -> Selection:
     """What ``index_select`` and its kin address: whole slices at ``positions`` of one dimension."""
     return advanced(tensor, (slice(None),) * (dim % max(1, tensor.dim())) + (positions.reshape(-1),))
 

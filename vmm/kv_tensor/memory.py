@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch._C import _from_dlpack
 
 from vmm import _core
-from vmm.errors import Closed
+from vmm.errors import Closed, Forked
 from vmm.pool import Pool, default_pool
 
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html. The float8 types are newer than what
@@ -26,6 +27,7 @@ _TYPE_CODES = {
     **dict.fromkeys(_FLOAT8, 1),
 }  # fmt: skip
 DTYPES = frozenset(_TYPE_CODES)
+_MOST_AT_ONCE = 2**20  # elements
 
 
 class KVMemory:
@@ -54,15 +56,17 @@ class KVMemory:
         self.lock = threading.RLock()
         self.length = 0  # tokens up to the last one written through the tensor, in any row
         self.tracks_gradients = False  # then indexing must be what autograd can see
+        _memories.add(self)
         strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         with torch.inference_mode(False):  # or only inference mode could ever write into it
-            self.raw = self._consume(self.rows.base(shape, strides))  # all of it, mapped or not
-
-    def _consume(self, capsule: object) -> torch.Tensor:
-        tensor: torch.Tensor = _from_dlpack(capsule)
-        return tensor.view(self.dtype) if self.dtype in _FLOAT8 else tensor
+            self.raw = _consume(self.rows.base(shape, strides), dtype)  # all of it, mapped or not
 
     def require_open(self) -> None:
+        if self.pool._core.in_child:
+            raise Forked(
+                "this KVTensor was made before fork() and cannot be used in the child: make a new one there,"
+                " or start workers with 'spawn'"
+            )
         if self.rows.ended:
             raise Closed("this KVTensor is closed")
 
@@ -78,40 +82,100 @@ class KVMemory:
     def plain(self, region: torch.Tensor) -> torch.Tensor:
         """``region``, a view of ``raw``, as a tensor with a storage of its own that ends where it does,
         mapped, and safe from release() while it lives. Raises OutOfPages or Closed."""
+        if region.numel() == 0:  # it may begin beyond the end
+            self.require_open()
+            return region.new_empty_strided(region.shape, region.stride())
         capsule, holes = self.rows.slice(int(region.storage_offset()), region.shape, region.stride())
-        tensor = self._consume(capsule)
-        if torch.is_grad_enabled():
+        tensor = _consume(capsule, region.dtype)
+        if not torch.is_inference_mode_enabled():
             # Writes through the KVTensor count as changes of what autograd has saved of its slices.
-            counted = self.raw.detach()
+            counted = region.detach()
             counted.data = tensor
             tensor = counted
         if holes:
             _copy_without_holes(tensor)
         return tensor
 
-    def note_written(self, region: torch.Tensor) -> None:
-        """Raises ``length`` to the last token that ``region`` covers."""
-        if region.numel() == 0:
+    def note_written(self, region: torch.Tensor, offsets: torch.Tensor | None = None) -> None:
+        """Raises ``length`` to the last token that ``region`` covers, or would if it began at ``offsets``."""
+        if region.numel() == 0 or (offsets is not None and offsets.numel() == 0):
             return
+        first = region.storage_offset() % self.row if offsets is None else int((offsets % self.row).max())
         # The last element, but for the steps from row to row.
-        in_row = region.storage_offset() % self.row
-        for size, stride in zip(region.shape, region.stride(), strict=True):
-            if stride % self.row:
-                in_row += (size - 1) * stride
-        token = in_row // self.record + 1
-        if token > self.length:
-            self.length = min(token, self.tokens)  # a view that runs on into the next row wrote all
+        in_row = first + sum(
+            (size - 1) * (stride % self.row)
+            for size, stride in zip(region.shape, region.stride(), strict=True)
+        )
+        token = min(in_row // self.record + 1, self.tokens)  # a view that runs on into the next row wrote all
+        with self.lock:
+            self.length = max(self.length, token)
+
+    def track_gradients(self) -> None:
+        """From here on slices are views that autograd records. They share one storage, and what they show
+        lives as long as that does."""
+        if not self.tracks_gradients:
+            self.tracks_gradients = True
+            self._outlived_by_storage(self.rows)
+
+    def _outlived_by_storage(self, *kept: Any) -> None:
+        vars(self.raw.untyped_storage()).setdefault("vmm_keeps", []).extend(kept)
+
+    def release(self, start: int, end: int) -> None:
+        with self.lock:
+            self._pin_for_autograd()
+            self.rows.release(start, end)
+
+    def end(self) -> None:
+        with self.lock:
+            self._pin_for_autograd()
+            self.rows.end()
+
+    def _pin_for_autograd(self) -> None:
+        if self.tracks_gradients:
+            size, flat = self.dtype.itemsize, self.raw.view(-1)
+            spans = ((start // size, (start + count) // size) for start, count in self.rows.in_use())
+            self._outlived_by_storage(*(self.plain(flat[start:stop]) for start, stop in spans))
+
+    def zero(self, region: torch.Tensor) -> bool:
+        """Zeroes what is mapped of ``region``. False, with nothing done, where its elements overlap."""
+        offset = int(region.storage_offset())
+        if self.rows.zero_mapped(offset, region.shape, region.stride()):
+            return True
+        steps = sorted(
+            (stride, size) for size, stride in zip(region.shape, region.stride(), strict=True) if size > 1
+        )
+        extent = 1
+        for stride, size in steps:
+            if stride < extent:
+                return False
+            extent += stride * (size - 1)
+        flat, item = self.raw.view(-1), self.dtype.itemsize
+        for start, count in self.rows.in_use():
+            for at in range(start // item, (start + count) // item, _MOST_AT_ONCE):
+                piece = flat[at : min(at + _MOST_AT_ONCE, (start + count) // item)]
+                rest = torch.arange(at - offset, at - offset + piece.numel())
+                within = rest >= 0
+                for stride, size in reversed(steps):
+                    within &= rest < stride * size
+                    rest %= stride
+                piece[within & (rest == 0)] = 0
+        return True
 
     def copy_from(self, other: KVMemory) -> None:
         """Takes over another memory's tokens: of the same shape, and nothing else is touched."""
-        size = self.dtype.itemsize
+        other.require_open()
+        if other is self:
+            return
+        size = other.dtype.itemsize
         mine, theirs = self.raw.view(-1), other.raw.view(-1)
-        with self.lock, other.lock, torch.no_grad():
+        first, second = sorted((self, other), key=id)  # others may copy the other way now
+        with first.lock, second.lock, torch.no_grad():
+            spans = [slice(start // size, (start + count) // size) for start, count in other.rows.in_use()]
+            for span in spans:
+                self.touch(mine[span])
             self.rows.zero_mapped(0, mine.shape, (1,))
-            for start, count in other.rows.in_use():
-                target = mine[start // size : (start + count) // size]
-                self.touch(target)
-                target.copy_(theirs[start // size : (start + count) // size])
+            for span in spans:
+                mine[span].copy_(theirs[span])
             self.length = other.length
 
     def like(self, dtype: torch.dtype | None = None) -> KVMemory:
@@ -135,6 +199,11 @@ class KVMemory:
         return rebuild_memory, state
 
 
+def _consume(capsule: object, dtype: torch.dtype) -> torch.Tensor:
+    tensor: torch.Tensor = _from_dlpack(capsule)
+    return tensor if tensor.dtype == dtype else tensor.view(dtype)
+
+
 def rebuild_memory(  # noqa: PLR0917 - pickle passes by position
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -155,6 +224,17 @@ def rebuild_memory(  # noqa: PLR0917 - pickle passes by position
         at += count
     memory.length = length
     return memory
+
+
+_memories: weakref.WeakSet[KVMemory] = weakref.WeakSet()
+
+
+def _forget_locks_of_parent() -> None:
+    for memory in _memories:
+        memory.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_locks_of_parent)
 
 
 def _copy_without_holes(tensor: torch.Tensor) -> None:

@@ -46,7 +46,12 @@ def consume(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     """Maps the extent of every KVTensor among the arguments and calls ``func`` on tensors over it."""
     leaves, structure = tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    in_place = (name.endswith("_") and not name.endswith("__")) or "out" in kwargs or name in _IN_PLACE
+    in_place = (
+        (name.endswith("_") and not name.endswith("__"))
+        or "out" in kwargs
+        or kwargs.get("inplace") is True
+        or name in _IN_PLACE
+    )
     with native():
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     owners: dict[int, KVTensor] = {}
@@ -74,6 +79,8 @@ def _view(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
     with native():
         made = func(tensor._viewable(), *args, **kwargs)
     if isinstance(made, torch.Tensor):
+        if made.dtype.itemsize != tensor._memory.dtype.itemsize:  # it counts in other units than the memory
+            return consume(name, func, (tensor, *args), kwargs)
         return tensor._wrap(made)
     return (
         type(made)(map(tensor._wrap, made)) if type(made) in {tuple, list} else tuple(map(tensor._wrap, made))
@@ -120,7 +127,10 @@ def _select(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str
     if not isinstance(dim, int) or not isinstance(index, torch.Tensor):
         return None
     find = scattered if name.startswith(("scatter", "gather")) else along
-    return find(tensor._raw, dim, index)
+    try:
+        return find(tensor._raw, dim, index)
+    except IndexError:
+        return None  # torch has errors of its own for each
 
 
 def _selecting(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -128,12 +138,42 @@ def _selecting(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kw
     selection = _select(name, tensor, args, kwargs)
     if selection is None or any(map(_is_kv_tensor, (*args, *kwargs.values()))):
         return consume(name, func, (tensor, *args), kwargs)
+    work = _scatter_of_integers(func, tensor, args, kwargs) if name == "scatter_" else None
+    if work is None and _rewrites_all(name, tensor, args, kwargs):
+        tensor._memory.touch(tensor._raw)
     return tensor._on_selection(
         selection,
-        lambda base: func(base, *args, **kwargs),
+        work or (lambda base: func(base, *args, **kwargs)),
         in_place=name.endswith("_"),
         values=(args, kwargs),
     )
+
+
+def _rewrites_all(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether torch writes all of the tensor, whatever is selected: it computes half-precision sums in
+    float32 and copies them back, and divides everything for a mean."""
+    if not name.startswith(("scatter_", "index_add_", "index_reduce_")):
+        return False
+    how = next((arg for arg in args if isinstance(arg, str)), kwargs.get("reduce"))
+    return how == "mean" or tensor._raw.dtype in _HALF
+
+
+def _scatter_of_integers(
+    func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Any], Any] | None:
+    """scatter_() of half-precision numbers, which would write all, by their bits; None for other cases."""
+    raw = tensor._raw
+    given = dict(zip(("dim", "index", "src"), args, strict=False)) | kwargs
+    values = given.get("src", given.get("value"))
+    if raw.dtype not in _HALF or len(given) != 3 or values is None or tensor._memory.tracks_gradients:
+        return None
+    if not isinstance(values, torch.Tensor):
+        bits: Any = int(raw.new_empty(()).fill_(values).view(torch.int16))
+    elif values.dtype == raw.dtype and not values.requires_grad:
+        bits = values.view(torch.int16)
+    else:
+        return None
+    return lambda base: func(base.view(torch.int16), given["dim"], given["index"], bits)
 
 
 def _zero(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -141,7 +181,7 @@ def _zero(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
     if memory.tracks_gradients:
         return consume(name, func, (tensor,), {})
     with memory.lock:
-        if not memory.rows.zero_mapped(int(raw.storage_offset()), raw.shape, raw.stride()):
+        if not memory.zero(raw):
             return consume(name, func, (tensor,), {})
     torch.autograd.graph.increment_version(raw)
     return tensor
@@ -175,7 +215,8 @@ def _set_requires_grad(
 ) -> Any:
     with native():
         result = func(tensor, *args, **kwargs)
-        tensor._memory.tracks_gradients |= tensor.requires_grad
+        if tensor.requires_grad:
+            tensor._memory.track_gradients()
     return tensor if result is not None else None
 
 
@@ -188,6 +229,8 @@ _IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floord
     f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")
 }
 
+_HALF = {torch.float16, torch.bfloat16}
+
 _NAMES = {
     _look: """
         size dim ndimension stride numel nelement __len__ data_ptr storage_offset is_contiguous element_size
@@ -195,7 +238,7 @@ _NAMES = {
         is_coalesced has_names is_same_size is_set_to __hash__ register_hook retain_grad backward
         register_post_accumulate_grad_hook storage untyped_storage _typed_storage storage_type
         empty_like zeros_like ones_like full_like rand_like randn_like randint_like new new_empty new_zeros
-        new_ones new_full new_empty_strided new_tensor result_type can_cast __dlpack_device__
+        new_ones new_full new_empty_strided result_type can_cast __dlpack_device__
         _has_compatible_shallow_copy_type _is_view _is_zerotensor
         sym_size sym_stride sym_numel sym_storage_offset set:grad
     """,

@@ -1,5 +1,5 @@
-// What the host driver knows of its reservations, pages and mappings: enough to refuse every broken rule
-// of the contract, which Linux itself would silently accept.
+// What a driver knows of its reservations, pages and mappings: enough to refuse every broken rule of the
+// contract in the same words everywhere, which Linux would silently accept and CUDA answer with a number.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@
 
 namespace vmm {
 
-/// Not thread-safe: the host driver holds its lock around every call.
-class HostLedger {
+/// Not thread-safe: its driver holds a lock around every call.
+class Ledger {
  public:
-  explicit HostLedger(Bytes granularity) : granularity_(granularity) {}
+  explicit Ledger(Bytes granularity) : granularity_(granularity) {}
 
   void check_size(const char* argument, Bytes size) const;
 
@@ -25,7 +25,10 @@ class HostLedger {
   /// Throws unless the range is inside one reservation and nothing is mapped in it.
   void check_gap(Address start, Bytes size) const;
 
-  void add_page(Place place, Bytes page_bytes);
+  void check_page_size(Bytes page_bytes) const;
+  /// For drivers whose pages have places, which are then their handles.
+  void check_place(Place place, Bytes page_bytes) const;
+  void add_page(PageHandle page, Bytes page_bytes) { pages_[page.value] = {page_bytes}; }
   /// Throws unless the page exists and is mapped nowhere; answers its size.
   Bytes check_release(PageHandle page) const;
   void remove_page(PageHandle page) { pages_.erase(page.value); }
@@ -54,7 +57,7 @@ class HostLedger {
 
   Bytes granularity_;
   std::map<std::uintptr_t, Bytes> reservations_;
-  std::map<std::uint64_t, Page> pages_;  // by offset, so that overlapping places are found
+  std::map<std::uint64_t, Page> pages_;  // in order, so that overlapping places are found
   std::map<std::uintptr_t, Mapping> mappings_;
 };
 

@@ -1,4 +1,4 @@
-#include "driver/host_ledger.h"
+#include "driver/ledger.h"
 
 #include <cstdio>
 #include <string>
@@ -25,13 +25,13 @@ auto at_or_before(const Map& map, typename Map::key_type key) {
 
 }  // namespace
 
-void HostLedger::check_size(const char* argument, Bytes size) const {
+void Ledger::check_size(const char* argument, Bytes size) const {
   if (size.count == 0 || (size % granularity_).count != 0)
     throw InvalidArgument(std::string(argument) + " is " + bytes(size) +
                           "; expected a positive multiple of " + bytes(granularity_));
 }
 
-void HostLedger::check_free(Address base, Bytes size) const {
+void Ledger::check_free(Address base, Bytes size) const {
   auto found = reservations_.find(base.value);
   if (found == reservations_.end() || found->second != size)
     throw InvalidArgument("base, size: " + hex(base.value) + ", " + bytes(size) +
@@ -42,19 +42,21 @@ void HostLedger::check_free(Address base, Bytes size) const {
                           hex(mapped->first));
 }
 
-void HostLedger::add_page(Place place, Bytes page_bytes) {
+void Ledger::check_page_size(Bytes page_bytes) const {
   check_size("page_bytes", page_bytes);
   if (!is_power_of_two(page_bytes.count))
     throw InvalidArgument("page_bytes is " + bytes(page_bytes) + "; expected a power of two");
+}
+
+void Ledger::check_place(Place place, Bytes page_bytes) const {
   if (place.offset_bytes % page_bytes.count != 0)
     throw InvalidArgument("place is " + hex(place.offset_bytes) + "; expected a multiple of page_bytes");
   auto before = at_or_before(pages_, place.offset_bytes + page_bytes.count - 1);
   if (before != pages_.end() && before->first + before->second.size.count > place.offset_bytes)
     throw InvalidArgument("place " + hex(place.offset_bytes) + " is taken by another page");
-  pages_[place.offset_bytes] = {page_bytes};
 }
 
-Bytes HostLedger::check_release(PageHandle page) const {
+Bytes Ledger::check_release(PageHandle page) const {
   auto found = pages_.find(page.value);
   if (found == pages_.end()) throw InvalidArgument("page: no such page " + hex(page.value));
   if (found->second.mappings != 0)
@@ -62,13 +64,13 @@ Bytes HostLedger::check_release(PageHandle page) const {
   return found->second.size;
 }
 
-void HostLedger::check_inside(Address start, Bytes size) const {
+void Ledger::check_inside(Address start, Bytes size) const {
   auto range = at_or_before(reservations_, start.value);
   if (range == reservations_.end() || start.value + size.count > range->first + range->second.count)
     throw InvalidArgument("address " + hex(start.value) + " is not inside a reservation");
 }
 
-void HostLedger::check_gap(Address start, Bytes size) const {
+void Ledger::check_gap(Address start, Bytes size) const {
   check_size("size", size);
   check_inside(start, size);
   auto last = at_or_before(mappings_, start.value + size.count - 1);
@@ -76,7 +78,7 @@ void HostLedger::check_gap(Address start, Bytes size) const {
     throw InvalidArgument("start: a page is mapped at " + hex(last->first));
 }
 
-void HostLedger::check_target(const PageMapping& entry) const {
+void Ledger::check_target(const PageMapping& entry) const {
   auto page = pages_.find(entry.page.value);
   if (page == pages_.end()) throw InvalidArgument("page: no such page " + hex(entry.page.value));
   if (page->second.size != entry.page_bytes)
@@ -91,7 +93,7 @@ void HostLedger::check_target(const PageMapping& entry) const {
     throw InvalidArgument("address " + hex(entry.address.value) + " has a page mapped already");
 }
 
-void HostLedger::add_mappings(std::span<const PageMapping> pages) {
+void Ledger::add_mappings(std::span<const PageMapping> pages) {
   std::size_t added = 0;
   try {
     for (const PageMapping& entry : pages) {
@@ -106,7 +108,7 @@ void HostLedger::add_mappings(std::span<const PageMapping> pages) {
   }
 }
 
-void HostLedger::check_mapped(std::span<const PageMapping> pages) const {
+void Ledger::check_mapped(std::span<const PageMapping> pages) const {
   for (const PageMapping& entry : pages) {
     auto found = mappings_.find(entry.address.value);
     if (found == mappings_.end())
@@ -117,11 +119,11 @@ void HostLedger::check_mapped(std::span<const PageMapping> pages) const {
   }
 }
 
-void HostLedger::set_accessible(std::span<const PageMapping> pages, bool accessible) {
+void Ledger::set_accessible(std::span<const PageMapping> pages, bool accessible) {
   for (const PageMapping& entry : pages) mappings_.at(entry.address.value).accessible = accessible;
 }
 
-void HostLedger::check_accessible(const char* argument, Address address, Bytes size) const {
+void Ledger::check_accessible(const char* argument, Address address, Bytes size) const {
   std::uintptr_t at = address.value;
   const std::uintptr_t end = at + size.count;
   while (at < end) {
@@ -133,7 +135,7 @@ void HostLedger::check_accessible(const char* argument, Address address, Bytes s
   }
 }
 
-void HostLedger::remove_mappings(std::span<const PageMapping> pages) {
+void Ledger::remove_mappings(std::span<const PageMapping> pages) {
   for (const PageMapping& entry : pages) {
     mappings_.erase(entry.address.value);
     --pages_.at(entry.page.value).mappings;

@@ -1,0 +1,45 @@
+#include "driver/cuda_api.h"
+
+#include <dlfcn.h>
+
+#include <string>
+
+#include "base/error.h"
+
+namespace vmm::cuda {
+namespace {
+
+constexpr int least_version = 12000;
+
+using GetProcAddress = Result (*)(const char* name, void** function, int version, std::uint64_t flags,
+                                  int* status);
+
+void resolve(GetProcAddress find, const char* name, int version, void** function) {
+  const Result result = find(name, function, version, 0, nullptr);
+  if (result != success || *function == nullptr)
+    throw DriverError(std::string("libcuda.so.1 does not have ") + name + " of CUDA " +
+                      std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10));
+}
+
+}  // namespace
+
+Api load() {
+  // Never closed: streams and contexts of others may be in use when we are not.
+  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw DriverError(std::string("no CUDA driver: ") + dlerror());
+  void* symbol = dlsym(library, "cuGetProcAddress_v2");
+  if (symbol == nullptr) throw DriverError("the CUDA driver is older than 12.0: update it");
+  const auto find = reinterpret_cast<GetProcAddress>(symbol);
+  Api api;
+#define VMM_RESOLVE(name, version, parameters) \
+  resolve(find, #name, version, reinterpret_cast<void**>(&api.name));
+  VMM_CUDA_CALLS(VMM_RESOLVE)
+#undef VMM_RESOLVE
+  int version = 0;
+  if (api.cuDriverGetVersion(&version) != success || version < least_version)
+    throw DriverError("the CUDA driver is of version " + std::to_string(version / 1000) + "." +
+                      std::to_string(version % 1000 / 10) + "; 12.0 or later is needed");
+  return api;
+}
+
+}  // namespace vmm::cuda

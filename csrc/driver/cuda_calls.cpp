@@ -1,0 +1,94 @@
+#include "driver/cuda_calls.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+#include "base/error.h"
+
+namespace vmm::cuda {
+namespace {
+
+// CUresults after which, by cuda.h, the process must be ended and started again: illegal address, launch
+// timeout, assert, hardware stack error, illegal instruction, misaligned address, invalid address space,
+// invalid program counter, launch failed, ECC uncorrectable, NVLink uncorrectable, contained, external
+// device.
+constexpr std::array<Result, 13> endings{700, 702, 710, 714, 715, 716, 717, 718, 719, 214, 220, 721, 726};
+
+bool ends_context(Result result) { return std::ranges::find(endings, result) != endings.end(); }
+
+std::string described(const Api& api, Result result) {
+  const char* name = nullptr;
+  const char* words = nullptr;
+  if (api.cuGetErrorName(result, &name) != success || name == nullptr) name = "an unknown error";
+  if (api.cuGetErrorString(result, &words) != success || words == nullptr) words = "no description";
+  return std::string(name) + " (" + std::to_string(result) + "): " + words;
+}
+
+}  // namespace
+
+std::string text(std::uint64_t value) {
+  char out[2 + 16 + 1];
+  const char* format = value >= 1u << 31 ? "0x%llx" : "%llu";
+  std::snprintf(out, sizeof out, format, static_cast<unsigned long long>(value));
+  return out;
+}
+
+std::string text(const void* value) {
+  return text(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(value)));
+}
+
+Calls::Calls(int ordinal) : api_(load()), ordinal_(ordinal) {
+  (*this)("cuInit", api_.cuInit, 0u);
+  int count = 0;
+  (*this)("cuDeviceGetCount", api_.cuDeviceGetCount, &count);
+  if (ordinal < 0 || ordinal >= count)
+    throw InvalidArgument("device is cuda:" + std::to_string(ordinal) + "; this machine has " +
+                          std::to_string(count) + " CUDA device(s)");
+  (*this)("cuDeviceGet", api_.cuDeviceGet, &device_, ordinal);
+  int supported = 0;
+  (*this)("cuDeviceGetAttribute", api_.cuDeviceGetAttribute, &supported, attribute_vmm, device_);
+  if (supported == 0) throw DriverError("this CUDA device does not support virtual memory management");
+  (*this)("cuDevicePrimaryCtxRetain", api_.cuDevicePrimaryCtxRetain, &context_, device_);
+}
+
+Calls::~Calls() { api_.cuDevicePrimaryCtxRelease(device_); }
+
+void Calls::bind_thread() const {
+  int mode = capture_relaxed;
+  (*this)("cuThreadExchangeStreamCaptureMode", api_.cuThreadExchangeStreamCaptureMode, &mode);
+  (*this)("cuCtxSetCurrent", api_.cuCtxSetCurrent, context_);
+}
+
+void Calls::require_alive() const {
+  if (const Result error = lost_.load())
+    throw DriverError("the CUDA context was ended by " + described(api_, error) +
+                      ": nothing on this device works any more; restart the process");
+}
+
+void Calls::fail(const char* name, Result result, std::string arguments) const {
+  if (ends_context(result)) lost_ = result;
+  if (!arguments.empty()) arguments.resize(arguments.size() - 2);  // the last comma
+  const std::string what = std::string(name) + "(" + arguments + ") on cuda:" + std::to_string(ordinal_) +
+                           ": " + described(api_, result);
+  if (result == out_of_memory) throw DriverOutOfMemory(what);
+  throw DriverError(ends_context(result) ? what + ". The CUDA context is lost; restart the process" : what);
+}
+
+Calls::Scope::Scope(const Calls& calls) : calls_(calls) {
+  Context current = nullptr;
+  calls("cuCtxGetCurrent", calls.api_.cuCtxGetCurrent, &current);
+  // The driver's call, not the runtime's: it is of this thread only.
+  calls("cuThreadExchangeStreamCaptureMode", calls.api_.cuThreadExchangeStreamCaptureMode, &capture_mode_);
+  if (current == calls.context_) return;
+  calls("cuCtxPushCurrent", calls.api_.cuCtxPushCurrent, calls.context_);
+  pushed_ = true;
+}
+
+Calls::Scope::~Scope() {
+  Context popped = nullptr;
+  if (pushed_) calls_.api_.cuCtxPopCurrent(&popped);
+  calls_.api_.cuThreadExchangeStreamCaptureMode(&capture_mode_);
+}
+
+}  // namespace vmm::cuda

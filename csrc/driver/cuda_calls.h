@@ -1,0 +1,73 @@
+// Calling libcuda: on the right context, harmless to other threads' stream captures, and with errors that say
+// what was called.
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <utility>
+
+#include "driver/cuda_api.h"
+
+namespace vmm::cuda {
+
+/// What a number or a pointer looks like in an error message.
+std::string text(std::uint64_t value);
+std::string text(const void* value);
+
+/// One device's primary context, shared with torch. Safe from any thread.
+class Calls {
+ public:
+  /// Throws InvalidArgument for a device that is not there, DriverError where CUDA cannot be used.
+  explicit Calls(int ordinal);
+  ~Calls();
+  Calls(const Calls&) = delete;
+  Calls& operator=(const Calls&) = delete;
+
+  /// For the time of a call: our context is current, and a capture on another thread is not broken by it.
+  class Scope {
+   public:
+    explicit Scope(const Calls& calls);
+    ~Scope();
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    const Calls& calls_;
+    bool pushed_ = false;
+    int capture_mode_ = capture_relaxed;
+  };
+
+  /// Once on a thread of ours: the context is current from then on, and no capture is broken.
+  void bind_thread() const;
+
+  const Api& api() const noexcept { return api_; }
+  int ordinal() const noexcept { return ordinal_; }
+  Context context() const noexcept { return context_; }
+
+  /// Makes the call. Throws DriverOutOfMemory, InvalidArgument or DriverError with the call, its arguments
+  /// and CUDA's own words. After an error that ends the context, everything throws.
+  template <class... Parameters, class... Arguments>
+  void operator()(const char* name, Result (*function)(Parameters...), Arguments... arguments) const {
+    require_alive();
+    const Result result = function(static_cast<Parameters>(arguments)...);
+    if (result != success) fail(name, result, (std::string() + ... + (text(arguments) + ", ")));
+  }
+  /// For results that are no errors.
+  template <class... Parameters, class... Arguments>
+  Result ask(Result (*function)(Parameters...), Arguments... arguments) const {
+    require_alive();
+    return function(static_cast<Parameters>(arguments)...);
+  }
+  [[noreturn]] void fail(const char* name, Result result, std::string arguments) const;
+
+ private:
+  void require_alive() const;
+
+  Api api_;
+  int ordinal_;
+  Device device_ = 0;
+  Context context_ = nullptr;
+  mutable std::atomic<Result> lost_{success};  // the error that ended the context
+};
+
+}  // namespace vmm::cuda

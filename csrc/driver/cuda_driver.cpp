@@ -1,0 +1,167 @@
+#include "driver/cuda_driver.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "driver/stretches.h"
+
+namespace vmm {
+namespace {
+
+Bytes granularity_of(const cuda::Calls& cuda, const cuda::AllocationProperties& properties) {
+  std::size_t bytes = 0;
+  cuda("cuMemGetAllocationGranularity", cuda.api().cuMemGetAllocationGranularity, &bytes, &properties,
+       cuda::granularity_minimum);
+  return {bytes};
+}
+
+}  // namespace
+
+CudaDriver::Scope::Scope(const CudaDriver& driver)
+    : scope_((driver.fork_guard_.require_parent("this CUDA device's driver"), driver.cuda_)) {}
+
+CudaDriver::CudaDriver(int ordinal, bool host_accessible)
+    : cuda_(ordinal),
+      properties_{.type = cuda::allocation_pinned,
+                  .requested_handle_types = 0,
+                  .location = {cuda::location_device, ordinal},
+                  .win32_metadata = nullptr,
+                  .flags = {}},
+      ledger_(granularity_of(cuda_, properties_)) {
+  const Bytes granularity = granularity_of(cuda_, properties_);
+  capabilities_ = {.name = "cuda",
+                   .granularity = granularity,
+                   .default_page_bytes = std::max(granularity, 2_MiB),
+                   .merges_neighbours = false,
+                   .fresh_pages_are_zero = false,
+                   .host_accessible = host_accessible,
+                   .zero_gaps = false,
+                   .device = ordinal,
+                   .max_mappings = 0};
+  const Scope scope(*this);
+  cuda_("cuStreamCreate", cuda_.api().cuStreamCreate, &own_stream_, cuda::stream_non_blocking);
+}
+
+Address CudaDriver::reserve(Bytes size, Bytes alignment) {
+  {
+    std::lock_guard lock(mutex_);
+    ledger_.check_size("size", size);
+    ledger_.check_size("alignment", alignment);
+    if (!is_power_of_two(alignment.count)) throw InvalidArgument("alignment: expected a power of two");
+  }
+  const Scope scope(*this);
+  cuda::DevicePointer base = 0;
+  cuda_("cuMemAddressReserve", cuda_.api().cuMemAddressReserve, &base, size.count, alignment.count, 0u, 0u);
+  std::lock_guard lock(mutex_);
+  ledger_.add_reservation({base}, size);
+  return {base};
+}
+
+void CudaDriver::free_reservation(Address base, Bytes size) {
+  const Scope scope(*this);
+  std::lock_guard lock(mutex_);
+  ledger_.check_free(base, size);
+  cuda_("cuMemAddressFree", cuda_.api().cuMemAddressFree, base.value, size.count);
+  ledger_.remove_reservation(base);
+}
+
+void CudaDriver::set_gap(Address, Bytes, Gap) {
+  throw InvalidArgument("set_gap: not a capability of the cuda driver");
+}
+
+PageHandle CudaDriver::create(Bytes page_bytes, Place) {
+  {
+    std::lock_guard lock(mutex_);
+    ledger_.check_page_size(page_bytes);
+  }
+  const Scope scope(*this);
+  cuda::AllocationHandle handle = 0;
+  cuda_("cuMemCreate", cuda_.api().cuMemCreate, &handle, page_bytes.count, &properties_, 0u);
+  std::lock_guard lock(mutex_);
+  ledger_.add_page({handle}, page_bytes);
+  return {handle};
+}
+
+void CudaDriver::release(PageHandle page) {
+  const Scope scope(*this);
+  Bytes size;
+  {
+    std::lock_guard lock(mutex_);
+    size = ledger_.check_release(page);
+    ledger_.remove_page(page);  // first: the driver may give the same handle to somebody at once
+  }
+  try {
+    cuda_("cuMemRelease", cuda_.api().cuMemRelease, page.value);
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    ledger_.add_page(page, size);
+    throw;
+  }
+}
+
+void CudaDriver::map(std::span<const PageMapping> pages) {
+  const Scope scope(*this);
+  {
+    std::lock_guard lock(mutex_);
+    ledger_.add_mappings(pages);
+  }
+  std::size_t mapped = 0;
+  try {
+    for (const PageMapping& entry : pages) {
+      cuda_("cuMemMap", cuda_.api().cuMemMap, entry.address.value, entry.page_bytes.count, 0u,
+            entry.page.value, 0u);
+      ++mapped;
+    }
+  } catch (...) {
+    for (const PageMapping& entry : pages.first(mapped))
+      cuda_.api().cuMemUnmap(entry.address.value, entry.page_bytes.count);
+    std::lock_guard lock(mutex_);
+    ledger_.remove_mappings(pages);
+    throw;
+  }
+}
+
+void CudaDriver::set_access(Address start, Bytes size, int flags) {
+  const cuda::AccessDescriptor access{properties_.location, flags};
+  cuda_("cuMemSetAccess", cuda_.api().cuMemSetAccess, start.value, size.count, &access, 1u);
+}
+
+void CudaDriver::set_access(std::span<const PageMapping> pages) {
+  const Scope scope(*this);
+  {
+    std::lock_guard lock(mutex_);
+    ledger_.check_mapped(pages);
+  }
+  std::size_t opened = 0;
+  try {
+    for_each_stretch(pages, false, [&](const Stretch& stretch) {
+      set_access(stretch.address, stretch.size, cuda::access_read_write);
+      opened += stretch.entries;
+    });
+  } catch (...) {
+    const cuda::AccessDescriptor none{properties_.location, cuda::access_none};
+    for_each_stretch(pages.first(opened), false, [&](const Stretch& stretch) {
+      cuda_.api().cuMemSetAccess(stretch.address.value, stretch.size.count, &none, 1);
+    });
+    throw;
+  }
+  std::lock_guard lock(mutex_);
+  ledger_.set_accessible(pages, true);
+}
+
+void CudaDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
+  done = 0;
+  const Scope scope(*this);
+  {
+    std::lock_guard lock(mutex_);
+    ledger_.check_mapped(pages);
+  }
+  for_each_stretch(pages, false, [&](const Stretch& stretch) {
+    cuda_("cuMemUnmap", cuda_.api().cuMemUnmap, stretch.address.value, stretch.size.count);
+    std::lock_guard lock(mutex_);
+    ledger_.remove_mappings(pages.subspan(done, stretch.entries));
+    done += stretch.entries;
+  });
+}
+
+}  // namespace vmm

@@ -1,0 +1,72 @@
+// Virtual memory on NVIDIA GPUs, by the driver's virtual-memory calls.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <set>
+
+#include "base/fork.h"
+#include "driver/cuda_calls.h"
+#include "driver/driver.h"
+#include "driver/ledger.h"
+
+namespace vmm {
+
+/// A page is a cuMemCreate handle, a stream a CUstream, an event a CUevent. Streams may be anybody's; the
+/// default stream is the legacy one, but for copy() and zero(), which then wait on a stream of their own so
+/// that nobody's work is held up.
+class CudaDriver final : public Driver {
+ public:
+  /// `host_accessible`: the CPU can touch this device's pages, which only the tests' stand-in makes true.
+  /// Throws InvalidArgument for a device that is not there, DriverError where CUDA cannot be used.
+  explicit CudaDriver(int ordinal, bool host_accessible = false);
+  ~CudaDriver() override;
+  CudaDriver(const CudaDriver&) = delete;
+  CudaDriver& operator=(const CudaDriver&) = delete;
+
+  const Capabilities& capabilities() const noexcept override { return capabilities_; }
+  Address reserve(Bytes size, Bytes alignment) override;
+  void free_reservation(Address base, Bytes size) override;
+  void set_gap(Address start, Bytes size, Gap gap) override;
+  PageHandle create(Bytes page_bytes, Place place) override;
+  void release(PageHandle page) override;
+  void map(std::span<const PageMapping> pages) override;
+  void set_access(std::span<const PageMapping> pages) override;
+  void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
+  void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
+  void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override;
+  StreamHandle create_stream() override;
+  void destroy_stream(StreamHandle stream) override;
+  EventHandle record(StreamHandle stream) override;
+  bool query(EventHandle event) override;
+  void wait(EventHandle event) override;
+  void destroy_event(EventHandle event) override;
+  void bind_thread() override;
+
+ private:
+  /// What every call needs: that this is not a forked child, and the context.
+  class Scope {
+   public:
+    explicit Scope(const CudaDriver& driver);
+
+   private:
+    cuda::Calls::Scope scope_;
+  };
+
+  void set_access(Address start, Bytes size, int flags);
+  void check_stream(StreamHandle stream) const;
+  void check_event(EventHandle event);
+  void check_accessible(const char* argument, Address address, Bytes size);
+
+  ForkGuard fork_guard_;
+  cuda::Calls cuda_;
+  cuda::AllocationProperties properties_{};
+  Capabilities capabilities_{};
+  cuda::Stream own_stream_ = nullptr;
+  std::mutex mutex_;  // guards what follows; libcuda is called outside it
+  Ledger ledger_;
+  std::set<std::uint64_t> streams_;  // those we made
+  std::set<std::uint64_t> events_;
+};
+
+}  // namespace vmm

@@ -1,0 +1,94 @@
+"""Checks of what callers pass, with errors that name the argument and what was expected."""
+
+from __future__ import annotations
+
+import math
+from operator import index
+from typing import Any
+
+import torch
+
+from vmm.errors import InvalidArgument
+from vmm.kv_tensor.memory import DTYPES
+from vmm.units import format_bytes
+
+_LARGEST_BYTES = 2**47  # what user space can address
+_MOST_ROWS = 2**24  # each has a high-water mark
+_MOST_PAGES = 2**26  # each has eight bytes in a table
+
+
+def checked_dtype(dtype: Any) -> torch.dtype:
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in DTYPES:
+        raise InvalidArgument(f"dtype is {dtype!r}; expected a torch.dtype that DLPack knows")
+    return dtype  # type: ignore[no-any-return]
+
+
+def require_device(device: Any) -> None:
+    device = torch.device(torch.get_default_device() if device is None else device)
+    if device.type != "cpu":
+        raise InvalidArgument(f"device is {device}; expected 'cpu', the only one there is yet")
+
+
+def checked_grow_dim(grow_dim: Any, sizes: tuple[int, ...]) -> int:
+    if type(grow_dim) is not int or not -len(sizes) <= grow_dim < len(sizes):
+        raise InvalidArgument(
+            f"grow_dim is {grow_dim!r}; expected one of the {len(sizes)} dimensions of shape {sizes}"
+        )
+    dimension: int = grow_dim % len(sizes)
+    rows = math.prod(sizes[:dimension])
+    if rows > _MOST_ROWS:
+        raise InvalidArgument(f"shape is {sizes!r}: {rows} rows before grow_dim; expected at most 2^24")
+    return dimension
+
+
+def checked_page_bytes(page_bytes: Any, sizes: tuple[int, ...], dtype: torch.dtype) -> int:
+    if not isinstance(page_bytes, int) or not 0 < page_bytes < 2**40:
+        raise InvalidArgument(f"page_bytes is {page_bytes!r}; expected a power of two")
+    if math.prod(sizes) * dtype.itemsize > _MOST_PAGES * page_bytes:
+        raise InvalidArgument(f"page_bytes is {page_bytes}: more than 2^26 pages for shape {sizes!r}")
+    return page_bytes
+
+
+def checked_shape(shape: tuple[Any, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    if not sizes or not all(
+        hasattr(size, "__index__") and not isinstance(size, bool) and size > 0 for size in sizes
+    ):
+        raise InvalidArgument(f"shape is {sizes!r}; expected at least one dimension, each a positive integer")
+    sizes = tuple(map(index, sizes))
+    size_bytes = math.prod(sizes) * dtype.itemsize
+    if size_bytes > _LARGEST_BYTES:
+        raise InvalidArgument(
+            f"shape is {sizes!r}: {format_bytes(size_bytes)} are more than can be addressed"
+        )
+    return sizes
+
+
+def checked_tokens(argument: str, value: Any, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise InvalidArgument(f"{argument} is {value!r}; expected 0 to {most} tokens")
+    return value
+
+
+def kind_of(x: Any) -> str:
+    return (
+        f"a {x.layout} tensor of {x.dtype} on {x.device}"
+        if isinstance(x, torch.Tensor)
+        else f"a {type(x).__name__}"
+    )
+
+
+def require_fitting(value: Any, region: torch.Tensor) -> None:
+    """Raises torch's own error, before anything is mapped, when ``value`` cannot be written to ``region``."""
+    if isinstance(value, (int, float)):
+        region.new_empty(()).fill_(value)  # it may be too large for the dtype
+        return
+    if isinstance(value, torch.Tensor):
+        if value.shape == region.shape:
+            return
+        sizes = value.shape[max(0, value.dim() - region.dim()) :]
+        tail = region.shape[region.dim() - len(sizes) :]
+        if all(a in (1, b) for a, b in zip(sizes, tail, strict=True)) and value.numel() == sizes.numel():
+            return
+    torch.empty(region.shape, dtype=region.dtype, device="meta")[...] = value

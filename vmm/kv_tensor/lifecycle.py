@@ -1,0 +1,112 @@
+"""How a KVTensor grows, shrinks and ends."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from vmm.errors import InvalidArgument
+from vmm.kv_tensor.arguments import checked_tokens, kind_of
+from vmm.kv_tensor.memory import KVMemory
+from vmm.stream import release_after
+
+
+class Lifecycle:
+    """The part of KVTensor that is not torch.Tensor's. Every method is safe from any thread."""
+
+    _memory: KVMemory
+    _raw: torch.Tensor
+
+    def _is_whole(self) -> bool:
+        return self._raw is self._memory.raw
+
+    def _whole_memory(self, method: str) -> KVMemory:
+        if not self._is_whole():
+            raise InvalidArgument(f"{method}: expected the KVTensor itself, this is a view of it")
+        self._memory.require_open()
+        return self._memory
+
+    @property
+    def length(self) -> int:
+        """Tokens up to the last one written through this tensor, in any row: where ``append`` goes on."""
+        return self._memory.length
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Physical memory now mapped for the whole tensor, look-ahead included."""
+        return self._memory.rows.mapped_bytes
+
+    def append(self, x: torch.Tensor) -> None:
+        """Writes ``x``, shaped as this tensor but for its tokens, at ``length`` in every row, and raises
+        ``length``. Raises InvalidArgument for another shape, dtype or device, or past the end; OutOfPages;
+        Closed. Then nothing has changed. Appends from several threads do not overlap."""
+        memory = self._whole_memory("append")
+        dim = memory.grow_dim
+        if not isinstance(x, torch.Tensor) or (x.dtype, x.device, x.layout) != (
+            memory.dtype,
+            memory.raw.device,
+            torch.strided,
+        ):
+            raise InvalidArgument(f"x is {kind_of(x)}; expected a tensor of {memory.dtype} on the CPU")
+        expected = (*memory.shape[:dim], x.shape[dim] if x.dim() > dim else -1, *memory.shape[dim + 1 :])
+        if x.shape != expected:
+            raise InvalidArgument(
+                f"x has shape {tuple(x.shape)}; expected {memory.shape}, but any number of tokens in"
+                f" dimension {dim}"
+            )
+        with memory.lock:
+            start, end = memory.length, memory.length + x.shape[dim]
+            if end > memory.tokens:
+                raise InvalidArgument(f"x has {x.shape[dim]} tokens; only {memory.tokens - start} more fit")
+            target = memory.raw.narrow(dim, start, end - start)
+            memory.touch(target)
+            if memory.tracks_gradients or (x.requires_grad and torch.is_grad_enabled()):
+                self[(slice(None),) * dim + (slice(start, end),)] = x  # type: ignore[index]
+            else:
+                target.copy_(x)
+            memory.length = end
+
+    def reserve(self, n: int) -> None:
+        """Maps tokens [0, n) of every row, so that writing them can neither stall nor run out of memory.
+        Raises InvalidArgument or OutOfPages."""
+        memory = self._whole_memory("reserve")
+        memory.rows.reserve(checked_tokens("n", n, memory.tokens))
+
+    def truncate(self, n: int, stream: Any = None) -> None:
+        """Forgets tokens from ``n`` on, in every row, and lowers ``length`` to ``n``; see ``release``."""
+        memory = self._whole_memory("truncate")
+        checked_tokens("n", n, memory.tokens)
+        with memory.lock:
+            self.release(n, memory.tokens, stream)
+            memory.length = min(memory.length, n)
+
+    def release(self, start: int, end: int, stream: Any = None) -> None:
+        """Ends the use of tokens [start, end) in every row. Pages that hold no other token in use go back to
+        the pool once no slice over them lives and the work that may touch them is over: what was on
+        ``stream`` until now (a vmm.Stream, a CUDA stream, or its handle), and the pool's open epochs. Until
+        they are written again, the tokens read as what they were or as zeros. Raises InvalidArgument."""
+        memory = self._whole_memory("release")
+        checked_tokens("start", start, memory.tokens)
+        checked_tokens("end", end, memory.tokens)
+        release_after(memory.pool, stream)
+        memory.release(start, end)
+
+    def close(self, stream: Any = None) -> None:
+        """Gives all memory back, as ``release`` does. Slices taken before stay valid; everything else raises
+        Closed. Closing twice does nothing."""
+        memory = self._memory
+        if memory.rows.ended:
+            return
+        memory.require_open()
+        release_after(memory.pool, stream)
+        memory.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
