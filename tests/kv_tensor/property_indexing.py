@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import example as hypothesis_example
 from hypothesis import strategies as st
 from isolated import example
 from strategies import DTYPES, indices, shapes
@@ -54,6 +55,31 @@ VALUES = [
     "[1, 2]",
     "'a'",
     "None",
+]
+
+
+REGRESSIONS = [
+    Case((3, 700, 3), "float32", 1, (0, 5), index, value)
+    for index, value in [
+        ("0, 5:", "1"),
+        ("2, 600:, [0, 2]", "1"),
+        ("2, torch.tensor([3, -1])", "some(s, d)"),
+        ("2, [[True] + [False] * 699]", "1"),
+        ("2, 600:, True", "1"),
+        ("0, 0, False", "1"),
+        ("1:, [699], 600", "1"),
+        ("2:2, [9999]", "1"),
+        ("[[0, 1], [1, 699]]", "1"),
+        ("torch.tensor([[0], [9]]), []", "1"),
+        ("np.array([0, 2]), np.int64(600)", "1"),
+        ("torch.tensor(1.5)", "1"),
+        ("3:, -1", "1"),
+        ("1, 600:690", "some([5], d)"),
+        ("1, 600:690", "[1, 2]"),
+    ]
+] + [
+    Case((3, 9000), "int8", 1, (0, 5), "1, 600:690", "300"),
+    Case((9, 61), "float32", 1, (0, 0), "9:, -1", "1"),
 ]
 
 
@@ -193,4 +219,6 @@ def _run(check: Any, examples: int) -> None:
     def each(case: Case) -> None:
         example(check, case)
 
+    for case in REGRESSIONS:
+        each = hypothesis_example(case)(each)
     each()

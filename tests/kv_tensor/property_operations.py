@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hypothesis import example as hypothesis_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from isolated import example
@@ -72,6 +73,31 @@ class Node:
     @property
     def is_kv(self) -> bool:
         return isinstance(self.kv, vmm.KVTensor)
+
+
+def regression(*codes: str, dtype: str = "float32") -> Program:
+    """Each step works on the KVTensor itself, or on the first view."""
+    steps_of = [Step(0, "view", "x.transpose(0, 2)")]
+    for code in codes:
+        source, kind, rest, touched = code.split("|")
+        steps_of.append(Step(int(source), kind, rest, touched or "x"))
+    return Program((2, 700, 3), dtype, 1, 5, steps_of)
+
+
+SCATTERED = "x.gather(1, torch.tensor([[[600]]]))"
+REGRESSIONS = [
+    regression("1|view|x.contiguous()|"),
+    regression("1|view|x.reshape(-1)|"),
+    regression("1|write|x[0].zero_()|x[:0]"),
+    regression("1|view|x[0]|", "2|write|x.zero_()|x[:0]"),
+    regression("0|write|x.copy_(x)|"),
+    regression("0|write|F.relu(x, inplace=True)|"),
+    *[
+        regression(f"0|write|x.scatter_(1, torch.tensor([[[600]]]), {value})|{SCATTERED}", dtype="bfloat16")
+        for value in ("1", "torch.ones(1, 1, 1, dtype=x.dtype)")
+    ],
+    regression("0|view|x.view(1400, 3)|", "2|write|x.__setitem__(slice(0, 1400, 800), 1)|x[0:1400:800]"),
+]
 
 
 class Machine:
@@ -191,4 +217,6 @@ def operations(examples: int) -> None:
     def each(program: Program) -> None:
         example(check, program)
 
+    for program in REGRESSIONS:
+        each = hypothesis_example(program)(each)
     each()
