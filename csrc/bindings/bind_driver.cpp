@@ -32,6 +32,8 @@ void bind_driver(py::module_& m) {
       .def_property_readonly("fresh_pages_are_zero",
                              [](const Driver& d) { return d.capabilities().fresh_pages_are_zero; })
       .def_property_readonly("zero_gaps", [](const Driver& d) { return d.capabilities().zero_gaps; })
+      .def_property_readonly("foreign_streams",
+                             [](const Driver& d) { return d.capabilities().foreign_streams; })
       .def_property_readonly("host_accessible",
                              [](const Driver& d) { return d.capabilities().host_accessible; })
       .def(

@@ -36,6 +36,7 @@ CudaDriver::CudaDriver(int ordinal, bool host_accessible)
                    .fresh_pages_are_zero = false,
                    .host_accessible = host_accessible,
                    .zero_gaps = false,
+                   .foreign_streams = true,
                    .device = ordinal,
                    .max_mappings = 0};
   const Scope scope(*this);

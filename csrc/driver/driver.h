@@ -61,6 +61,7 @@ struct Capabilities {
   bool fresh_pages_are_zero;   // a page just created reads as zeros
   bool host_accessible;        // the CPU can read and write mapped pages
   bool zero_gaps;              // see set_gap
+  bool foreign_streams;        // streams may be anybody's: a handle that is none cannot be told, and kills
   int device;                  // the platform's number of it
   std::uint64_t max_mappings;  // of the whole process; 0: no limit known
 };

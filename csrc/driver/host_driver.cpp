@@ -26,6 +26,7 @@ HostDriver::HostDriver(const char* name)
                     .fresh_pages_are_zero = true,
                     .host_accessible = true,
                     .zero_gaps = true,
+                    .foreign_streams = false,
                     .device = 0,
                     .max_mappings = host::max_process_mappings()},
       memfd_(host::open_memfd(name)),

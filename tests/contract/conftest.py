@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+import cuda_standin
 from vmm import _core
 
 
@@ -14,7 +15,8 @@ class DriverUnderTest:
     name: str
     make: str  # an expression, so that a child process can make its own
     driver: _core.Driver
-    read: Callable[[int, int], bytes]
+    read: Callable[[int, int], bytes]  # after all work that is queued
+    read_now: Callable[[int, int], bytes]
     write: Callable[[int, bytes], None]
     committed_bytes: Callable[[], int]
 
@@ -26,12 +28,33 @@ def _host() -> DriverUnderTest:
         make='_core.HostDriver("child")',
         driver=driver,
         read=ctypes.string_at,
+        read_now=ctypes.string_at,
         write=lambda address, data: ctypes.memmove(address, data, len(data)),
         committed_bytes=lambda: driver.committed_bytes,
     )
 
 
-DRIVERS = {"host": _host}
+def _cuda() -> DriverUnderTest:
+    standin = cuda_standin.configured()
+    before = cuda_standin.created_bytes()
+    driver = _core.CudaDriver(0, host_accessible=True)
+
+    def read(address: int, size: int) -> bytes:
+        standin.sync_all()
+        return ctypes.string_at(address, size)
+
+    return DriverUnderTest(
+        name="cuda on the stand-in",
+        make=f"(ctypes.CDLL({cuda_standin.library()!r}), _core.CudaDriver(0, host_accessible=True))[1]",
+        driver=driver,
+        read=read,
+        read_now=ctypes.string_at,
+        write=lambda address, data: ctypes.memmove(address, data, len(data)),
+        committed_bytes=lambda: cuda_standin.created_bytes() - before,
+    )
+
+
+DRIVERS = {"host": _host, "cuda": _cuda}
 
 
 @pytest.fixture(params=sorted(DRIVERS))

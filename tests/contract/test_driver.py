@@ -99,8 +99,9 @@ def test_streams_and_events(driver):
     assert driver.query(event)
     driver.destroy_event(event)
     driver.destroy_stream(stream)
-    with pytest.raises(InvalidArgument, match="stream"):
-        driver.record(stream)
+    if not driver.foreign_streams:
+        with pytest.raises(InvalidArgument, match="stream"):
+            driver.record(stream)
     with pytest.raises(InvalidArgument, match="event"):
         driver.query(event)
 
@@ -145,8 +146,7 @@ def test_work_on_the_default_stream_is_over_when_the_call_returns(under_test, dr
     mapped(driver, arena, page, 1)
     under_test.write(arena, b"\x07" * page)
     driver.zero(arena, page)
-    assert driver.query(driver.record())
-    assert under_test.read(arena, page) == bytes(page)
+    assert under_test.read_now(arena, page) == bytes(page)
 
 
 def test_destroying_a_stream_waits_for_its_work(under_test, driver, arena, page):
@@ -193,6 +193,12 @@ REFUSALS = {
 @pytest.mark.parametrize("case", sorted(REFUSALS))
 def test_every_broken_rule_is_refused(case, under_test, driver, arena, page):
     call, words = REFUSALS[case]
+    if case == "an unknown stream" and driver.foreign_streams:
+        pytest.skip("undefined where streams may be anybody's")
+    if case == "create where a page is" and not driver.merges_neighbours:
+        pytest.skip("pages have no places here")
+    if "gap" in case and not driver.zero_gaps:
+        words = "capability"
     [entry] = mapped(driver, arena, page, 1)
     under_test.write(entry[0], b"untouched")
     with pytest.raises(InvalidArgument, match=words):

@@ -75,13 +75,13 @@ class Node:
         return isinstance(self.kv, vmm.KVTensor)
 
 
-def regression(*codes: str, dtype: str = "float32") -> Program:
+def regression(*codes: str, dtype: str = "float32", shape: tuple[int, int, int] = (2, 700, 3)) -> Program:
     """Each step works on the KVTensor itself, or on the first view."""
     steps_of = [Step(0, "view", "x.transpose(0, 2)")]
     for code in codes:
         source, kind, rest, touched = code.split("|")
         steps_of.append(Step(int(source), kind, rest, touched or "x"))
-    return Program((2, 700, 3), dtype, 1, 5, steps_of)
+    return Program(shape, dtype, 1, 5, steps_of)
 
 
 SCATTERED = "x.gather(1, torch.tensor([[[600]]]))"
@@ -90,7 +90,9 @@ REGRESSIONS = [
     regression("1|view|x.reshape(-1)|"),
     regression("1|write|x[0].zero_()|x[:0]"),
     regression("1|view|x[0]|", "2|write|x.zero_()|x[:0]"),
-    regression("0|write|x.copy_(x)|"),
+    regression("1|read|copy.deepcopy(x)|x[:0]", shape=(5, 5, 5)),
+    regression("1|read|saved_and_loaded(x, True)|x[:0]", shape=(5, 5, 5)),
+    regression("0|write|x.copy_(x)|x[:, :5]"),
     regression("0|write|F.relu(x, inplace=True)|"),
     *[
         regression(f"0|write|x.scatter_(1, torch.tensor([[[600]]]), {value})|{SCATTERED}", dtype="bfloat16")

@@ -34,6 +34,9 @@ class _Missing:
         )
 
 
+_Geometry = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]  # sizes, strides, offset
+
+
 class KVTensor(Lifecycle, torch.Tensor):
     """``KVTensor(*shape)`` in place of ``torch.empty(*shape)``: same shape, strides and fixed ``data_ptr()``,
     but memory only where it was touched, zeros elsewhere.
@@ -227,14 +230,14 @@ class KVTensor(Lifecycle, torch.Tensor):
             raise RuntimeError("only KVTensors created explicitly by the user can be copied deeply")
         if id(self) in memo:
             return memo[id(self)]  # type: ignore[no-any-return]
-        made = rebuild_tensor(deepcopy(self._memory, memo), *_geometry(self._raw), requires_grad)
+        made = rebuild_tensor(deepcopy(self._memory, memo), _geometry(self._raw), requires_grad)
         memo[id(self)] = made
         return made  # type: ignore[return-value]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         with operations.native():
             requires_grad = self.requires_grad
-        return rebuild_tensor, (self._memory, *_geometry(self._raw), requires_grad)
+        return rebuild_tensor, (self._memory, _geometry(self._raw), requires_grad)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         memory = self._memory
@@ -250,14 +253,13 @@ class KVTensor(Lifecycle, torch.Tensor):
         return format(repr(self), spec)
 
 
-def rebuild_tensor(
-    memory: KVMemory, offset: int, sizes: tuple[int, ...], strides: tuple[int, ...], requires_grad: bool
-) -> KVTensor:
+def rebuild_tensor(memory: KVMemory, geometry: _Geometry, requires_grad: bool) -> KVTensor:
     """For pickle and deepcopy."""
-    if sizes == memory.shape and not offset:
+    if geometry == _geometry(memory.raw):
         made = KVTensor._over(memory)
     else:
-        made = KVTensor._over(memory, memory.raw.as_strided(sizes, strides, offset))
+        sizes, strides, offset, dtype = geometry
+        made = KVTensor._over(memory, memory.raw.as_strided(sizes, strides, offset).view(dtype))
     if requires_grad:
         made.requires_grad_()
     return made
@@ -268,8 +270,8 @@ _item = torch.Tensor.__getitem__
 _set_item = torch.Tensor.__setitem__
 
 
-def _geometry(raw: torch.Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    return int(raw.storage_offset()), tuple(raw.shape), raw.stride()
+def _geometry(raw: torch.Tensor) -> _Geometry:
+    return tuple(raw.shape), raw.stride(), int(raw.storage_offset()), raw.dtype
 
 
 keep_out_of_graphs(Lifecycle)

@@ -1,0 +1,45 @@
+"""The CUDA driver on the stand-in libcuda.so.1, for suites that run on every device."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent / "standin"
+BUILD = HERE.parents[1] / "build" / "standin"
+sys.path.insert(0, str(HERE))
+
+
+@functools.cache
+def library() -> str:
+    """Where libcuda.so.1 is, built if need be. VMM_STANDIN_LIBRARY names another build, with sanitizers for
+    example."""
+    if given := os.environ.get("VMM_STANDIN_LIBRARY"):
+        return given
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    cmake, ninja = (shutil.which(tool, path=path) for tool in ("cmake", "ninja"))
+    configure = [cmake, "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    for command in (configure, [cmake, "--build", str(BUILD)]):
+        subprocess.run(command, check=True, capture_output=True, timeout=280)
+    return str(BUILD / "libcuda.so.1")
+
+
+@functools.cache
+def loaded():
+    """The stand-in, in this process from now on."""
+    import standin
+
+    return standin.load(library())
+
+
+def configured(*, granularity: int = 2**21, capacity: int = 2**30):
+    """The stand-in with these settings. What earlier tests left in reference cycles is still alive in it."""
+    found = loaded()
+    found.set(granularity=granularity, capacity=capacity)
+    return found
+
+
+def created_bytes() -> int:
+    return sum(handle["size"] for handle in loaded().live()["handles"])
