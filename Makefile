@@ -1,11 +1,11 @@
 # make demo and make test work on a fresh clone: each sets up what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-CXX_SOURCES := $(shell find csrc tests/unit -name '*.h' -o -name '*.cpp')
+CXX_SOURCES := $(shell find csrc tests/unit tests/standin -name '*.h' -o -name '*.cpp')
 NAME ?= growth
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-cpp test-fault lint format sanitize bench clean
+.PHONY: help setup demo test test-python test-cuda test-cpp test-fault lint format sanitize bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ build/.environment: requirements-tested.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tested.txt
 	@mkdir -p build && touch $@
 
-build/.installed: build/.environment pyproject.toml CMakeLists.txt $(CXX_SOURCES)
+build/.installed: build/.environment pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
 	@touch $@
 
@@ -31,10 +31,14 @@ demo: setup ## generate text with DynamicCache and with VmmCache
 bench: setup ## make bench NAME=growth
 	@$(BIN)/vmm bench $(NAME) --json
 
-test: test-cpp test-python ## all tests
+test: test-cpp test-python test-cuda ## all tests
 
 test-python: setup
 	$(BIN)/python -m pytest
+
+test-cuda: setup ## pools, tensors and caches over the CUDA driver, on the stand-in libcuda
+	VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest tests/model tests/kv_tensor tests/integrations \
+	  tests/unit/test_pool.py --ignore tests/kv_tensor/test_indexing.py
 
 test-cpp: build/.environment
 	tests/unit/run-cpp build/cpp ""

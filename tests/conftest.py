@@ -1,4 +1,32 @@
+"""VMM_TEST_DRIVER=cuda runs the suites of pools, tensors and caches over the CUDA driver, on the stand-in."""
+
+import inspect
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))  # for child.py
+
+import cuda_standin
+from cuda_standin import ON_CUDA
+
+if ON_CUDA:
+    import vmm.pool
+    import vmm.testing
+
+    cuda_standin.configured(granularity=4096, capacity=2**33)
+    vmm.pool._cuda_host_accessible = True
+    vmm.pool._parsed_device = lambda device: ("cpu", 0)  # a CPU tensor over the stand-in's device 0
+
+    def _skip(pool):
+        pytest.skip("the kernel's account is one of host memory")
+
+    vmm.testing.kernel_account = _skip
+
+
+def pytest_collection_modifyitems(items):
+    """Child processes, and what is the host driver's own, are not for the CUDA driver."""
+    for item in items if ON_CUDA else ():
+        if "host_only" in item.keywords or "run_child(" in inspect.getsource(getattr(item, "function", item.module)):
+            item.add_marker(pytest.mark.skip(reason="of the host driver"))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ON_CUDA = os.environ.get("VMM_TEST_DRIVER") == "cuda"  # see conftest.py
 HERE = Path(__file__).parent / "standin"
 BUILD = HERE.parents[1] / "build" / "standin"
 sys.path.insert(0, str(HERE))

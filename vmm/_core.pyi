@@ -65,6 +65,8 @@ class Pool:
         lookahead_pages: int = 1,
         pager_thread: bool = True,
         faults: bool = False,
+        cuda_device: int = -1,
+        cuda_host_accessible: bool = False,
         shared_budget: Budget | None = None,
     ) -> None: ...
     @property
@@ -179,4 +181,5 @@ class Rows:
     @property
     def ended(self) -> bool: ...
 
+def cuda_free_bytes(device: int) -> int: ...
 def admit(growths: Sequence[Growth], to: int) -> None: ...

@@ -23,6 +23,8 @@ _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _DEFAULT_FRACTION = 0.5  # of available memory: the rest is for weights, activations and everybody else
 
 _names = itertools.count()
+# The CPU can touch a GPU's pages: true only of the stand-in that the tests run on (tests/cuda_standin.py).
+_cuda_host_accessible = False
 _open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
 
@@ -58,8 +60,9 @@ class Pool:
     """Physical pages under a budget, with a pager thread that maps ahead of whatever grows.
 
     ``budget`` is the most physical memory the pool may hold: bytes, or text like ``"12GiB"``; by default
-    ``VMM_BUDGET``, else half of the memory now available (machine and cgroup). ``lookahead_pages`` are kept
-    mapped beyond the end of every growing extent. ``device`` is ``"cpu"``; CUDA comes with a later part.
+    ``VMM_BUDGET``, else half of the memory now available (machine and cgroup, or the GPU's free memory).
+    ``lookahead_pages`` are kept mapped beyond the end of every growing extent. ``device`` is ``"cpu"``, or a
+    GPU: ``"cuda"`` (the first), ``"cuda:1"``, or such a torch.device.
 
     Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, DriverError when
     the system has no memfd. Every method is safe from any thread; after ``close`` and in a forked child they
@@ -70,16 +73,20 @@ class Pool:
         self,
         budget: int | str | None = None,
         *,
-        device: str = "cpu",
+        device: object = "cpu",
         lookahead_pages: int = 1,
     ) -> None:
-        if device != "cpu":
-            raise InvalidArgument(f"device is {device!r}; expected 'cpu', the only one there is yet")
+        self.device, ordinal = _parsed_device(device)
         if not 0 <= lookahead_pages < 2**16:
             raise InvalidArgument(f"lookahead_pages is {lookahead_pages}; expected 0 to 65535")
-        budget_bytes = _budget_bytes(budget)
-        self.device = device
-        self._core = _core.Pool(budget_bytes, name=f"vmm-{next(_names)}", lookahead_pages=lookahead_pages)
+        self._ordinal = ordinal
+        self._core = _core.Pool(
+            _budget_bytes(budget, ordinal),
+            name=f"vmm-{next(_names)}",
+            lookahead_pages=lookahead_pages,
+            cuda_device=ordinal,
+            cuda_host_accessible=_cuda_host_accessible,
+        )
         _open_pools.add(self)
 
     @property
@@ -89,11 +96,11 @@ class Pool:
 
     @budget_bytes.setter
     def budget_bytes(self, budget: int | str) -> None:
-        self._core.budget.set_limit(_budget_bytes(budget))
+        self._core.budget.set_limit(_budget_bytes(budget, self._ordinal))
 
     @property
     def default_page_bytes(self) -> int:
-        """The page size the driver is best at: 64 KiB on the host."""
+        """The page size the driver is best at: 64 KiB on the host, 2 MiB on a GPU."""
         return self._core.default_page_bytes
 
     @property
@@ -150,38 +157,49 @@ class Pool:
         return _core.Growth(self._core, list(parts))
 
 
-_default: Pool | None = None
-_default_budget: int | str | None = None
+_defaults: dict[str, Pool] = {}  # by device
+_default_budgets: dict[str, int | str | None] = {}
 _default_lock = threading.Lock()
 
 
-def configure(*, budget: int | str | None = None) -> None:
-    """Sets the budget of the default pool: now, if there is one, and of those to come. ``None`` is
+def configure(*, budget: int | str | None = None, device: object = "cpu") -> None:
+    """Sets the budget of a device's default pool: now, if there is one, and of those to come. ``None`` is
     ``VMM_BUDGET``, else half of the available memory. Raises InvalidArgument; then nothing has changed."""
-    global _default_budget  # noqa: PLW0603
-    budget_bytes = _budget_bytes(budget)
+    name, ordinal = _parsed_device(device)
+    budget_bytes = _budget_bytes(budget, ordinal)
     with _default_lock:
-        _default_budget = budget
-        if _default is not None and not _default._core.in_child and not _default.closed:
-            _default._core.budget.set_limit(budget_bytes)
+        _default_budgets[name] = budget
+        if (pool := _defaults.get(name)) is not None and not pool._core.in_child and not pool.closed:
+            pool._core.budget.set_limit(budget_bytes)
 
 
-def default_pool() -> Pool:
-    """The pool that caches and tensors share when none is named: see ``configure``. Made on first use; remade
-    after ``close`` or a fork. Safe from any thread."""
-    global _default  # noqa: PLW0603
+def default_pool(device: object = "cpu") -> Pool:
+    """The pool that a device's caches and tensors share when none is named: see ``configure``. Made on first
+    use; remade after ``close`` or a fork. Safe from any thread."""
+    name, _ = _parsed_device(device)
     with _default_lock:
-        if _default is None or _default._core.in_child or _default.closed:
-            _default = Pool(_default_budget)
-        return _default
+        pool = _defaults.get(name)
+        if pool is None or pool._core.in_child or pool.closed:
+            pool = _defaults[name] = Pool(_default_budgets.get(name), device=name)
+        return pool
 
 
-def _budget_bytes(budget: int | str | None) -> int:
+def _parsed_device(device: object) -> tuple[str, int]:
+    """The device's name, and the CUDA device's number or -1."""
+    kind, _, number = str(device).partition(":")
+    if kind == "cpu" and number in {"", "0"}:
+        return "cpu", -1
+    if kind == "cuda" and (number == "" or number.isdecimal()):
+        return f"cuda:{int(number or 0)}", int(number or 0)
+    raise InvalidArgument(f"device is {str(device)!r}; expected 'cpu', 'cuda' or 'cuda:0', 'cuda:1', …")
+
+
+def _budget_bytes(budget: int | str | None, ordinal: int) -> int:
     argument = "budget"
     if budget is None:
         budget = os.environ.get("VMM_BUDGET")
         argument = "VMM_BUDGET"
-    available = available_bytes()
+    available = available_bytes() if ordinal < 0 else _core.cuda_free_bytes(ordinal)
     if budget is None:
         return max(2**20, int(available * _DEFAULT_FRACTION))
     count = parse_bytes(budget, argument)

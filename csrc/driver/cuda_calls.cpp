@@ -75,6 +75,14 @@ void Calls::fail(const char* name, Result result, std::string arguments) const {
   throw DriverError(ends_context(result) ? what + ". The CUDA context is lost; restart the process" : what);
 }
 
+std::uint64_t free_bytes(int ordinal) {
+  const Calls calls(ordinal);
+  const Calls::Scope scope(calls);
+  std::size_t free = 0, total = 0;
+  calls("cuMemGetInfo", calls.api().cuMemGetInfo, &free, &total);
+  return free;
+}
+
 Calls::Scope::Scope(const Calls& calls) : calls_(calls) {
   Context current = nullptr;
   calls("cuCtxGetCurrent", calls.api_.cuCtxGetCurrent, &current);

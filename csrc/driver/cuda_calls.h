@@ -70,4 +70,7 @@ class Calls {
   mutable std::atomic<Result> lost_{success};  // the error that ended the context
 };
 
+/// Of one device now. Throws as the constructor of Calls.
+std::uint64_t free_bytes(int ordinal);
+
 }  // namespace vmm::cuda

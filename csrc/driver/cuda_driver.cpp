@@ -31,7 +31,7 @@ CudaDriver::CudaDriver(int ordinal, bool host_accessible)
   const Bytes granularity = granularity_of(cuda_, properties_);
   capabilities_ = {.name = "cuda",
                    .granularity = granularity,
-                   .default_page_bytes = std::max(granularity, 2_MiB),
+                   .default_page_bytes = granularity,  // 2 MiB on every GPU so far
                    .merges_neighbours = false,
                    .fresh_pages_are_zero = false,
                    .host_accessible = host_accessible,

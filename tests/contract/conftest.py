@@ -4,9 +4,9 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cuda_standin
 import pytest
 
-import cuda_standin
 from vmm import _core
 
 

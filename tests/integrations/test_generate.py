@@ -61,6 +61,7 @@ def test_over_many_pages(pool):
     assert cache.stats().mapped_bytes >= 7 * 4096 * 12
 
 
+@pytest.mark.host_only
 def test_with_the_default_page_size(pool):
     """A page of 64 KiB holds 1024 tokens here; the prompt needs three, decoding the fourth."""
     model, ids = model_of(), prompt(3065)

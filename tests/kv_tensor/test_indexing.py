@@ -5,7 +5,7 @@ import os
 import pytest
 from isolated import run
 
-EXAMPLES = int(os.environ.get("VMM_EXAMPLES", "80"))
+EXAMPLES = int(os.environ.get("VMM_EXAMPLES", "60"))
 
 
 @pytest.mark.parametrize("kind", ["reads", "writes"])
@@ -18,7 +18,7 @@ def test_programs_do_as_on_a_plain_tensor():
 
 
 def test_what_an_index_does_not_select_is_not_written():
-    run("kernels", "check", "'bfloat16', 'float32'")
+    run("kernels", "check", "'bfloat16'")
 
 
 def test_an_operation_on_more_than_the_budget_raises():

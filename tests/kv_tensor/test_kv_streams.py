@@ -107,6 +107,7 @@ def test_copies_are_in_order_and_beside_the_caller(busy):
     assert t[0, :3].eq(1).all()
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("name", RELEASES)
 def test_no_stream_of_ours(pool, make, name):
     t = make(1, 1000, 16)

@@ -1,11 +1,13 @@
 """vmm.Pool, the part of it that is Python."""
 
+import ctypes.util
 import logging
 import os
 
 import pytest
 
 import vmm
+from child import run_child
 from vmm import Closed, InvalidArgument, OutOfPages, Pool, default_pool
 
 PAGE = 65536
@@ -23,11 +25,26 @@ def test_bad_budgets_name_the_argument(bad):
         Pool(bad)
 
 
+@pytest.mark.host_only
 def test_bad_device_and_lookahead():
-    with pytest.raises(InvalidArgument, match="device"):
-        Pool("1MiB", device="cuda")
+    for device in ("tpu", "cuda:x", "cpu:1", None, -1):
+        with pytest.raises(InvalidArgument, match="device"):
+            Pool("1MiB", device=device)
     with pytest.raises(InvalidArgument, match="lookahead_pages"):
         Pool("1MiB", lookahead_pages=-1)
+
+
+@pytest.mark.skipif(ctypes.util.find_library("cuda") is not None, reason="there is a CUDA driver here")
+def test_without_a_cuda_driver_there_is_no_cuda_pool():
+    result = run_child("""
+        import vmm
+        for make in (lambda: vmm.Pool("1MiB", device="cuda"), lambda: vmm.KVTensor(2, 8, device="cuda")):
+            try:
+                make()
+            except vmm.DriverError as error:
+                print(error)
+    """)
+    assert result.stdout.count("no CUDA driver: libcuda.so.1") == 2, result.stderr
 
 
 def test_the_environment_sets_the_default_budget(monkeypatch):
@@ -38,6 +55,7 @@ def test_the_environment_sets_the_default_budget(monkeypatch):
         Pool()
 
 
+@pytest.mark.host_only
 def test_the_default_budget_is_a_part_of_what_is_available(monkeypatch):
     monkeypatch.delenv("VMM_BUDGET", raising=False)
     monkeypatch.setattr("vmm.pool.available_bytes", lambda: 2**30)
@@ -75,6 +93,7 @@ def test_a_lowered_budget_gives_memory_back_while_running():
     pool.check()
 
 
+@pytest.mark.host_only
 def test_trim_gives_back_what_nobody_needs():
     pool = Pool(32 * PAGE)
     used, idle = map_pages(pool, 4), map_pages(pool, 8)

@@ -14,14 +14,14 @@ from vmm.kv_tensor.arguments import (
     checked_dtype,
     checked_grow_dim,
     checked_page_bytes,
+    checked_pool,
     checked_shape,
-    require_device,
     require_fitting,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
 from vmm.kv_tensor.lifecycle import Lifecycle
 from vmm.kv_tensor.memory import KVMemory, rebuild_memory
-from vmm.pool import Pool, default_pool
+from vmm.pool import Pool
 from vmm.units import format_bytes
 
 
@@ -68,12 +68,9 @@ class KVTensor(Lifecycle, torch.Tensor):
         pool: Pool | None = None,
     ) -> Self:
         dtype = checked_dtype(dtype)
-        require_device(device)
         sizes = checked_shape(shape, dtype)
         grow_dim = checked_grow_dim(grow_dim, sizes)
-        pool = default_pool() if pool is None else pool
-        if not isinstance(pool, Pool):
-            raise InvalidArgument(f"pool is {pool!r}; expected a vmm.Pool")
+        pool = checked_pool(pool, device)
         page_bytes = pool.default_page_bytes if page_bytes is None else page_bytes
         page_bytes = checked_page_bytes(page_bytes, sizes, dtype)
         return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool))
