@@ -60,7 +60,7 @@ class TypedRows {
       const ReleaseGil guard;
       pin = rows_->pin(spans);
     }
-    const bool holes = !rows_->without_holes(spans);
+    const bool holes = spans.size() > 1;  // what lies between them may be unmapped at any time
     return {export_tensor(rows_->lease(), std::move(pin), spec(offset, std::move(sizes), std::move(strides))),
             holes};
   }

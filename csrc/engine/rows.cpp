@@ -93,10 +93,6 @@ bool Rows::usable(const Spans& spans) const {
       spans, [&](const ByteRange& span) { return usable_.has_all(first_page(span), end_page(span)); });
 }
 
-bool Rows::without_holes(const Spans& spans) const {
-  return spans.size() < 2 || usable_.has_all(first_page(spans.front()), end_page(spans.back()));
-}
-
 void Rows::touch(const Spans& spans) {
   require_open();
   const bool mapping = !usable(spans);

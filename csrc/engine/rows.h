@@ -74,8 +74,6 @@ class Rows final : public Growing {
 
   /// What is mapped and in use.
   Spans in_use() const;
-  /// Whether everything between the first byte and the last is usable.
-  bool without_holes(const Spans& spans) const;
   Tokens mark(std::uint64_t row) const { return {marks_.at(row).load()}; }
 
   const RowsShape& shape() const noexcept { return shape_; }

@@ -19,6 +19,11 @@ Bytes default_run_bytes(Bytes budget) {
   return run;
 }
 
+Bytes arena_bytes(Bytes asked, Bytes budget) {
+  if (asked.count != 0) return asked;
+  return budget > 16_TiB / 256 ? 16_TiB : std::max(2_TiB, budget * 256);
+}
+
 Bytes checked_run_bytes(Bytes run, Bytes budget) {
   if (run.count == 0) return default_run_bytes(budget);
   if (!is_power_of_two(run.count))
@@ -42,14 +47,16 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
       clock_(std::move(clock)),
       epochs_(*driver_),
       run_bytes_(checked_run_bytes(options.run_bytes, budget_->limit())),
-      arena_(*driver_, round_up(options.arena_bytes, driver_->capabilities().granularity),
-             std::min(options.arena_bytes, least_arena), driver_->capabilities().granularity),
+      arena_(
+          *driver_,
+          round_up(arena_bytes(options.arena_bytes, budget_->limit()), driver_->capabilities().granularity),
+          std::min(arena_bytes(options.arena_bytes, budget_->limit()), least_arena),
+          driver_->capabilities().granularity),
       physical_(run_bytes_, driver_->capabilities().merges_neighbours) {
   on_pressure([] {});
-  if (arena_.size() < options.arena_bytes)
-    log_.write(LogLevel::info, "address space is limited: the arena has " +
-                                   std::to_string(arena_.size().count) + " bytes instead of " +
-                                   std::to_string(options.arena_bytes.count));
+  if (arena_.size() < arena_bytes(options.arena_bytes, budget_->limit()))
+    log_.write(LogLevel::info, "address space is limited: the arena has only " +
+                                   std::to_string(arena_.size().count) + " bytes");
 }
 
 Pool::~Pool() {

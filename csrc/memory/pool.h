@@ -32,8 +32,8 @@ namespace vmm {
 class Lease;
 
 struct PoolOptions {
-  Bytes arena_bytes = 16_TiB;
-  Bytes run_bytes;  // 0: the larger of 1 MiB and budget ÷ 16,384, so that a full budget is ≤ 16,384 runs
+  Bytes arena_bytes;  // 0: 256 times the budget, but at least 2 TiB and at most 16, so that many pools fit
+  Bytes run_bytes;    // 0: the larger of 1 MiB and budget ÷ 16,384, so that a full budget is ≤ 16,384 runs
 };
 
 struct PoolStats {

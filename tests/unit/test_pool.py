@@ -118,6 +118,13 @@ def test_use_after_close():
     assert pool.stats().created_bytes == 0
 
 
+def test_many_pools_fit_into_the_address_space():
+    pools = [Pool("1MiB") for _ in range(50)]
+    assert all(pool.stats().budget_bytes == 2**20 for pool in pools)
+    for pool in pools:
+        pool.close()
+
+
 def test_with_closes():
     with Pool("1MiB") as pool:
         pass
@@ -134,7 +141,7 @@ def test_with_closes():
         ({"extent_bytes": 0}, "extent_bytes"),
         ({"extents": 0}, "extents"),
         ({"extents": 2**60}, "extents"),
-        ({"page_bytes": 4096, "extents": 2**24}, "pages"),
+        ({"page_bytes": 4096, "extents": 2**26}, "address space"),
     ],
 )
 def test_bad_shapes_are_refused(arguments, words):

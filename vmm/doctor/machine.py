@@ -14,7 +14,7 @@ from vmm.pool import Pool
 from vmm.units import format_bytes
 
 _MEMFD_BYTES = 2**46  # host_calls.cpp, memfd_size(): sparse, but a file size limit counts all of it
-_ARENA_BYTES = 2**44  # pool.h, PoolOptions::arena_bytes: what a pool reserves where it may
+_ARENA_BYTES = 2**44  # pool.h, PoolOptions::arena_bytes: the most a pool reserves
 _COMFORTABLE_MAPPINGS = 262_144  # what databases ask for too; costs nothing until used
 
 
@@ -108,7 +108,7 @@ def address_space(facts: Facts) -> Finding:
     limit = facts["address_space_limit_bytes"] = _limit(resource.RLIMIT_AS)
     if limit is None or limit > 2 * _ARENA_BYTES:
         return Finding("ok", "unlimited" if limit is None else format_bytes(limit))
-    found = f"{format_bytes(limit)}: a pool takes {format_bytes(_ARENA_BYTES)} of addresses where it may"
+    found = f"{format_bytes(limit)}: a pool takes up to {format_bytes(_ARENA_BYTES)} of addresses where it may"
     # Less will do, down to where no pool can be made: then this is the likely reason.
     return Finding("error" if facts["driver"] is None else "warning", found, "ulimit -v unlimited")
 
