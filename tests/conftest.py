@@ -28,5 +28,6 @@ if ON_CUDA:
 def pytest_collection_modifyitems(items):
     """Child processes, and what is the host driver's own, are not for the CUDA driver."""
     for item in items if ON_CUDA else ():
-        if "host_only" in item.keywords or "run_child(" in inspect.getsource(getattr(item, "function", item.module)):
+        source = inspect.getsource(getattr(item, "function", item.module))
+        if "host_only" in item.keywords or "run_child(" in source:
             item.add_marker(pytest.mark.skip(reason="of the host driver"))

@@ -108,7 +108,7 @@ def address_space(facts: Facts) -> Finding:
     limit = facts["address_space_limit_bytes"] = _limit(resource.RLIMIT_AS)
     if limit is None or limit > 2 * _ARENA_BYTES:
         return Finding("ok", "unlimited" if limit is None else format_bytes(limit))
-    found = f"{format_bytes(limit)}: a pool takes up to {format_bytes(_ARENA_BYTES)} of addresses where it may"
+    found = f"{format_bytes(limit)}: a pool takes up to {format_bytes(_ARENA_BYTES)} of addresses"
     # Less will do, down to where no pool can be made: then this is the likely reason.
     return Finding("error" if facts["driver"] is None else "warning", found, "ulimit -v unlimited")
 
