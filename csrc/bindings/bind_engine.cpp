@@ -175,7 +175,7 @@ void bind_pool(py::module_& m) {
           "destroy_stream",
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
-            h.pool().driver().destroy_stream({stream});
+            h.pool().destroy_stream({stream});
           },
           py::arg("stream"), NoGil())
       .def(

@@ -4,7 +4,7 @@
 #include <array>
 #include <cstdio>
 
-#include "base/error.h"
+#include "base/undo.h"
 
 namespace vmm::cuda {
 namespace {
@@ -52,7 +52,9 @@ Calls::Calls(int ordinal) : api_(load()), ordinal_(ordinal) {
   (*this)("cuDevicePrimaryCtxRetain", api_.cuDevicePrimaryCtxRetain, &context_, device_);
 }
 
-Calls::~Calls() { api_.cuDevicePrimaryCtxRelease(device_); }
+Calls::~Calls() {
+  undo_or_leak([this] { (*this)("cuDevicePrimaryCtxRelease", api_.cuDevicePrimaryCtxRelease, device_); });
+}
 
 void Calls::bind_thread() const {
   int mode = capture_relaxed;

@@ -1,6 +1,7 @@
 #include "driver/cuda_driver.h"
 
-#include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "driver/stretches.h"
@@ -60,6 +61,7 @@ Address CudaDriver::reserve(Bytes size, Bytes alignment) {
 
 void CudaDriver::free_reservation(Address base, Bytes size) {
   const Scope scope(*this);
+  unmap_stuck(base, size);
   std::lock_guard lock(mutex_);
   ledger_.check_free(base, size);
   cuda_("cuMemAddressFree", cuda_.api().cuMemAddressFree, base.value, size.count);
@@ -100,8 +102,33 @@ void CudaDriver::release(PageHandle page) {
   }
 }
 
+void CudaDriver::undo_map(std::span<const PageMapping> mapped) noexcept {
+  for (const PageMapping& entry : mapped) {
+    if (cuda_.api().cuMemUnmap(entry.address.value, entry.page_bytes.count) == cuda::success) continue;
+    std::lock_guard lock(mutex_);
+    stuck_[entry.address.value] = entry.page_bytes;
+  }
+}
+
+/// What an earlier map left behind in the range.
+void CudaDriver::unmap_stuck(Address start, Bytes size) {
+  std::vector<std::pair<std::uint64_t, Bytes>> found;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [address, bytes] : stuck_)
+      if (address < start.value + size.count && start.value < address + bytes.count)
+        found.emplace_back(address, bytes);
+  }
+  for (const auto& [address, bytes] : found) {
+    cuda_("cuMemUnmap", cuda_.api().cuMemUnmap, address, bytes.count);
+    std::lock_guard lock(mutex_);
+    stuck_.erase(address);
+  }
+}
+
 void CudaDriver::map(std::span<const PageMapping> pages) {
   const Scope scope(*this);
+  for_each_stretch(pages, false, [this](const Stretch& s) { unmap_stuck(s.address, s.size); });
   {
     std::lock_guard lock(mutex_);
     ledger_.add_mappings(pages);
@@ -114,8 +141,7 @@ void CudaDriver::map(std::span<const PageMapping> pages) {
       ++mapped;
     }
   } catch (...) {
-    for (const PageMapping& entry : pages.first(mapped))
-      cuda_.api().cuMemUnmap(entry.address.value, entry.page_bytes.count);
+    undo_map(pages.first(mapped));
     std::lock_guard lock(mutex_);
     ledger_.remove_mappings(pages);
     throw;

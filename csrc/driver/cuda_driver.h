@@ -1,6 +1,7 @@
 // Virtual memory on NVIDIA GPUs, by the driver's virtual-memory calls.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -54,8 +55,13 @@ class CudaDriver final : public Driver {
   };
 
   void set_access(Address start, Bytes size, int flags);
+  void undo_map(std::span<const PageMapping> mapped) noexcept;
+  void unmap_stuck(Address start, Bytes size);
   void check_stream(StreamHandle stream) const;
   void check_event(EventHandle event);
+  /// Calls work(stream). On the default stream it is over when this returns, or throws.
+  template <class Work>
+  void on_stream(StreamHandle stream, Work work);
   void check_accessible(const char* argument, Address address, Bytes size);
 
   ForkGuard fork_guard_;
@@ -67,6 +73,7 @@ class CudaDriver final : public Driver {
   Ledger ledger_;
   std::set<std::uint64_t> streams_;  // those we made
   std::set<std::uint64_t> events_;
+  std::map<std::uint64_t, Bytes> stuck_;  // mapped, by a map that failed and could not be undone
 };
 
 }  // namespace vmm

@@ -1,5 +1,5 @@
 // The CUDA driver's streams and events, and what it does on them.
-#include "base/error.h"
+#include "base/undo.h"
 #include "driver/cuda_driver.h"
 
 namespace vmm {
@@ -12,13 +12,12 @@ cuda::Event to_cuda(EventHandle event) { return reinterpret_cast<cuda::Event>(ev
 
 CudaDriver::~CudaDriver() {
   if (fork_guard_.in_child()) return;
-  try {
+  for (std::uint64_t event : std::set(events_)) undo_or_leak([&] { destroy_event({event}); });
+  for (std::uint64_t stream : std::set(streams_)) undo_or_leak([&] { destroy_stream({stream}); });
+  undo_or_leak([this] {
     const Scope scope(*this);
-    for (std::uint64_t event : events_) cuda_.api().cuEventDestroy(to_cuda(EventHandle{event}));
-    for (std::uint64_t stream : streams_) cuda_.api().cuStreamDestroy(to_cuda(StreamHandle{stream}));
-    cuda_.api().cuStreamDestroy(own_stream_);
-  } catch (const Error&) {  // the context is lost, and all that with it
-  }
+    cuda_("cuStreamDestroy", cuda_.api().cuStreamDestroy, own_stream_);
+  });
 }
 
 void CudaDriver::bind_thread() {
@@ -45,24 +44,38 @@ void CudaDriver::check_stream(StreamHandle stream) const {
     throw InvalidArgument("stream: of another device than cuda:" + std::to_string(cuda_.ordinal()));
 }
 
+template <class Work>
+void CudaDriver::on_stream(StreamHandle stream, Work work) {
+  if (stream.value != 0) {
+    check_stream(stream);
+    return work(to_cuda(stream));
+  }
+  try {
+    work(own_stream_);
+    cuda_("cuStreamSynchronize", cuda_.api().cuStreamSynchronize, own_stream_);
+  } catch (...) {
+    // A part may be queued already, and the caller is about to take the memory away.
+    for (int i = 0; i < 10 && cuda_.api().cuStreamSynchronize(own_stream_) != cuda::success; ++i) continue;
+    throw;
+  }
+}
+
 void CudaDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
   const Scope scope(*this);
   check_accessible("to", to, size);
   check_accessible("from", from, size);
-  if (stream.value != 0) check_stream(stream);
-  const cuda::Stream on = stream.value == 0 ? own_stream_ : to_cuda(stream);
-  cuda_("cuMemcpyAsync", cuda_.api().cuMemcpyAsync, to.value, from.value, size.count, on);
-  if (stream.value == 0) cuda_("cuStreamSynchronize", cuda_.api().cuStreamSynchronize, on);
+  on_stream(stream, [&](cuda::Stream on) {
+    cuda_("cuMemcpyAsync", cuda_.api().cuMemcpyAsync, to.value, from.value, size.count, on);
+  });
 }
 
 void CudaDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
   const Scope scope(*this);
   for (const MemoryRange& range : ranges) check_accessible("ranges", range.start, range.size);
-  if (stream.value != 0) check_stream(stream);
-  const cuda::Stream on = stream.value == 0 ? own_stream_ : to_cuda(stream);
-  for (const MemoryRange& range : ranges)
-    cuda_("cuMemsetD8Async", cuda_.api().cuMemsetD8Async, range.start.value, 0u, range.size.count, on);
-  if (stream.value == 0) cuda_("cuStreamSynchronize", cuda_.api().cuStreamSynchronize, on);
+  on_stream(stream, [&](cuda::Stream on) {
+    for (const MemoryRange& range : ranges)
+      cuda_("cuMemsetD8Async", cuda_.api().cuMemsetD8Async, range.start.value, 0u, range.size.count, on);
+  });
 }
 
 StreamHandle CudaDriver::create_stream() {

@@ -1,17 +1,13 @@
 #include "memory/fences.h"
 
-#include "base/error.h"
+#include "base/undo.h"
 
 namespace vmm {
 
 Epochs::~Epochs() {
   for (auto& [handle, stream] : streams_)
-    for (const Unfinished& entry : stream.unfinished) {
-      try {
-        driver_.destroy_event(entry.event);
-      } catch (const Error&) {  // the driver is going away with it
-      }
-    }
+    for (const Unfinished& entry : stream.unfinished)
+      undo_or_leak([&] { driver_.destroy_event(entry.event); });
 }
 
 void Epochs::close(StreamHandle handle, bool open_next) {
@@ -39,6 +35,19 @@ void Epochs::mark(StreamHandle handle) {
   std::lock_guard lock(mutex_);
   Stream& stream = streams_[handle.value];
   stream.unfinished.push_back({++stream.current, event});
+}
+
+void Epochs::forget(StreamHandle handle) {
+  std::lock_guard polling(poll_mutex_);
+  std::deque<Unfinished> over;
+  {
+    std::lock_guard lock(mutex_);
+    Stream& stream = streams_[handle.value];  // it stays: another stream may get the same handle
+    stream.completed = stream.current;
+    stream.open = false;
+    over.swap(stream.unfinished);
+  }
+  for (const Unfinished& entry : over) undo_or_leak([&] { driver_.destroy_event(entry.event); });
 }
 
 Fence Epochs::fence() const {

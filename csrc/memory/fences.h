@@ -36,6 +36,9 @@ class Epochs {
   /// an open one covers it anyway.
   void mark(StreamHandle stream);
 
+  /// The stream is gone, and with it its work: nothing waits for its epochs any more, the open one included.
+  void forget(StreamHandle stream);
+
   /// Everything that is open or unfinished now.
   Fence fence() const;
   /// Asks the driver which epochs are over. Cheap when none is unfinished.

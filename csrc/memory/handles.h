@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "base/error.h"
+#include "base/undo.h"
 #include "driver/driver.h"
 
 namespace vmm {
@@ -17,11 +17,7 @@ class ReservedRange {
       : driver_(std::exchange(other.driver_, nullptr)), base_(other.base_), size_(other.size_) {}
   ReservedRange& operator=(ReservedRange&&) = delete;
   ~ReservedRange() {
-    if (driver_ == nullptr) return;
-    try {
-      driver_->free_reservation(base_, size_);
-    } catch (const Error&) {  // address space is lost, nothing else: the process goes on
-    }
+    if (driver_ != nullptr) undo_or_leak([this] { driver_->free_reservation(base_, size_); });
   }
 
   Address base() const noexcept { return base_; }
@@ -47,10 +43,7 @@ class CreatedPage {
     return *this;
   }
   ~CreatedPage() {
-    try {
-      release();
-    } catch (const Error&) {  // the driver keeps the page until the process ends
-    }
+    undo_or_leak([this] { release(); });
   }
 
   explicit operator bool() const noexcept { return driver_ != nullptr; }

@@ -235,6 +235,12 @@ void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {
   epochs_.mark(stream);
 }
 
+void Pool::destroy_stream(StreamHandle stream) {
+  fork_guard_.require_parent("this pool");
+  driver_->destroy_stream(stream);
+  epochs_.forget(stream);
+}
+
 void Pool::synchronize(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
   const EventHandle event = driver_->record(stream);

@@ -88,6 +88,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   /// Copies on `stream`: what is released from here on waits for it.
   void copy(Address to, Address from, Bytes size, StreamHandle stream);
+  /// Waits for the work on `stream`, and ends it.
+  void destroy_stream(StreamHandle stream);
   /// Waits for the work on `stream`.
   void synchronize(StreamHandle stream);
 

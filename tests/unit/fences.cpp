@@ -202,6 +202,19 @@ TEST(an_open_epoch_covers_marked_work) {
   CHECK(epochs.complete(fence));
 }
 
+TEST(a_stream_that_is_gone_ends_its_open_epoch) {
+  TestPool test(4_MiB);
+  Epochs& epochs = test.pool->epochs();
+  const StreamHandle stream = test.pool->driver().create_stream();
+  epochs.step(stream);
+  epochs.step(stream);
+  const Fence fence = epochs.fence();
+  CHECK(epochs.waits_for_open_epoch(fence));
+  test.pool->destroy_stream(stream);
+  CHECK(epochs.complete(fence));
+  CHECK(epochs.fence().empty());
+}
+
 TEST(a_stream_that_is_gone_holds_nothing_back) {
   TestPool test(4_MiB);
   Epochs& epochs = test.pool->epochs();
