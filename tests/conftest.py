@@ -26,8 +26,8 @@ if ON_CUDA:
 
 
 def pytest_collection_modifyitems(items):
-    """The stand-in's own tests go first, while nobody else has anything in it. Child processes, and what is the
-    host driver's own, are not for the CUDA driver."""
+    """The stand-in's own tests go first, while nobody else has anything in it. Child processes, and what is
+    the host driver's own, are not for the CUDA driver."""
     items.sort(key=lambda item: item.path.parent.name != "standin")
     for item in items if ON_CUDA else ():
         source = inspect.getsource(getattr(item, "function", item.module))

@@ -7,9 +7,9 @@ As tests/fault/test_faults.py, a layer below: here the CUDA driver's own undoing
 import gc
 from collections import Counter
 
+import cuda_standin
 import pytest
 
-import cuda_standin
 from vmm import Error, _core
 
 PAGE = 65536
