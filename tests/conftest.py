@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for child.py
 import cuda_standin
 from cuda_standin import ON_CUDA
 
+import vmm
+
 if ON_CUDA:
     import vmm.pool
     import vmm.testing
@@ -33,3 +35,10 @@ def pytest_collection_modifyitems(items):
         source = inspect.getsource(getattr(item, "function", item.module))
         if "host_only" in item.keywords or "run_child(" in source:
             item.add_marker(pytest.mark.skip(reason="of the host driver"))
+
+
+@pytest.fixture
+def pool():
+    with vmm.Pool("64MiB") as pool:
+        yield pool
+        pool.check()

@@ -3,8 +3,6 @@ import torch
 from tiny import cache_for, filled, model_of
 from transformers import DynamicCache
 
-from vmm import Pool
-
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
@@ -13,13 +11,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def pool():
-    with Pool("64MiB") as pool:
-        yield pool
-        pool.check()
 
 
 @pytest.fixture

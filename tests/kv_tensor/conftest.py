@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vmm import KVTensor, Pool
+from vmm import KVTensor
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -10,13 +10,6 @@ def one_thread_of_torch():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def pool():
-    with Pool("64MiB") as pool:
-        yield pool
-        pool.check()
 
 
 @pytest.fixture

@@ -92,3 +92,7 @@ class Bench:
 
 def out(kind=ctypes.c_uint64):
     return ctypes.byref(kind())
+
+
+def page_of(bench, base, at, size=None):
+    return (base + at * bench.page, size or bench.page)

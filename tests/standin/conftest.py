@@ -58,3 +58,29 @@ def standin(loaded):
     left = loaded.live()
     loaded.abandon()
     assert not any(left.values()), left
+
+
+@pytest.fixture
+def cuda(standin):
+    from cuda_calls import Cuda
+
+    return Cuda(standin.library)
+
+
+@pytest.fixture
+def bench(cuda):
+    from conformance import Bench
+
+    made = Bench(cuda)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def memory(bench):
+    """Four accessible pages."""
+    base = bench.reserve(4)
+    for at in range(4):
+        bench.map(base + at * bench.page, bench.create())
+    bench.allow(base, 4)
+    return base

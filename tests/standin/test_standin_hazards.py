@@ -3,34 +3,8 @@
 import ctypes
 
 import pytest
-from conformance import Bench
-from cuda_calls import SUCCESS, Cuda, access
-
-
-@pytest.fixture
-def cuda(standin):
-    return Cuda(standin.library)
-
-
-@pytest.fixture
-def bench(cuda):
-    made = Bench(cuda)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def memory(bench):
-    """Four accessible pages."""
-    base = bench.reserve(4)
-    for at in range(4):
-        bench.map(base + at * bench.page, bench.create())
-    bench.allow(base, 4)
-    return base
-
-
-def page_of(bench, base, at, size=None):
-    return (base + at * bench.page, size or bench.page)
+from conformance_bench import page_of
+from cuda_calls import SUCCESS, access
 
 
 def unmap_in_use(b, s, memory):

@@ -4,37 +4,9 @@ import ctypes
 import itertools
 import threading
 
-import conformance
-import pytest
 from cuda_calls import NON_BLOCKING, NOT_PERMITTED, NOT_READY, SUCCESS, Cuda
 
 SEEDS = range(1, 21)
-
-
-@pytest.fixture
-def cuda(standin):
-    return Cuda(standin.library)
-
-
-@pytest.fixture
-def bench(cuda):
-    made = conformance.Bench(cuda)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def memory(bench):
-    """Four accessible pages."""
-    base = bench.reserve(4)
-    for at in range(4):
-        bench.map(base + at * bench.page, bench.create())
-    bench.allow(base, 4)
-    return base
-
-
-def page_of(bench, base, at, size=None):
-    return (base + at * bench.page, size or bench.page)
 
 
 def orders(standin, bench, enqueue):
