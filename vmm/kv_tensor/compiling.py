@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import FunctionType
 
-from torch._C._dynamo import eval_frame
+import torch
 
 _REASON = "vmm.KVTensor maps memory where it is touched, which no graph can hold: each use is a graph break"
 
@@ -17,7 +17,15 @@ def keep_out_of_graphs(cls: type) -> None:
         if isinstance(function, FunctionType):
             function._torchdynamo_disable = True  # type: ignore[attr-defined]
             function._torchdynamo_disable_msg = _REASON  # type: ignore[attr-defined]
-            eval_frame.set_code_exec_strategy(function.__code__, _SKIP)
+            _skip(function)
 
 
-_SKIP = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+def _skip(function: FunctionType) -> None:
+    """Keeps the compiler from starting a graph inside the function. By torch's own parts, whose names may
+    change: without them it is slower, not wrong."""
+    frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    try:
+        strategy = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)  # type: ignore[union-attr]
+        frames.set_code_exec_strategy(function.__code__, strategy)  # type: ignore[union-attr]
+    except (AttributeError, TypeError):
+        return
