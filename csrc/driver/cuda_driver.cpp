@@ -9,11 +9,21 @@
 namespace vmm {
 namespace {
 
-Bytes granularity_of(const cuda::Calls& cuda, const cuda::AllocationProperties& properties) {
-  std::size_t bytes = 0;
-  cuda("cuMemGetAllocationGranularity", cuda.api().cuMemGetAllocationGranularity, &bytes, &properties,
+Capabilities capabilities_of(const cuda::Calls& cuda, const cuda::AllocationProperties& properties,
+                             bool host_accessible) {
+  std::size_t granularity = 0;
+  cuda("cuMemGetAllocationGranularity", cuda.api().cuMemGetAllocationGranularity, &granularity, &properties,
        cuda::granularity_minimum);
-  return {bytes};
+  return {.name = "cuda",
+          .granularity = {granularity},
+          .default_page_bytes = {granularity},  // 2 MiB on every GPU so far
+          .merges_neighbours = false,
+          .fresh_pages_are_zero = false,
+          .host_accessible = host_accessible,
+          .zero_gaps = false,
+          .foreign_streams = true,
+          .device = cuda.ordinal(),
+          .max_mappings = 0};
 }
 
 }  // namespace
@@ -28,18 +38,8 @@ CudaDriver::CudaDriver(int ordinal, bool host_accessible)
                   .location = {cuda::location_device, ordinal},
                   .win32_metadata = nullptr,
                   .flags = {}},
-      ledger_(granularity_of(cuda_, properties_)) {
-  const Bytes granularity = granularity_of(cuda_, properties_);
-  capabilities_ = {.name = "cuda",
-                   .granularity = granularity,
-                   .default_page_bytes = granularity,  // 2 MiB on every GPU so far
-                   .merges_neighbours = false,
-                   .fresh_pages_are_zero = false,
-                   .host_accessible = host_accessible,
-                   .zero_gaps = false,
-                   .foreign_streams = true,
-                   .device = ordinal,
-                   .max_mappings = 0};
+      capabilities_(capabilities_of(cuda_, properties_, host_accessible)),
+      ledger_(capabilities_.granularity) {
   const Scope scope(*this);
   cuda_("cuStreamCreate", cuda_.api().cuStreamCreate, &own_stream_, cuda::stream_non_blocking);
 }
@@ -148,21 +148,18 @@ void CudaDriver::map(std::span<const PageMapping> pages) {
   }
 }
 
-void CudaDriver::set_access(Address start, Bytes size, int flags) {
-  const cuda::AccessDescriptor access{properties_.location, flags};
-  cuda_("cuMemSetAccess", cuda_.api().cuMemSetAccess, start.value, size.count, &access, 1u);
-}
-
 void CudaDriver::set_access(std::span<const PageMapping> pages) {
   const Scope scope(*this);
   {
     std::lock_guard lock(mutex_);
     ledger_.check_mapped(pages);
   }
+  const cuda::AccessDescriptor access{properties_.location, cuda::access_read_write};
   std::size_t opened = 0;
   try {
     for_each_stretch(pages, false, [&](const Stretch& stretch) {
-      set_access(stretch.address, stretch.size, cuda::access_read_write);
+      cuda_("cuMemSetAccess", cuda_.api().cuMemSetAccess, stretch.address.value, stretch.size.count, &access,
+            1u);
       opened += stretch.entries;
     });
   } catch (...) {

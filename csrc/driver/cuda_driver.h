@@ -54,7 +54,6 @@ class CudaDriver final : public Driver {
     cuda::Calls::Scope scope_;
   };
 
-  void set_access(Address start, Bytes size, int flags);
   void undo_map(std::span<const PageMapping> mapped) noexcept;
   void unmap_stuck(Address start, Bytes size);
   void check_stream(StreamHandle stream) const;
@@ -67,7 +66,7 @@ class CudaDriver final : public Driver {
   ForkGuard fork_guard_;
   cuda::Calls cuda_;
   cuda::AllocationProperties properties_{};
-  Capabilities capabilities_{};
+  Capabilities capabilities_;
   cuda::Stream own_stream_ = nullptr;
   std::mutex mutex_;  // guards what follows; libcuda is called outside it
   Ledger ledger_;

@@ -3,6 +3,11 @@
 #include "base/error.h"
 
 namespace vmm {
+namespace {
+
+constexpr std::uint64_t for_ever = ~std::uint64_t{0};  // in queries
+
+}  // namespace
 
 void FaultDriver::fail_at(std::int64_t n, std::int64_t times, Fault fault) {
   std::lock_guard lock(mutex_);
@@ -20,8 +25,8 @@ std::string FaultDriver::last_failed() const {
 
 void FaultDriver::hold_events(bool hold) {
   std::lock_guard lock(mutex_);
-  hold_ = hold;
-  if (!hold) held_.clear();
+  delay_ = hold ? for_ever : 0;
+  if (!hold) delayed_.clear();
 }
 
 void FaultDriver::delay_events(std::uint64_t queries) {
@@ -105,7 +110,6 @@ EventHandle FaultDriver::record(StreamHandle stream) {
   maybe_fail("record");
   const EventHandle event = inner_->record(stream);
   std::lock_guard lock(mutex_);
-  if (hold_) held_.insert(event.value);
   if (delay_ != 0) delayed_[event.value] = delay_;
   return event;
 }
@@ -114,7 +118,6 @@ bool FaultDriver::query(EventHandle event) {
   maybe_fail("query");
   {
     std::lock_guard lock(mutex_);
-    if (held_.contains(event.value)) return false;
     const auto delayed = delayed_.find(event.value);
     if (delayed != delayed_.end() && delayed->second-- != 0) return false;
     if (delayed != delayed_.end()) delayed_.erase(delayed);

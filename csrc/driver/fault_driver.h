@@ -6,7 +6,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 
 #include "driver/driver.h"
@@ -63,8 +62,6 @@ class FaultDriver final : public Driver {
   std::int64_t times_ = 0;
   Fault fault_ = Fault::error;
   std::string last_failed_;
-  bool hold_ = false;
-  std::set<std::uint64_t> held_;
   std::uint64_t delay_ = 0;
   std::map<std::uint64_t, std::uint64_t> delayed_;  // event → queries to go
 };

@@ -130,26 +130,30 @@ void Rows::map(const Spans& spans) {
   });
 }
 
-void Rows::mark_used(const Spans& spans) {
+/// Calls visit(row, from, to) for the bytes [from, to) of each row that the spans touch.
+template <class Visit>
+void Rows::for_each_row(const Spans& spans, Visit visit) const {
   for (const ByteRange& span : spans) {
     const Bytes end = span.offset + span.size;
     for (std::uint64_t row = span.offset / row_bytes(); row_bytes() * row < end; ++row) {
       const Bytes start = row_bytes() * row;
-      const Bytes from = std::max(span.offset, start) - start;
-      const Bytes to = std::min(end, start + row_bytes()) - start;
-      lower(floors_[row], from / shape_.record_bytes);
-      raise(marks_[row], round_up(to, shape_.record_bytes) / shape_.record_bytes);
+      visit(row, std::max(span.offset, start) - start, std::min(end, start + row_bytes()) - start);
     }
   }
+}
+
+void Rows::mark_used(const Spans& spans) {
+  for_each_row(spans, [&](std::uint64_t row, Bytes from, Bytes to) {
+    lower(floors_[row], from / shape_.record_bytes);
+    raise(marks_[row], round_up(to, shape_.record_bytes) / shape_.record_bytes);
+  });
 }
 
 void Rows::note_growth(const Spans& spans) {
   if (pager_->options().lookahead.count == 0) return;
   {
     std::lock_guard lock(mutex_);
-    for (const ByteRange& span : spans)
-      for (std::uint64_t row = span.offset / row_bytes(); row_bytes() * row < span.offset + span.size; ++row)
-        grown_.push_back(row);
+    for_each_row(spans, [&](std::uint64_t row, Bytes, Bytes) { grown_.push_back(row); });
   }
   pager_->notify(*this);
 }

@@ -94,8 +94,11 @@ class Rows final : public Growing {
   std::uint64_t end_page(const ByteRange& span) const;
   std::vector<PageRange> pages_of(const Spans& spans) const;
   void map(const Spans& spans);
+  template <class Visit>
+  void for_each_row(const Spans& spans, Visit visit) const;
   void mark_used(const Spans& spans);
   void note_growth(const Spans& spans);
+  void append_usable(Spans& out, const ByteRange& span) const;
   bool holds_others(std::uint64_t page, Tokens from, Tokens to) const;
   void give_back_if_closed();
   bool covers(const Spans& spans, std::uint64_t page) const;

@@ -124,33 +124,31 @@ void Rows::close() noexcept {
   }
 }
 
+/// Appends the parts of a span whose pages are usable; parts that meet are one.
+void Rows::append_usable(Spans& out, const ByteRange& span) const {
+  for (std::uint64_t page = first_page(span); page < end_page(span); ++page) {
+    if (!usable_.has(page)) continue;
+    const Bytes from = std::max(span.offset, page_ * page);
+    const Bytes to = std::min(span.offset + span.size, page_ * (page + 1));
+    if (!out.empty() && out.back().offset + out.back().size == from)
+      out.back().size = to - out.back().offset;
+    else
+      out.push_back({from, to - from});
+  }
+}
+
 void Rows::zero_mapped(Spans spans) {
   require_open();
   const Pin against_release(observer(), spans);
-  for (const ByteRange& span : spans) {
-    for (std::uint64_t page = first_page(span); page < end_page(span); ++page) {
-      if (!usable_.has(page)) continue;
-      const Bytes from = std::max(span.offset, page_ * page);
-      const Bytes to = std::min(span.offset + span.size, page_ * (page + 1));
-      pool().zero(lease_->reservation(), from, to - from);
-    }
-  }
+  Spans usable;
+  for (const ByteRange& span : spans) append_usable(usable, span);
+  for (const ByteRange& part : usable) pool().zero(lease_->reservation(), part.offset, part.size);
 }
 
 Rows::Spans Rows::in_use() const {
   Spans out;
-  for (std::uint64_t row = 0; row < shape_.rows; ++row) {
-    const ByteRange used = bytes_of(row, {floors_[row].load()}, mark(row));
-    for (std::uint64_t page = first_page(used); page < end_page(used); ++page) {
-      if (!usable_.has(page)) continue;
-      const Bytes from = std::max(used.offset, page_ * page);
-      const Bytes to = std::min(used.offset + used.size, page_ * (page + 1));
-      if (!out.empty() && out.back().offset + out.back().size == from)
-        out.back().size = to - out.back().offset;
-      else
-        out.push_back({from, to - from});
-    }
-  }
+  for (std::uint64_t row = 0; row < shape_.rows; ++row)
+    append_usable(out, bytes_of(row, {floors_[row].load()}, mark(row)));
   return out;
 }
 

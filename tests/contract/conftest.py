@@ -71,3 +71,9 @@ def driver(under_test):
 def page(driver):
     """The page size most tests use, in bytes."""
     return driver.default_page_bytes
+
+
+@pytest.fixture
+def arena(driver, page):
+    """A reservation of 16 pages."""
+    return driver.reserve(16 * page, page)

@@ -9,6 +9,7 @@ from collections import Counter
 
 import cuda_standin
 import pytest
+from core_pool import settle
 
 from vmm import Error, _core
 
@@ -39,13 +40,6 @@ def _open(scenario_pages=32):
     )
 
 
-def _settle(pool):
-    for _ in range(100):
-        if not pool.poll() and not pool.stats()["retirements_waiting"]:
-            return
-    raise AssertionError("the pager does not come to rest")
-
-
 def _rows(pool, tokens=64):
     """64 tokens of half a page in each of two rows."""
     return _core.Rows(
@@ -71,7 +65,7 @@ def grow_and_release(pool):
     for end in (1, 6, 20):
         rows.touch(0, (end * PAGE // 2,), (1,))
     rows.release(3, 20)
-    _settle(pool)
+    settle(pool)
     rows.touch(0, (12 * PAGE // 2,), (1,))
 
 
@@ -89,7 +83,7 @@ def copy_on_a_stream(pool):
         pool.synchronize(stream)
     finally:
         _insist(lambda: pool.destroy_stream(stream))
-    _settle(pool)
+    settle(pool)
 
 
 def make_room(pool):
@@ -152,9 +146,9 @@ def test_every_failure_is_survived(standin, scenario, code, times):
         standin.fail_at(0)
         pool.check()
         pool.end()
-        _settle(pool)
+        settle(pool)
         scenario(pool)  # the next attempt succeeds
-        _settle(pool)
+        settle(pool)
         pool.check()
         pool.close()
         pool.trim(1 << 40)

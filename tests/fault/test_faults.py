@@ -9,6 +9,7 @@ import os
 from collections import Counter
 
 import pytest
+from core_pool import settle
 
 from vmm import Error, _core
 
@@ -22,13 +23,6 @@ def make_pool(pages):
 
 def reserve(pool, pages, extents=1, **options):
     return pool.reserve(page_bytes=PAGE, extent_bytes=pages * PAGE, extents=extents, **options)
-
-
-def settle(pool):
-    for _ in range(100):
-        if not pool.poll() and not pool.stats()["retirements_waiting"]:
-            return
-    raise AssertionError("the pager does not come to rest")
 
 
 # A scenario: (budget in pages, prepare(pool) -> state, act(pool, state) -> whatever must live on).

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from core_pool import settle
 
 from vmm import Error, _core
 from vmm.kv_tensor.memory import KVMemory
@@ -18,13 +19,6 @@ class Facade:
 
     def __init__(self):
         self._core = _core.Pool(64 * PAGE, arena_bytes=1 << 30, pager_thread=False, faults=True)
-
-
-def settle(pool):
-    for _ in range(100):
-        if not pool.poll() and not pool.stats()["retirements_waiting"]:
-            return
-    raise AssertionError("the pager does not come to rest")
 
 
 def make(facade):

@@ -1,16 +1,7 @@
 import pytest
-import torch
 from tiny import cache_for, filled, model_of
+from torch_threads import one_thread  # noqa: F401 - a fixture
 from transformers import DynamicCache
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    # The models are too small for more, and the suite shares the machine's cores with the pager.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,15 +1,7 @@
 import pytest
-import torch
+from torch_threads import one_thread  # noqa: F401 - a fixture
 
 from vmm import KVTensor
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread_of_torch():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

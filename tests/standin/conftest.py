@@ -1,46 +1,17 @@
 """The stand-in, built on demand and loaded once into the test process."""
 
-import os
-import pathlib
-import shutil
-import subprocess
-import sys
-
+import cuda_standin
 import pytest
-
-HERE = pathlib.Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
-
-
-def _tool(name: str) -> str:
-    beside = [pathlib.Path(sys.executable).parent, REPOSITORY / ".venv" / "bin"]
-    path = os.pathsep.join([*map(str, beside), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=path)
-    if found is None:
-        pytest.skip(f"{name} is needed to build the stand-in libcuda.so.1")
-    return found
 
 
 @pytest.fixture(scope="session")
 def standin_path() -> str:
-    """Where libcuda.so.1 is. VMM_STANDIN_LIBRARY names another build, with sanitizers for example."""
-    if given := os.environ.get("VMM_STANDIN_LIBRARY"):
-        return given
-    build = REPOSITORY / "build" / "standin"
-    configure = [_tool("cmake"), "-S", str(HERE), "-B", str(build), "-G", "Ninja"]
-    configure.append(f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}")
-    for command in (configure, [_tool("cmake"), "--build", str(build)]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
-        if done.returncode != 0:
-            pytest.fail(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return str(build / "libcuda.so.1")
+    return cuda_standin.library()
 
 
 @pytest.fixture(scope="session")
-def loaded(standin_path):
-    import standin
-
-    return standin.load(standin_path)
+def loaded():
+    return cuda_standin.loaded()
 
 
 @pytest.fixture

@@ -5,21 +5,9 @@ import os
 
 import conformance
 import pytest
-from cuda_calls import NOT_INITIALIZED, OUT_OF_MEMORY, SUCCESS, Cuda, access, properties
+from cuda_calls import NOT_INITIALIZED, OUT_OF_MEMORY, SUCCESS, access, properties
 
 from child import run_child
-
-
-@pytest.fixture
-def cuda(standin):
-    return Cuda(standin.library)
-
-
-@pytest.fixture
-def bench(cuda):
-    made = conformance.Bench(cuda)
-    yield made
-    made.close()
 
 
 def grow(bench):

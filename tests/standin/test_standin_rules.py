@@ -13,25 +13,12 @@ from cuda_calls import (
     OUT_OF_MEMORY,
     SUCCESS,
     Access,
-    Cuda,
     Location,
     access,
     properties,
 )
 
 from child import run_child
-
-
-@pytest.fixture
-def cuda(standin):
-    return Cuda(standin.library)
-
-
-@pytest.fixture
-def bench(cuda):
-    made = conformance.Bench(cuda)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("name", conformance.SCENARIOS)

@@ -103,6 +103,36 @@ TEST(threads_share_a_tensor) {
   CHECK(test.pool->stats().reservations_leased == 0);
 }
 
+TEST(threads_append_to_one_tensor) {
+  TestPool test(6_MiB);
+  PagerThread pager(test.pager);
+  auto rows = Rows::make(test.pager, test.reserve(1_MiB, 1, 0, true), {2, {2000}, record});
+  std::mutex appending;  // as KVTensor.append holds its own
+  std::uint64_t length = 0;
+  std::vector<std::thread> threads;
+  for (int n = 0; n < 4; ++n)
+    threads.emplace_back([&] {
+      for (;;) {
+        std::lock_guard lock(appending);
+        if (length == 2000) return;
+        const Bytes row = record * 2000;
+        const Region token{record * length, record, {{2, row}}};
+        rows->touch(rows->spans_of(token));
+        for (std::uint64_t r = 0; r < 2; ++r)
+          std::memset(bytes_at(rows->lease(), row * r + token.offset), static_cast<int>(1 + length % 200),
+                      record.count);
+        ++length;
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  int wrong = 0;
+  for (std::uint64_t i = 0; i < 4000; ++i)
+    wrong += *bytes_at(rows->lease(), record * i) != 1 + i % 2000 % 200;
+  CHECK(wrong == 0);
+  CHECK(rows->mark(0) == Tokens{2000} && rows->mark(1) == Tokens{2000});
+  test.pool->check();
+}
+
 TEST(copies_on_streams_beside_everything) {
   TestPool test(8_MiB);
   PagerThread pager(test.pager);

@@ -17,7 +17,7 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Windows's subsystem
 _UNKNOWN: Facts = dict.fromkeys(
     ("library", "load_error", "version", "devices", "failed", "code", "error", "ended")
 )
-_NOT_USED = "not used yet, vmm has no CUDA driver so far"
+_NOT_USED = "not used yet but by a pool made for it; vmm has not run on a GPU so far"
 _LOOK = "see nvidia-smi and CUDA_VISIBLE_DEVICES; it does not matter to the CPU"
 
 

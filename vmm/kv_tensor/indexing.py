@@ -20,8 +20,7 @@ def is_simple(index: Any, grow_dim: int) -> bool:
     for entry in index:
         if type(entry) is not slice and type(entry) is not int:
             return False
-    entry = index[grow_dim]
-    return type(entry) is int or entry.stop is not None
+    return is_bound(index[grow_dim])
 
 
 def is_basic(index: Any) -> bool:

@@ -132,9 +132,13 @@ class KVMemory:
 
     def _pin_for_autograd(self) -> None:
         if self.tracks_gradients:
-            size, flat = self.dtype.itemsize, self.raw.view(-1)
-            spans = ((start // size, (start + count) // size) for start, count in self.rows.in_use())
-            self._outlived_by_storage(*(self.plain(flat[start:stop]) for start, stop in spans))
+            flat = self.raw.view(-1)
+            self._outlived_by_storage(*(self.plain(flat[span]) for span in self.in_use()))
+
+    def in_use(self) -> list[slice]:
+        """What is mapped and in use, as elements of the flat tensor."""
+        size = self.dtype.itemsize
+        return [slice(start // size, (start + count) // size) for start, count in self.rows.in_use()]
 
     def zero(self, region: torch.Tensor) -> bool:
         """Zeroes what is mapped of ``region``. False, with nothing done, where its elements overlap."""
@@ -149,10 +153,10 @@ class KVMemory:
             if stride < extent:
                 return False
             extent += stride * (size - 1)
-        flat, item = self.raw.view(-1), self.dtype.itemsize
-        for start, count in self.rows.in_use():
-            for at in range(start // item, (start + count) // item, _MOST_AT_ONCE):
-                piece = flat[at : min(at + _MOST_AT_ONCE, (start + count) // item)]
+        flat = self.raw.view(-1)
+        for span in self.in_use():
+            for at in range(span.start, span.stop, _MOST_AT_ONCE):
+                piece = flat[at : min(at + _MOST_AT_ONCE, span.stop)]
                 rest = torch.arange(at - offset, at - offset + piece.numel())
                 within = rest >= 0
                 for stride, size in reversed(steps):
@@ -166,11 +170,10 @@ class KVMemory:
         other.require_open()
         if other is self:
             return
-        size = other.dtype.itemsize
         mine, theirs = self.raw.view(-1), other.raw.view(-1)
         first, second = sorted((self, other), key=id)  # others may copy the other way now
         with first.lock, second.lock, torch.no_grad():
-            spans = [slice(start // size, (start + count) // size) for start, count in other.rows.in_use()]
+            spans = other.in_use()
             for span in spans:
                 self.touch(mine[span])
             self.rows.zero_mapped(0, mine.shape, (1,))
@@ -190,11 +193,11 @@ class KVMemory:
 
     def __reduce__(self) -> tuple[Callable[..., KVMemory], tuple[Any, ...]]:
         self.require_open()
-        size = self.dtype.itemsize
         flat = self.raw.view(-1)
         with self.lock:
-            spans = [(start // size, count // size) for start, count in self.rows.in_use()]
-            data = torch.cat([flat.new_empty(0), *(flat[start : start + count] for start, count in spans)])
+            live = self.in_use()
+            data = torch.cat([flat.new_empty(0), *(flat[span] for span in live)])
+            spans = [(span.start, span.stop - span.start) for span in live]
             state = (self.shape, self.dtype, self.grow_dim, self.rows.page_bytes, self.length, spans, data)
         return rebuild_memory, state
 

@@ -1,0 +1,76 @@
+"""The driver contract (csrc/driver/driver.h): streams and events."""
+
+import itertools
+
+import pytest
+from mapping import mapped
+
+from vmm import InvalidArgument
+
+
+def test_streams_and_events(driver):
+    stream = driver.create_stream()
+    event = driver.record(stream)
+    driver.wait(event)
+    assert driver.query(event)
+    driver.destroy_event(event)
+    driver.destroy_stream(stream)
+    if not driver.foreign_streams:
+        with pytest.raises(InvalidArgument, match="stream"):
+            driver.record(stream)
+    with pytest.raises(InvalidArgument, match="event"):
+        driver.query(event)
+
+
+def test_work_on_a_stream_is_done_in_order(under_test, driver, arena, page):
+    entries = mapped(driver, arena, page, 8)
+    under_test.write(arena, b"\x07" * page)
+    stream = driver.create_stream()
+    for entry, following in itertools.pairwise(entries):
+        driver.copy(following[0], entry[0], page, stream)
+    driver.zero(arena, page, stream)
+    event = driver.record(stream)
+    driver.wait(event)
+    assert driver.query(event)
+    assert under_test.read(arena, page) == bytes(page)
+    assert under_test.read(entries[-1][0], page) == b"\x07" * page
+    driver.destroy_event(event)
+    driver.destroy_stream(stream)
+
+
+def test_streams_run_beside_the_caller_and_each_other(driver, arena, page):
+    mapped(driver, arena, page, 8)
+    busy, idle = driver.create_stream(), driver.create_stream()
+
+    def caller_was_faster() -> bool:
+        for _ in range(2000):
+            driver.zero(arena, 8 * page, busy)
+        behind, at_once = driver.record(busy), driver.record(idle)
+        seen = not driver.query(behind) and driver.query(at_once)
+        driver.wait(behind)
+        assert driver.query(behind)
+        for event in (behind, at_once):
+            driver.destroy_event(event)
+        return seen
+
+    assert any(caller_was_faster() for _ in range(10))
+    driver.destroy_stream(busy)
+    driver.destroy_stream(idle)
+
+
+def test_work_on_the_default_stream_is_over_when_the_call_returns(under_test, driver, arena, page):
+    mapped(driver, arena, page, 1)
+    under_test.write(arena, b"\x07" * page)
+    driver.zero(arena, page)
+    assert under_test.read_now(arena, page) == bytes(page)
+
+
+def test_destroying_a_stream_waits_for_its_work(under_test, driver, arena, page):
+    mapped(driver, arena, page, 8)
+    stream = driver.create_stream()
+    for _ in range(100):
+        driver.zero(arena, 8 * page, stream)
+    event = driver.record(stream)
+    driver.destroy_stream(stream)
+    assert driver.query(event)
+    driver.wait(event)

@@ -1,0 +1,136 @@
+"""What ``vmm doctor`` says of libcuda. A library of that name says what FAKE_CUDA tells it to."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vmm.doctor import cuda, verify_installation
+
+FAKE = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static int is(const char* what) { const char* say = getenv("FAKE_CUDA"); return say && !strcmp(say, what); }
+int cuDriverGetVersion(int* version) { *version = 13020; return 0; }
+int cuInit(unsigned flags) {
+  (void)flags;
+  puts("{chatter of a driver"); fflush(stdout);
+  if (is("hang")) sleep(600);
+  if (is("crash")) abort();
+  if (is("exit")) _exit(0);
+  return is("refuse") ? 100 : 0;
+}
+int cuGetErrorName(int code, const char** name) { *name = "CUDA_ERROR_NO_DEVICE"; return code != 100; }
+int cuDeviceGetCount(int* count) { *count = is("empty") ? 0 : 1; return 0; }
+int cuDeviceGet(int* device, int number) { *device = number + 7; return 0; }
+int cuDeviceGetName(char* name, int length, int device) {
+  snprintf(name, length, "Fake GPU %d", device);
+  return is("nameless") ? 999 : 0;
+}
+int cuDeviceTotalMem_v2(size_t* size, int device) { (void)device; *size = (size_t)80 << 30; return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def compile_libcuda(tmp_path_factory):
+    def compile_it(source):
+        folder = tmp_path_factory.mktemp("libcuda")
+        (folder / "fake.c").write_text(source)
+        command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "fake.c", "-o", "libcuda.so.1"]
+        subprocess.run(command, cwd=folder, check=True, timeout=60)
+        return folder
+
+    return compile_it
+
+
+@pytest.fixture(scope="module")
+def fake_folder(compile_libcuda):
+    return compile_libcuda(FAKE)
+
+
+@pytest.fixture
+def fake(fake_folder, monkeypatch):
+    """Tells the fake what to do and answers what the check makes of it: (finding, facts)."""
+
+    def check(behaviour):
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_folder))
+        monkeypatch.setenv("FAKE_CUDA", behaviour)
+        facts = {}
+        return cuda.libcuda(facts), facts["cuda"]
+
+    return check
+
+
+def test_a_gpu_is_described_and_not_claimed_to_be_used(fake, fake_folder):
+    finding, said = fake("one device")
+    assert finding.status == "ok"
+    assert "Fake GPU 7 (80.0 GiB)" in finding.found
+    assert "CUDA 13.2" in finding.found
+    assert "not used yet" in finding.found
+    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30}]
+    assert said["library"] == str(fake_folder / "libcuda.so.1")
+    report = verify_installation()
+    assert report.driver == "host"
+    assert "1 GPU(s) not used yet" in report.summary
+    assert str(fake_folder) not in Path("/proc/self/maps").read_text()  # only ever in a process of its own
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ("refuse", "cuInit failed: CUDA_ERROR_NO_DEVICE"),
+        ("empty", "no device"),
+        ("nameless", "cuDeviceGetName failed: error 999"),
+        ("crash", "crashed with SIGABRT in cuInit"),
+        ("exit", "ended with code 0 in cuInit"),
+    ],
+)
+def test_a_libcuda_in_trouble_is_a_warning(fake, behaviour, words):
+    finding, said = fake(behaviour)
+    assert finding.status == "warning"
+    assert words in finding.found
+    assert "nvidia-smi" in finding.advice
+    assert said["version"] == 13020  # what was known before the trouble is kept
+
+
+def test_hidden_devices_are_mentioned(fake, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES=''" in fake("refuse")[0].found
+
+
+def test_a_libcuda_that_hangs_is_given_up(fake, monkeypatch):
+    monkeypatch.setattr(cuda, "_SECONDS", 2.5)
+    finding, said = fake("hang")
+    assert finding.status == "warning"
+    assert "no answer in 2.5 s in cuInit" in finding.found
+    assert said["version"] == 13020
+
+
+def test_a_libcuda_without_its_functions(compile_libcuda, monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(compile_libcuda("int nothing;")))
+    finding = cuda.libcuda({})
+    assert finding.status == "warning"
+    assert "cuDriverGetVersion" in finding.found
+
+
+def test_no_libcuda_is_fine(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "_LIBRARY", "libcuda-absent.so.1")
+    monkeypatch.setattr(cuda, "_DEVICE_FILES", (str(tmp_path / "absent"),))
+    finding = cuda.libcuda(facts := {})
+    assert (finding.status, finding.advice) == ("ok", None)
+    assert "libcuda-absent.so.1: cannot open shared object file" in facts["cuda"]["load_error"]
+    (tmp_path / "absent").touch()
+    finding = cuda.libcuda({})
+    assert finding.status == "warning"
+    assert "--gpus all" in finding.advice
+
+
+def test_a_damaged_libcuda_is_not_fine(monkeypatch, tmp_path):
+    (tmp_path / "libcuda.so.1").write_bytes(b"not a library" * 100)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    finding = cuda.libcuda({})
+    assert finding.status == "warning"
+    assert "invalid ELF header" in finding.found
