@@ -19,6 +19,7 @@ from vmm.testing import kernel_account, settle
 
 #: Set before the process starts: malloc keeps what it frees, for the peers' sake.
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+DEVICES = ("cpu",)
 
 LAYERS, HEADS, DIM = 16, 8, 128
 TOKEN_BYTES = LAYERS * 2 * HEADS * DIM * 2
@@ -27,7 +28,7 @@ PREFILL_ROUNDS = 7
 K = 1024
 
 
-def run(progress: Callable[[str], None]) -> Report:
+def run(progress: Callable[[str], None], device: str) -> Report:
     report = Report("growth", "cpu", environment=environment("torch", "transformers"))
     with torch.inference_mode():
         for name, work in (

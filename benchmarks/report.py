@@ -1,4 +1,8 @@
-"""What every benchmark returns, and how it is shown."""
+"""What every benchmark returns, and how it is shown.
+
+A benchmark is a module with ``DEVICES`` (kinds it runs on, the default first), ``ENVIRONMENT`` (variables it
+needs set before Python starts) and ``run(progress, device) -> Report``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
+
+from vmm import _core
 
 
 @dataclass
@@ -37,12 +43,21 @@ def environment(*packages: str) -> dict[str, str | int]:
         "cpus": len(os.sched_getaffinity(0)),
         "commit": _commit(),
     }
+    if (loaded := Path("/proc/driver/nvidia/version")).exists():
+        found["nvidia_driver"] = loaded.read_text().splitlines()[0]
     for package in ("kvmm", *packages):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def device_name(device: str) -> str:
+    """``cpu``, or what CUDA calls the GPU. The tests' stand-in says that it is one."""
+    if device == "cpu":
+        return "cpu"
+    return _core.cuda_name(int(device.partition(":")[2] or 0))
 
 
 def _commit() -> str:

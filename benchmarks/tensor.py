@@ -18,13 +18,14 @@ from vmm.pool import Pool
 from vmm.testing import kernel_account, settle
 
 ENVIRONMENT: dict[str, str] = {}
+DEVICES = ("cpu",)
 
 HEADS, DIM = 8, 128
 TOKEN_BYTES = HEADS * DIM * 2
 CALLS = 10_000
 
 
-def run(progress: Callable[[str], None]) -> Report:
+def run(progress: Callable[[str], None], device: str) -> Report:
     report = Report("tensor", "cpu", environment=environment("torch"))
     for name, work in (
         ("indexing", _index),

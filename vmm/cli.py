@@ -60,6 +60,9 @@ def demo(
 @app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="Which benchmark; without it they are listed.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1. Default: the first that the benchmark knows.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
 ) -> None:
     """Measure one thing, against a peer, in the same run."""
@@ -70,8 +73,12 @@ def bench(
     if name not in names:
         raise typer.BadParameter(f"{name!r}; expected one of: {', '.join(names)}", param_hint="NAME")
     module = importlib.import_module(f"vmm.benchmarks.{name}")
+    device = device or module.DEVICES[0]
+    if device.partition(":")[0] not in module.DEVICES:
+        known = ", ".join(module.DEVICES)
+        raise typer.BadParameter(f"{device!r}; {name} runs on: {known}", param_hint="--device")
     _restart_with(module.ENVIRONMENT)
-    report = module.run(lambda stage: typer.echo(f"{name}: {stage} …", err=True))
+    report = module.run(lambda stage: typer.echo(f"{name}: {stage} …", err=True), device)
     if as_json:
         typer.echo(report.to_json())
         return

@@ -99,6 +99,7 @@ void bind_driver(py::module_& m) {
           "destroy_event", [](Driver& d, std::uint64_t event) { d.destroy_event({event}); },
           py::arg("event"));
   m.def("cuda_free_bytes", [](int device) { return cuda::free_bytes(device); }, py::arg("device"), NoGil());
+  m.def("cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
   py::class_<CudaDriver, Driver>(m, "CudaDriver")
       .def(py::init<int, bool>(), py::arg("device") = 0, py::arg("host_accessible") = false);
   py::class_<HostDriver, Driver>(m, "HostDriver")

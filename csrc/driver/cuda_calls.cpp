@@ -85,6 +85,14 @@ std::uint64_t free_bytes(int ordinal) {
   return free;
 }
 
+std::string name(int ordinal) {
+  const Calls calls(ordinal);
+  std::array<char, 256> out{};
+  calls("cuDeviceGetName", calls.api().cuDeviceGetName, out.data(), static_cast<int>(out.size()),
+        calls.device());
+  return out.data();
+}
+
 Calls::Scope::Scope(const Calls& calls) : calls_(calls) {
   Context current = nullptr;
   calls("cuCtxGetCurrent", calls.api_.cuCtxGetCurrent, &current);

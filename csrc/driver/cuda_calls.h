@@ -42,6 +42,7 @@ class Calls {
 
   const Api& api() const noexcept { return api_; }
   int ordinal() const noexcept { return ordinal_; }
+  Device device() const noexcept { return device_; }
   Context context() const noexcept { return context_; }
 
   /// Makes the call. Throws DriverOutOfMemory, InvalidArgument or DriverError with the call, its arguments
@@ -70,7 +71,8 @@ class Calls {
   mutable std::atomic<Result> lost_{success};  // the error that ended the context
 };
 
-/// Of one device now. Throws as the constructor of Calls.
+/// Of one device, now. Throw as the constructor of Calls.
 std::uint64_t free_bytes(int ordinal);
+std::string name(int ordinal);
 
 }  // namespace vmm::cuda

@@ -33,7 +33,14 @@ def test_an_unknown_benchmark_names_the_known_ones():
 
 def test_json_comes_last_and_is_one_object(monkeypatch):
     report = Report("growth", "cpu", {"speed": 2.0}, {"peer": "x"}, {"machine": "m"})
-    fake = types.SimpleNamespace(ENVIRONMENT={}, run=lambda progress: (progress("stage"), report)[1])
+    asked = []
+
+    def run(progress, device):
+        progress("stage")
+        asked.append(device)
+        return report
+
+    fake = types.SimpleNamespace(ENVIRONMENT={}, DEVICES=("cpu", "cuda"), run=run)
     monkeypatch.setitem(sys.modules, "vmm.benchmarks.growth", fake)
     result = invoke("bench", "growth", "--json")
     assert json.loads(result.stdout.splitlines()[-1]) == {
@@ -43,7 +50,14 @@ def test_json_comes_last_and_is_one_object(monkeypatch):
         "peers": {"peer": "x"},
         "environment": {"machine": "m"},
     }
-    assert "speed" in invoke("bench", "growth").stdout
+    assert "speed" in invoke("bench", "growth", "--device", "cuda:1").stdout
+    assert asked == ["cpu", "cuda:1"]
+
+
+def test_a_benchmark_names_the_devices_it_runs_on():
+    result = invoke("bench", "tensor", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "cpu" in result.output
 
 
 def test_our_errors_are_one_line(tmp_path):
