@@ -1,5 +1,9 @@
 """Every exception of vmm. The engine raises these same classes."""
 
+import functools
+import sys
+from typing import Any
+
 
 class Error(Exception):
     """Base of all exceptions of vmm."""
@@ -35,6 +39,7 @@ class InvariantViolation(Error):
 
 class OutOfPages(Error, MemoryError):
     """The budget, or the device behind it, cannot give the pages asked for. The call had no effect.
+    For a GPU's memory it is a torch.OutOfMemoryError, too, where torch has been imported.
 
     Attributes, all in bytes: ``asked``; ``free`` (budget not taken, and free pages of the pool);
     ``reclaimable`` (mapped, but needed by nobody); ``budget``.
@@ -51,3 +56,22 @@ class OutOfPages(Error, MemoryError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def out_of_pages_type(of_gpu: bool) -> type[OutOfPages]:
+    """What the engine raises when it is out of pages."""
+    return _out_of_gpu_pages() if of_gpu and "torch" in sys.modules else OutOfPages
+
+
+@functools.cache
+def _out_of_gpu_pages() -> type[OutOfPages]:
+    import torch  # here, because `import vmm` must not
+
+    named = {"__module__": __name__, "__doc__": OutOfPages.__doc__}
+    return type("OutOfGpuPages", (OutOfPages, torch.OutOfMemoryError), named)
+
+
+def __getattr__(name: str) -> Any:  # for pickle
+    if name == "OutOfGpuPages":
+        return _out_of_gpu_pages()
+    raise AttributeError(f"module 'vmm.errors' has no attribute {name!r}")

@@ -87,6 +87,8 @@ class Pool:
             cuda_device=ordinal,
             cuda_host_accessible=_cuda_host_accessible,
         )
+        self._runs_late = ordinal >= 0 and not _cuda_host_accessible  # torch's work there outlasts its calls
+        self._watched_streams: set[int] = set()  # see stream.torch_stream
         _open_pools.add(self)
 
     @property
@@ -118,7 +120,7 @@ class Pool:
 
     def trim(self, wanted: int | str | None = None) -> int:
         """Gives memory that nobody needs back to the system: all of it, or at least ``wanted`` bytes if there
-        are so many. Returns the bytes given back."""
+        are so many. Waits for work under way that may still use it. Returns the bytes given back."""
         return self._core.trim(2**62 if wanted is None else parse_bytes(wanted, "wanted"))
 
     def close(self) -> None:
@@ -148,9 +150,14 @@ class Pool:
 
     # What integrations stand on.
 
-    def reserve(self, *, page_bytes: int, extent_bytes: int, extents: int) -> "_core.Lease":
-        """Address space for ``extents`` pieces of ``extent_bytes``, recycled and still mapped if possible."""
-        return self._core.reserve(page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents)
+    def reserve(
+        self, *, page_bytes: int, extent_bytes: int, extents: int, stream: int | None = None
+    ) -> "_core.Lease":
+        """Address space for ``extents`` pieces of ``extent_bytes``, recycled and still mapped if possible.
+        ``stream``: where it will be used first, so that it need not wait for what is there now."""
+        return self._core.reserve(
+            page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents, stream=stream
+        )
 
     def growth(self, parts: Sequence[tuple["_core.Lease", int, int, int]]) -> "_core.Growth":
         """What grows in lockstep: (lease, first extent, extents, bytes a token) each."""
@@ -182,6 +189,11 @@ def default_pool(device: object = "cpu") -> Pool:
         if pool is None or pool._core.in_child or pool.closed:
             pool = _defaults[name] = Pool(_default_budgets.get(name), device=name)
         return pool
+
+
+def device_name(device: object) -> str:
+    """``cpu``, ``cuda:0``, …: as Pool.device. Raises InvalidArgument."""
+    return _parsed_device(device)[0]
 
 
 def _parsed_device(device: object) -> tuple[str, int]:

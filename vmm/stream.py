@@ -71,12 +71,39 @@ class Stream:
 
 
 def handle_of(stream: Any) -> int:
-    """The driver's handle of ``stream``: a Stream, a torch.cuda.Stream, or the handle itself."""
+    """The driver's handle of ``stream``: a Stream, a torch.cuda.Stream, anything with ``__cuda_stream__``
+    (https://nvidia.github.io/cuda-python/cuda-core/latest/interoperability.html), or the handle itself."""
     if isinstance(stream, Stream):
         return stream.handle
     handle = getattr(stream, "cuda_stream", stream)
+    if hasattr(stream, "__cuda_stream__"):
+        version, handle = stream.__cuda_stream__()
+        if version != 0:
+            raise InvalidArgument(f"stream: speaks version {version} of __cuda_stream__; expected 0")
     if not isinstance(handle, int) or isinstance(handle, bool) or not 0 <= handle < 2**64:
         raise InvalidArgument(f"stream is {stream!r}; expected a vmm.Stream, a CUDA stream or its handle")
+    return handle
+
+
+def torch_stream(pool: Pool) -> int:
+    """Where torch puts its work for ``pool``'s device now; 0 on the host, where work is over when its call
+    returns. What the pool is given back from here on waits for what is on it by then."""
+    if not pool._runs_late:
+        return 0
+    handle = _current_stream(pool._ordinal) or _LEGACY_STREAM
+    if handle not in pool._watched_streams:
+        pool._core.watch(handle)
+        pool._watched_streams.add(handle)
+    return handle
+
+
+_LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the default stream; our driver's 0 is a stream of its own
+
+
+def _current_stream(ordinal: int) -> int:
+    import torch
+
+    handle: int = torch.cuda.current_stream(ordinal).cuda_stream
     return handle
 
 

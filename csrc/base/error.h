@@ -19,6 +19,12 @@ class InvalidArgument : public Error {
   using Error::Error;
 };
 
+/// What would have to be recorded on a stream is not to become part of the graph that it is captured into.
+class StreamCapturing : public InvalidArgument {
+ public:
+  using InvalidArgument::InvalidArgument;
+};
+
 /// Use of something that was closed. Nothing has changed.
 class Closed : public Error {
  public:
@@ -61,6 +67,7 @@ struct MemoryFigures {
   Bytes free;         // budget not yet taken, and free pages of the pool
   Bytes reclaimable;  // mapped, but needed by nobody
   Bytes budget;
+  bool of_gpu = false;  // what is lacking is a GPU's memory
 };
 
 /// The budget, or the device behind it, cannot give the pages asked for. The call had no effect.

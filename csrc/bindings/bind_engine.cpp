@@ -128,20 +128,21 @@ void bind_pool(py::module_& m) {
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
-             std::uint32_t tenant, bool zeroed) {
-            return h.pool().reserve({.page_bytes = {page_bytes},
-                                     .extent_bytes = {extent_bytes},
-                                     .extents = extents,
-                                     .tenant = {tenant},
-                                     .zeroed = zeroed});
+             std::uint32_t tenant, bool zeroed, std::optional<std::uint64_t> stream) {
+            const ReservationShape shape{.page_bytes = {page_bytes},
+                                         .extent_bytes = {extent_bytes},
+                                         .extents = extents,
+                                         .tenant = {tenant},
+                                         .zeroed = zeroed};
+            return h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt);
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
-          py::arg("tenant") = 0, py::arg("zeroed") = false, NoGil())
+          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("stream") = py::none(), NoGil())
       .def("stats", &stats)
       .def(
           "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
       .def(
-          "trim", [](PoolHandle& h, std::uint64_t bytes) { return h.pool().trim({bytes}).count; },
+          "trim", [](PoolHandle& h, std::uint64_t bytes) { return h.pool().trim({bytes}, true).count; },
           py::arg("bytes"), NoGil())
       .def(
           "poll", [](PoolHandle& h) { return h.engine->pager()->poll(h.pool().clock().now()).now; }, NoGil())
@@ -166,6 +167,13 @@ void bind_pool(py::module_& m) {
             h.pool().epochs().mark({stream});
           },
           py::arg("stream"), NoGil())
+      .def(
+          "watch",
+          [](PoolHandle& h, std::uint64_t stream) {
+            h.require_parent();
+            h.pool().epochs().watch({stream});
+          },
+          py::arg("stream"))
       .def("create_stream",
            [](PoolHandle& h) {
              h.require_parent();
@@ -194,6 +202,7 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("granularity", [](PoolHandle& h) { return h.capabilities().granularity.count; })
       .def_property_readonly("default_page_bytes",
                              [](PoolHandle& h) { return h.capabilities().default_page_bytes.count; })
+      .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
       .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
       .def_property_readonly("memfd", [](PoolHandle& h) { return h.require_host().memfd(); })
@@ -274,8 +283,11 @@ void bind_growth(py::module_& m) {
           "truncate", [](Growth& g, std::uint64_t to) { return g.truncate({to}).count; }, py::arg("to"),
           NoGil())
       .def(
-          "scrub", [](Growth& g, std::uint64_t from, std::uint64_t to) { g.scrub({from}, {to}); },
-          py::arg("start"), py::arg("stop"), NoGil())
+          "scrub",
+          [](Growth& g, std::uint64_t from, std::uint64_t to, std::uint64_t stream) {
+            g.scrub({from}, {to}, {stream});
+          },
+          py::arg("start"), py::arg("stop"), py::arg("stream") = 0, NoGil())
       .def(
           "missing", [](const Growth& g, std::uint64_t to) { return g.missing({to}).count; }, py::arg("to"),
           NoGil())

@@ -16,7 +16,7 @@ void bind_errors() {
       std::rethrow_exception(thrown);
     } catch (const OutOfPages& error) {
       const MemoryFigures& f = error.figures();
-      const py::object type = py::module_::import("vmm.errors").attr("OutOfPages");
+      const py::object type = py::module_::import("vmm.errors").attr("out_of_pages_type")(f.of_gpu);
       const py::object value =
           type(error.what(), f.asked.count, f.free.count, f.reclaimable.count, f.budget.count);
       PyErr_SetObject(type.ptr(), value.ptr());

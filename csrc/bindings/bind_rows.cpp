@@ -88,11 +88,12 @@ class TypedRows {
   }
 
   /// False, with nothing done, when the region is not dense.
-  bool zero_mapped(std::uint64_t offset, const Sizes& sizes, const Sizes& strides) const {
+  bool zero_mapped(std::uint64_t offset, const Sizes& sizes, const Sizes& strides,
+                   std::uint64_t stream) const {
     const Region all = region(offset, sizes, strides);
     if (!dense(all, rows_->lease().shape().page_bytes)) return false;
     const ReleaseGil guard;
-    rows_->zero_mapped(rows_->spans_of(all));
+    rows_->zero_mapped(rows_->spans_of(all), {stream});
     return true;
   }
 
@@ -135,7 +136,8 @@ void bind_rows(py::module_& m) {
       .def("touch", &TypedRows::touch, py::arg("offset"), py::arg("sizes"), py::arg("strides"))
       .def("touch_each", &TypedRows::touch_each, py::arg("offsets"), py::arg("count"), py::arg("sizes"),
            py::arg("strides"))
-      .def("zero_mapped", &TypedRows::zero_mapped, py::arg("offset"), py::arg("sizes"), py::arg("strides"))
+      .def("zero_mapped", &TypedRows::zero_mapped, py::arg("offset"), py::arg("sizes"), py::arg("strides"),
+           py::arg("stream") = 0)
       .def(
           "reserve", [](const TypedRows& t, std::uint64_t to) { t.rows().reserve({to}); }, py::arg("to"),
           NoGil())

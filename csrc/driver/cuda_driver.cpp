@@ -19,6 +19,7 @@ Capabilities capabilities_of(const cuda::Calls& cuda, const cuda::AllocationProp
           .default_page_bytes = {granularity},  // 2 MiB on every GPU so far
           .merges_neighbours = false,
           .fresh_pages_are_zero = false,
+          .gpu = true,
           .host_accessible = host_accessible,
           .zero_gaps = false,
           .foreign_streams = true,

@@ -35,7 +35,7 @@ void CudaDriver::check_stream(StreamHandle stream) const {
   int status = cuda::capture_none;
   const cuda::Result result = cuda_.ask(cuda_.api().cuStreamIsCapturing, to_cuda(stream), &status);
   if (result == cuda::capture_implicit || (result == cuda::success && status != cuda::capture_none))
-    throw InvalidArgument("stream: it is being captured into a graph; call this before or after");
+    throw StreamCapturing("stream: it is being captured into a graph; call this before or after");
   if (result != cuda::success) cuda_.fail("cuStreamIsCapturing", result, cuda::text(stream.value) + ", ");
   if (stream.value == 0) return;
   cuda::Context context = nullptr;

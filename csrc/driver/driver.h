@@ -59,6 +59,7 @@ struct Capabilities {
   Bytes default_page_bytes;    // what the platform is best at
   bool merges_neighbours;      // see Place
   bool fresh_pages_are_zero;   // a page just created reads as zeros
+  bool gpu;                    // the memory is a GPU's
   bool host_accessible;        // the CPU can read and write mapped pages
   bool zero_gaps;              // see set_gap
   bool foreign_streams;        // streams may be anybody's: a handle that is none cannot be told, and kills
@@ -102,7 +103,7 @@ class Driver {
   virtual StreamHandle create_stream() = 0;
   /// Waits for the work on it. The default stream cannot be destroyed.
   virtual void destroy_stream(StreamHandle stream) = 0;
-  /// An event that completes when the work now on `stream` has.
+  /// An event that completes when the work now on `stream` has. Throws StreamCapturing where there are graphs.
   virtual EventHandle record(StreamHandle stream) = 0;
   virtual bool query(EventHandle event) = 0;
   virtual void wait(EventHandle event) = 0;

@@ -24,6 +24,7 @@ HostDriver::HostDriver(const char* name)
                     .default_page_bytes = 64_KiB,
                     .merges_neighbours = true,
                     .fresh_pages_are_zero = true,
+                    .gpu = false,
                     .host_accessible = true,
                     .zero_gaps = true,
                     .foreign_streams = false,

@@ -59,6 +59,7 @@ Pool& Growth::pool() const noexcept { return pager_->pool(); }
 void Growth::close() noexcept {
   std::lock_guard ahead(ahead_mutex_);
   parts_.clear();
+  pager_->nudge();  // to find out when the work on them is over
 }
 
 void Growth::check_length(const char* argument, Tokens tokens) const {
@@ -142,13 +143,13 @@ Tokens Growth::truncate(Tokens to) {
   return limit();
 }
 
-void Growth::scrub(Tokens from, Tokens to) {
+void Growth::scrub(Tokens from, Tokens to, StreamHandle stream) {
   std::lock_guard owner(owner_mutex_);
   if (from > to || to > limit())
     throw InvalidArgument("from, to: expected from <= to <= " + std::to_string(limit().count) + " tokens");
   for (const Part& part : parts_)
     for (const ByteRange& range : part.bytes(from, to))
-      pool().zero(part.part.lease->reservation(), range.offset, range.size);
+      pool().zero(part.part.lease->reservation(), range.offset, range.size, stream);
 }
 
 bool Growth::map_ahead(Bytes batch, Pages lookahead) {

@@ -40,8 +40,8 @@ class Growth final : public Growing {
   /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short. Returns the
   /// limit.
   Tokens truncate(Tokens to);
-  /// Zeroes tokens [from, to): a write that was announced by advance() and failed.
-  void scrub(Tokens from, Tokens to);
+  /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
+  void scrub(Tokens from, Tokens to, StreamHandle stream = {});
 
   /// Bytes that advance(to) would have to map.
   Bytes missing(Tokens to) const;

@@ -67,8 +67,8 @@ class Rows final : public Growing {
   /// Ends the use of tokens [from, to) of every row: pages that hold nothing else in use are unmapped once no
   /// pin is on them and the work that may touch them is over.
   void release(Tokens from, Tokens to);
-  /// Zeroes what is mapped of the spans.
-  void zero_mapped(Spans spans);
+  /// Zeroes what is mapped of the spans, on `stream`.
+  void zero_mapped(Spans spans, StreamHandle stream = {});
   /// Releases everything and refuses from here on. Twice is once.
   void end();
 

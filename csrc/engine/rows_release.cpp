@@ -111,9 +111,7 @@ void Rows::end() {
 
 /// A closed pool has no pager that would.
 void Rows::give_back_if_closed() {
-  if (!pool().closed()) return;
-  pool().drain_retired();
-  pool().trim({~std::uint64_t{0}});
+  if (pool().closed()) pool().trim({~std::uint64_t{0}}, true);
 }
 
 void Rows::close() noexcept {
@@ -137,12 +135,12 @@ void Rows::append_usable(Spans& out, const ByteRange& span) const {
   }
 }
 
-void Rows::zero_mapped(Spans spans) {
+void Rows::zero_mapped(Spans spans, StreamHandle stream) {
   require_open();
   const Pin against_release(observer(), spans);
   Spans usable;
   for (const ByteRange& span : spans) append_usable(usable, span);
-  for (const ByteRange& part : usable) pool().zero(lease_->reservation(), part.offset, part.size);
+  for (const ByteRange& part : usable) pool().zero(lease_->reservation(), part.offset, part.size, stream);
 }
 
 Rows::Spans Rows::in_use() const {

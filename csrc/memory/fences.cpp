@@ -1,5 +1,9 @@
 #include "memory/fences.h"
 
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
 #include "base/undo.h"
 
 namespace vmm {
@@ -11,6 +15,7 @@ Epochs::~Epochs() {
 }
 
 void Epochs::close(StreamHandle handle, bool open_next) {
+  std::lock_guard recording(record_mutex_);
   bool open;
   {
     std::lock_guard lock(mutex_);
@@ -20,47 +25,109 @@ void Epochs::close(StreamHandle handle, bool open_next) {
   const EventHandle event = open ? driver_.record(handle) : EventHandle{};
   std::lock_guard lock(mutex_);
   Stream& stream = streams_[handle.value];
-  if (open) stream.unfinished.push_back({stream.current, event});
+  if (open) {
+    stream.unfinished.push_back({stream.current, event});
+    stream.wanted = false;  // by a fence from before the epoch
+  }
   stream.open = open_next;
   if (open_next) ++stream.current;
 }
 
 void Epochs::mark(StreamHandle handle) {
   poll();  // so that what is over does not pile up
-  {
-    std::lock_guard lock(mutex_);
-    if (streams_[handle.value].open) return;
-  }
-  const EventHandle event = driver_.record(handle);
-  std::lock_guard lock(mutex_);
-  Stream& stream = streams_[handle.value];
-  stream.unfinished.push_back({++stream.current, event});
+  mark_if(handle, false);
 }
 
+/// What is on the stream becomes an epoch, unless an open one covers it. The epoch has its number before its
+/// event is recorded: a fence that is made in between waits for the next.
+bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
+  std::lock_guard recording(record_mutex_);
+  std::uint64_t epoch;
+  bool wanted;
+  {
+    std::lock_guard lock(mutex_);
+    Stream& stream = streams_[handle.value];
+    if (stream.open || (only_wanted && !stream.wanted)) return false;
+    wanted = std::exchange(stream.wanted, false);
+    epoch = ++stream.current;
+  }
+  try {
+    const EventHandle event = driver_.record(handle);
+    std::lock_guard lock(mutex_);
+    streams_[handle.value].unfinished.push_back({epoch, event});
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    streams_[handle.value].wanted |= wanted;
+    throw;
+  }
+  return true;
+}
+
+void Epochs::mark_wanted() {
+  std::vector<StreamHandle> wanted;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [handle, stream] : streams_)
+      if (stream.wanted) wanted.push_back({handle});
+  }
+  for (StreamHandle stream : wanted) {
+    try {
+      mark_if(stream, true);
+    } catch (const StreamCapturing&) {  // what is on it will be asked for again
+    } catch (const InvalidArgument&) {  // it was ended behind our back, and its work with it
+      forget(stream);
+    }
+  }
+}
+
+void Epochs::watch(StreamHandle handle) {
+  try {
+    mark_if(handle, false);
+  } catch (const StreamCapturing&) {
+  }
+  std::lock_guard lock(mutex_);
+  streams_[handle.value].watched = true;
+}
+
+void Epochs::destroy(StreamHandle handle) {
+  std::scoped_lock nobody_asks(poll_mutex_, record_mutex_);
+  driver_.destroy_stream(handle);
+  forget(handle);
+}
+
+/// Under poll_mutex_.
 void Epochs::forget(StreamHandle handle) {
-  std::lock_guard polling(poll_mutex_);
   std::deque<Unfinished> over;
   {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];  // it stays: another stream may get the same handle
-    stream.completed = stream.current;
-    stream.open = false;
+    stream.completed = ++stream.current;      // fences may wait for an epoch that nobody has marked yet
+    stream.open = stream.watched = stream.wanted = false;
     over.swap(stream.unfinished);
   }
   for (const Unfinished& entry : over) undo_or_leak([&] { driver_.destroy_event(entry.event); });
 }
 
-Fence Epochs::fence() const {
+Fence Epochs::fence() {
   std::lock_guard lock(mutex_);
   Fence fence;
-  for (const auto& [handle, stream] : streams_)
-    if (stream.open || !stream.unfinished.empty()) fence.push_back({{handle}, stream.current});
+  for (auto& [handle, stream] : streams_) {
+    if (stream.open) {
+      fence.push_back({{handle}, stream.current});
+    } else if (stream.watched) {
+      stream.wanted = true;
+      fence.push_back({{handle}, stream.current + 1});
+    } else if (!stream.unfinished.empty()) {
+      fence.push_back({{handle}, stream.unfinished.back().epoch});
+    }
+  }
   return fence;
 }
 
 void Epochs::poll() {
   std::unique_lock polling(poll_mutex_, std::try_to_lock);
   if (!polling) return;
+  mark_wanted();
   struct Oldest {
     std::uint64_t stream;
     Unfinished entry;
@@ -87,13 +154,12 @@ void Epochs::poll() {
   }
 }
 
-bool Epochs::complete(const Fence& fence) const {
+bool Epochs::complete(const Fence& fence, std::optional<StreamHandle> but_for) const {
   std::lock_guard lock(mutex_);
-  for (const StreamEpoch& entry : fence) {
+  return std::ranges::all_of(fence, [&](const StreamEpoch& entry) {
     auto found = streams_.find(entry.stream.value);
-    if (found == streams_.end() || found->second.completed < entry.epoch) return false;
-  }
-  return true;
+    return entry.stream == but_for || (found != streams_.end() && found->second.completed >= entry.epoch);
+  });
 }
 
 bool Epochs::waits_for_open_epoch(const Fence& fence) const {

@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "driver/driver.h"
@@ -36,14 +37,21 @@ class Epochs {
   /// an open one covers it anyway.
   void mark(StreamHandle stream);
 
-  /// The stream is gone, and with it its work: nothing waits for its epochs any more, the open one included.
-  void forget(StreamHandle stream);
+  /// From now on work may come onto the stream at any time without being announced: every fence also waits
+  /// for what is on it then. The stream must live as long as this, or be ended by destroy().
+  /// Throws what mark() throws, but not because the stream is being captured.
+  void watch(StreamHandle stream);
 
-  /// Everything that is open or unfinished now.
-  Fence fence() const;
+  /// Ends the stream, and with it its work: nothing waits for its epochs any more, the open one included.
+  void destroy(StreamHandle stream);
+
+  /// Everything that is open or unfinished now. Calls no driver: what is on watched streams becomes an epoch
+  /// when next polled.
+  Fence fence();
   /// Asks the driver which epochs are over. Cheap when none is unfinished.
   void poll();
-  bool complete(const Fence& fence) const;
+  /// But for `but_for`, if given: the stream of whoever asks, whose next work comes after all that is on it.
+  bool complete(const Fence& fence, std::optional<StreamHandle> but_for = {}) const;
   /// Whether an epoch of the fence is still open: it can only complete after somebody closes it.
   bool waits_for_open_epoch(const Fence& fence) const;
 
@@ -56,13 +64,19 @@ class Epochs {
     std::uint64_t current = 0;  // the last epoch opened
     std::uint64_t completed = 0;
     bool open = false;
+    bool watched = false;
+    bool wanted = false;  // a fence waits for what is on it, and no event has been recorded for that yet
     std::deque<Unfinished> unfinished;
   };
 
   void close(StreamHandle stream, bool open_next);
+  bool mark_if(StreamHandle stream, bool only_wanted);
+  void mark_wanted();
+  void forget(StreamHandle stream);
 
   Driver& driver_;
-  std::mutex poll_mutex_;  // one poller at a time, so that nobody queries a destroyed event
+  std::mutex poll_mutex_;    // one poller at a time, so that nobody queries a destroyed event
+  std::mutex record_mutex_;  // events are recorded in the order of their epochs
   mutable std::mutex mutex_;
   std::map<std::uint64_t, Stream> streams_;
 };

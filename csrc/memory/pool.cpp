@@ -61,6 +61,7 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
 
 Pool::~Pool() {
   budget_->stop_listening(listener_);
+  if (taken_.count == 0) return;  // nor are streams looked at, which may be gone
   try {
     epochs_.poll();
     while (free_an_idle_range()) {
@@ -123,14 +124,14 @@ void Pool::check_ranges(const Reservation& reservation, std::span<const PageRang
                             std::to_string(pages));
 }
 
-Reservation* Pool::find_adoptable(const ReservationShape& wanted) {
+Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<StreamHandle> stream) {
   Reservation* best = nullptr;
   if (wanted.zeroed) return nullptr;
   for (auto& [id, candidate] : reservations_) {
     const ReservationShape& shape = candidate->shape;
     if (candidate->leased || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
         shape.extent_bytes != wanted.extent_bytes || shape.extents < wanted.extents ||
-        shape.tenant != wanted.tenant || !epochs_.complete(candidate->idle_fence))
+        shape.tenant != wanted.tenant || !epochs_.complete(candidate->idle_fence, stream))
       continue;
     // The closest fit, then the one with most pages mapped.
     auto rank = [](const Reservation& r) { return std::pair(r.shape.extents, ~r.table.resident().count); };
@@ -165,16 +166,17 @@ Reservation& Pool::make_reservation(const ReservationShape& shape) {
   return *(reservations_[id.value] = std::move(owned));
 }
 
-std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape) {
+std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape, std::optional<StreamHandle> stream) {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
   {
     std::lock_guard lock(mutex_);
     require_open();
     check_shape(shape);
-    if (Reservation* adopted = find_adoptable(shape)) {
+    if (Reservation* adopted = find_adoptable(shape, stream)) {
       auto lease = std::make_shared<Lease>(shared_from_this(), *adopted, shape.extents);
       adopted->leased = true;
+      adopted->surplus_fence = std::move(adopted->idle_fence);
       counters_.reservations_adopted.add();
       return lease;
     }
@@ -199,7 +201,7 @@ void Pool::recycle(Reservation& reservation) noexcept {
   }
   if (!tear_down) return;
   try {
-    trim({~std::uint64_t{0}});
+    trim({~std::uint64_t{0}}, true);
   } catch (const Error& error) {
     log_.write(LogLevel::warning, std::string("giving back the memory of a closed pool: ") + error.what());
   }
@@ -219,14 +221,15 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
     reservation.table.keep(page, false);
     return true;
   });
+  reservation.surplus_fence = epochs_.fence();
 }
 
-void Pool::zero(Reservation& reservation, Bytes offset, Bytes size) {
+void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
   fork_guard_.require_parent("this pool");
   if (offset > reservation.size() || size > reservation.size() - offset)
     throw InvalidArgument("offset, size: beyond the end of the reservation");
   const MemoryRange range{reservation.base + offset, size};
-  driver_->zero(std::span(&range, 1), {});
+  driver_->zero(std::span(&range, 1), stream);
 }
 
 void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {
@@ -237,8 +240,8 @@ void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {
 
 void Pool::destroy_stream(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
-  driver_->destroy_stream(stream);
-  epochs_.forget(stream);
+  synchronize(stream);  // here, where it holds nobody up
+  epochs_.destroy(stream);
 }
 
 void Pool::synchronize(StreamHandle stream) {
@@ -273,7 +276,7 @@ void Pool::close() {
     if (closed_) return;
     closed_ = true;
   }
-  trim({~std::uint64_t{0}});
+  trim({~std::uint64_t{0}}, true);
 }
 
 PoolStats Pool::stats() const {

@@ -72,8 +72,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Pool& operator=(const Pool&) = delete;
 
   /// Adopts an idle reservation of the same tenant, page and extent size, with its pages still mapped, or
-  /// makes a new one. Throws InvalidArgument, Closed, or OutOfPages when the address space is used up.
-  std::shared_ptr<Lease> reserve(const ReservationShape& shape);
+  /// makes a new one. `stream`: all its work so far, and no other work, comes before the first use.
+  /// Throws InvalidArgument, Closed, or OutOfPages when the address space is used up.
+  std::shared_ptr<Lease> reserve(const ReservationShape& shape, std::optional<StreamHandle> stream = {});
 
   /// Makes the pages Resident. Throws OutOfPages or what the driver threw, with no page claimed or kept.
   MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options);
@@ -83,8 +84,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
   /// Unmaps what was retired and is over. True when something is left.
   bool drain_retired();
-  /// Zeroes mapped bytes, e.g. of a write that was announced and failed.
-  void zero(Reservation& reservation, Bytes offset, Bytes size);
+  /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
+  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream);
 
   /// Copies on `stream`: what is released from here on waits for it.
   void copy(Address to, Address from, Bytes size, StreamHandle stream);
@@ -99,8 +100,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
   Bytes mapped(const Reservation& reservation) const;
-  /// Gives up to `wanted` bytes back to the budget, reclaimable ones included. Returns what it gave back.
-  Bytes trim(Bytes wanted);
+  /// Gives at least `wanted` bytes back to the budget if it can, reclaimable ones included, and what work
+  /// that is ending still uses if it may wait for that. Returns what it gave back.
+  Bytes trim(Bytes wanted, bool wait = false);
 
   /// No new work from here on; idle memory is given back, leased memory when its lease ends.
   void close();
@@ -185,6 +187,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   bool is_ending(const Fence&) const;
   Bytes coming() const;
   void make_room(Bytes asked, const Shortage&);
+  bool await_coming();
   Bytes release_free(Bytes wanted, bool strays_only);
   Bytes reclaim(Bytes wanted, bool idle_only);
   std::vector<Unmapping> choose_victims(Bytes wanted, bool idle_only);
@@ -196,7 +199,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   // pool.cpp
   void recycle(Reservation&) noexcept;
-  Reservation* find_adoptable(const ReservationShape&);
+  Reservation* find_adoptable(const ReservationShape&, std::optional<StreamHandle>);
   std::optional<Address> allocate_addresses(const ReservationShape&);
   Reservation& make_reservation(const ReservationShape&);
   void check_shape(const ReservationShape&) const;

@@ -18,7 +18,8 @@ MemoryFigures Pool::figures(Bytes asked) const {
 }
 
 MemoryFigures Pool::figures_locked(Bytes asked) const {
-  return {asked, budget_left() + physical_.free_bytes(), reclaimable(), budget_->limit()};
+  return {asked, budget_left() + physical_.free_bytes(), reclaimable(), budget_->limit(),
+          driver_->capabilities().gpu};
 }
 
 Bytes Pool::reclaimable() const {
@@ -70,16 +71,27 @@ void Pool::make_room(Bytes asked, const Shortage& shortage) {
     exchanged += release_free(owed - exchanged, false);
   }
   if (recycled.count != 0 || exchanged.count != 0) return;
-  std::unique_lock lock(mutex_);
-  if (budget_left() >= lacking) return;
-  const bool ending = std::ranges::any_of(reservations_, [&](const auto& entry) {
-    const Reservation& reservation = *entry.second;
-    return !reservation.leased && reservation.table.resident().count != 0 &&
-           is_ending(reservation.idle_fence);
-  });
-  if (coming().count == 0 && !ending)
-    throw OutOfPages(figures_locked(asked), "what is reclaimable is still in use by unfinished work");
-  changed_.wait_for(lock, recheck);
+  {
+    std::lock_guard lock(mutex_);
+    if (budget_left() >= lacking) return;
+  }
+  if (!await_coming())
+    throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
+}
+
+/// Waits a moment if memory will come without anybody's doing.
+bool Pool::await_coming() {
+  {
+    std::unique_lock lock(mutex_);
+    const bool ending = std::ranges::any_of(reservations_, [&](const auto& entry) {
+      const Reservation& reservation = *entry.second;
+      return reservation.table.resident() > reservation.table.kept() && is_ending(reservation.unkept_fence());
+    });
+    if (coming().count == 0 && !ending) return false;
+    changed_.wait_for(lock, recheck);
+  }
+  drain_retired();
+  return true;
 }
 
 Bytes Pool::release_free(Bytes wanted, bool strays_only) {
@@ -144,11 +156,11 @@ Bytes Pool::reclaim(Bytes wanted, bool idle_only) {
 std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted, bool idle_only) {
   if (wanted.count == 0) return {};
   std::vector<Reservation*> order;
-  const bool all_work_over = epochs_.fence().empty();
   for (auto& [id, reservation] : reservations_) {
     if (reservation->leased && idle_only) continue;
-    const bool over = reservation->leased ? all_work_over : epochs_.complete(reservation->idle_fence);
-    if (over && reservation->table.resident() > reservation->table.kept()) order.push_back(reservation.get());
+    if (epochs_.complete(reservation->unkept_fence()) &&
+        reservation->table.resident() > reservation->table.kept())
+      order.push_back(reservation.get());
   }
   std::ranges::sort(order, {}, [](const Reservation* r) { return std::pair(r->leased, r->idle_since); });
 
@@ -248,13 +260,13 @@ void Pool::end_unmap(Unmapping& what, std::size_t done) {
     erase_if_empty(reservation);
 }
 
-Bytes Pool::trim(Bytes wanted) {
+Bytes Pool::trim(Bytes wanted, bool wait) {
   fork_guard_.require_parent("this pool");
   Bytes given_back;
-  while (given_back < wanted) {
-    const Bytes released = release_free(wanted - given_back, false);
-    given_back += released;
-    if (given_back < wanted && reclaim(wanted - given_back, false).count == 0) break;
+  for (;;) {
+    given_back += release_free(wanted - given_back, false);
+    if (given_back >= wanted) break;
+    if (reclaim(wanted - given_back, false).count == 0 && !(wait && await_coming())) break;
   }
   return given_back;
 }

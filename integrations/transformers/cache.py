@@ -21,7 +21,7 @@ from transformers.cache_utils import (
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
-from vmm.pool import Pool, default_pool
+from vmm.pool import Pool, default_pool, device_name
 from vmm.stream import release_after
 
 
@@ -41,10 +41,11 @@ class VmmCache(DynamicCache):
 
     ``max_tokens`` bounds a sequence (default: the model's ``max_position_embeddings``); it costs addresses,
     not memory. ``budget`` (bytes or text like ``"12GiB"``) gives the cache a pool of its own; ``pool`` shares
-    one; with neither, the device's default pool is shared. When the cache dies its memory goes back to the
-    pool, still mapped, and the next cache of the same shape starts warm.
+    one; with neither, the device's default pool is shared. ``device`` is the pool's, unless given with it: by
+    default where the first states are. When the cache dies its memory goes back to the pool, still mapped,
+    and the next cache of the same shape starts warm.
 
-    Sliding-window, linear-attention and other special layers stay the stock ones. CPU models only, yet.
+    Sliding-window, linear-attention and other special layers stay the stock ones. All layers on one device.
 
     Raises InvalidArgument for bad arguments, and on growth past ``max_tokens``; OutOfPages when a forward
     needs more pages than can be had. If that happens in the middle of a forward, ``crop`` back to the length
@@ -59,6 +60,7 @@ class VmmCache(DynamicCache):
         *,
         pool: Pool | None = None,
         page_bytes: int | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         if not isinstance(config, PreTrainedConfig):
             raise InvalidArgument(f"config is {type(config).__name__}; expected a model's config")
@@ -69,17 +71,15 @@ class VmmCache(DynamicCache):
             max_tokens = getattr(text_config, "max_position_embeddings", None)
         if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 0 < max_tokens < 2**31:
             raise InvalidArgument(f"max_tokens is {max_tokens!r}; expected 1 to 2**31 - 1 tokens")
-        if pool is None:
-            pool = Pool(budget) if budget is not None else default_pool()
-        elif not isinstance(pool, Pool):
-            raise InvalidArgument(f"pool is {type(pool).__name__}; expected a vmm.Pool")
-        memory = CacheMemory(pool, max_tokens, _checked_page_bytes(pool, page_bytes))
+        heads = getattr(text_config, "num_key_value_heads", None) or 1
+        memory = CacheMemory(_pool_or_finder(pool, budget, device), max_tokens, page_bytes, heads)
         Cache.__init__(self, layers=_make_layers(text_config, memory))
         self._memory = memory
-        memory.layout(1, getattr(text_config, "num_key_value_heads", None) or 1)  # refuses what cannot fit
+        memory.check()
 
     @property
     def pool(self) -> Pool:
+        """Raises InvalidArgument while it depends on where the first states will be."""
         return self._memory.pool
 
     @property
@@ -154,13 +154,10 @@ class VmmCache(DynamicCache):
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VmmCache:
-        memory = self._memory
-        return _assemble(
-            CacheMemory(memory.pool, memory.max_tokens, memory.page_bytes), self._payload(), memo
-        )
+        return _assemble(self._memory.empty_copy(), self._payload(), memo)
 
     def __reduce__(self) -> tuple:
-        # Loaded into the default pool of whoever loads it.
+        # Loaded into the default pool, of its device, of whoever loads it.
         payload = [
             (kind, tuple(s.contiguous() for s in state) if kind == "vmm" else state)
             for kind, state in self._payload()
@@ -177,15 +174,22 @@ class VmmCache(DynamicCache):
         ]
 
 
-def _checked_page_bytes(pool: Pool, page_bytes: int | None) -> int:
-    if page_bytes is None:
-        return pool.default_page_bytes
-    granularity = pool._core.granularity
-    if not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
-        raise InvalidArgument(
-            f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}"
-        )
-    return page_bytes
+def _pool_or_finder(
+    pool: Any, budget: int | str | None, device: Any
+) -> Pool | Callable[[torch.device], Pool]:
+    if pool is not None:
+        if not isinstance(pool, Pool):
+            raise InvalidArgument(f"pool is {type(pool).__name__}; expected a vmm.Pool")
+        if device is not None and device_name(device) != pool.device:
+            raise InvalidArgument(f"device is {device}; the pool is on {pool.device}")
+        return pool
+
+    def find(device: Any) -> Pool:
+        return default_pool(device) if budget is None else Pool(budget, device=device)
+
+    if device is not None:
+        return find(device)
+    return find if torch.cuda.is_available() else find("cpu")
 
 
 def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:
@@ -218,5 +222,5 @@ def _assemble(memory: CacheMemory, payload: list[tuple[str, Any]], memo: dict[in
     return cache
 
 
-def _load(max_tokens: int, page_bytes: int, payload: list[tuple[str, Any]]) -> VmmCache:
-    return _assemble(CacheMemory(default_pool(), max_tokens, page_bytes), payload, {})
+def _load(max_tokens: int, page_bytes: int | None, payload: list[tuple[str, Any]]) -> VmmCache:
+    return _assemble(CacheMemory(default_pool, max_tokens, page_bytes), payload, {})

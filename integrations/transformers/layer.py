@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.memory import CacheMemory, with_garbage_collected
+from vmm.stream import torch_stream
 
 if TYPE_CHECKING:
     from vmm._core import Growth, Lease
@@ -94,8 +95,7 @@ class VmmLayer(DynamicLayer):
         """Address space for states of these shapes (with another batch, if given); maps nothing."""
         spaces, parts, kinds = [], [], []
         for states in (key_states, value_states):
-            if states.device.type != "cpu":
-                raise InvalidArgument(f"device is {states.device}; VmmCache is for CPU models yet")
+            self._memory.require_device(states.device)
             rows, heads, _, dim = states.shape
             rows = rows if batch is None else batch
             space, part = self._memory.allocate(rows, heads, dim, states.dtype)
@@ -146,7 +146,7 @@ class VmmLayer(DynamicLayer):
             self._key_tail.narrow(2, start, count).copy_(key_states)
             self._value_tail.narrow(2, start, count).copy_(value_states)
         except BaseException:
-            self.growth.scrub(start, end)
+            self.growth.scrub(start, end, torch_stream(self._memory.pool))
             raise
         self._show(end)
         return self.keys, self.values
@@ -214,6 +214,8 @@ class VmmLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forgets all tokens. The memory goes back to the pool, still mapped, and the next use adopts it."""
+        if self.growth is not None:
+            torch_stream(self._memory.pool)
         self._memory.frontier = 0
         self._forget()
 
@@ -221,6 +223,7 @@ class VmmLayer(DynamicLayer):
         if self.growth is None or tokens_to_remove > 0:
             super().crop(tokens_to_remove)
         elif tokens_to_remove < 0:
+            torch_stream(self._memory.pool)
             length = max(0, self.length + tokens_to_remove)
             # Growth has not heard of what was written within the limit, which ends in the same page.
             self._allow(self.growth.truncate(min(length, self.growth.frontier)))
@@ -248,4 +251,4 @@ class VmmLayer(DynamicLayer):
         if self.growth is None:
             super().batch_select_indices(indices)
         elif self.length:
-            self.become(self.rebatched(torch.arange(self.keys.shape[0])[indices]))
+            self.become(self.rebatched(torch.arange(self.keys.shape[0])[indices.cpu()]))

@@ -12,10 +12,11 @@ import torch
 from vmm import _core
 from vmm.errors import InvalidArgument, OutOfPages
 from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, Layout, fits
+from vmm.pool import Pool
+from vmm.stream import torch_stream
 
 if TYPE_CHECKING:
     from vmm.integrations.transformers.layer import VmmLayer
-    from vmm.pool import Pool
 
 Result = TypeVar("Result")
 
@@ -33,15 +34,64 @@ def with_garbage_collected(work: Callable[[], Result]) -> Result:
 
 
 class CacheMemory:
-    """Not thread-safe, like the cache it belongs to; caches on one pool may be used in different threads."""
+    """Not thread-safe, like the cache it belongs to; caches on one pool may be used in different threads.
 
-    def __init__(self, pool: Pool, max_tokens: int, page_bytes: int) -> None:
-        self.pool = pool
+    ``pool`` is one, or how to get one for the device of the first states. ``heads`` (of one row) and
+    ``page_bytes`` are checked as soon as the pool is known.
+    """
+
+    def __init__(
+        self,
+        pool: Pool | Callable[[torch.device], Pool],
+        max_tokens: int,
+        page_bytes: int | None,
+        heads: int = 1,
+    ) -> None:
         self.max_tokens = max_tokens
         self.page_bytes = page_bytes
         self.frontier = 0
+        self._heads = heads
         # Weak, or the cache would be a reference cycle, and its memory would wait for the garbage collector.
         self._layers: list[weakref.ref[VmmLayer]] = []
+        self._find_pool = pool
+        self._pool = pool if isinstance(pool, Pool) else None
+
+    @property
+    def pool(self) -> Pool:
+        if self._pool is None:
+            raise InvalidArgument(
+                "pool: depends on where the first states are, unless pool or device is given"
+            )
+        return self._pool
+
+    def check(self) -> None:
+        """Raises InvalidArgument where the pool, if it is known yet, cannot hold one row."""
+        if self._pool is None:
+            return
+        granularity, page_bytes = self._pool._core.granularity, self.page_bytes
+        if page_bytes is None:
+            self.page_bytes = self._pool.default_page_bytes
+        elif not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
+            raise InvalidArgument(
+                f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}"
+            )
+        self.layout(1, self._heads)
+
+    def require_device(self, device: torch.device) -> None:
+        """Chooses the pool for the first states; refuses states that are elsewhere than it."""
+        if self._pool is None:
+            self._pool = self._find_pool(device)
+            try:
+                self.check()
+            except InvalidArgument:
+                self._pool = None
+                raise
+        if str(device) != self._pool.device:
+            raise InvalidArgument(f"device is {device}; the cache's pool is on {self._pool.device}")
+
+    def empty_copy(self) -> CacheMemory:
+        """For another cache of the same kind, without layers."""
+        return CacheMemory(self._pool or self._find_pool, self.max_tokens, self.page_bytes, self._heads)
 
     def add(self, layer: VmmLayer) -> None:
         self._layers.append(weakref.ref(layer))
@@ -54,7 +104,8 @@ class CacheMemory:
         """The layout for so many rows. Raises InvalidArgument when no layout leaves enough mappings."""
         limit = self.pool._core.max_mappings
         tensors = 2 * len(self._layers)
-        for layout in (HEAD_MAJOR, TOKEN_MAJOR):
+        # Head-major is what attention on CPUs is faster on; a GPU's pages are too large for a head each.
+        for layout in (TOKEN_MAJOR,) if self.pool._core.gpu else (HEAD_MAJOR, TOKEN_MAJOR):
             if fits(layout, tensors, batch, heads, limit):
                 return layout
         raise InvalidArgument(
@@ -71,7 +122,12 @@ class CacheMemory:
         record_bytes = layout.record_elements(heads, dim) * dtype.itemsize
         extent_bytes = -(-self.max_tokens * record_bytes // self.page_bytes) * self.page_bytes
         extents = layout.extents(batch, heads)
-        lease = self.pool.reserve(page_bytes=self.page_bytes, extent_bytes=extent_bytes, extents=extents)
+        lease = self.pool.reserve(
+            page_bytes=self.page_bytes,
+            extent_bytes=extent_bytes,
+            extents=extents,
+            stream=torch_stream(self.pool),
+        )
         capsule = lease.dlpack(
             offset_bytes=0,
             shape=(batch, heads, self.max_tokens, dim),
@@ -90,6 +146,7 @@ class CacheMemory:
         """
         if to > self.max_tokens:
             raise InvalidArgument(f"max_tokens is {self.max_tokens}; the cache would grow to {to} tokens")
+        torch_stream(self.pool)
         if to > self.frontier:
             with_garbage_collected(lambda: self._admit(layer.length, to))
         limit = with_garbage_collected(lambda: layer.growth.advance(to))

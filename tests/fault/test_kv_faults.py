@@ -19,6 +19,7 @@ class Facade:
 
     def __init__(self):
         self._core = _core.Pool(64 * PAGE, arena_bytes=1 << 30, pager_thread=False, faults=True)
+        self._runs_late = False
 
 
 def make(facade):

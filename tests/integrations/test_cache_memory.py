@@ -17,6 +17,7 @@ from tiny import (
     filled,
     generate,
     model_of,
+    pages_for,
     prompt,
     small_pool,
     snapshot,
@@ -40,7 +41,7 @@ def test_a_dead_cache_gives_its_memory_back_and_the_next_adopts_it(pool):
     cache = cache_for(model, pool)
     expected = generate(model, cache, ids, max_new_tokens=60).sequences
     assert pool.stats().reservations_leased == 2 * LAYERS
-    eventually(lambda: pool.stats().mapped_bytes == 3 * PAGES * PAGE_BYTES)  # two pages each, and one ahead
+    eventually(lambda: pool.stats().mapped_bytes == pages_for(79, ahead=1) * PAGE_BYTES)
     del cache
     eventually(lambda: pool.stats().reservations_leased == 0)
     first = pool.stats()
@@ -60,7 +61,7 @@ def test_a_dead_cache_gives_its_memory_back_and_the_next_adopts_it(pool):
 @pytest.mark.parametrize("batches", [(3, 3), (3, 1)], ids=str)
 def test_reset_adopts_its_own_memory(pool, batches):
     cache = filled(cache_for(model_of(), pool), 70, batches[0])
-    eventually(lambda: pool.stats().mapped_bytes == 3 * PAGES * 3 * PAGE_BYTES)  # as above
+    eventually(lambda: pool.stats().mapped_bytes == 3 * pages_for(70, ahead=1) * PAGE_BYTES)
     cache.reset()
     eventually(lambda: pool.stats().reservations_leased == 0)
     before = pool.stats()
@@ -74,10 +75,10 @@ def test_a_forward_longer_than_the_past_grows_page_by_page(pool):
     kept = []
     for tokens in (54, 1, 200):
         filled(cache, tokens, seed=tokens)
-        kept.append(pool.stats().kept_bytes // PAGE_BYTES // PAGES)
-    assert kept == [1, 2, 5]
+        kept.append(pool.stats().kept_bytes // PAGE_BYTES)
+    assert kept == [pages_for(64), pages_for(65), pages_for(265)]
     cache.crop(-201)
-    assert pool.stats().kept_bytes // PAGE_BYTES // PAGES == 1
+    assert pool.stats().kept_bytes == pages_for(64) * PAGE_BYTES
 
 
 @pytest.mark.usefixtures("no_collector")

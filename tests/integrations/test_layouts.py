@@ -47,6 +47,7 @@ def test_a_layout_fits_in_half_of_the_mappings(layout, most):
     assert fits(layout, **shape, max_mappings=0)
 
 
+@pytest.mark.host_only
 def test_the_choice_by_mappings(pool):
     """3 layers of 2 heads: 24 mappings a row head-major, 12 token-major."""
     cache = cache_for(model_of(), pool)

@@ -4,6 +4,7 @@ import functools
 import time
 
 import torch
+from cuda_standin import ON_CUDA
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -25,6 +26,7 @@ from vmm.integrations.transformers.layer import VmmLayer
 PAGE_BYTES = 4096  # 64 tokens of float32, 128 of bfloat16: pages are crossed soon
 LAYERS, HEADS, DIM, VOCABULARY = 3, 2, 16, 96
 PAGES = LAYERS * 2 * HEADS  # that one row needs for up to 64 tokens
+EXTENTS = 1 if ON_CUDA else HEADS  # of a row's K: token-major, head-major
 
 WINDOW = 8
 _SLIDING = "sliding_attention"
@@ -180,6 +182,11 @@ def append_to(caches, tokens=1, batch=3, seed=50):
     """The same tokens to each."""
     for cache in caches:
         filled(cache, tokens, batch, seed)
+
+
+def pages_for(tokens, ahead=0):
+    """Of one row in float32."""
+    return LAYERS * 2 * EXTENTS * (-(-tokens // (64 * EXTENTS // HEADS)) + ahead)
 
 
 def snapshot(cache):

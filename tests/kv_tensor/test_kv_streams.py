@@ -182,7 +182,7 @@ def test_events_that_do_not_complete(name):
     from vmm.kv_tensor.memory import KVMemory
 
     pool = _core.Pool(MIB, pager_thread=False, faults=True, lookahead_pages=0)
-    facade = type("Facade", (), {"_core": pool})
+    facade = type("Facade", (), {"_core": pool, "_runs_late": False})
     t = KVTensor._over(KVMemory((1, 1000, 16), torch.float32, 1, 4096, facade))
     t.append(torch.ones(1, 640, 16))
     stream = pool.create_stream()

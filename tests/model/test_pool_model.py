@@ -5,10 +5,11 @@ import ctypes
 import os
 from dataclasses import dataclass, field
 
+import cuda_standin
 from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from vmm import DriverError, OutOfPages, _core
 
@@ -36,6 +37,8 @@ def fill(tenant: int, number: int) -> bytes:
 
 def make_pool():
     device = {"cuda_device": 0, "cuda_host_accessible": True} if ON_CUDA else {}
+    if ON_CUDA:
+        cuda_standin.loaded().reset(seed=1)  # the same steps must take the same course
     return _core.Pool(
         BUDGET_PAGES * PAGE,
         arena_bytes=1 << 30,
@@ -55,6 +58,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.work_is_late = False  # an unfinished epoch holds back what is reclaimable
         self.writes = 0
 
+    @initialize(watched=st.booleans())
+    def begin(self, watched):
+        if watched:
+            self.pool.watch(0)
+
     # What the pool is asked to do.
 
     @precondition(lambda self: len(self.models) < 4)
@@ -63,8 +71,9 @@ class PoolMachine(RuleBasedStateMachine):
         extents=st.integers(1, 3),
         tenant=st.integers(0, 1),
         zeroed=st.booleans(),
+        stream=st.sampled_from([None, 0]),
     )
-    def reserve(self, extent_pages, extents, tenant, zeroed):
+    def reserve(self, extent_pages, extents, tenant, zeroed, stream):
         with self.tolerated():
             lease = self.pool.reserve(
                 page_bytes=PAGE,
@@ -72,6 +81,7 @@ class PoolMachine(RuleBasedStateMachine):
                 extents=extents,
                 tenant=tenant,
                 zeroed=zeroed,
+                stream=stream,
             )
             self.models.append(Model(lease, tenant, zeroed, extent_pages * extents))
 
@@ -204,6 +214,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.stats()["created_bytes"] == 0, self.pool.stats()
         assert self.pool.budget.taken_bytes == 0
         assert ON_CUDA or os.fstat(self.pool.memfd).st_blocks == 0
+        self.pool = None
 
     # Helpers.
 

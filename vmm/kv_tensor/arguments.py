@@ -93,7 +93,7 @@ def kind_of(x: Any) -> str:
 def require_fitting(value: Any, region: torch.Tensor) -> None:
     """Raises torch's own error, before anything is mapped, when ``value`` cannot be written to ``region``."""
     if isinstance(value, (int, float)):
-        region.new_empty(()).fill_(value)  # it may be too large for the dtype
+        torch.empty((), dtype=region.dtype, device="cpu").fill_(value)  # it may be too large for the dtype
         return
     if isinstance(value, torch.Tensor):
         if value.shape == region.shape:

@@ -137,8 +137,8 @@ def _select(
     if (
         nothing or region.numel() == 0 or any(where.numel() == 0 for _, where in parts)
     ):  # torch looks at no position then
-        return Selection(torch.empty(0, dtype=torch.int64), region)
-    offsets = torch.tensor(region.storage_offset())
+        return Selection(torch.empty(0, dtype=torch.int64, device="cpu"), region)
+    offsets = torch.tensor(region.storage_offset(), device="cpu")
     for dimension, where in parts:
         size, positions = tensor.shape[dimension], where.cpu().to(torch.int64)
         outside = positions[(positions < -size) | (positions >= size)]
@@ -177,5 +177,5 @@ def scattered(tensor: torch.Tensor, dim: int, positions: torch.Tensor) -> Select
     dim %= max(1, tensor.dim())
     if positions.dim() != tensor.dim():
         return None
-    grid = torch.meshgrid(*(torch.arange(size) for size in positions.shape), indexing="ij")
+    grid = torch.meshgrid(*(torch.arange(size, device="cpu") for size in positions.shape), indexing="ij")
     return advanced(tensor, tuple(positions if i == dim else grid[i] for i in range(tensor.dim())))

@@ -10,7 +10,7 @@ import torch
 from vmm.errors import InvalidArgument
 from vmm.kv_tensor.arguments import checked_tokens, kind_of
 from vmm.kv_tensor.memory import KVMemory
-from vmm.stream import release_after
+from vmm.stream import handle_of, release_after
 
 
 class Lifecycle:
@@ -49,9 +49,10 @@ class Lifecycle:
             memory.raw.device,
             torch.strided,
         ):
-            raise InvalidArgument(f"x is {kind_of(x)}; expected a tensor of {memory.dtype} on the CPU")
-        expected = (*memory.shape[:dim], x.shape[dim] if x.dim() > dim else -1, *memory.shape[dim + 1 :])
-        if x.shape != expected:
+            expected = f"a tensor of {memory.dtype} on {memory.raw.device}"
+            raise InvalidArgument(f"x is {kind_of(x)}; expected {expected}")
+        shape = (*memory.shape[:dim], x.shape[dim] if x.dim() > dim else -1, *memory.shape[dim + 1 :])
+        if x.shape != shape:
             raise InvalidArgument(
                 f"x has shape {tuple(x.shape)}; expected {memory.shape}, but any number of tokens in"
                 f" dimension {dim}"
@@ -92,6 +93,12 @@ class Lifecycle:
         checked_tokens("end", end, memory.tokens)
         release_after(memory.pool, stream)
         memory.release(start, end)
+
+    def record_stream(self, s: Any) -> None:
+        """For work on another stream than the current one: what is released from here on waits for what is
+        on ``s`` (as for ``release``) by then. As torch's method; the stream must outlive the pool."""
+        self._memory.require_open()
+        self._memory.pool._core.watch(handle_of(s))
 
     def close(self, stream: Any = None) -> None:
         """Gives all memory back, as ``release`` does. Slices taken before stay valid; everything else raises

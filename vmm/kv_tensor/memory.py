@@ -15,6 +15,7 @@ from torch._C import _from_dlpack
 from vmm import _core
 from vmm.errors import Closed, Forked
 from vmm.pool import Pool, default_pool
+from vmm.stream import torch_stream
 
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html. The float8 types are newer than what
 # every torch reads: they travel as bytes.
@@ -72,11 +73,13 @@ class KVMemory:
 
     def touch(self, region: torch.Tensor) -> None:
         """Maps what ``region``, a view of ``raw``, covers. Raises OutOfPages or Closed."""
+        torch_stream(self.pool)
         self.rows.touch(int(region.storage_offset()), region.shape, region.stride())
 
     def touch_each(self, offsets: torch.Tensor, region: torch.Tensor) -> None:
         """Maps what ``region`` would cover if it began at each of ``offsets`` (int64, in elements)."""
-        offsets = offsets.to(torch.int64).contiguous()
+        torch_stream(self.pool)
+        offsets = offsets.to("cpu", torch.int64).contiguous()
         self.rows.touch_each(offsets.data_ptr(), offsets.numel(), region.shape, region.stride())
 
     def plain(self, region: torch.Tensor) -> torch.Tensor:
@@ -85,6 +88,7 @@ class KVMemory:
         if region.numel() == 0:  # it may begin beyond the end
             self.require_open()
             return region.new_empty_strided(region.shape, region.stride())
+        torch_stream(self.pool)
         capsule, holes = self.rows.slice(int(region.storage_offset()), region.shape, region.stride())
         tensor = _consume(capsule, region.dtype)
         if not torch.is_inference_mode_enabled():
@@ -121,11 +125,13 @@ class KVMemory:
         vars(self.raw.untyped_storage()).setdefault("vmm_keeps", []).extend(kept)
 
     def release(self, start: int, end: int) -> None:
+        torch_stream(self.pool)
         with self.lock:
             self._pin_for_autograd()
             self.rows.release(start, end)
 
     def end(self) -> None:
+        torch_stream(self.pool)
         with self.lock:
             self._pin_for_autograd()
             self.rows.end()
@@ -143,7 +149,7 @@ class KVMemory:
     def zero(self, region: torch.Tensor) -> bool:
         """Zeroes what is mapped of ``region``. False, with nothing done, where its elements overlap."""
         offset = int(region.storage_offset())
-        if self.rows.zero_mapped(offset, region.shape, region.stride()):
+        if self.rows.zero_mapped(offset, region.shape, region.stride(), torch_stream(self.pool)):
             return True
         steps = sorted(
             (stride, size) for size, stride in zip(region.shape, region.stride(), strict=True) if size > 1
@@ -157,7 +163,7 @@ class KVMemory:
         for span in self.in_use():
             for at in range(span.start, span.stop, _MOST_AT_ONCE):
                 piece = flat[at : min(at + _MOST_AT_ONCE, span.stop)]
-                rest = torch.arange(at - offset, at - offset + piece.numel())
+                rest = torch.arange(at - offset, at - offset + piece.numel(), device=flat.device)
                 within = rest >= 0
                 for stride, size in reversed(steps):
                     within &= rest < stride * size
@@ -176,7 +182,7 @@ class KVMemory:
             spans = other.in_use()
             for span in spans:
                 self.touch(mine[span])
-            self.rows.zero_mapped(0, mine.shape, (1,))
+            self.rows.zero_mapped(0, mine.shape, (1,), torch_stream(self.pool))
             for span in spans:
                 mine[span].copy_(theirs[span])
             self.length = other.length
@@ -216,8 +222,9 @@ def rebuild_memory(  # noqa: PLR0917 - pickle passes by position
     spans: list[tuple[int, int]],
     data: torch.Tensor,
 ) -> KVMemory:
-    """For pickle: a memory on the default pool, with ``data`` at ``spans`` of (first element, elements)."""
-    memory = KVMemory(shape, dtype, grow_dim, page_bytes, default_pool())
+    """For pickle: a memory on the default pool of ``data``'s device, with ``data`` at ``spans``, which are
+    (first element, elements)."""
+    memory = KVMemory(shape, dtype, grow_dim, page_bytes, default_pool(data.device))
     flat = memory.raw.view(-1)
     at = 0
     for start, count in spans:

@@ -168,7 +168,7 @@ def _scatter_of_integers(
     if raw.dtype not in _HALF or len(given) != 3 or values is None or tensor._memory.tracks_gradients:
         return None
     if not isinstance(values, torch.Tensor):
-        bits: Any = int(raw.new_empty(()).fill_(values).view(torch.int16))
+        bits: Any = int(torch.tensor(values, dtype=raw.dtype, device="cpu").view(torch.int16))
     elif values.dtype == raw.dtype and not values.requires_grad:
         bits = values.view(torch.int16)
     else:

@@ -1,0 +1,144 @@
+"""KVTensor and VmmCache where torch's work outlasts its calls: on the stand-in, told that it is so, with a
+stream of its own in the place of torch's current one."""
+
+import ctypes
+from types import SimpleNamespace
+
+import cuda_standin
+import pytest
+import torch
+from cuda_calls import SUCCESS, Cuda
+from transformers import LlamaConfig
+
+import vmm.pool
+import vmm.stream
+from vmm import KVTensor
+from vmm.integrations.transformers import VmmCache
+from vmm.testing import settle
+
+PAGE = 65536
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A pool on the stand-in, and torch's "current stream" on it."""
+    standin = cuda_standin.configured(granularity=PAGE)
+    standin.sync_all()
+    cuda = Cuda(standin.library)
+    cuda.do("cuInit", 0)
+    cuda.do("cuCtxSetCurrent", cuda.get_number("cuDevicePrimaryCtxRetain", 0))
+    stream = cuda.get_number("cuStreamCreate", 1)
+    if not cuda_standin.ON_CUDA:
+        monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 0))
+        monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    monkeypatch.setattr(vmm.stream, "_current_stream", lambda ordinal: stream)
+    with standin.counting():
+        pool = vmm.Pool("4MiB", lookahead_pages=0)
+        pool._runs_late = True
+
+        def work(tensor):
+            """Work that reads ``tensor``: the list is empty until it runs, then has the first number."""
+            seen = []
+            reads = [(tensor.data_ptr(), tensor.numel() * tensor.itemsize)]
+            first = ctypes.c_float.from_address(tensor.data_ptr())
+            assert standin.launch(stream, lambda: seen.append(first.value), reads=reads) == SUCCESS
+            return seen
+
+        yield SimpleNamespace(pool=pool, standin=standin, stream=stream, work=work)
+        standin.sync_all()
+        pool.check()
+        pool.close()
+        assert standin.reports == 0, standin.last_report
+    cuda.do("cuStreamDestroy", stream)
+    cuda.do("cuCtxSetCurrent", None)
+    cuda.do("cuDevicePrimaryCtxRelease", 0)
+
+
+def tensor(gpu, tokens=512):
+    made = KVTensor(1, 1024, 64, pool=gpu.pool, page_bytes=PAGE)  # 256 tokens a page
+    made.append(torch.ones(1, tokens, 64))
+    return made
+
+
+@pytest.mark.parametrize("ends", ["release", "truncate", "close", "dies"])
+def test_a_tensor_s_memory_waits_for_torch(gpu, ends):
+    t = tensor(gpu)
+    over = gpu.work(t[0, :512])
+    if ends == "release":
+        t.release(0, 512)
+    elif ends == "truncate":
+        t.truncate(0)
+    elif ends == "close":
+        t.close()
+    del t
+    while gpu.pool.stats().mapped_bytes or gpu.pool.stats().retirements_waiting:
+        settle(gpu.pool, still_seconds=0.005)
+    assert over
+
+
+def test_slices_outlive_what_they_were_cut_from(gpu):
+    t = tensor(gpu)
+    piece = t[0, :256]
+    over = gpu.work(piece)
+    t.close()
+    del piece
+    settle(gpu.pool, still_seconds=0.005)
+    gpu.pool.trim()
+    assert over
+    assert gpu.pool.stats().created_bytes == 0
+
+
+def test_zeroing_is_ordered_with_torch_s_work(gpu):
+    t = tensor(gpu)
+    piece = t[0, :512]
+    before = gpu.work(piece)
+    t.zero_()
+    after = gpu.work(piece)
+    gpu.standin.sync_all()
+    assert (before, after) == ([1.0], [0.0])
+    assert piece.eq(0).all()
+
+
+def test_another_stream_is_recorded(gpu, monkeypatch):
+    t = tensor(gpu)
+    other = gpu.pool._core.create_stream()
+    over = []
+    t.record_stream(SimpleNamespace(cuda_stream=other))
+    reads = [(t.data_ptr(), 512 * 256)]
+    assert gpu.standin.launch(other, lambda: over.append(True), reads=reads) == SUCCESS
+    t.close()
+    gpu.pool.trim()
+    assert over
+    gpu.pool._core.destroy_stream(other)
+
+
+def states(tokens=300):
+    return torch.ones(1, 2, tokens, 64), torch.ones(1, 2, tokens, 64)
+
+
+def config():
+    return LlamaConfig(
+        num_hidden_layers=1, num_attention_heads=2, hidden_size=128, max_position_embeddings=1024
+    )
+
+
+def test_a_dead_cache_is_adopted_by_the_next_on_the_same_stream(gpu):
+    cache = VmmCache(config(), pool=gpu.pool)
+    cache.update(*states(), 0)
+    gpu.work(cache.layers[0].keys[:, 0])
+    del cache
+    cache = VmmCache(config(), pool=gpu.pool)
+    cache.update(*states(), 0)
+    assert gpu.pool.stats().reservations_adopted == 2
+
+
+def test_cropped_tokens_wait_for_torch(gpu):
+    cache = VmmCache(config(), pool=gpu.pool)
+    cache.update(*states(600), 0)
+    over = gpu.work(cache.layers[0].keys[:, 0, 300:])
+    cache.crop(-590)
+    budget = gpu.pool.budget_bytes
+    other = KVTensor(1, 2**30 // 256, 64, pool=gpu.pool, page_bytes=PAGE)
+    other.reserve((budget - gpu.pool.stats().kept_bytes) // 256)  # all there is
+    assert over
+    other.close()
