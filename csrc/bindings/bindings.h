@@ -38,7 +38,8 @@ using NoGil = pybind11::call_guard<ReleaseGil>;
 
 void bind_errors();
 void bind_driver(pybind11::module_& m);
-void bind_engine(pybind11::module_& m);
+void bind_pool(pybind11::module_& m);
+void bind_growth(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);
 
 }  // namespace vmm

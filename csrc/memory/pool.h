@@ -197,15 +197,17 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void end_unmap(Unmapping&, std::size_t done);
   bool free_an_idle_range();
 
-  // pool.cpp
+  // pool_reserve.cpp
   void recycle(Reservation&) noexcept;
   Reservation* find_adoptable(const ReservationShape&, std::optional<StreamHandle>);
   std::optional<Address> allocate_addresses(const ReservationShape&);
   Reservation& make_reservation(const ReservationShape&);
   void check_shape(const ReservationShape&) const;
+  void erase_if_empty(Reservation&);
+
+  // pool.cpp
   static void check_ranges(const Reservation&, std::span<const PageRange>);
   void require_open() const;
-  void erase_if_empty(Reservation&);
   void give_back(Bytes) noexcept;
 
   // pool_check.cpp

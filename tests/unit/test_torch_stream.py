@@ -142,3 +142,34 @@ def test_cropped_tokens_wait_for_torch(gpu):
     other.reserve((budget - gpu.pool.stats().kept_bytes) // 256)  # all there is
     assert over
     other.close()
+
+
+class Foreign:
+    """A stream of another library."""
+
+    def __init__(self, version, handle):
+        self.answer = version, handle
+
+    def __cuda_stream__(self):
+        return self.answer
+
+
+def test_what_a_stream_may_be():
+    assert vmm.stream.handle_of(Foreign(0, 5)) == 5
+    assert vmm.stream.handle_of(SimpleNamespace(cuda_stream=6)) == 6
+    assert vmm.stream.handle_of(7) == 7
+    for bad in (Foreign(1, 5), Foreign(0, "5"), SimpleNamespace(), True, -1, 2**64, None):
+        with pytest.raises(vmm.InvalidArgument, match="stream"):
+            vmm.stream.handle_of(bad)
+
+
+def test_a_foreign_stream_is_waited_for(gpu):
+    t = tensor(gpu)
+    other = gpu.pool._core.create_stream()
+    seen = []
+    reads = [(t.data_ptr(), 512 * 256)]
+    assert gpu.standin.launch(other, lambda: seen.append(True), reads=reads) == SUCCESS
+    t.close(stream=Foreign(0, other))
+    gpu.pool.trim()
+    assert seen
+    gpu.pool._core.destroy_stream(other)

@@ -1,0 +1,111 @@
+// Leases and what grows in them.
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "bindings/dlpack.h"
+#include "bindings/pool_handle.h"
+#include "engine/growth.h"
+
+namespace py = pybind11;
+
+namespace vmm {
+namespace {
+
+using Ranges = std::vector<std::pair<std::uint32_t, std::uint64_t>>;  // (first page, pages)
+
+std::vector<PageRange> to_ranges(const Ranges& ranges) {
+  std::vector<PageRange> out;
+  out.reserve(ranges.size());
+  for (auto [first, count] : ranges) out.push_back({{first}, {count}});
+  return out;
+}
+
+void bind_lease(py::module_& m) {
+  py::class_<Lease, std::shared_ptr<Lease>>(m, "Lease")
+      .def_property_readonly("address", [](const Lease& l) { return l.base().value; })
+      .def_property_readonly("size", [](const Lease& l) { return l.size().count; })
+      .def_property_readonly("page_bytes", [](const Lease& l) { return l.shape().page_bytes.count; })
+      .def_property_readonly("extent_bytes", [](const Lease& l) { return l.shape().extent_bytes.count; })
+      .def_property_readonly("extents", &Lease::extents)
+      .def_property_readonly("mapped_bytes",
+                             [](const Lease& l) { return l.pool().mapped(l.reservation()).count; })
+      .def(
+          "map",
+          [](Lease& l, const Ranges& ranges, bool keep) {
+            MapOptions options;
+            options.keep = keep;
+            return l.pool().map(l.reservation(), to_ranges(ranges), options).mapped.count;
+          },
+          py::arg("ranges"), py::arg("keep") = true, NoGil())
+      .def(
+          "unkeep", [](Lease& l, const Ranges& r) { l.pool().unkeep(l.reservation(), to_ranges(r)); },
+          py::arg("ranges"), NoGil())
+      .def(
+          "retire",
+          [](Lease& l, const Ranges& r) {
+            l.pool().retire(l.reservation(), to_ranges(r), l.pool().epochs().fence());
+          },
+          py::arg("ranges"), NoGil())
+      .def(
+          "missing",
+          [](Lease& l, const Ranges& r) { return l.pool().missing(l.reservation(), to_ranges(r)).count; },
+          py::arg("ranges"), NoGil())
+      .def(
+          "dlpack",
+          [](const std::shared_ptr<Lease>& lease, std::uint64_t offset_bytes, std::vector<std::int64_t> shape,
+             std::vector<std::int64_t> strides, std::uint8_t type_code, std::uint8_t type_bits) {
+            return export_tensor(*lease, lease,
+                                 {offset_bytes, std::move(shape), std::move(strides), type_code, type_bits});
+          },
+          py::kw_only(), py::arg("offset_bytes"), py::arg("shape"), py::arg("strides"), py::arg("type_code"),
+          py::arg("type_bits"));
+}
+
+void bind_growths(py::module_& m) {
+  using Part = std::tuple<std::shared_ptr<Lease>, std::uint64_t, std::uint64_t, std::uint64_t>;
+  py::class_<Growth, std::shared_ptr<Growth>>(m, "Growth")
+      .def(py::init([](PoolHandle& h, const std::vector<Part>& parts) {
+             std::vector<GrowthPart> out;
+             for (const auto& [lease, first_extent, extents, record_bytes] : parts)
+               out.push_back({lease, first_extent, extents, {record_bytes}});
+             return Growth::make(h.engine->pager(), std::move(out));
+           }),
+           py::arg("pool"), py::arg("parts"))
+      .def(
+          "advance", [](Growth& g, std::uint64_t to) { return g.advance({to}).count; }, py::arg("to"),
+          NoGil())
+      .def(
+          "announce", [](Growth& g, std::uint64_t to) { g.announce({to}); }, py::arg("to"), NoGil())
+      .def(
+          "truncate", [](Growth& g, std::uint64_t to) { return g.truncate({to}).count; }, py::arg("to"),
+          NoGil())
+      .def(
+          "scrub",
+          [](Growth& g, std::uint64_t from, std::uint64_t to, std::uint64_t stream) {
+            g.scrub({from}, {to}, {stream});
+          },
+          py::arg("start"), py::arg("stop"), py::arg("stream") = 0, NoGil())
+      .def(
+          "missing", [](const Growth& g, std::uint64_t to) { return g.missing({to}).count; }, py::arg("to"),
+          NoGil())
+      .def_property_readonly("max_tokens", [](const Growth& g) { return g.max_tokens().count; })
+      .def_property_readonly("frontier", [](const Growth& g) { return g.frontier().count; });
+  m.def(
+      "admit",
+      [](const std::vector<std::shared_ptr<Growth>>& growths, std::uint64_t to) { admit(growths, {to}); },
+      py::arg("growths"), py::arg("to"), NoGil());
+}
+
+}  // namespace
+
+void bind_growth(py::module_& m) {
+  bind_lease(m);
+  bind_growths(m);
+}
+
+}  // namespace vmm

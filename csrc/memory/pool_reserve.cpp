@@ -1,0 +1,118 @@
+// Reservations: made, leased, recycled whole and still mapped, ended.
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "memory/pool.h"
+
+namespace vmm {
+
+void Pool::check_shape(const ReservationShape& shape) const {
+  const Bytes granularity = driver_->capabilities().granularity;
+  if (!is_power_of_two(shape.page_bytes.count) || shape.page_bytes < granularity)
+    throw InvalidArgument("page_bytes is " + std::to_string(shape.page_bytes.count) +
+                          "; expected a power of two of at least " + std::to_string(granularity.count) +
+                          ", the granularity of the " + driver_->capabilities().name + " driver");
+  if (shape.extent_bytes.count == 0 || (shape.extent_bytes % shape.page_bytes).count != 0)
+    throw InvalidArgument("extent_bytes is " + std::to_string(shape.extent_bytes.count) +
+                          "; expected a positive multiple of page_bytes, " +
+                          std::to_string(shape.page_bytes.count));
+  if (shape.extents == 0) throw InvalidArgument("extents is 0; expected at least 1");
+  if (shape.extents > arena_.size() / shape.extent_bytes)
+    throw InvalidArgument("extents × extent_bytes is more than the pool's address space, " +
+                          std::to_string(arena_.size().count) + " bytes");
+  if (shape.extent_bytes * shape.extents / shape.page_bytes >= PageIndex::none)
+    throw InvalidArgument("page_bytes is too small for so large a reservation: more than 2^32 pages");
+  if (!shape.tenant.valid()) throw InvalidArgument("tenant: out of range");
+}
+
+Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<StreamHandle> stream) {
+  Reservation* best = nullptr;
+  if (wanted.zeroed) return nullptr;
+  for (auto& [id, candidate] : reservations_) {
+    const ReservationShape& shape = candidate->shape;
+    if (candidate->leased || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
+        shape.extent_bytes != wanted.extent_bytes || shape.extents < wanted.extents ||
+        shape.tenant != wanted.tenant || !epochs_.complete(candidate->idle_fence, stream))
+      continue;
+    // The closest fit, then the one with most pages mapped.
+    auto rank = [](const Reservation& r) { return std::pair(r.shape.extents, ~r.table.resident().count); };
+    if (best == nullptr || rank(*candidate) < rank(*best)) best = candidate.get();
+  }
+  return best;
+}
+
+std::optional<Address> Pool::allocate_addresses(const ReservationShape& shape) {
+  std::lock_guard lock(mutex_);
+  return arena_.allocate(shape.extent_bytes * shape.extents, shape.page_bytes);
+}
+
+Reservation& Pool::make_reservation(const ReservationShape& shape) {
+  const Bytes size = shape.extent_bytes * shape.extents;
+  std::optional<Address> base;
+  while (!(base = allocate_addresses(shape)))
+    if (!free_an_idle_range())
+      throw OutOfPages(figures(size), "the pool's address space of " + std::to_string(arena_.size().count) +
+                                          " bytes is used up");
+  try {
+    if (driver_->capabilities().zero_gaps)
+      driver_->set_gap(*base, size, shape.zeroed ? Gap::zeros : Gap::faults);
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    arena_.free(*base, size);
+    throw;
+  }
+  std::lock_guard lock(mutex_);
+  const ReservationId id{next_reservation_++};
+  auto owned = std::make_unique<Reservation>(id, *base, shape, physical_.pages_per_run(shape.page_bytes));
+  return *(reservations_[id.value] = std::move(owned));
+}
+
+std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape, std::optional<StreamHandle> stream) {
+  fork_guard_.require_parent("this pool");
+  epochs_.poll();
+  {
+    std::lock_guard lock(mutex_);
+    require_open();
+    check_shape(shape);
+    if (Reservation* adopted = find_adoptable(shape, stream)) {
+      auto lease = std::make_shared<Lease>(shared_from_this(), *adopted, shape.extents);
+      adopted->leased = true;
+      adopted->surplus_fence = std::move(adopted->idle_fence);
+      counters_.reservations_adopted.add();
+      return lease;
+    }
+  }
+  Reservation& made = make_reservation(shape);
+  counters_.reservations_made.add();
+  return std::make_shared<Lease>(shared_from_this(), made, shape.extents);
+}
+
+void Pool::recycle(Reservation& reservation) noexcept {
+  if (fork_guard_.in_child()) return;
+  bool tear_down = false;
+  {
+    std::lock_guard lock(mutex_);
+    for (std::uint32_t i = 0; i < reservation.table.size().count; ++i)
+      if (reservation.table[{i}].kept) reservation.table.keep({i}, false);
+    reservation.leased = false;
+    reservation.idle_since = ++recyclings_;
+    reservation.idle_fence = epochs_.fence();
+    erase_if_empty(reservation);
+    tear_down = closed_;
+  }
+  if (!tear_down) return;
+  try {
+    trim({~std::uint64_t{0}}, true);
+  } catch (const Error& error) {
+    log_.write(LogLevel::warning, std::string("giving back the memory of a closed pool: ") + error.what());
+  }
+}
+
+void Pool::erase_if_empty(Reservation& reservation) {
+  if (reservation.leased || reservation.table.in_use().count != 0) return;
+  arena_.free(reservation.base, reservation.size());
+  reservations_.erase(reservation.id.value);
+}
+
+}  // namespace vmm
