@@ -57,7 +57,12 @@ def device_name(device: str) -> str:
     """``cpu``, or what CUDA calls the GPU. The tests' stand-in says that it is one."""
     if device == "cpu":
         return "cpu"
-    return _core.cuda_name(int(device.partition(":")[2] or 0))
+    return _core.cuda_name(ordinal(device))
+
+
+def ordinal(device: str) -> int:
+    """1 of ``cuda:1``, 0 of ``cuda``."""
+    return int(device.partition(":")[2] or 0)
 
 
 def _commit() -> str:

@@ -46,6 +46,9 @@ class HostDriver(Driver):
     @property
     def committed_bytes(self) -> int: ...
 
+class CudaDriver(Driver):
+    def __init__(self, device: int = 0, host_accessible: bool = False) -> None: ...
+
 class Budget:
     def __init__(self, limit_bytes: int) -> None: ...
     @property

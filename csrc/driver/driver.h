@@ -1,6 +1,7 @@
 // The driver contract: the only seam between the engine and a platform's virtual memory.
 //
 // Rules for every implementation; tests/contract runs them on each:
+//  - Whoever reserves and creates also frees and releases, before the driver ends.
 //  - Every method is safe from any thread; two threads must not work on the same page or range at once.
 //  - A call that cannot be done throws: InvalidArgument for a broken rule, DriverOutOfMemory,
 //    MappingLimit, or DriverError with the platform's own words. Nothing else ever throws or aborts.

@@ -2,6 +2,7 @@
 
 import ctypes
 
+import conformance
 import pytest
 
 pytest.importorskip("cuda.bindings.driver", exc_type=ImportError)
@@ -19,6 +20,14 @@ def value(result):
     code, *rest = result
     assert code == 0, code
     return rest[0] if len(rest) == 1 else rest
+
+
+@pytest.fixture
+def second(standin):
+    """The calls of the conformance scenarios, made through cuda-bindings."""
+    from bindings_calls import BindingsCuda
+
+    return BindingsCuda(standin.library)
 
 
 @pytest.fixture
@@ -115,3 +124,19 @@ def test_a_capture(driver, context):
     invalidated = driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
     assert driver.cuStreamEndCapture(stream)[0] == invalidated
     value(driver.cuStreamDestroy(stream))
+
+
+# Calls that pass NULL for what cuda-bindings provides itself.
+BY_CTYPES = {
+    "reserve_refuses_bad_arguments": {"cuMemAddressReserve"},
+    "granularity_refuses_bad_arguments": {"cuMemGetAllocationGranularity"},
+    "set_access_refuses_bad_arguments": {"cuMemSetAccess"},
+}
+
+
+@pytest.mark.parametrize("name", conformance.SCENARIOS)
+def test_conformance_of_a_second_caller(second, name):
+    steps = conformance.run(second, name)
+    assert steps
+    assert not [step for step in steps if not step.ok]
+    assert second.by_ctypes == BY_CTYPES.get(name, set())

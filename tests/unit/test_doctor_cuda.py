@@ -4,11 +4,15 @@ import os
 import subprocess
 from pathlib import Path
 
+import cuda_standin
 import pytest
 
+from child import run_child
 from vmm.doctor import cuda, verify_installation
 
 FAKE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +37,21 @@ int cuDeviceGetName(char* name, int length, int device) {
 int cuDeviceTotalMem_v2(size_t* size, int device) { (void)device; *size = (size_t)80 << 30; return 0; }
 """
 
+# What cuda-bindings needs besides: how it finds functions, and a device without virtual memory management
+# (attribute 102) whose driver does not know of memory on the host (141, 144).
+ATTRIBUTES = r"""
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  if (is("crash late")) abort();
+  if (is("exit late")) _exit(0);
+  *value = attribute == 75 ? 3 : 0;
+  return attribute > 134;
+}
+int cuGetProcAddress_v2(const char* name, void** address) {  /* called with three more arguments */
+  *address = dlsym(dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD), name);
+  return 0;
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def compile_libcuda(tmp_path_factory):
@@ -52,16 +71,32 @@ def fake_folder(compile_libcuda):
 
 
 @pytest.fixture
-def fake(fake_folder, monkeypatch):
-    """Tells the fake what to do and answers what the check makes of it: (finding, facts)."""
+def no_bindings(monkeypatch):
+    monkeypatch.setattr(cuda, "_bindings_folder", lambda: None)
 
-    def check(behaviour):
-        monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_folder))
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Tells the libcuda of a folder what to do and answers what the check makes of it: (finding, facts)."""
+
+    def check(folder, behaviour=""):
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
         monkeypatch.setenv("FAKE_CUDA", behaviour)
         facts = {}
         return cuda.libcuda(facts), facts["cuda"]
 
     return check
+
+
+@pytest.fixture
+def fake(fake_folder, checked, no_bindings):
+    return lambda behaviour: checked(fake_folder, behaviour)
+
+
+@pytest.fixture(scope="module")
+def with_attributes(compile_libcuda):
+    pytest.importorskip("cuda.bindings", exc_type=ImportError)
+    return compile_libcuda(FAKE + ATTRIBUTES)
 
 
 def test_a_gpu_is_described_and_not_claimed_to_be_used(fake, fake_folder):
@@ -70,6 +105,9 @@ def test_a_gpu_is_described_and_not_claimed_to_be_used(fake, fake_folder):
     assert "Fake GPU 7 (80.0 GiB)" in finding.found
     assert "CUDA 13.2" in finding.found
     assert "not used yet" in finding.found
+    assert "not yet measured on a GPU" in finding.found
+    assert finding.found.endswith("; pip install 'kvmm[cuda]' to see attributes")
+    assert finding.advice is None
     assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30}]
     assert said["library"] == str(fake_folder / "libcuda.so.1")
     report = verify_installation()
@@ -134,3 +172,76 @@ def test_a_damaged_libcuda_is_not_fine(monkeypatch, tmp_path):
     finding = cuda.libcuda({})
     assert finding.status == "warning"
     assert "invalid ELF header" in finding.found
+
+
+def test_attributes_are_read_through_cuda_bindings(checked):
+    version = pytest.importorskip("cuda.bindings", exc_type=ImportError).__version__
+    finding, said = checked(Path(cuda_standin.library()).parent)
+    assert finding.status == "ok"
+    assert "vmm stand-in (1.0 GiB, compute capability 9.0, pages of 2.0 MiB and more)" in finding.found
+    assert "pip install" not in finding.found
+    assert (said["version"], said["bindings"], said["bindings_error"]) == (13000, version, None)
+    first, second = said["devices"]
+    assert first == second
+    assert first == {
+        "name": "vmm stand-in",
+        "memory_bytes": 2**30,
+        "compute_capability": "9.0",
+        "virtual_memory": True,
+        "posix_fd_handles": True,
+        "fabric_handles": False,
+        "host_virtual_memory": True,
+        "host_numa_virtual_memory": True,
+        "host_numa_id": 0,
+        "granularity_bytes": 2**21,
+        "recommended_granularity_bytes": 2**21,
+    }
+
+
+def test_a_gpu_without_virtual_memory_is_a_warning(with_attributes, checked):
+    finding, said = checked(with_attributes)
+    assert finding.status == "warning"
+    assert "no virtual memory management on Fake GPU 7" in finding.found
+    assert "vmm cannot use such a GPU" in finding.advice
+    [device] = said["devices"]
+    assert device["compute_capability"] == "3.0"
+    assert device["virtual_memory"] is False
+    assert device["host_numa_virtual_memory"] is None  # the driver does not know the question
+    assert device["granularity_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ("crash late", "crashed with SIGABRT in reading attributes through cuda-bindings"),
+        ("exit late", "ended with code 0 in reading attributes through cuda-bindings"),
+    ],
+)
+def test_attributes_that_end_the_probe_do_not_lose_the_rest(with_attributes, checked, behaviour, words):
+    finding, said = checked(with_attributes, behaviour)
+    assert finding.status == "warning"
+    assert words in finding.found
+    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30}]
+
+
+def test_cuda_bindings_that_do_not_fit_the_driver_are_a_warning(fake_folder, checked):
+    pytest.importorskip("cuda.bindings", exc_type=ImportError)
+    finding, said = checked(fake_folder)  # has no cuGetProcAddress
+    assert finding.status == "warning"
+    assert "cuda-bindings cannot read the devices' attributes: RuntimeError" in finding.found
+    assert "pip install 'kvmm[cuda]'" in finding.advice
+    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30}]
+
+
+def test_cuda_bindings_are_found_and_not_imported():
+    place = pytest.importorskip("cuda.bindings", exc_type=ImportError).__file__
+    result = run_child("""
+        import sys
+        from vmm.doctor import cuda
+        print(cuda._bindings_folder(), "cuda.bindings" in sys.modules)
+        sys.path.clear()
+        sys.path_importer_cache.clear()
+        del sys.modules["cuda"]
+        print(cuda._bindings_folder())
+    """)
+    assert result.stdout == f"{Path(place).parents[2]} False\nNone\n", result.stderr

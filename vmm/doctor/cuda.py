@@ -1,10 +1,11 @@
-"""The check of libcuda. vmm does not use it yet, so nothing found here is an error."""
+"""The check of libcuda. Only a pool made for a GPU uses it yet, so nothing found here is an error."""
 
 import json
 import os
 import signal
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from vmm.doctor import cuda_probe
@@ -14,15 +15,16 @@ from vmm.units import format_bytes
 _LIBRARY = "libcuda.so.1"
 _SECONDS = 20.0  # a driver without persistence mode initialises eight GPUs in about ten
 _DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Windows's subsystem for it
-_UNKNOWN: Facts = dict.fromkeys(
-    ("library", "load_error", "version", "devices", "failed", "code", "error", "ended")
-)
-_NOT_USED = "not used yet but by a pool made for it; vmm has not run on a GPU so far"
+_FROM_LIBCUDA = ("library", "load_error", "version", "devices", "failed", "code", "error")
+_UNKNOWN: Facts = dict.fromkeys((*_FROM_LIBCUDA, "bindings", "bindings_error", "ended"))
+_NOT_USED = "not used yet but by a pool made for it, and not yet measured on a GPU"
+_INSTALL = "pip install 'kvmm[cuda]'"
 _LOOK = "see nvidia-smi and CUDA_VISIBLE_DEVICES; it does not matter to the CPU"
 
 
 def libcuda(facts: Facts) -> Finding:
-    said = facts["cuda"] = _ask(_LIBRARY, _SECONDS)
+    folder = _bindings_folder()
+    said = facts["cuda"] = _ask(_LIBRARY, _SECONDS, folder)
     if said["load_error"] is not None:
         return _not_loaded(said["load_error"])
     where = f"{said['library'] or _LIBRARY}{_version(said)}"
@@ -32,10 +34,40 @@ def libcuda(facts: Facts) -> Finding:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         note = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible!r}"
         return Finding("warning", f"{where}: {said['failed']} failed: {said['error']}{note}", _LOOK)
-    devices = [f"{device['name']} ({format_bytes(device['memory_bytes'])})" for device in said["devices"]]
-    if not devices:
+    if not said["devices"]:
         return Finding("warning", f"{where}: no device", _LOOK)
-    return Finding("ok", f"{where}: {len(devices)} device(s), {_NOT_USED}: {', '.join(devices)}")
+    if said["bindings_error"] is not None:
+        found = f"{where}: cuda-bindings cannot read the devices' attributes: {said['bindings_error']}"
+        return Finding("warning", found, f"{_INSTALL}, in a version that fits this driver")
+    note = "" if folder is not None else f"; {_INSTALL} to see attributes"
+    return _devices(where, said["devices"], note)
+
+
+def _devices(where: str, devices: list[Facts], note: str) -> Finding:
+    listed = ", ".join(_described(device) for device in devices)
+    lacking = [device["name"] for device in devices if device.get("virtual_memory") is False]
+    if lacking:
+        found = f"{where}: {listed}; no virtual memory management on {', '.join(lacking)}"
+        return Finding("warning", found, "make pools for another device: vmm cannot use such a GPU")
+    return Finding("ok", f"{where}: {len(devices)} device(s), {_NOT_USED}: {listed}{note}")
+
+
+def _described(device: Facts) -> str:
+    parts = [format_bytes(device["memory_bytes"])]
+    if device.get("compute_capability") is not None:
+        parts.append(f"compute capability {device['compute_capability']}")
+    if device.get("granularity_bytes") is not None:
+        parts.append(f"pages of {format_bytes(device['granularity_bytes'])} and more")
+    return f"{device['name']} ({', '.join(parts)})"
+
+
+def _bindings_folder() -> str | None:
+    """The folder on Python's path that cuda-bindings is in, which is not imported here: it loads libcuda."""
+    with suppress(ImportError, ValueError):
+        spec = find_spec("cuda.bindings")
+        if spec is not None and spec.origin is not None:
+            return str(Path(spec.origin).parents[2])
+    return None
 
 
 def _not_loaded(reason: str) -> Finding:
@@ -53,13 +85,14 @@ def _version(said: Facts) -> str:
     return "" if version is None else f", CUDA {version // 1000}.{version % 1000 // 10}"
 
 
-def _ask(library: str, seconds: float) -> Facts:
+def _ask(library: str, seconds: float, bindings_folder: str | None) -> Facts:
     """_UNKNOWN with what the probe said in at most ``seconds``; in "ended", how it was cut short."""
     # Imported here because `import vmm` must stay quick.
     import subprocess
 
+    command = [sys.executable, "-I", "-S", cuda_probe.__file__, library]
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", cuda_probe.__file__, library],
+        command if bindings_folder is None else [*command, bindings_folder],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -78,7 +111,8 @@ def _ask(library: str, seconds: float) -> Facts:
         if process.returncode is None:
             process.kill()
     said = _parse(output)
-    if ended is None and (process.returncode != 0 or not said.keys() & {"load_error", "failed", "devices"}):
+    done = said.pop("done", False)
+    if ended is None and (process.returncode != 0 or not done):
         ended = _death(process.returncode, complaints)
     return {**_UNKNOWN, **said, "ended": ended and f"{ended} {_stage(said)}"}
 
@@ -94,6 +128,10 @@ def _parse(output: bytes) -> Facts:
 
 
 def _stage(said: Facts) -> str:
+    if "bindings" in said:
+        return "in reading attributes through cuda-bindings"
+    if "devices" in said:
+        return "after listing the devices"
     if "version" in said:
         return "in cuInit or in listing the devices"
     return "in cuDriverGetVersion" if "library" in said else "in loading it"

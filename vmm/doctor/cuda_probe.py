@@ -2,13 +2,25 @@
 a broken driver may hang or crash.
 
 Prints one JSON object a line, each as soon as it is known, so that what was found before a hang or a crash
-is not lost. Imports nothing of vmm: it runs isolated, in 20 ms.
+is not lost; a later line's facts replace an earlier one's, and the last line is {"done": true}. Imports
+nothing of vmm: it runs isolated, in 20 ms. Where it is given the folder that cuda-bindings is in, it asks for
+the devices' attributes through that, after all else.
 """
 
 import ctypes
+import importlib
 import json
 import sys
 from typing import Any
+
+# What a device can do, by our name for it and CUDA's, less CU_DEVICE_ATTRIBUTE_.
+ABILITIES = {
+    "virtual_memory": "VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED",
+    "posix_fd_handles": "HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED",
+    "fabric_handles": "HANDLE_TYPE_FABRIC_SUPPORTED",
+    "host_virtual_memory": "HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED",
+    "host_numa_virtual_memory": "HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED",
+}
 
 
 def say(**facts: Any) -> None:
@@ -50,7 +62,55 @@ def describe(library: ctypes.CDLL, number: int) -> dict[str, Any] | None:
     return {"name": name.value.decode(errors="replace"), "memory_bytes": size.value}
 
 
-def probe(name: str) -> None:
+def attribute(driver: Any, name: str, device: Any) -> int | None:
+    """None where the bindings or the driver are too old to know it."""
+    asked = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}", None)
+    if asked is None:
+        return None
+    code, value = driver.cuDeviceGetAttribute(asked, device)
+    return int(value) if code == 0 else None
+
+
+def granularity(driver: Any, number: int, which: str) -> int | None:
+    """Of the device's own memory, in bytes."""
+    what = driver.CUmemAllocationProp()
+    what.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    what.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    what.location.id = number
+    option = getattr(driver.CUmemAllocationGranularity_flags, f"CU_MEM_ALLOC_GRANULARITY_{which}")
+    code, size = driver.cuMemGetAllocationGranularity(what, option)
+    return int(size) if code == 0 else None
+
+
+def attributes(driver: Any, number: int) -> dict[str, Any]:
+    code, device = driver.cuDeviceGet(number)
+    if code != 0:
+        raise RuntimeError(f"cuDeviceGet({number}) failed: {code.name}")
+    major, minor = (attribute(driver, f"COMPUTE_CAPABILITY_{part}", device) for part in ("MAJOR", "MINOR"))
+    found: dict[str, Any] = {"compute_capability": None if major is None else f"{major}.{minor}"}
+    for name, asked in ABILITIES.items():
+        value = attribute(driver, asked, device)
+        found[name] = None if value is None else bool(value)
+    found["host_numa_id"] = attribute(driver, "HOST_NUMA_ID", device)
+    for name, which in (("granularity_bytes", "MINIMUM"), ("recommended_granularity_bytes", "RECOMMENDED")):
+        found[name] = granularity(driver, number, which) if found["virtual_memory"] else None
+    return found
+
+
+def probe_attributes(folder: str, devices: dict[int, dict[str, Any]]) -> None:
+    """Adds to the devices, by number, what cuda-bindings from ``folder`` says of each."""
+    sys.path.append(folder)
+    try:
+        driver = importlib.import_module("cuda.bindings.driver")
+        say(bindings=sys.modules["cuda.bindings"].__version__)
+        for number, device in devices.items():
+            device.update(attributes(driver, number))
+            say(devices=list(devices.values()))
+    except Exception as error:  # whatever a package that does not fit the driver may raise
+        say(bindings_error=f"{type(error).__name__}: {error}")
+
+
+def probe(name: str, bindings_folder: str | None = None) -> None:
     try:
         library = ctypes.CDLL(name)
     except OSError as error:
@@ -58,15 +118,21 @@ def probe(name: str) -> None:
         return
     say(library=path_of(name))
     version, count = ctypes.c_int(), ctypes.c_int()
+    devices = {}
     try:
         if succeeded(library, "cuDriverGetVersion", ctypes.byref(version)):
             say(version=version.value)
         if succeeded(library, "cuInit", 0) and succeeded(library, "cuDeviceGetCount", ctypes.byref(count)):
-            devices = [describe(library, number) for number in range(count.value)]
-            say(devices=[device for device in devices if device is not None])
+            for number in range(count.value):
+                if (device := describe(library, number)) is not None:
+                    devices[number] = device
+            say(devices=list(devices.values()))
     except AttributeError as error:
         say(failed="dlsym", code=None, error=str(error))
+    if bindings_folder is not None and devices:
+        probe_attributes(bindings_folder, devices)
 
 
 if __name__ == "__main__":
-    probe(sys.argv[1])
+    probe(*sys.argv[1:])
+    say(done=True)
