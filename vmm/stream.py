@@ -103,7 +103,8 @@ _LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the default stream; our driver's 0 is a 
 def _current_stream(ordinal: int) -> int:
     import torch
 
-    handle: int = torch.cuda.current_stream(ordinal).cuda_stream
+    # Ten times as fast as torch.cuda.current_stream, and asked at every index; compiled code asks the same.
+    handle: int = torch._C._cuda_getCurrentRawStream(ordinal)
     return handle
 
 

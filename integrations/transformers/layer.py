@@ -132,6 +132,7 @@ class VmmLayer(DynamicLayer):
         if self.growth is None or key_states.requires_grad or value_states.requires_grad:
             self._leave()
             return super().update(key_states, value_states, *args, **kwargs)
+        torch_stream(self._memory.pool)
         start = self.length
         rows, heads, count, dim = key_states.shape
         end = start + count

@@ -146,7 +146,6 @@ class CacheMemory:
         """
         if to > self.max_tokens:
             raise InvalidArgument(f"max_tokens is {self.max_tokens}; the cache would grow to {to} tokens")
-        torch_stream(self.pool)
         if to > self.frontier:
             with_garbage_collected(lambda: self._admit(layer.length, to))
         limit = with_garbage_collected(lambda: layer.growth.advance(to))

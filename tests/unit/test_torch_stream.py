@@ -132,6 +132,23 @@ def test_a_dead_cache_is_adopted_by_the_next_on_the_same_stream(gpu):
     assert gpu.pool.stats().reservations_adopted == 2
 
 
+def test_every_stream_that_updates_is_waited_for(gpu, monkeypatch):
+    cache = VmmCache(config(), pool=gpu.pool)
+    cache.update(*states(300), 0)
+    other = gpu.pool._core.create_stream()
+    monkeypatch.setattr(vmm.stream, "_current_stream", lambda ordinal: other)
+    cache.update(*states(1), 0)  # no new page
+    seen = []
+    reads = [(cache.layers[0].keys.data_ptr(), 512)]
+    for _ in range(500):  # so that it is late
+        gpu.standin.launch(other)
+    assert gpu.standin.launch(other, lambda: seen.append(True), reads=reads) == SUCCESS
+    del cache
+    gpu.pool.trim()
+    assert seen
+    gpu.pool._core.destroy_stream(other)
+
+
 def test_cropped_tokens_wait_for_torch(gpu):
     cache = VmmCache(config(), pool=gpu.pool)
     cache.update(*states(600), 0)

@@ -49,10 +49,13 @@ def pool(cuda):
 
 
 class Work:
-    """A kernel on a stream, which reads the first page of a lease."""
+    """A kernel on a stream, which reads the first page of a lease, after so many that the stand-in will not
+    have come to it before it is waited for."""
 
     def __init__(self, standin, stream, lease):
         self.over = False
+        for _ in range(500):
+            standin.launch(stream)
         assert standin.launch(stream, self._run, reads=[(lease.address, READS)]) == SUCCESS
 
     def _run(self):
@@ -107,11 +110,13 @@ def test_what_ends_is_adopted_later_or_on_the_same_stream(standin, busy):
     made = pool.stats()["reservations_made"]
     elsewhere = reserve(pool)  # for whoever: it may start at once
     assert elsewhere.address != address
+    another = reserve(pool, stream=0)
+    assert another.address != address
     on_the_stream = reserve(pool, stream=busy.stream)
     assert on_the_stream.address == address
     assert on_the_stream.mapped_bytes == 4 * PAGE
     assert not busy.work.over
-    assert pool.stats()["reservations_made"] == made + 1
+    assert pool.stats()["reservations_made"] == made + 2
     # What it does not use of the old pages may still be read.
     elsewhere.map([(0, 4)])
     last = reserve(pool, 2)
