@@ -85,7 +85,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Unmaps what was retired and is over. True when something is left.
   bool drain_retired();
   /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
-  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream);
+  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
   /// Copies on `stream`: what is released from here on waits for it.
   void copy(Address to, Address from, Bytes size, StreamHandle stream);
