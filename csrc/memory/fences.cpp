@@ -55,6 +55,7 @@ bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
     const EventHandle event = driver_.record(handle);
     std::lock_guard lock(mutex_);
     streams_[handle.value].unfinished.push_back({epoch, event});
+    streams_[handle.value].capturing = false;
   } catch (...) {
     std::lock_guard lock(mutex_);
     streams_[handle.value].wanted |= wanted;
@@ -74,6 +75,8 @@ void Epochs::mark_wanted() {
     try {
       mark_if(stream, true);
     } catch (const StreamCapturing&) {  // what is on it will be asked for again
+      std::lock_guard lock(mutex_);
+      streams_[stream.value].capturing = true;
     } catch (const InvalidArgument&) {  // it was ended behind our back, and its work with it
       forget(stream);
     }
@@ -102,7 +105,7 @@ void Epochs::forget(StreamHandle handle) {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];  // it stays: another stream may get the same handle
     stream.completed = ++stream.current;      // fences may wait for an epoch that nobody has marked yet
-    stream.open = stream.watched = stream.wanted = false;
+    stream.open = stream.watched = stream.wanted = stream.capturing = false;
     over.swap(stream.unfinished);
   }
   for (const Unfinished& entry : over) undo_or_leak([&] { driver_.destroy_event(entry.event); });
@@ -166,7 +169,10 @@ bool Epochs::waits_for_open_epoch(const Fence& fence) const {
   std::lock_guard lock(mutex_);
   for (const StreamEpoch& entry : fence) {
     auto found = streams_.find(entry.stream.value);
-    if (found != streams_.end() && found->second.open && found->second.current == entry.epoch) return true;
+    if (found == streams_.end()) continue;
+    const Stream& stream = found->second;
+    if (stream.open && stream.current == entry.epoch) return true;
+    if (stream.capturing && stream.completed < entry.epoch) return true;
   }
   return false;
 }

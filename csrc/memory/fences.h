@@ -52,7 +52,8 @@ class Epochs {
   void poll();
   /// But for `but_for`, if given: the stream of whoever asks, whose next work comes after all that is on it.
   bool complete(const Fence& fence, std::optional<StreamHandle> but_for = {}) const;
-  /// Whether an epoch of the fence is still open: it can only complete after somebody closes it.
+  /// Whether an epoch of the fence is still open, or its stream being captured: it can only complete after
+  /// somebody closes it, or ends the capture.
   bool waits_for_open_epoch(const Fence& fence) const;
 
  private:
@@ -65,7 +66,8 @@ class Epochs {
     std::uint64_t completed = 0;
     bool open = false;
     bool watched = false;
-    bool wanted = false;  // a fence waits for what is on it, and no event has been recorded for that yet
+    bool wanted = false;     // a fence waits for what is on it, and no event has been recorded for that yet
+    bool capturing = false;  // when that was last tried: nothing can be recorded until somebody ends it
     std::deque<Unfinished> unfinished;
   };
 

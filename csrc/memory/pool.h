@@ -149,7 +149,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
     Bytes in_transit;  // what it maps for nobody in particular, and so reclaimable soon
   };
   struct Shortage {
-    Bytes lacking;     // of the budget
+    Bytes to_create;
+    Bytes lacking;     // of the budget, for that
     Bytes in_windows;  // … for places in runs that are owned already, where no recycled run can help
   };
   struct Unmapping {

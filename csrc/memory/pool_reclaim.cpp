@@ -73,7 +73,7 @@ void Pool::make_room(Bytes asked, const Shortage& shortage) {
   if (recycled.count != 0 || exchanged.count != 0) return;
   {
     std::lock_guard lock(mutex_);
-    if (budget_left() >= lacking) return;
+    if (budget_left() >= shortage.to_create) return;  // somebody else has made room
   }
   if (!await_coming())
     throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");

@@ -11,7 +11,7 @@ import pytest
 from core_pool import settle
 from cuda_calls import GLOBAL, SUCCESS, Cuda
 
-from vmm import InvalidArgument, _core
+from vmm import InvalidArgument, OutOfPages, _core
 
 PAGE = 65536
 READS = 4096
@@ -151,15 +151,22 @@ def test_a_capture_goes_on_and_is_waited_for(standin, cuda, busy):
     cuda.do("cuStreamBeginCapture", busy.stream, GLOBAL)
     pool.watch(busy.stream)
     busy.lease.retire([(0, 1)])
+    busy.lease.unkeep([(1, 1)])
     for _ in range(20):
         pool.poll()
     assert pool.stats()["retirements_waiting"] == 1
+    # Only this thread can end the capture, so it must not be made to wait for that.
+    assert pool.trim(1 << 40) == 0
+    other = reserve(pool, 5)
+    with pytest.raises(OutOfPages):
+        other.map([(0, 5)])
     graph = ctypes.c_void_p()
     assert cuda.cuStreamEndCapture(busy.stream, ctypes.byref(graph)) == SUCCESS
     cuda.do("cuGraphDestroy", graph)
     standin.sync_all()
     settle(pool)
     assert pool.stats()["retirements_waiting"] == 0
+    other.map([(0, 5)])
 
 
 def test_a_stream_of_the_host():
