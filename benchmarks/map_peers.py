@@ -74,7 +74,7 @@ def expandable_segments(device: str) -> Iterator[Once]:
     _torch(device)
     setting = dict.fromkeys(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments:True")
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__, device],
+        [sys.executable, "-P", "-m", __name__, device],
         env={**os.environ, **setting},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

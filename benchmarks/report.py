@@ -70,7 +70,7 @@ def _commit() -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("VMM_COMMIT", "unknown")
 
 
 def time_once(work: Callable[[], object]) -> float:

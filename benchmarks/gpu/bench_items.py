@@ -1,0 +1,37 @@
+"""Items of the GPU script: the benchmarks of ``vmm bench`` that run on a GPU, without its command line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+from unittest import SkipTest
+
+DEVICE = "cuda"
+NAMES = ("attention", "map", "growth")
+
+
+def items() -> dict[str, Callable[[], Any]]:
+    return {name: partial(measured, name) for name in NAMES}
+
+
+def measured(name: str) -> dict[str, Any]:
+    if importlib.util.find_spec(f"vmm.benchmarks.{name}") is None:
+        raise SkipTest(f"there is no benchmark {name}")
+    bench = importlib.import_module(f"vmm.benchmarks.{name}")
+    if DEVICE not in bench.DEVICES:
+        raise SkipTest(f"{name} knows only {', '.join(bench.DEVICES)}")
+    _restart_with(bench.ENVIRONMENT)
+    return asdict(bench.run(lambda stage: print(f"{name}: {stage} …", flush=True), DEVICE))
+
+
+def _restart_with(environment: dict[str, str]) -> None:
+    """As ``vmm bench`` does: some variables are read before Python starts."""
+    if any(os.environ.get(key) != value for key, value in environment.items()):
+        command = [sys.executable, "-P", "-m", "benchmarks.gpu.worker", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **environment})

@@ -1,0 +1,234 @@
+"""The GPU script: what it does with what its sections find, and its conformance section on the stand-in."""
+
+import importlib.machinery
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from cuda_standin import library
+
+from benchmarks.gpu import __main__ as script
+from benchmarks.gpu import bench_items
+from benchmarks.gpu.clock import Deadline
+from benchmarks.gpu.sections import Outcome, Section, sections
+from benchmarks.gpu.table import rendered
+from vmm.benchmarks.report import Report
+
+ROOT = Path(__file__).parents[2]
+
+
+def section(items, judge=lambda items: [], checks=True):
+    class Fixed:
+        def run(self, deadline):
+            return items
+
+    return Section("made", Fixed(), 10, judge, checks)
+
+
+def test_outcomes():
+    fine, short = {"status": "ok"}, {"status": "cut short", "error": "no time was left"}
+    skipped, hung = {"status": "skipped", "error": "no GPU"}, {"status": "timed out", "error": "timed out"}
+
+    def status(items, **options):
+        return section(items, **options).run(Deadline(10)).status
+
+    assert status({"a": fine}) == "passed"
+    assert status({"a": fine}, checks=False) == "measured"
+    assert status({"a": fine, "b": skipped}) == "passed"
+    assert status({"a": skipped}) == "not run"
+    assert status({"a": fine, "b": short}) == "cut short"
+    assert status({"a": hung}, checks=False) == "cut short"
+    assert status({"a": fine}, judge=lambda items: ["wrong"]) == "failed"
+    late = section({"a": fine}).run(Deadline(0))
+    assert (late.status, late.reason) == ("not run", "no time was left")
+
+
+def judged(name, **items):
+    [found] = [section for section in sections() if section.name == name]
+    return found.judge(items)
+
+
+def test_what_is_a_failure():
+    hung = {"status": "timed out", "error": "timed out"}
+    died = {"status": "died", "error": "died (exit -6)"}
+    wrong = {"status": "error", "kind": "WrongData", "error": "WrongData: 1"}
+    refused = {"status": "error", "kind": "AssertionError", "error": "CUresult 1"}
+    skipped = {"status": "skipped", "error": "no GPU"}
+    differs = {"call": "cuMemMap", "expected": [1, 2], "actual": 0}
+    for checking in ("build", "conformance", "gpu tests"):
+        assert len(judged(checking, a=hung, b=died, c=refused, d=skipped)) == 3
+    steps = {"status": "ok", "result": {"differences": [differs], "stopped": "KeyError: 1"}}
+    assert judged("conformance", a=steps) == [
+        "a: cuMemMap: expected 1 or 2, got 0",
+        "a: stopped: KeyError: 1",
+    ]
+    assert judged("probes", a=hung, b=died, c=refused, d=skipped) == []
+    assert judged("probes", a=wrong) == ["a: WrongData: 1"]
+    assert judged("attention", a=hung, b=skipped) == []
+    assert len(judged("attention", a=died, b=refused)) == 2
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    device = {"name": "NVIDIA Made-Up 80GB", "memory_bytes": 1}
+    monkeypatch.setattr(script.machine, "cuda_devices", lambda: ([device], ""))
+
+
+@pytest.mark.parametrize("failures", [[], ["cuMemMap: expected 1, got 0"]])
+def test_results_are_written_and_tell_in_the_exit_code(failures, one_gpu, tmp_path, monkeypatch, capsys):
+    items = {"x": {"status": "ok", "result": {"metrics": {"speed": 2.5, "speed_8b_b1_1k": 3.0}}}}
+    chosen = [section(items, lambda items: failures)]
+    monkeypatch.setattr(script, "sections", lambda build: chosen)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert script.main([]) == len(failures)
+    [written] = tmp_path.glob("gpu-made-up-80gb-*.json")
+    results = json.loads(written.read_text())
+    assert results["device"]["name"] == "NVIDIA Made-Up 80GB"
+    assert results["correct"] == (not failures)
+    assert results["sections"][0]["items"] == items
+    assert {"commit", "driver", "python", "packages"} <= set(results["machine"])
+    table = written.with_suffix(".md").read_text()
+    assert "| speed | 2.5 |" in table
+    assert "b1_1k" not in table  # one shape: the JSON has it
+    assert all(failure in table for failure in failures)
+    assert "| made |" in capsys.readouterr().out
+
+
+def test_sections_share_the_time(one_gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "sections", lambda build: [section({}), section({})])
+    assert script.main(["--seconds", "0", "--out", str(tmp_path)]) == 0
+    results = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert [each["reason"] for each in results["sections"]] == ["no time was left"] * 2
+
+
+def test_what_stands_on_a_failed_section_is_not_run(one_gpu, tmp_path, monkeypatch):
+    built, bench = section({"x": {"status": "ok"}}, lambda items: ["no compiler"]), section({})
+    bench.name, bench.stands_on = "bench", "made"
+    monkeypatch.setattr(script, "sections", lambda build: [built, bench])
+    assert script.main(["--out", str(tmp_path)]) == 1
+    results = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert [(each["status"], each["reason"]) for each in results["sections"]] == [
+        ("failed", ""),
+        ("not run", "made failed"),
+    ]
+
+
+def test_the_commit_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setattr(script.machine, "_output", lambda *command: None)
+    monkeypatch.setenv("VMM_COMMIT", "abc123")
+    assert script.machine.description()["commit"] == "abc123"
+
+
+def test_a_table_of_everything():
+    outcome = Outcome(
+        "probes", "measured", items={"p": {"status": "died", "error": "exit | 1", "values": {}}}
+    )
+    for at in range(30):
+        outcome.items["p"]["values"][f"key{at}"] = {"p50_us": 1.23456, "n": at}
+    results = {
+        "device": {"name": "d"}, "started": "now", "seconds": 1, "seconds_allowed": 2, "correct": True,
+        "machine": {"commit": "c", "driver": None, "python": "3", "packages": {"torch": "2"}},
+        "sections": [vars(outcome)],
+    }  # fmt: skip
+    assert "| p: key29 | p50_us 1.235, n 29 |" in rendered(results)
+    assert "key29" not in rendered(results, complete=False)
+    assert "exit / 1" in rendered(results)
+
+
+def run_script(*arguments, **environment):
+    return subprocess.run(
+        [ROOT / "benchmarks/gpu/run.sh", *arguments],
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    (tmp_path / "libcuda.so.1").write_bytes(b"")  # what there is of it: nothing
+    ran = run_script(LD_LIBRARY_PATH=str(tmp_path))
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("no CUDA device: ")
+    assert run_script("--only", "nonsense").returncode == 2
+
+
+def test_conformance_on_the_stand_in(tmp_path):
+    ran = run_script(
+        "--no-build", "--only", "conformance", OUT=str(tmp_path), LD_LIBRARY_PATH=str(Path(library()).parent)
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    results = json.loads((next(tmp_path.glob("gpu-vmm-stand-in-*.json"))).read_text())
+    [conformance] = results["sections"]
+    assert conformance["status"] == "passed"
+    assert conformance["items"]["set_access_spans_handles"]["result"]["steps"] > 1
+    assert {item["status"] for item in conformance["items"].values()} == {"ok"}
+
+
+def test_a_driver_that_differs_is_told_of():
+    code = """
+import json, sys
+sys.path[:0] = ["tests", "."]
+import cuda_standin
+standin = cuda_standin.configured()
+from cuda_calls import Cuda
+from benchmarks.gpu.conformance_items import tried
+cuda = Cuda(standin.library)
+found = {"fine": tried(cuda, "set_access_spans_handles")}
+standin.fail_at(12)  # its cuMemSetAccess
+found["differs"] = tried(cuda, "set_access_spans_handles")
+standin.set(capacity=0)
+found["stops"] = tried(cuda, "set_access_spans_handles")
+standin.set(capacity=2**30)
+standin.fail_at(19)  # something of the cleaning up
+found["stays"] = tried(cuda, "set_access_spans_handles")
+print(json.dumps(found))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["fine"] == {"steps": 3, "differences": []}
+    assert {"call": "cuMemSetAccess", "expected": [0], "actual": 999} in found["differs"]["differences"]
+    assert "cuMemCreate" in found["stops"]["stopped"]
+    assert found["stays"]["dirty"]
+    assert "CUresult 999" in found["stays"]["cleaning_up"]
+
+
+@pytest.fixture
+def made_bench(monkeypatch):
+    """A benchmark that runs on what its DEVICES say."""
+    name = "vmm.benchmarks.made"
+    made = types.ModuleType(name)
+    made.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    made.DEVICES, made.ENVIRONMENT = ("cpu", "cuda"), {}
+    made.run = lambda progress, device: Report("made", device, {"speed": 2.0})
+    monkeypatch.setitem(sys.modules, name, made)
+    return made
+
+
+def test_benchmarks(made_bench, monkeypatch):
+    assert bench_items.measured("made")["metrics"] == {"speed": 2.0}
+    assert bench_items.measured("made")["device"] == "cuda"
+    made_bench.ENVIRONMENT = {"NEEDED_BEFORE": "1"}
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
+    bench_items.measured("made")
+    [(program, command, environment)] = started
+    assert (program, command[:4]) == (sys.executable, [program, "-P", "-m", "benchmarks.gpu.worker"])
+    assert environment["NEEDED_BEFORE"] == "1"
+
+
+def test_benchmarks_that_are_not_there_or_know_no_gpu(made_bench):
+    made_bench.DEVICES = ("cpu",)
+    for name, words in (("nonsense", "no benchmark"), ("made", "knows only cpu")):
+        with pytest.raises(bench_items.SkipTest, match=words):
+            bench_items.measured(name)
+    assert set(bench_items.items()) == {"attention", "map", "growth"}
