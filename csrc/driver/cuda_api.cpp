@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/fork.h"
 
 namespace vmm::cuda {
 namespace {
@@ -24,6 +25,8 @@ void resolve(GetProcAddress find, const char* name, int version, void** function
 }  // namespace
 
 Api load() {
+  static const ForkGuard first_use;
+  if (first_use.in_child()) throw Forked(used_before_fork);
   // Never closed: streams and contexts of others may be in use when we are not.
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw DriverError(std::string("no CUDA driver: ") + dlerror());

@@ -109,8 +109,12 @@ struct Api {
 #undef VMM_DECLARE
 };
 
+/// CUDA works in the process that first used it, and in none that was forked from that.
+inline constexpr const char* used_before_fork =
+    "CUDA was used before fork() and cannot be used in the child: start workers with 'spawn'";
+
 /// Opens libcuda.so.1 and resolves every function through cuGetProcAddress; calls none but
-/// cuDriverGetVersion. Throws DriverError that says why CUDA cannot be used here.
+/// cuDriverGetVersion. Throws DriverError that says why CUDA cannot be used here, Forked in a child.
 Api load();
 
 }  // namespace vmm::cuda

@@ -39,7 +39,9 @@ std::string text(const void* value) {
 }
 
 Calls::Calls(int ordinal) : api_(load()), ordinal_(ordinal) {
-  (*this)("cuInit", api_.cuInit, 0u);
+  const Result initialized = ask(api_.cuInit, 0u);
+  if (initialized == not_initialized) throw Forked(used_before_fork);
+  if (initialized != success) fail("cuInit", initialized, "0, ");
   int count = 0;
   (*this)("cuDeviceGetCount", api_.cuDeviceGetCount, &count);
   if (ordinal < 0 || ordinal >= count)
@@ -93,20 +95,33 @@ std::string name(int ordinal) {
   return out.data();
 }
 
-Calls::Scope::Scope(const Calls& calls) : calls_(calls) {
+Calls::Scope::Relaxed::Relaxed(const Calls& calls) : calls_(calls) {
+  // The driver's call, not the runtime's: it is of this thread only.
+  calls("cuThreadExchangeStreamCaptureMode", calls.api_.cuThreadExchangeStreamCaptureMode, &mode_);
+}
+
+Calls::Scope::Relaxed::~Relaxed() {
+  undo_or_leak([this] {
+    calls_("cuThreadExchangeStreamCaptureMode", calls_.api_.cuThreadExchangeStreamCaptureMode, &mode_);
+  });
+}
+
+Calls::Scope::Scope(const Calls& calls) : calls_(calls), relaxed_(calls) {
   Context current = nullptr;
   calls("cuCtxGetCurrent", calls.api_.cuCtxGetCurrent, &current);
-  // The driver's call, not the runtime's: it is of this thread only.
-  calls("cuThreadExchangeStreamCaptureMode", calls.api_.cuThreadExchangeStreamCaptureMode, &capture_mode_);
   if (current == calls.context_) return;
   calls("cuCtxPushCurrent", calls.api_.cuCtxPushCurrent, calls.context_);
   pushed_ = true;
 }
 
 Calls::Scope::~Scope() {
-  Context popped = nullptr;
-  if (pushed_) calls_.api_.cuCtxPopCurrent(&popped);
-  calls_.api_.cuThreadExchangeStreamCaptureMode(&capture_mode_);
+  if (!pushed_) return;
+  undo_or_leak([this] {
+    Context current = nullptr;
+    calls_("cuCtxGetCurrent", calls_.api_.cuCtxGetCurrent, &current);
+    // An error of earlier work may be told by a pop that was done all the same.
+    if (current == calls_.context_) calls_("cuCtxPopCurrent", calls_.api_.cuCtxPopCurrent, &current);
+  });
 }
 
 }  // namespace vmm::cuda

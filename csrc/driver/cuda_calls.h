@@ -32,9 +32,22 @@ class Calls {
     Scope& operator=(const Scope&) = delete;
 
    private:
+    /// A member, so that it is undone also where the rest of Scope's constructor throws.
+    class Relaxed {
+     public:
+      explicit Relaxed(const Calls& calls);
+      ~Relaxed();
+      Relaxed(const Relaxed&) = delete;
+      Relaxed& operator=(const Relaxed&) = delete;
+
+     private:
+      const Calls& calls_;
+      int mode_ = capture_relaxed;  // then the thread's own
+    };
+
     const Calls& calls_;
+    Relaxed relaxed_;
     bool pushed_ = false;
-    int capture_mode_ = capture_relaxed;
   };
 
   /// Once on a thread of ours: the context is current from then on, and no capture is broken.

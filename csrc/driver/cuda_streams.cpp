@@ -110,16 +110,18 @@ EventHandle CudaDriver::record(StreamHandle stream) {
   check_stream(stream);
   cuda::Event event = nullptr;
   cuda_("cuEventCreate", cuda_.api().cuEventCreate, &event, cuda::event_no_timing);
+  const EventHandle made{reinterpret_cast<std::uint64_t>(event)};
+  {
+    std::lock_guard lock(mutex_);
+    events_.insert(made.value);  // first: where the undoing fails too, it is destroyed with the driver
+  }
   try {
     cuda_("cuEventRecord", cuda_.api().cuEventRecord, event, to_cuda(stream));
   } catch (...) {
-    cuda_.api().cuEventDestroy(event);
+    undo_or_leak([&] { destroy_event(made); });
     throw;
   }
-  std::lock_guard lock(mutex_);
-  const auto value = reinterpret_cast<std::uint64_t>(event);
-  events_.insert(value);
-  return {value};
+  return made;
 }
 
 void CudaDriver::check_event(EventHandle event) {
@@ -144,10 +146,18 @@ void CudaDriver::wait(EventHandle event) {
 
 void CudaDriver::destroy_event(EventHandle event) {
   const Scope scope(*this);
-  check_event(event);
-  cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(event));
-  std::lock_guard lock(mutex_);
-  events_.erase(event.value);
+  {
+    std::lock_guard lock(mutex_);
+    // First: the driver may give the same handle to somebody at once.
+    if (events_.erase(event.value) == 0) throw InvalidArgument("event: not an event of this driver");
+  }
+  try {
+    cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(event));
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    events_.insert(event.value);
+    throw;
+  }
 }
 
 }  // namespace vmm

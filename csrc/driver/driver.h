@@ -104,7 +104,8 @@ class Driver {
   virtual StreamHandle create_stream() = 0;
   /// Waits for the work on it. The default stream cannot be destroyed.
   virtual void destroy_stream(StreamHandle stream) = 0;
-  /// An event that completes when the work now on `stream` has. Throws StreamCapturing where there are graphs.
+  /// An event that completes when the work now on `stream` has. Throws StreamCapturing where there are
+  /// graphs.
   virtual EventHandle record(StreamHandle stream) = 0;
   virtual bool query(EventHandle event) = 0;
   virtual void wait(EventHandle event) = 0;

@@ -16,32 +16,30 @@ Epochs::~Epochs() {
 
 void Epochs::close(StreamHandle handle, bool open_next) {
   std::lock_guard recording(record_mutex_);
-  bool open;
-  {
+  // Where none is open, what is on the stream is marked: a stream that cannot be waited for is refused now.
+  if (!mark_if(handle, false)) {
+    // Recorded before anything changes: when it throws, the epoch is simply still open.
+    const EventHandle event = driver_.record(handle);
     std::lock_guard lock(mutex_);
-    open = streams_[handle.value].open;
+    Stream& stream = streams_[handle.value];
+    stream.unfinished.push_back({stream.current, event});
+    stream.wanted = stream.owed = stream.capturing = false;  // by a fence from before the epoch
   }
-  // Recorded before anything changes: when it throws, the epoch is simply still open.
-  const EventHandle event = open ? driver_.record(handle) : EventHandle{};
   std::lock_guard lock(mutex_);
   Stream& stream = streams_[handle.value];
-  if (open) {
-    stream.unfinished.push_back({stream.current, event});
-    stream.wanted = false;  // by a fence from before the epoch
-  }
   stream.open = open_next;
   if (open_next) ++stream.current;
 }
 
 void Epochs::mark(StreamHandle handle) {
   poll();  // so that what is over does not pile up
+  std::lock_guard recording(record_mutex_);
   mark_if(handle, false);
 }
 
 /// What is on the stream becomes an epoch, unless an open one covers it. The epoch has its number before its
-/// event is recorded: a fence that is made in between waits for the next.
+/// event is recorded: a fence that is made in between waits for the next. Under record_mutex_.
 bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
-  std::lock_guard recording(record_mutex_);
   std::uint64_t epoch;
   bool wanted;
   {
@@ -54,11 +52,14 @@ bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
   try {
     const EventHandle event = driver_.record(handle);
     std::lock_guard lock(mutex_);
-    streams_[handle.value].unfinished.push_back({epoch, event});
-    streams_[handle.value].capturing = false;
-  } catch (...) {
+    Stream& stream = streams_[handle.value];
+    stream.unfinished.push_back({epoch, event});
+    stream.owed = stream.capturing = false;
+  } catch (const Error& error) {
     std::lock_guard lock(mutex_);
-    streams_[handle.value].wanted |= wanted;
+    Stream& stream = streams_[handle.value];
+    stream.wanted |= wanted;
+    stream.owed |= dynamic_cast<const DriverError*>(&error) != nullptr;
     throw;
   }
   return true;
@@ -73,6 +74,7 @@ void Epochs::mark_wanted() {
   }
   for (StreamHandle stream : wanted) {
     try {
+      std::lock_guard recording(record_mutex_);
       mark_if(stream, true);
     } catch (const StreamCapturing&) {  // what is on it will be asked for again
       std::lock_guard lock(mutex_);
@@ -85,6 +87,7 @@ void Epochs::mark_wanted() {
 
 void Epochs::watch(StreamHandle handle) {
   try {
+    std::lock_guard recording(record_mutex_);
     mark_if(handle, false);
   } catch (const StreamCapturing&) {
   }
@@ -105,7 +108,7 @@ void Epochs::forget(StreamHandle handle) {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];  // it stays: another stream may get the same handle
     stream.completed = ++stream.current;      // fences may wait for an epoch that nobody has marked yet
-    stream.open = stream.watched = stream.wanted = stream.capturing = false;
+    stream.open = stream.watched = stream.owed = stream.wanted = stream.capturing = false;
     over.swap(stream.unfinished);
   }
   for (const Unfinished& entry : over) undo_or_leak([&] { driver_.destroy_event(entry.event); });
@@ -117,7 +120,7 @@ Fence Epochs::fence() {
   for (auto& [handle, stream] : streams_) {
     if (stream.open) {
       fence.push_back({{handle}, stream.current});
-    } else if (stream.watched) {
+    } else if (stream.watched || stream.owed) {
       stream.wanted = true;
       fence.push_back({{handle}, stream.current + 1});
     } else if (!stream.unfinished.empty()) {
@@ -151,7 +154,7 @@ void Epochs::poll() {
         stream.unfinished.pop_front();
         stream.completed = next.entry.epoch;
       }
-      driver_.destroy_event(next.entry.event);
+      undo_or_leak([&] { driver_.destroy_event(next.entry.event); });
       progress = true;
     }
   }

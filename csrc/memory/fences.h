@@ -34,7 +34,8 @@ class Epochs {
   /// Closes without opening: the engine goes idle.
   void end(StreamHandle stream) { close(stream, false); }
   /// For work outside epochs: what is on the stream now counts as an epoch that was closed just here, unless
-  /// an open one covers it anyway.
+  /// an open one covers it anyway. Where the driver fails, fences wait for it all the same, as on a watched
+  /// stream.
   void mark(StreamHandle stream);
 
   /// From now on work may come onto the stream at any time without being announced: every fence also waits
@@ -66,6 +67,7 @@ class Epochs {
     std::uint64_t completed = 0;
     bool open = false;
     bool watched = false;
+    bool owed = false;       // work is on it that could not be marked
     bool wanted = false;     // a fence waits for what is on it, and no event has been recorded for that yet
     bool capturing = false;  // when that was last tried: nothing can be recorded until somebody ends it
     std::deque<Unfinished> unfinished;

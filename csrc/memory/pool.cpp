@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/undo.h"
 
 namespace vmm {
 namespace {
@@ -139,8 +140,14 @@ void Pool::destroy_stream(StreamHandle stream) {
 void Pool::synchronize(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
   const EventHandle event = driver_->record(stream);
-  driver_->wait(event);
-  driver_->destroy_event(event);
+  const auto destroy = [&] { undo_or_leak([&] { driver_->destroy_event(event); }); };
+  try {
+    driver_->wait(event);
+  } catch (...) {
+    destroy();
+    throw;
+  }
+  destroy();
 }
 
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {

@@ -105,7 +105,7 @@ STANDIN_API cuEventCreate(CUevent* handle, unsigned flags) {
     if (handle == nullptr || (flags & ~known_flags) != 0 || shared_with_timing)
       return CUDA_ERROR_INVALID_VALUE;
     auto event = std::make_shared<Event>();
-    event->id = call.s.streams.new_event_id();
+    event->id = call.s.streams.event_names.take(call.s.settings.reuse_handles);
     event->context = call.context;
     event->flags = flags;
     event->from = call.from;
@@ -116,12 +116,17 @@ STANDIN_API cuEventCreate(CUevent* handle, unsigned flags) {
 }
 
 STANDIN_API cuEventDestroy_v2(CUevent handle) {
-  return enter("cuEventDestroy", plain, [&](Call& call) -> CUresult {
+  bool again = false;
+  const CUresult result = enter("cuEventDestroy", plain, [&](Call& call) -> CUresult {
     EventPtr event;
     if (const CUresult refused = call.find(handle, event)) return refused;
+    again = call.s.settings.reuse_handles;
     call.s.streams.events.erase(event->id);
+    call.s.streams.event_names.end(event->id, again);
     return CUDA_SUCCESS;
   });
+  linger(again);
+  return result;
 }
 
 STANDIN_API cuEventRecord(CUevent event, CUstream stream) { return record("cuEventRecord", event, stream); }

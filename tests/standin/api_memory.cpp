@@ -11,6 +11,7 @@ void drop_if_unused(const Call& call, const std::shared_ptr<Handle>& handle) {
   if (handle->references > 0 || handle->mappings > 0) return;
   Ledger& ledger = call.s.ledger;
   ledger.handles.erase(handle->value);
+  ledger.handle_names.end(handle->value, call.s.settings.reuse_handles);
   const Physical& physical = *handle->physical;
   if (physical.references > 0 || physical.mappings > 0) return;
   for (const auto& [value, other] : ledger.handles)
@@ -101,7 +102,7 @@ STANDIN_API cuMemCreate(CUmemGenericAllocationHandle* value, std::size_t size,
     physical->properties = *properties;
     physical->references = 1;
     auto handle = std::make_shared<Handle>();
-    handle->value = s.ledger.next_handle++;
+    handle->value = s.ledger.handle_names.take(s.settings.reuse_handles);
     handle->physical = std::move(physical);
     handle->references = 1;
     handle->from = call.from;
@@ -112,14 +113,18 @@ STANDIN_API cuMemCreate(CUmemGenericAllocationHandle* value, std::size_t size,
 }
 
 STANDIN_API cuMemRelease(CUmemGenericAllocationHandle value) {
-  return enter("cuMemRelease", unsafe, [&](Call& call) -> CUresult {
+  bool again = false;
+  const CUresult result = enter("cuMemRelease", unsafe, [&](Call& call) -> CUresult {
     std::shared_ptr<Handle> handle;
     if (const CUresult refused = call.find(value, handle)) return refused;
+    again = call.s.settings.reuse_handles;
     --handle->references;
     --handle->physical->references;
     drop_if_unused(call, handle);
     return CUDA_SUCCESS;
   });
+  linger(again);
+  return result;
 }
 
 STANDIN_API cuMemRetainAllocationHandle(CUmemGenericAllocationHandle* value, void* address) {

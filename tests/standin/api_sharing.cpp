@@ -60,7 +60,7 @@ STANDIN_API cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* value, 
     if (physical == nullptr || physical->references + physical->mappings == 0)
       return CUDA_ERROR_INVALID_VALUE;
     auto handle = std::make_shared<Handle>();
-    handle->value = ledger.next_handle++;
+    handle->value = ledger.handle_names.take(call.s.settings.reuse_handles);
     handle->physical = physical;
     handle->references = 1;
     handle->from = call.from;

@@ -49,7 +49,7 @@ CONTROL void standin_abandon() {
   for (const auto& physical : left) s.memory.give(physical->device, physical->offset, physical->size);
   Ledger fresh;
   fresh.next_physical = s.ledger.next_physical;
-  fresh.next_handle = s.ledger.next_handle;
+  fresh.handle_names = s.ledger.handle_names;
   s.ledger = std::move(fresh);
   s.streams.streams.clear();
   s.streams.events.clear();

@@ -9,6 +9,7 @@
 
 #include "cuda_abi.h"
 #include "memory.h"
+#include "names.h"
 #include "trace.h"
 
 namespace standin {
@@ -94,7 +95,7 @@ struct Ledger {
   std::map<std::uint64_t, std::weak_ptr<Physical>> exported;
   std::map<int, Size> used;  // by device
   std::uint64_t next_physical = 1;
-  CUmemGenericAllocationHandle next_handle = 0x7A0000000001;
+  Names handle_names{0x7A0000000001, 1};
 
   Reservation* reservation_of(Address start, Size size);
   bool anything_mapped(Address start, Size size) const;

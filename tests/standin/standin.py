@@ -88,7 +88,7 @@ class Standin:
 
     def set(self, **settings: int) -> None:
         """capacity, granularity, version, low_alignment, devices, undefined_counts, site_depth, queue_limit,
-        missing_result, fill."""
+        missing_result, fill, reuse_handles."""
         for name, value in settings.items():
             if self.library.standin_set(name.encode(), value) != 0:
                 raise ValueError(f"the stand-in has no setting {name!r}")

@@ -12,9 +12,9 @@ namespace standin {
 namespace {
 
 std::atomic<bool> is_child{false};
-constexpr std::array names{"capacity",       "granularity", "version",         "low_alignment",
-                           "devices",        "site_depth",  "queue_limit",     "seed",
-                           "missing_result", "fill",        "undefined_counts"};
+constexpr std::array names{"capacity",       "granularity", "version",          "low_alignment",
+                           "devices",        "site_depth",  "queue_limit",      "seed",
+                           "missing_result", "fill",        "undefined_counts", "reuse_handles"};
 
 void read_environment(Settings& settings) {
   for (const char* name : names) {
@@ -56,6 +56,8 @@ bool Settings::set(const std::string& name, std::int64_t value) {
     missing_result = static_cast<CUresult>(value);
   else if (name == "fill")
     fill = value != 0;
+  else if (name == "reuse_handles")
+    reuse_handles = value != 0;
   else if (name == "undefined_counts")
     undefined_counts = value != 0;
   else

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "cuda_abi.h"
+#include "names.h"
 #include "work.h"
 
 namespace standin {
@@ -54,12 +55,10 @@ using EventPtr = std::shared_ptr<Event>;
 struct Streams {
   std::map<std::uint64_t, StreamPtr> streams;
   std::map<std::uint64_t, EventPtr> events;
-  // Handles are never given twice, so that one used after its end is known as such.
-  std::uint64_t next_stream = 0x57000000;
-  std::uint64_t next_event = 0xE7000000;
+  std::uint64_t next_stream = 0x57000000;  // never one twice: they tell which work is in order
+  Names event_names{0xE7000000, 16};
 
   std::uint64_t new_stream_id() { return next_stream += 16; }
-  std::uint64_t new_event_id() { return next_event += 16; }
   /// What the next operation on the stream must wait for.
   std::vector<OperationPtr> predecessors(const Stream& stream) const;
 };

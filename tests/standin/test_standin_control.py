@@ -56,6 +56,21 @@ def test_each_call_can_be_made_to_fail_once(standin, bench):
     assert all("+0x" in entry["site"] for entry in by_function.values())
 
 
+def test_handles_come_back_at_once_where_that_is_wanted(standin, cuda, bench):
+    def three_events() -> list[int]:
+        events = [cuda.get_number("cuEventCreate", 2) for _ in range(3)]
+        for event in events:
+            cuda.do("cuEventDestroy", event)
+        return events
+
+    assert not set(three_events()) & set(three_events())
+    standin.set(reuse_handles=1)
+    try:
+        assert three_events() == three_events()[::-1]
+    finally:
+        standin.set(reuse_handles=0)
+
+
 def test_faults_in_a_row(standin, cuda, bench):
     standin.fail_at(2, 46, times=3)
     out = ctypes.c_uint64()

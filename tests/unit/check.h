@@ -20,6 +20,12 @@ inline std::vector<Test>& tests() {
   return all;
 }
 
+/// What must hold when any test is over.
+inline std::vector<std::function<void()>>& after_each() {
+  static std::vector<std::function<void()>> all;
+  return all;
+}
+
 inline int& failures() {
   static int count = 0;
   return count;
@@ -27,6 +33,10 @@ inline int& failures() {
 
 struct Register {
   Register(const char* name, std::function<void()> body) { tests().push_back({name, std::move(body)}); }
+};
+
+struct AfterEach {
+  explicit AfterEach(std::function<void()> body) { after_each().push_back(std::move(body)); }
 };
 
 inline void report(const char* file, int line, const std::string& what) {
@@ -57,6 +67,7 @@ inline int run() {
     } catch (const std::exception& error) {
       report(test.name, 0, std::string("thrown: ") + error.what());
     }
+    for (const auto& body : after_each()) body();
     failed += failures() != before;
     std::printf("%s %s\n", failures() == before ? "ok    " : "FAILED", test.name);
   }

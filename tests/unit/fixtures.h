@@ -1,11 +1,10 @@
-// A pool over the host driver whose calls can be made to fail and whose events can be held back.
+// A pool over the driver under test, whose calls can be made to fail and whose events can be held back.
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include "driver/fault_driver.h"
-#include "driver/host_driver.h"
+#include "driver_under_test.h"
 #include "engine/growth.h"
 #include "engine/pager.h"
 #include "memory/pool.h"
@@ -16,7 +15,7 @@ struct TestPool {
   explicit TestPool(Bytes budget_bytes, std::shared_ptr<LocalBudget> shared = nullptr)
       : budget(shared ? shared : std::make_shared<LocalBudget>(budget_bytes)),
         clock(std::make_shared<ManualClock>()) {
-    auto fault_driver = std::make_unique<FaultDriver>(std::make_unique<HostDriver>("vmm-test"));
+    auto fault_driver = std::make_unique<FaultDriver>(make_driver());
     faults = fault_driver.get();
     PoolOptions options;
     options.arena_bytes = 8_GiB;  // small enough for ThreadSanitizer's address space

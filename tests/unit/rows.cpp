@@ -231,6 +231,7 @@ TEST(released_pages_wait_for_work_in_flight) {
   test.settle();
   CHECK(test.pool->stats().retirements_waiting == 1);
   test.faults->hold_events(false);
+  finish_work();
   test.settle();
   CHECK(test.pool->stats().retirements_waiting == 0);
   CHECK(test.pool->stats().mapped == Bytes{});

@@ -1,0 +1,182 @@
+"""What is done with libcuda while its calls fail: together the scenarios reach every call of the driver."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from core_pool import settle
+from cuda_calls import Cuda
+
+from vmm import Error, _core
+
+PAGE = 65536
+UNKNOWN = 999
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``act(pool, state)``, with the state that ``prepare(pool, standin)`` gave while nothing failed."""
+
+    act: Callable[[Any, Any], object]
+    prepare: Callable[[Any, Any], object] = lambda pool, standin: None
+    ends_drivers: bool = False  # a driver that ends where libcuda refuses its undoing must leave things
+
+
+def open_pool(**options):
+    options = {"arena_bytes": 1 << 30, "pager_thread": False, **options}
+    return _core.Pool(16 * PAGE, cuda_device=0, cuda_host_accessible=True, **options)
+
+
+def reserve(pool, pages):
+    return pool.reserve(page_bytes=PAGE, extent_bytes=pages * PAGE)
+
+
+def _rows(pool, tokens=64):
+    """64 tokens of half a page in each of two rows."""
+    return _core.Rows(
+        pool, rows=2, tokens=tokens, record_bytes=PAGE // 2, page_bytes=PAGE, type_code=1, type_bits=8
+    )
+
+
+def _insist(work):
+    for _ in range(5):
+        try:
+            return work()
+        except Error:
+            continue
+    raise AssertionError("fails for good")
+
+
+def _make_and_end(pool, _):
+    open_pool().close()
+
+
+def _start_and_stop_a_pager(pool, _):
+    open_pool(pager_thread=True).close()
+
+
+def _grow_and_release(pool, _):
+    rows = _rows(pool)
+    for end in (1, 6, 20):
+        rows.touch(0, (end * PAGE // 2,), (1,))
+    rows.release(3, 20)
+    settle(pool)
+    rows.touch(0, (12 * PAGE // 2,), (1,))
+
+
+def _copy_on_a_stream(pool, _):
+    rows = _rows(pool)
+    rows.reserve(8)
+    stream = pool.create_stream()
+    base = reserve(pool, 4)
+    base.map([(0, 4)])
+    try:
+        pool.copy(base.address, base.address + 2 * PAGE, PAGE, stream)
+        pool.step(stream)
+        base.retire([(0, 2)])
+        pool.end(stream)
+        pool.poll()
+        pool.synchronize(stream)
+    finally:
+        _insist(lambda: pool.destroy_stream(stream))
+    settle(pool)
+
+
+def _copy_and_release(pool, stream):
+    """The stream outlives the failure: what was queued all the same must be waited for."""
+    lease = reserve(pool, 4)
+    lease.map([(0, 4)])
+    try:
+        pool.copy(lease.address, lease.address + 2 * PAGE, PAGE, stream)
+    finally:
+        lease.retire([(0, 4)])
+
+
+def _make_room(pool, _):
+    old = reserve(pool, 12)
+    old.map([(0, 12)])
+    del old
+    new = reserve(pool, 8)
+    new.map([(0, 3), (5, 3)])  # in two stretches
+    pool.trim(1 << 40)
+
+
+def _map_after_a_failure(pool, _):
+    lease = reserve(pool, 8)
+    _insist(lambda: lease.map([(0, 8)]))
+
+
+def _stuck(pool, standin):
+    """A lease of two pages, in which one is mapped although mapping it failed: undoing it failed, too."""
+    lease = reserve(pool, 2)
+    lease.map([(0, 2)])
+    lease.retire([(0, 2)])
+    settle(pool)
+    for n in range(1, 20):
+        standin.fail_at(n, UNKNOWN, 2)
+        with contextlib.suppress(Error):
+            lease.map([(0, 2)])
+        standin.fail_at(0)
+        if standin.last_failed.startswith("cuMemUnmap"):
+            assert lease.mapped_bytes == 0
+            return lease
+    raise AssertionError("undoing a map was not made to fail")
+
+
+def _map_over_what_is_stuck(pool, lease):
+    lease.map([(0, 2)])
+
+
+def _end_with_something_stuck(pool, pools):
+    pools.clear()
+
+
+def _pool_with_something_stuck(pool, standin):
+    other = open_pool()
+    _stuck(other, standin)
+    other.close()
+    return [other]
+
+
+def _end_with_work_under_way(pool, _):
+    other = open_pool()
+    stream = other.create_stream()
+    other.step(stream)
+    other.end(stream)
+    other.close()
+
+
+def _end_without_a_pool(pool, _):
+    driver = _core.CudaDriver(0)
+    driver.record(driver.create_stream())
+
+
+def _with_a_context(pool, standin):
+    """As after torch's first call."""
+    cuda = Cuda(standin.library)
+    context = cuda.get_number("cuDevicePrimaryCtxRetain", 0)
+    cuda.do("cuCtxSetCurrent", context)
+    cuda.do("cuDevicePrimaryCtxRelease", 0)  # the pool holds it
+
+
+def _ask_about_the_device(pool, _):
+    assert _core.cuda_free_bytes(0) > 0
+    assert _core.cuda_name(0)
+
+
+SCENARIOS = {
+    "make and end": Scenario(_make_and_end, ends_drivers=True),
+    "start and stop a pager": Scenario(_start_and_stop_a_pager, ends_drivers=True),
+    "grow and release": Scenario(_grow_and_release),
+    "copy on a stream": Scenario(_copy_on_a_stream),
+    "copy on a stream, with a context": Scenario(_copy_on_a_stream, _with_a_context),
+    "copy and release": Scenario(_copy_and_release, lambda pool, _: pool.create_stream()),
+    "make room": Scenario(_make_room),
+    "map after a failure": Scenario(_map_after_a_failure),
+    "map over what is stuck": Scenario(_map_over_what_is_stuck, _stuck),
+    "end with something stuck": Scenario(_end_with_something_stuck, _pool_with_something_stuck, True),
+    "end with work under way": Scenario(_end_with_work_under_way, ends_drivers=True),
+    "end without a pool": Scenario(_end_without_a_pool, ends_drivers=True),
+    "ask about the device": Scenario(_ask_about_the_device, ends_drivers=True),
+}
