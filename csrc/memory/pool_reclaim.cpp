@@ -79,10 +79,12 @@ void Pool::make_room(Bytes asked, const Shortage& shortage) {
     throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
 }
 
-/// Waits a moment if memory will come without anybody's doing.
+/// Whether it helps to try again: there is something now, or it waited a moment because memory will come
+/// without anybody's doing.
 bool Pool::await_coming() {
   {
     std::unique_lock lock(mutex_);
+    if (physical_.free_bytes().count != 0 || !choose_victims({1}, false).empty()) return true;
     const bool ending = std::ranges::any_of(reservations_, [&](const auto& entry) {
       const Reservation& reservation = *entry.second;
       return reservation.table.resident() > reservation.table.kept() && is_ending(reservation.unkept_fence());
