@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from vmm import _core
+from vmm.pool import _parsed_device
 
 
 @dataclass
@@ -61,8 +62,8 @@ def device_name(device: str) -> str:
 
 
 def ordinal(device: str) -> int:
-    """1 of ``cuda:1``, 0 of ``cuda``."""
-    return int(device.partition(":")[2] or 0)
+    """1 of ``cuda:1``, 0 of ``cuda``. Raises InvalidArgument for what is no device."""
+    return _parsed_device(device)[1]
 
 
 def _commit() -> str:

@@ -1,5 +1,6 @@
 """The CUDA driver on the stand-in libcuda.so.1, for suites that run on every device."""
 
+import contextlib
 import functools
 import os
 import shutil
@@ -40,6 +41,19 @@ def configured(*, granularity: int = 2**21, capacity: int = 2**30):
     found = loaded()
     found.set(granularity=granularity, capacity=capacity)
     return found
+
+
+@contextlib.contextmanager
+def own_calls():
+    """This thread's own calls to the stand-in, with device 0's context current."""
+    from cuda_calls import Cuda
+
+    made = Cuda(loaded().library)
+    made.do("cuInit", 0)
+    made.do("cuCtxSetCurrent", made.get_number("cuDevicePrimaryCtxRetain", 0))
+    yield made
+    made.do("cuCtxSetCurrent", None)
+    made.do("cuDevicePrimaryCtxRelease", 0)
 
 
 def created_bytes() -> int:

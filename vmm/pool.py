@@ -191,9 +191,13 @@ def default_pool(device: object = "cpu") -> Pool:
         return pool
 
 
-def device_name(device: object) -> str:
-    """``cpu``, ``cuda:0``, …: as Pool.device. Raises InvalidArgument."""
-    return _parsed_device(device)[0]
+def checked_pool(pool: object, device: object) -> Pool:
+    """``pool``, which must be one, and on ``device`` unless that is None. Raises InvalidArgument."""
+    if not isinstance(pool, Pool):
+        raise InvalidArgument(f"pool is {pool!r}; expected a vmm.Pool")
+    if device is not None and _parsed_device(device)[0] != pool.device:
+        raise InvalidArgument(f"device is {device}; the pool is on {pool.device}")
+    return pool
 
 
 def _parsed_device(device: object) -> tuple[str, int]:

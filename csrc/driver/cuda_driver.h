@@ -68,7 +68,7 @@ class CudaDriver final : public Driver {
   cuda::AllocationProperties properties_{};
   Capabilities capabilities_;
   cuda::Stream own_stream_ = nullptr;
-  std::mutex mutex_;  // guards what follows; libcuda is called outside it
+  std::mutex mutex_;  // guards what follows; of libcuda only cuMemAddressFree is called under it
   Ledger ledger_;
   std::set<std::uint64_t> streams_;  // those we made
   std::set<std::uint64_t> events_;

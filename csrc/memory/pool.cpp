@@ -20,8 +20,7 @@ Bytes default_run_bytes(Bytes budget) {
   return run;
 }
 
-Bytes arena_bytes(Bytes asked, Bytes budget) {
-  if (asked.count != 0) return asked;
+Bytes default_arena_bytes(Bytes budget) {
   return budget > 16_TiB / 256 ? 16_TiB : std::max(2_TiB, budget * 256);
 }
 
@@ -35,7 +34,8 @@ Bytes checked_run_bytes(Bytes run, Bytes budget) {
 }  // namespace
 
 std::shared_ptr<Pool> Pool::make(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget,
-                                 std::shared_ptr<Clock> clock, const PoolOptions& options) {
+                                 std::shared_ptr<Clock> clock, PoolOptions options) {
+  if (options.arena_bytes.count == 0) options.arena_bytes = default_arena_bytes(budget->limit());
   return {new Pool(std::move(driver), std::move(budget), std::move(clock), options), [](Pool* pool) {
             if (!pool->fork_guard_.in_child()) delete pool;
           }};
@@ -48,14 +48,11 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
       clock_(std::move(clock)),
       epochs_(*driver_),
       run_bytes_(checked_run_bytes(options.run_bytes, budget_->limit())),
-      arena_(
-          *driver_,
-          round_up(arena_bytes(options.arena_bytes, budget_->limit()), driver_->capabilities().granularity),
-          std::min(arena_bytes(options.arena_bytes, budget_->limit()), least_arena),
-          driver_->capabilities().granularity),
+      arena_(*driver_, round_up(options.arena_bytes, driver_->capabilities().granularity),
+             std::min(options.arena_bytes, least_arena), driver_->capabilities().granularity),
       physical_(run_bytes_, driver_->capabilities().merges_neighbours) {
   on_pressure([] {});
-  if (arena_.size() < arena_bytes(options.arena_bytes, budget_->limit()))
+  if (arena_.size() < options.arena_bytes)
     log_.write(LogLevel::info, "address space is limited: the arena has only " +
                                    std::to_string(arena_.size().count) + " bytes");
 }
@@ -139,15 +136,15 @@ void Pool::destroy_stream(StreamHandle stream) {
 
 void Pool::synchronize(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
-  const EventHandle event = driver_->record(stream);
-  const auto destroy = [&] { undo_or_leak([&] { driver_->destroy_event(event); }); };
-  try {
-    driver_->wait(event);
-  } catch (...) {
-    destroy();
-    throw;
-  }
-  destroy();
+  struct Recorded {
+    Driver& driver;
+    EventHandle event;
+    ~Recorded() {
+      undo_or_leak([this] { driver.destroy_event(event); });
+    }
+  };
+  const Recorded recorded{*driver_, driver_->record(stream)};
+  driver_->wait(recorded.event);
 }
 
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {

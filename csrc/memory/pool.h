@@ -67,7 +67,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Throws what the driver throws when it cannot reserve the arena. In a forked child a pool is never
   /// destroyed: what it would undo belongs to the parent.
   static std::shared_ptr<Pool> make(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget,
-                                    std::shared_ptr<Clock> clock, const PoolOptions& options);
+                                    std::shared_ptr<Clock> clock, PoolOptions options);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 

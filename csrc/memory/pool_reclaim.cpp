@@ -82,6 +82,7 @@ void Pool::make_room(Bytes asked, const Shortage& shortage) {
 /// Whether it helps to try again: there is something now, or it waited a moment because memory will come
 /// without anybody's doing.
 bool Pool::await_coming() {
+  epochs_.poll();  // a capture that has ended holds nothing back
   {
     std::unique_lock lock(mutex_);
     if (physical_.free_bytes().count != 0 || !choose_victims({1}, false).empty()) return true;

@@ -21,7 +21,7 @@ from transformers.cache_utils import (
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
-from vmm.pool import Pool, default_pool, device_name
+from vmm.pool import Pool, checked_pool, default_pool
 from vmm.stream import release_after
 
 
@@ -178,11 +178,7 @@ def _pool_or_finder(
     pool: Any, budget: int | str | None, device: Any
 ) -> Pool | Callable[[torch.device], Pool]:
     if pool is not None:
-        if not isinstance(pool, Pool):
-            raise InvalidArgument(f"pool is {type(pool).__name__}; expected a vmm.Pool")
-        if device is not None and device_name(device) != pool.device:
-            raise InvalidArgument(f"device is {device}; the pool is on {pool.device}")
-        return pool
+        return checked_pool(pool, device)
 
     def find(device: Any) -> Pool:
         return default_pool(device) if budget is None else Pool(budget, device=device)

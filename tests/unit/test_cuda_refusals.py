@@ -9,7 +9,7 @@ import cuda_standin
 import pytest
 import torch
 from core_pool import settle
-from cuda_calls import GLOBAL, NON_BLOCKING, SUCCESS, Cuda
+from cuda_calls import GLOBAL, NON_BLOCKING, SUCCESS
 
 import vmm.pool
 from child import run_child
@@ -28,13 +28,8 @@ def standin():
 
 @pytest.fixture
 def cuda(standin):
-    """This thread's own calls to libcuda, on device 0."""
-    made = Cuda(standin.library)
-    made.do("cuInit", 0)
-    made.do("cuCtxSetCurrent", made.get_number("cuDevicePrimaryCtxRetain", 0))
-    yield made
-    made.do("cuCtxSetCurrent", None)
-    made.do("cuDevicePrimaryCtxRelease", 0)
+    with cuda_standin.own_calls() as made:
+        yield made
 
 
 @pytest.fixture

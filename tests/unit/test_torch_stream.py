@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import cuda_standin
 import pytest
 import torch
-from cuda_calls import SUCCESS, Cuda
+from cuda_calls import SUCCESS
 from transformers import LlamaConfig
 
 import vmm.pool
@@ -20,13 +20,17 @@ PAGE = 65536
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def cuda():
+    """This thread's own calls to libcuda."""
+    cuda_standin.configured(granularity=PAGE).sync_all()
+    with cuda_standin.own_calls() as made:
+        yield made
+
+
+@pytest.fixture
+def gpu(cuda, monkeypatch):
     """A pool on the stand-in, and torch's "current stream" on it."""
-    standin = cuda_standin.configured(granularity=PAGE)
-    standin.sync_all()
-    cuda = Cuda(standin.library)
-    cuda.do("cuInit", 0)
-    cuda.do("cuCtxSetCurrent", cuda.get_number("cuDevicePrimaryCtxRetain", 0))
+    standin = cuda_standin.loaded()
     stream = cuda.get_number("cuStreamCreate", 1)
     if not cuda_standin.ON_CUDA:
         monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 0))
@@ -51,8 +55,6 @@ def gpu(monkeypatch):
         pool.close()
         assert standin.reports == before, standin.last_report
     cuda.do("cuStreamDestroy", stream)
-    cuda.do("cuCtxSetCurrent", None)
-    cuda.do("cuDevicePrimaryCtxRelease", 0)
 
 
 def tensor(gpu, tokens=512):

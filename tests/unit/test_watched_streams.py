@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import cuda_standin
 import pytest
 from core_pool import settle
-from cuda_calls import GLOBAL, SUCCESS, Cuda
+from cuda_calls import GLOBAL, SUCCESS
 
 from vmm import InvalidArgument, OutOfPages, _core
 
@@ -29,13 +29,8 @@ def standin():
 
 @pytest.fixture
 def cuda(standin):
-    """This thread's own calls to libcuda."""
-    made = Cuda(standin.library)
-    made.do("cuInit", 0)
-    made.do("cuCtxSetCurrent", made.get_number("cuDevicePrimaryCtxRetain", 0))
-    yield made
-    made.do("cuCtxSetCurrent", None)
-    made.do("cuDevicePrimaryCtxRelease", 0)
+    with cuda_standin.own_calls() as made:
+        yield made
 
 
 @pytest.fixture
@@ -167,6 +162,16 @@ def test_a_capture_goes_on_and_is_waited_for(standin, cuda, busy):
     settle(pool)
     assert pool.stats()["retirements_waiting"] == 0
     other.map([(0, 5)])
+
+
+def test_trim_looks_again_when_a_capture_has_ended(cuda, busy):
+    cuda.do("cuStreamBeginCapture", busy.stream, GLOBAL)
+    busy.lease.retire([(0, 1)])
+    assert busy.pool.trim(1 << 40) == 0
+    graph = ctypes.c_void_p()
+    cuda.do("cuStreamEndCapture", busy.stream, ctypes.byref(graph))
+    cuda.do("cuGraphDestroy", graph)
+    assert busy.pool.trim(1 << 40) == PAGE
 
 
 def test_a_stream_of_the_host():

@@ -10,7 +10,7 @@ import torch
 
 from vmm.errors import InvalidArgument
 from vmm.kv_tensor.memory import DTYPES
-from vmm.pool import Pool, default_pool
+from vmm.pool import Pool, checked_pool, default_pool
 from vmm.units import format_bytes
 
 _LARGEST_BYTES = 2**47  # what user space can address
@@ -25,20 +25,15 @@ def checked_dtype(dtype: Any) -> torch.dtype:
     return dtype  # type: ignore[no-any-return]
 
 
-def checked_pool(pool: Any, device: Any) -> Pool:
+def chosen_pool(pool: Any, device: Any) -> Pool:
     """The pool given, or the default one of the device given, or of torch's default device."""
-    if pool is not None and not isinstance(pool, Pool):
-        raise InvalidArgument(f"pool is {pool!r}; expected a vmm.Pool")
-    if device is None:
-        return default_pool(torch.get_default_device()) if pool is None else pool
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-    if pool is None:
-        return default_pool(device)
-    if str(device) != pool.device:
-        raise InvalidArgument(f"device is {device}; the pool is on {pool.device}")
-    return pool
+    if device is None and pool is None:
+        return default_pool(torch.get_default_device())
+    if device is not None:
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    return default_pool(device) if pool is None else checked_pool(pool, device)
 
 
 def checked_grow_dim(grow_dim: Any, sizes: tuple[int, ...]) -> int:

@@ -14,8 +14,8 @@ from vmm.kv_tensor.arguments import (
     checked_dtype,
     checked_grow_dim,
     checked_page_bytes,
-    checked_pool,
     checked_shape,
+    chosen_pool,
     require_fitting,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
@@ -70,7 +70,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         dtype = checked_dtype(dtype)
         sizes = checked_shape(shape, dtype)
         grow_dim = checked_grow_dim(grow_dim, sizes)
-        pool = checked_pool(pool, device)
+        pool = chosen_pool(pool, device)
         page_bytes = pool.default_page_bytes if page_bytes is None else page_bytes
         page_bytes = checked_page_bytes(page_bytes, sizes, dtype)
         return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool))
