@@ -166,13 +166,17 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
     slots_->advance(crossing_);
   } catch (const OutOfPages& error) {
     std::int64_t left = slots_->pool().obtainable(stream);
+    Bytes missing;
     std::vector<std::uint32_t> fitting;
     for (std::size_t i = 0; i < slots.size(); ++i) {
       const auto slot = static_cast<std::uint32_t>(slots[i]);
       const Tokens length{static_cast<std::uint64_t>(lengths[i])};
       const std::int64_t cost = slots_->cost(slot, length, stream);
-      if (cost > left && slots_->missing(slot, length).count != 0) continue;
+      const Bytes missing_with = missing + slots_->missing(slot, length);
+      // Even a budget that is exceeded has room for what is all there.
+      if (cost > left && missing_with.count != 0) continue;
       left -= cost;
+      missing = missing_with;
       fitting.push_back(slot);
     }
     throw OutOfPages(error, std::move(fitting));

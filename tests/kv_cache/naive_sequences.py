@@ -1,5 +1,6 @@
 """What a KVCache must hold, kept naively: for each sequence a list of numbers, one for each token."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,12 +12,12 @@ UNWRITTEN = -1  # a token that was stepped over; its bytes are anything
 NUMBERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-def contents(tokens, layer, which, heads, dim, dtype):  # noqa: PLR0917
-    """K (``which`` 0) or V of tokens with these numbers, as bits: finite in ``dtype``, but NaN for half of
-    what else they might be taken for."""
+def contents(tokens, where, shape, dtype):
+    """K or V of one layer of tokens with these numbers, as bits: finite in ``dtype``, mostly NaN where they
+    are taken for another type. ``where`` is 2 * layer, and 1 more for V; ``shape`` is (heads, dim)."""
     token = torch.tensor(tokens, dtype=torch.int64).reshape(-1, 1, 1)
-    place = torch.arange(heads * dim).reshape(heads, dim)
-    mixed = (token * 40503 + place * 977 + (2 * layer + which) * 5003) % 65521
+    place = torch.arange(math.prod(shape)).reshape(shape)
+    mixed = (token * 40503 + place * 977 + where * 5003) % 65521
     if dtype is torch.float32:
         bits = 0x40000000 + (mixed % 64 << 16) + 0x7F81 + mixed // 64 % 127
     elif dtype is torch.bfloat16:
@@ -53,7 +54,7 @@ class NaiveCache:
         """The tokens from ``start`` on, into the views that a kernel would be given."""
         for layer, (heads, dim) in enumerate(zip(self.heads, self.dims, strict=True)):
             for which, view in enumerate(self.cache.kv(layer)):
-                new = contents(model.tokens[start:], layer, which, heads, dim, self.cache.dtype)
+                new = contents(model.tokens[start:], 2 * layer + which, (heads, dim), self.cache.dtype)
                 view[model.sequence.slot, start : len(model.tokens)] = new.view(self.cache.dtype)
 
     def compare(self, model):
@@ -62,7 +63,7 @@ class NaiveCache:
         written = torch.tensor(model.tokens) != UNWRITTEN
         for layer, (heads, dim) in enumerate(zip(self.heads, self.dims, strict=True)):
             for which, (of_all, own) in enumerate(zip(self.cache.kv(layer), sequence.kv(layer), strict=True)):
-                expected = contents(model.tokens, layer, which, heads, dim, self.cache.dtype)
+                expected = contents(model.tokens, 2 * layer + which, (heads, dim), self.cache.dtype)
                 assert own.shape == (length, heads, dim)
                 seen = own.view(self.bits)
                 assert torch.equal(seen[written], expected[written]), (layer, which)

@@ -44,7 +44,7 @@ def fill_with_nan(pool, dtype):
     step(cache, *((sequence, TOKENS) for sequence in sequences))
     for sequence in sequences:
         for part in sequence.kv(0) + sequence.kv(1):
-            part[:] = contents(list(range(TOKENS)), 0, 0, 3, 5, torch.float32).view(torch.float32)
+            part[:] = contents(list(range(TOKENS)), 0, (3, 5), torch.float32).view(torch.float32)
             assert part.isfinite().all()
             assert part.view(dtype).isnan().any()
     cache.close()

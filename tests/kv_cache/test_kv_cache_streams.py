@@ -159,11 +159,9 @@ def test_the_slot_is_waited_for_until_it_has_been_stepped(standin, pool, streams
     assert not kernel.over
     with pytest.raises(OutOfPages):
         step(cache, streams[1], (new, 5 * TOKENS))
-    later = Kernel(standin, streams[0], new)  # still running when …
     step(cache, streams[1], (new, 1))
     assert kernel.over
     Kernel(standin, streams[1], new, start=0, late=0)
-    del later
     cache.close()
 
 
@@ -311,12 +309,12 @@ def test_the_pager_works_beside_kernels(standin, pool, streams):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_two_batches_in_flight(standin, pool, streams, seed):
-    """Sequences come, grow and go on two streams, in turn, with kernels that write the new tokens and read
-    all of them, in too little memory."""
+    """Sequences come, grow and go on two streams, with kernels that write new tokens and read all, in too
+    little memory."""
     choose = random.Random(seed)
     cache = make(pool, slots=4, pages=3)
     batches = [[], []]
-    refused = closed = 0
+    closed = refused = waited_for_an_end = 0
     for iteration in range(60):
         stream, batch = streams[iteration % 2], batches[iteration % 2]
         for sequence in [each for each in batch if choose.random() < 0.2]:
@@ -337,8 +335,8 @@ def test_two_batches_in_flight(standin, pool, streams, seed):
             refused += 1
             batch.pop().close()
             continue
-        except Error as error:
-            assert "open" in str(error)
+        except Error:
+            waited_for_an_end += 1
             cache.end(streams[1 - iteration % 2])
             continue
         for sequence, start in zip(batch, lengths, strict=True):
@@ -348,6 +346,8 @@ def test_two_batches_in_flight(standin, pool, streams, seed):
         pool.check()
         assert standin.reports == standin.reported, standin.last_report
     assert closed > 5
+    assert refused < 40
+    assert waited_for_an_end < 20
     cache.close()
     for stream in streams:
         pool._core.end(stream)

@@ -6,17 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_pool import int32
 
 from vmm import KVCache
 from vmm.kv_cache.records import LayerShape, Part, head_major, token_major, tokens_of_extent
 
 SHAPES = st.lists(st.builds(LayerShape, st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=4)
-KINDS = [
-    {"layout": "head-major"},
-    {"layers_per_extent": 1},
-    {"layers_per_extent": 2},
-    {"layers_per_extent": 3},
-]
+KINDS = [{"layout": "head-major"}, *({"layers_per_extent": layers} for layers in (1, 2, 3))]
 
 
 def places_of(view, base):
@@ -114,37 +110,45 @@ def test_the_pages_of_a_slot_hold_its_first_tokens(cache):
             assert torch.equal(inside // part.record, token.expand_as(inside))
 
 
-def test_what_kernels_are_given_finds_every_token(cache):
+def numbered(like, sequence, which):
+    """A number for each element of a sequence's K or V, different from all others."""
+    return torch.arange(like.numel()).reshape(like.shape) + 1e5 * (6 * sequence + which)
+
+
+@pytest.fixture
+def filled(cache):
+    """Three sequences of 40, 1 and 70 tokens."""
     sequences = [cache.open() for _ in range(3)]
-    wanted = [40, 1, 70]
-    for number, (sequence, length) in enumerate(zip(sequences, wanted, strict=True)):
-        cache.step(
-            torch.tensor([sequence.slot], dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
-        )
+    for number, (sequence, length) in enumerate(zip(sequences, (40, 1, 70), strict=True)):
+        cache.step(int32(sequence.slot), int32(length))
         for layer in range(3):
-            for which, part in enumerate(sequence.kv(layer)):
-                part.copy_(
-                    torch.arange(part.numel()).reshape(part.shape) + 1e5 * (6 * number + 2 * layer + which)
-                )
-    batch = cache.batch([sequences[2], sequences[0], sequences[1]])
+            for which, part in enumerate(sequence.kv(layer), start=2 * layer):
+                part.copy_(numbered(part, number, which))
+    return sequences
+
+
+def test_a_batch(cache, filled):
+    batch = cache.batch([filled[2], filled[0], filled[1]])
     assert {tensor.dtype for tensor in (batch.slots, batch.lengths, batch.starts)} == {torch.int32}
     assert batch.lengths.tolist() == [70, 40, 1]
-    assert batch.slots.tolist() == [sequences[i].slot for i in (2, 0, 1)]
-    assert len(batch.starts) == 4
+    assert batch.slots.tolist() == [filled[i].slot for i in (2, 0, 1)]
+    each = cache.tokens_per_slot
+    assert batch.starts.tolist() == [*(each * slot for slot in batch.slots.tolist()), 3 * each]
+
+
+def test_what_kernels_are_given_finds_every_token(cache, filled):
+    if cache.stats().layout == "head-major":
+        pytest.skip("slots are no one tensor")
+    batch = cache.batch([filled[2], filled[0], filled[1]])
     for layer in range(3):
-        for which, view in enumerate(cache.kv(layer)):
-            if cache.stats().layout == "head-major":
-                continue
+        for which, view in enumerate(cache.kv(layer), start=2 * layer):
             flat = view.flatten(0, 1)
             assert flat.data_ptr() == view.data_ptr()
-            assert flat.shape[0] == 3 * view.shape[1]
-            assert batch.starts[-1] == 3 * cache.tokens_per_slot
+            assert flat.shape[0] == batch.starts[-1]
             for i, number in enumerate((2, 0, 1)):
-                first = int(batch.starts[i])
-                for token in range(batch.lengths[i]):
-                    each = flat[first + token].numel()
-                    expected = torch.arange(each) + token * each + 1e5 * (6 * number + 2 * layer + which)
-                    assert torch.equal(flat[first + token].flatten(), expected), (layer, token)
+                tokens = range(batch.starts[i], batch.starts[i] + batch.lengths[i])
+                gathered = torch.stack([flat[token] for token in tokens])
+                assert torch.equal(gathered, numbered(gathered, number, which)), layer
 
 
 def test_an_empty_batch(cache):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch._C import _from_dlpack
@@ -23,9 +23,6 @@ from vmm.kv_cache.records import (
 )
 from vmm.pool import Pool, default_pool, device_name
 from vmm.stream import handle_of, release_after, torch_stream
-
-if TYPE_CHECKING:
-    from vmm._core import Lease
 
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
 _TYPE_CODES = {torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloat16: 4}
@@ -69,7 +66,7 @@ class Sequence:
     @property
     def length(self) -> int:
         """Tokens, as of the last step that named it."""
-        return self.cache._core.length(self.slot)
+        return self.cache._engine.length(self.slot)
 
     def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of this sequence so far: ``[length, heads, dim]`` each."""
@@ -79,12 +76,12 @@ class Sequence:
 
     def announce(self, tokens: int) -> None:
         """Tokens up to ``tokens`` will be needed soon: the next chunk of a prompt. Waits for nothing."""
-        self.cache._core.announce(self.slot, _checked("tokens", tokens, 0, self.cache.max_tokens))
+        self.cache._engine.announce(self.slot, _checked("tokens", tokens, 0, self.cache.max_tokens))
 
     def truncate(self, n: int) -> None:
         """Forgets tokens from ``n`` on: what speculation got wrong. Their memory stays mapped until it is
         short. Raises InvalidArgument."""
-        self.cache._core.truncate(self.slot, _checked("n", n, 0, self.cache.max_tokens))
+        self.cache._engine.truncate(self.slot, _checked("n", n, 0, self.cache.max_tokens))
 
     def close(self, stream: Any = None) -> None:
         """Frees the slot. The work of open and unfinished epochs, and what is on ``stream`` now, may still
@@ -176,11 +173,11 @@ class KVCache:
         than before or more than ``max_tokens``; OutOfPages, whose ``fitting`` are the slots that could have
         had what they need. Then nothing has changed.
         """
-        self._core.step(*_int32("slots", slots), *_int32("lengths", lengths), self._stream(stream))
+        self._engine.step(*_int32("slots", slots), *_int32("lengths", lengths), self._stream(stream))
 
     def end(self, stream: Any = None) -> None:
         """Closes ``stream``'s epoch without opening the next: the engine goes idle."""
-        self._core.end(self._stream(stream))
+        self._engine.end(self._stream(stream))
 
     def batch(self, sequences: Ordered[Sequence]) -> Batch:
         """For kernels that take all slots as one tensor: ``kv(layer)[0].flatten(0, 1)``, token-major."""
@@ -197,7 +194,7 @@ class KVCache:
         """A new sequence, in the free slot that fits best; what its prompt needs is mapped while it waits.
         ``stream``: where its first step will be. Raises InvalidArgument when all slots are taken."""
         _checked("prompt_tokens", prompt_tokens, 0, self.max_tokens)
-        return Sequence(self, self._core.open(prompt_tokens, self._stream(stream)))
+        return Sequence(self, self._engine.open(prompt_tokens, self._stream(stream)))
 
     def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of all slots: ``[max_sequences, tokens_per_slot, heads, dim]`` each, the last dimension
@@ -214,11 +211,11 @@ class KVCache:
     def stats(self) -> CacheStats:
         per_token = sum(2 * k.heads * k.dim for k, _ in self._records.layers) * self.dtype.itemsize
         return CacheStats(
-            sequences=self._core.open_slots,
-            live_bytes=self._core.live_tokens * per_token,
-            running_bytes=self._core.held_bytes,
+            sequences=self._engine.open_slots,
+            live_bytes=self._engine.live_tokens * per_token,
+            running_bytes=self._engine.held_bytes,
             mapped_bytes=sum(lease.mapped_bytes for lease in self._leases),
-            horizon=self._core.horizon,
+            horizon=self._engine.horizon,
             layout=self._records.name,
             bytes_per_sequence=_core.KvCache.bytes_per_slot,
         )
@@ -241,7 +238,7 @@ class KVCache:
         self.close()
 
     @property
-    def _core(self) -> _core.KvCache:
+    def _engine(self) -> _core.KvCache:
         if self._opened is None:
             raise Closed("this cache is closed")
         return self._opened
@@ -262,7 +259,7 @@ class KVCache:
             for part in self._records.parts
         )  # each a multiple of a power of two, and the largest of all
 
-    def _reserve(self, part: int) -> Lease:
+    def _reserve(self, part: int) -> _core.Lease:
         described, tokens = self._records.parts[part], self._tokens()
         if self.max_sequences * tokens >= 2**31:
             raise InvalidArgument(
