@@ -37,7 +37,7 @@ test-python: setup
 	$(BIN)/python -m pytest
 
 test-cuda: setup ## pools, tensors and caches over the CUDA driver, on the stand-in libcuda
-	VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest tests/model tests/kv_tensor tests/integrations \
+	VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest tests/model tests/kv_cache tests/kv_tensor tests/integrations \
 	  tests/unit/test_pool.py --ignore tests/kv_tensor/test_indexing.py
 
 test-cpp: build/.environment

@@ -23,6 +23,7 @@ from vmm.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from vmm.doctor import verify_installation
+    from vmm.kv_cache import KVCache
     from vmm.kv_tensor import KVTensor
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "Forked",
     "InvalidArgument",
     "InvariantViolation",
+    "KVCache",
     "KVTensor",
     "MappingLimit",
     "OutOfPages",
@@ -51,7 +53,7 @@ __all__ = [
 
 
 # What imports torch, or is rarely wanted, is imported when it is used.
-_ELSEWHERE = {"KVTensor": "vmm.kv_tensor", "verify_installation": "vmm.doctor"}
+_ELSEWHERE = {"KVCache": "vmm.kv_cache", "KVTensor": "vmm.kv_tensor", "verify_installation": "vmm.doctor"}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,8 +42,11 @@ class OutOfPages(Error, MemoryError):
     For a GPU's memory it is a torch.OutOfMemoryError, too, where torch has been imported.
 
     Attributes, all in bytes: ``asked``; ``free`` (budget not taken, and free pages of the pool);
-    ``reclaimable`` (mapped, but needed by nobody); ``budget``.
+    ``reclaimable`` (mapped, but needed by nobody); ``budget``. ``fitting``: of a KVCache's step, the slots,
+    in the order given, that could have had what they need.
     """
+
+    fitting: tuple[int, ...] = ()
 
     def __init__(
         self, message: str, asked: int = 0, free: int = 0, reclaimable: int = 0, budget: int = 0

@@ -3,6 +3,8 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/types.h"
 
@@ -79,11 +81,17 @@ class OutOfPages : public Error {
               std::to_string(figures.reclaimable.count) + ", budget " + std::to_string(figures.budget.count) +
               (why.empty() ? "" : " (" + why + ")")),
         figures_(figures) {}
+  OutOfPages(const OutOfPages& error, std::vector<std::uint32_t> fitting) : OutOfPages(error) {
+    fitting_ = std::move(fitting);
+  }
 
   const MemoryFigures& figures() const noexcept { return figures_; }
+  /// Of a step: the slots, in the order given, that could have had what they need.
+  const std::vector<std::uint32_t>& fitting() const noexcept { return fitting_; }
 
  private:
   MemoryFigures figures_;
+  std::vector<std::uint32_t> fitting_;
 };
 
 }  // namespace vmm

@@ -1,4 +1,6 @@
 // C++ exceptions as Python's: the classes live in vmm/errors.py, where they have docstrings.
+#include <pybind11/stl.h>
+
 #include "base/error.h"
 #include "bindings/bindings.h"
 
@@ -19,6 +21,7 @@ void bind_errors() {
       const py::object type = py::module_::import("vmm.errors").attr("out_of_pages_type")(f.of_gpu);
       const py::object value =
           type(error.what(), f.asked.count, f.free.count, f.reclaimable.count, f.budget.count);
+      if (!error.fitting().empty()) value.attr("fitting") = py::tuple(py::cast(error.fitting()));
       PyErr_SetObject(type.ptr(), value.ptr());
     } catch (const InvalidArgument& error) {
       raise("InvalidArgument", error);

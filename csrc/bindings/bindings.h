@@ -40,6 +40,7 @@ void bind_errors();
 void bind_driver(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);
 void bind_growth(pybind11::module_& m);
+void bind_kv_cache(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);
 
 }  // namespace vmm

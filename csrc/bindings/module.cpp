@@ -7,5 +7,6 @@ PYBIND11_MODULE(_core, m) {
   vmm::bind_driver(m);
   vmm::bind_pool(m);
   vmm::bind_growth(m);
+  vmm::bind_kv_cache(m);
   vmm::bind_rows(m);
 }

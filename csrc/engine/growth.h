@@ -1,81 +1,46 @@
-// Extents that grow in lockstep, counted in tokens: what a sequence, or one layer of a cache, is made of.
+// One slot by itself: what a layer of a cache grows in.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
-#include <deque>
 #include <memory>
-#include <mutex>
 #include <span>
+#include <utility>
 #include <vector>
 
-#include "engine/growing.h"
-#include "memory/pool.h"
+#include "engine/slots.h"
 
 namespace vmm {
 
-class Pager;
-
-/// `extents` pieces of one lease, each holding one record of `record_bytes` per token.
-struct GrowthPart {
-  std::shared_ptr<Lease> lease;
-  std::uint64_t first_extent = 0;
-  std::uint64_t extents = 1;
-  Bytes record_bytes;
-};
+using GrowthPart = SlotPart;
 
 /// Calls by the owner are serialised; different growths are advanced in parallel.
-class Growth final : public Growing {
+class Growth {
  public:
-  /// When the last owner lets go, the leases end there and then, even if the pager is at work on the growth.
-  static std::shared_ptr<Growth> make(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts);
-  Growth(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts);  // for make()
+  static std::shared_ptr<Growth> make(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts) {
+    return std::make_shared<Growth>(Slots::make(std::move(pager), std::move(parts), 1, {}));
+  }
+  explicit Growth(std::shared_ptr<Slots> slots) : slots_(std::move(slots)) {}
 
   /// Makes tokens [0, to) usable and tells the pager. The caller is about to write [frontier, to).
-  /// Returns the limit: up to there the caller may write without calling again.
-  /// Throws InvalidArgument past max_tokens, or what Pool::map throws; then nothing has changed.
-  Tokens advance(Tokens to);
-  /// Tells the pager that tokens up to `to` will be needed soon. Waits for nothing.
-  void announce(Tokens to);
-  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short. Returns the
-  /// limit.
-  Tokens truncate(Tokens to);
-  /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
-  void scrub(Tokens from, Tokens to, StreamHandle stream = {});
-
-  /// Bytes that advance(to) would have to map.
-  Bytes missing(Tokens to) const;
-  /// Throws InvalidArgument, naming the argument, past max_tokens.
-  void check_length(const char* argument, Tokens tokens) const;
-  Tokens max_tokens() const noexcept { return max_tokens_; }
-  Tokens frontier() const noexcept { return {frontier_.load()}; }
-  Pool& pool() const noexcept override;
-
-  /// What is announced first, then the look-ahead.
-  bool map_ahead(Bytes batch, Pages lookahead) override;
+  /// Returns the limit: up to there the caller may write without calling again. Throws as Slots::advance.
+  Tokens advance(Tokens to) {
+    const SlotLength wanted{0, to};
+    slots_->advance(std::span(&wanted, 1));
+    return slots_->limit(0);
+  }
+  Tokens truncate(Tokens to) {
+    slots_->truncate(0, to);
+    return slots_->limit(0);
+  }
+  void announce(Tokens to) { slots_->announce(0, to); }
+  void scrub(Tokens from, Tokens to, StreamHandle stream = {}) { slots_->scrub(0, from, to, stream); }
+  Bytes missing(Tokens to) const { return slots_->missing(0, to); }
+  void check_length(const char* argument, Tokens tokens) const { slots_->check_length(argument, tokens); }
+  Tokens max_tokens() const noexcept { return slots_->max_tokens(); }
+  Tokens frontier() const { return slots_->frontier(0); }
+  Pool& pool() const noexcept { return slots_->pool(); }
 
  private:
-  struct Part {
-    explicit Part(GrowthPart part_) : part(std::move(part_)) {}
-    GrowthPart part;
-    std::atomic<std::uint64_t> kept_pages{0};  // of each extent, from its start
-
-    Pages pages_for(Tokens tokens) const;
-    std::vector<PageRange> ranges(Pages from, Pages to) const;
-    std::vector<ByteRange> bytes(Tokens from, Tokens to) const;
-  };
-
-  void close() noexcept override;
-  Tokens limit() const;
-  MapResult map_parts(Tokens to, std::size_t& done);
-
-  std::shared_ptr<Pager> pager_;
-  std::deque<Part> parts_;  // a deque, because an atomic cannot be moved
-  Tokens max_tokens_;
-  std::mutex owner_mutex_;
-  std::atomic<std::uint64_t> frontier_{0};
-  std::atomic<std::uint64_t> announced_{0};
-  std::mutex ahead_mutex_;  // held while the pager works on it
+  std::shared_ptr<Slots> slots_;
 };
 
 /// Throws OutOfPages unless all growths together could advance to `to`; then announces it to each.

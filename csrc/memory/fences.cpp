@@ -168,9 +168,10 @@ bool Epochs::complete(const Fence& fence, std::optional<StreamHandle> but_for) c
   });
 }
 
-bool Epochs::waits_for_open_epoch(const Fence& fence) const {
+bool Epochs::waits_for_open_epoch(const Fence& fence, std::optional<StreamHandle> but_for) const {
   std::lock_guard lock(mutex_);
   for (const StreamEpoch& entry : fence) {
+    if (entry.stream == but_for) continue;
     auto found = streams_.find(entry.stream.value);
     if (found == streams_.end()) continue;
     const Stream& stream = found->second;

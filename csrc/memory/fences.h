@@ -16,6 +16,7 @@ namespace vmm {
 struct StreamEpoch {
   StreamHandle stream;
   std::uint64_t epoch;
+  bool operator==(const StreamEpoch&) const = default;
 };
 
 /// Empty: nothing to wait for.
@@ -55,7 +56,8 @@ class Epochs {
   bool complete(const Fence& fence, std::optional<StreamHandle> but_for = {}) const;
   /// Whether an epoch of the fence is still open, or its stream being captured: it can only complete after
   /// somebody closes it, or ends the capture.
-  bool waits_for_open_epoch(const Fence& fence) const;
+  /// But for `but_for`, if given: its next step() or end() is due.
+  bool waits_for_open_epoch(const Fence& fence, std::optional<StreamHandle> but_for = {}) const;
 
  private:
   struct Unfinished {

@@ -48,7 +48,10 @@ void PageTable::move(PageIndex page, VirtualState to) {
   }
   if (entry.state == VirtualState::unmapped) in_use_ += Pages{1};
   if (to == VirtualState::unmapped) in_use_ -= Pages{1};
-  if (to == VirtualState::resident) resident_ += Pages{1};
+  if (to == VirtualState::resident) {
+    resident_ += Pages{1};
+    entry.last_use = 0;
+  }
   entry.state = to;
 }
 
@@ -63,6 +66,13 @@ void PageTable::keep(PageIndex page, bool kept) {
     kept_ += Pages{1};
   else
     kept_ -= Pages{1};
+}
+
+void PageTable::unkeep(PageIndex page, std::uint16_t last_use) {
+  VirtualPage& entry = pages_.at(page.value);
+  if (!entry.kept) return;
+  keep(page, false);
+  entry.last_use = last_use;
 }
 
 }  // namespace vmm

@@ -15,7 +15,8 @@ enum class VirtualState : std::uint8_t { unmapped, mapping, resident, retiring }
 struct VirtualPage {
   ContentId content;
   VirtualState state = VirtualState::unmapped;
-  bool kept = false;  // somebody needs it: never reclaimed
+  bool kept = false;           // somebody needs it: never reclaimed
+  std::uint16_t last_use = 0;  // of one that is not kept: see LastUses
 };
 
 /// Not thread-safe: the pool's lock guards it.
@@ -31,6 +32,8 @@ class PageTable {
   void set_content(PageIndex page, ContentId content) { pages_.at(page.value).content = content; }
   /// Only a Resident page can be kept.
   void keep(PageIndex page, bool kept);
+  /// Ends the need, if there is one: work until `last_use` may still use the page.
+  void unkeep(PageIndex page, std::uint16_t last_use);
 
   /// Pages that are not Unmapped.
   Pages in_use() const noexcept { return in_use_; }

@@ -50,6 +50,7 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
       run_bytes_(checked_run_bytes(options.run_bytes, budget_->limit())),
       arena_(*driver_, round_up(options.arena_bytes, driver_->capabilities().granularity),
              std::min(options.arena_bytes, least_arena), driver_->capabilities().granularity),
+      last_uses_(epochs_),
       physical_(run_bytes_, driver_->capabilities().merges_neighbours) {
   on_pressure([] {});
   if (arena_.size() < options.arena_bytes)
@@ -107,11 +108,21 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
   fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   check_ranges(reservation, ranges);
+  const std::uint16_t last_use = last_uses_.now();
+  for_each_page(ranges, [&](PageIndex page) {
+    reservation.table.unkeep(page, last_use);
+    return true;
+  });
+}
+
+void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges) {
+  fork_guard_.require_parent("this pool");
+  std::lock_guard lock(mutex_);
+  check_ranges(reservation, ranges);
   for_each_page(ranges, [&](PageIndex page) {
     reservation.table.keep(page, false);
     return true;
   });
-  reservation.surplus_fence = epochs_.fence();
 }
 
 void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {

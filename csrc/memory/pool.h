@@ -24,6 +24,7 @@
 #include "memory/budget.h"
 #include "memory/contents.h"
 #include "memory/fences.h"
+#include "memory/last_uses.h"
 #include "memory/physical_pages.h"
 #include "memory/reservation.h"
 
@@ -80,6 +81,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options);
   /// Ends the need for Resident pages among these: they stay mapped until somebody needs their memory.
   void unkeep(Reservation& reservation, std::span<const PageRange> ranges);
+  /// The same for pages that map() has just kept and nobody has used: work under way does not hold them back.
+  void call_off(Reservation& reservation, std::span<const PageRange> ranges);
   /// Unmaps the Resident pages among these once `fence` is complete; see drain_retired.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
   /// Unmaps what was retired and is over. True when something is left.
@@ -100,6 +103,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
   Bytes mapped(const Reservation& reservation) const;
+  /// What could be kept beside what is, once `stream` has gone on; negative while the budget is exceeded.
+  std::int64_t obtainable(StreamHandle stream) const;
+  /// What keeping these ranges would take of that.
+  std::int64_t cost(const Reservation& reservation, std::span<const PageRange> ranges,
+                    StreamHandle stream) const;
   /// Gives at least `wanted` bytes back to the budget if it can, reclaimable ones included, and what work
   /// that is ending still uses if it may wait for that. Returns what it gave back.
   Bytes trim(Bytes wanted, bool wait = false);
@@ -185,7 +193,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
   Bytes reclaimable() const;
-  bool is_ending(const Fence&) const;
+  bool is_obtainable(const VirtualPage& page, StreamHandle stream) const;
   Bytes coming() const;
   void make_room(Bytes asked, const Shortage&);
   bool await_coming();
@@ -230,6 +238,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::condition_variable changed_;
   bool closed_ = false;
   Arena arena_;
+  LastUses last_uses_;
   PhysicalPages physical_;
   Contents contents_;
   std::map<std::uint32_t, std::unique_ptr<Reservation>> reservations_;

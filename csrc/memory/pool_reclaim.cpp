@@ -29,9 +29,32 @@ Bytes Pool::reclaimable() const {
   return sum;
 }
 
-/// Work that was closed ends by itself; an open epoch may wait for the very caller.
-bool Pool::is_ending(const Fence& fence) const {
-  return !epochs_.complete(fence) && !epochs_.waits_for_open_epoch(fence);
+bool Pool::is_obtainable(const VirtualPage& page, StreamHandle stream) const {
+  return page.state == VirtualState::resident && !page.kept && last_uses_.ends(page.last_use, stream);
+}
+
+std::int64_t Pool::obtainable(StreamHandle stream) const {
+  fork_guard_.require_parent("this pool");
+  std::lock_guard lock(mutex_);
+  Bytes sum = budget_->limit() + physical_.free_bytes() + coming();
+  for (const auto& [id, reservation] : reservations_)
+    for (std::uint32_t i = 0; i < reservation->table.size().count; ++i)
+      if (is_obtainable(reservation->table[{i}], stream)) sum += reservation->shape.page_bytes;
+  return static_cast<std::int64_t>(sum.count) - static_cast<std::int64_t>(budget_->taken().count);
+}
+
+std::int64_t Pool::cost(const Reservation& reservation, std::span<const PageRange> ranges,
+                        StreamHandle stream) const {
+  fork_guard_.require_parent("this pool");
+  std::lock_guard lock(mutex_);
+  check_ranges(reservation, ranges);
+  std::uint64_t count = 0;
+  for_each_page(ranges, [&](PageIndex page) {
+    const VirtualPage& entry = reservation.table[page];
+    count += entry.state != VirtualState::resident || is_obtainable(entry, stream);
+    return true;
+  });
+  return static_cast<std::int64_t>((reservation.shape.page_bytes * count).count);
 }
 
 /// Memory that is not to be had yet, but will be without anybody's doing.
@@ -86,10 +109,7 @@ bool Pool::await_coming() {
   {
     std::unique_lock lock(mutex_);
     if (physical_.free_bytes().count != 0 || !choose_victims({1}, false).empty()) return true;
-    const bool ending = std::ranges::any_of(reservations_, [&](const auto& entry) {
-      const Reservation& reservation = *entry.second;
-      return reservation.table.resident() > reservation.table.kept() && is_ending(reservation.unkept_fence());
-    });
+    const bool ending = last_uses_.refresh() && reclaimable().count != 0;
     if (coming().count == 0 && !ending) return false;
     changed_.wait_for(lock, recheck);
   }
@@ -158,12 +178,11 @@ Bytes Pool::reclaim(Bytes wanted, bool idle_only) {
 /// Idle reservations, the longest idle first; then what leased ones have mapped beyond their need.
 std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted, bool idle_only) {
   if (wanted.count == 0) return {};
+  last_uses_.refresh();
   std::vector<Reservation*> order;
   for (auto& [id, reservation] : reservations_) {
     if (reservation->leased && idle_only) continue;
-    if (epochs_.complete(reservation->unkept_fence()) &&
-        reservation->table.resident() > reservation->table.kept())
-      order.push_back(reservation.get());
+    if (reservation->table.resident() > reservation->table.kept()) order.push_back(reservation.get());
   }
   std::ranges::sort(order, {}, [](const Reservation* r) { return std::pair(r->leased, r->idle_since); });
 
@@ -177,7 +196,7 @@ std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted, bool idle_only) 
           reservation->leased || reservation->position_of({i}) + 1 == reservation->pages_per_window.count;
       if (found >= wanted && window_ends) break;
       const VirtualPage& page = reservation->table[{i}];
-      if (page.state != VirtualState::resident || page.kept) continue;
+      if (page.state != VirtualState::resident || page.kept || !last_uses_.over(page.last_use)) continue;
       victim.pages.push_back({i});
       found += reservation->shape.page_bytes;
     }

@@ -78,7 +78,6 @@ std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape, std::optiona
     if (Reservation* adopted = find_adoptable(shape, stream)) {
       auto lease = std::make_shared<Lease>(shared_from_this(), *adopted, shape.extents);
       adopted->leased = true;
-      adopted->surplus_fence = std::move(adopted->idle_fence);
       counters_.reservations_adopted.add();
       return lease;
     }
@@ -93,8 +92,9 @@ void Pool::recycle(Reservation& reservation) noexcept {
   bool tear_down = false;
   {
     std::lock_guard lock(mutex_);
+    const std::uint16_t last_use = last_uses_.now();
     for (std::uint32_t i = 0; i < reservation.table.size().count; ++i)
-      if (reservation.table[{i}].kept) reservation.table.keep({i}, false);
+      reservation.table.unkeep({i}, last_use);
     reservation.leased = false;
     reservation.idle_since = ++recyclings_;
     reservation.idle_fence = epochs_.fence();

@@ -41,9 +41,7 @@ struct Reservation {
   bool leased = true;
   std::uint64_t idle_since = 0;  // the pool's count of recyclings: the smallest is the oldest
   Fence idle_fence;              // work that may still touch it
-  Fence surplus_fence;           // … that may still touch pages which are not kept
 
-  const Fence& unkept_fence() const { return leased ? surplus_fence : idle_fence; }
   Bytes size() const { return shape.extent_bytes * shape.extents; }
   Address address_of(PageIndex page) const { return base + shape.page_bytes * page.value; }
   std::uint64_t window_of(PageIndex page) const { return page.value / pages_per_window.count; }

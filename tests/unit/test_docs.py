@@ -1,16 +1,19 @@
-"""Every snippet of docs/kvtensor.md runs, in order, in one process of its own."""
+"""Every snippet of a page of docs runs, in order, in one process of its own."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 from child import run_child
 
-PAGE = Path(__file__).parents[2] / "docs" / "kvtensor.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_snippets_run():
-    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(snippets) >= 7
+@pytest.mark.parametrize(("page", "least"), [("kvtensor.md", 7), ("engine.md", 5)])
+def test_the_snippets_run(page, least):
+    snippets = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert len(snippets) >= least
     result = run_child("\n".join([*snippets, "print('all ran')"]))
     assert result.returncode == 0, result.stderr
     assert result.stdout == "all ran\n"

@@ -12,8 +12,9 @@ MAY_INCLUDE = {
     "base": {"base"},
     "driver": {"driver", "base"},
     "memory": {"memory", "driver", "base"},
-    "engine": {"engine", "memory", "driver", "base"},
-    "bindings": {"bindings", "engine", "memory", "driver", "base"},
+    "policy": {"policy", "base"},
+    "engine": {"engine", "policy", "memory", "driver", "base"},
+    "bindings": {"bindings", "engine", "policy", "memory", "driver", "base"},
 }
 # Headers that only one layer may name: the platform's virtual memory, and Python.
 BELONGS_TO = {
@@ -56,7 +57,7 @@ def python_files(folder):
 
 
 # What only users of torch use. That importing vmm imports no torch is tested in test_process.py.
-KNOWS_TORCH = ("kv_tensor/", "stream.py", "errors.py")
+KNOWS_TORCH = ("kv_cache/", "kv_tensor/", "stream.py", "errors.py")
 
 
 @pytest.mark.parametrize("path", python_files("vmm"), ids=lambda p: p.name)

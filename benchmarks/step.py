@@ -1,0 +1,102 @@
+"""What one iteration costs a serving engine: ``KVCache.step`` on the host, all layers in one extent.
+
+Metrics, microseconds of wall time from Python, mean (and ``_p99``): ``step_us_256`` and ``step_us_4096``, of
+so many decoding sequences with nothing due, over 10,000 steps; ``step_us_256_growing``, where each sequence
+needs a page every 16 steps (4 KiB a token, 64 KiB pages, phases staggered), over 2,000 steps at one per 5 ms;
+``stalls_growing`` and ``caller_mapped_fraction``, the steps that had to wait, and the pages that were not
+mapped when they were needed ÷ all; ``bytes_per_sequence`` of bookkeeping. The peer, where vLLM is installed,
+is its block manager's ``allocate_slots`` for 256 sequences.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from time import perf_counter, sleep
+
+import torch
+
+from vmm.benchmarks.report import Report, environment, rounded, time_once
+from vmm.kv_cache import KVCache, Sequence
+
+ENVIRONMENT: dict[str, str] = {}
+DEVICES = ("cpu",)
+
+STEPS, GROWING_STEPS = 10_000, 2_000
+STEP_SECONDS = 0.005
+TOKENS_A_PAGE = 16  # of 4 KiB in 64 KiB
+
+
+def run(progress: Callable[[str], None], device: str) -> Report:
+    report = Report("step", device, environment=environment("torch", "vllm"))
+    for sequences in (256, 4096):
+        progress(f"{sequences} sequences, nothing due")
+        _nothing_due(report, sequences)
+    progress("256 sequences, growing")
+    _growing(report, 256)
+    report.metrics = rounded(report.metrics.items())
+    report.peers = {"peer": "none: vLLM is not installed"}
+    return report
+
+
+def _cache(sequences: int, max_tokens: int) -> tuple[KVCache, list[Sequence], torch.Tensor, torch.Tensor]:
+    """With all sequences open, and the arrays that name them."""
+    cache = KVCache(
+        1,
+        8,
+        128,
+        torch.bfloat16,
+        max_tokens=max_tokens,
+        max_sequences=sequences,
+        layers_per_extent=1,
+        page_bytes=2**16,
+        budget=sequences * (max_tokens + 2 * TOKENS_A_PAGE) * 4096,
+    )
+    opened = [cache.open() for _ in range(sequences)]
+    slots = torch.tensor([sequence.slot for sequence in opened], dtype=torch.int32)
+    return cache, opened, slots, torch.zeros(sequences, dtype=torch.int32)
+
+
+def _note(report: Report, name: str, seconds: list[float]) -> None:
+    nothing = statistics.median(time_once(lambda: None) for _ in range(1000))
+    report.metrics[name] = 1e6 * (statistics.mean(seconds) - nothing)
+    report.metrics[f"{name}_p99"] = 1e6 * (sorted(seconds)[int(0.99 * len(seconds))] - nothing)
+
+
+def _nothing_due(report: Report, sequences: int) -> None:
+    """The sequences do not grow; each has a page, and room in it."""
+    cache, _, slots, lengths = _cache(sequences, max_tokens=2 * TOKENS_A_PAGE)
+    with cache:
+        lengths += 1
+        for _ in range(100):
+            cache.step(slots, lengths)
+        seconds = [time_once(lambda: cache.step(slots, lengths)) for _ in range(STEPS)]
+        _note(report, f"step_us_{sequences}", seconds)
+        report.metrics["bytes_per_sequence"] = cache.stats().bytes_per_sequence
+
+
+def _growing(report: Report, sequences: int) -> None:
+    cache, _, slots, lengths = _cache(sequences, max_tokens=GROWING_STEPS + 200)
+    with cache:
+        lengths += torch.arange(sequences, dtype=torch.int32) % TOKENS_A_PAGE + 1
+        for _ in range(100):  # the first steps tell the pager how fast it must be
+            lengths += 1
+            cache.step(slots, lengths)
+            sleep(STEP_SECONDS)
+
+        def step() -> None:
+            cache.step(slots, lengths)
+
+        before, seconds, due = cache.pool.stats(), [], perf_counter()
+        for _ in range(GROWING_STEPS):
+            due += STEP_SECONDS
+            sleep(max(0.0, due - perf_counter()))
+            lengths += 1
+            seconds.append(time_once(step))
+        after = cache.pool.stats()
+        _note(report, f"step_us_{sequences}_growing", seconds)
+        waited = after.pages_mapped_waiting - before.pages_mapped_waiting
+        ahead = after.pages_mapped_ahead - before.pages_mapped_ahead
+        report.metrics["stalls_growing"] = after.stalls - before.stalls
+        report.metrics["caller_mapped_fraction"] = waited / (waited + ahead)
+        report.metrics["horizon"] = cache.stats().horizon

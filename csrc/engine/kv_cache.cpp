@@ -1,0 +1,277 @@
+#include "engine/kv_cache.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/pager.h"
+
+namespace vmm {
+namespace {
+
+constexpr std::uint32_t steps_between_polls = 8;
+
+std::string at(const char* argument, std::size_t i, std::int64_t value) {
+  return std::string(argument) + "[" + std::to_string(i) + "] is " + std::to_string(value);
+}
+
+SlotsOptions slots_options(const KvCacheOptions& options) {
+  return {.tail = options.tail,
+          .max_tokens = options.max_tokens,
+          .look_ahead = false,
+          .write_intent = false};  // a step may fail after us, and what it was to write is a tail later
+}
+
+}  // namespace
+
+KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uint32_t count,
+                 const KvCacheOptions& options)
+    : slots_(Slots::make(std::move(pager), std::move(parts), count, slots_options(options))),
+      options_(options),
+      lengths_(count),
+      limits_(count),
+      covered_(count),
+      seen_(count),
+      places_(count) {
+  if (slots_->max_tokens().count >= std::uint64_t{1} << 31)
+    throw InvalidArgument("max_tokens: expected fewer than 2^31 tokens");
+  for (Place& place : places_) place.fence = slots_->earlier_work();
+}
+
+void KvCache::require_open(std::uint32_t slot) const {
+  if (slot >= places_.size() || !places_[slot].open)
+    throw InvalidArgument("slot is " + std::to_string(slot) + "; expected one that is open");
+}
+
+Tokens KvCache::length(std::uint32_t slot) const {
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  return {lengths_[slot]};
+}
+
+std::uint32_t KvCache::open_slots() const {
+  std::lock_guard lock(mutex_);
+  return open_;
+}
+
+Tokens KvCache::live() const {
+  std::lock_guard lock(mutex_);
+  Tokens sum;
+  for (std::size_t slot = 0; slot < places_.size(); ++slot)
+    if (places_[slot].open) sum += Tokens{lengths_[slot]};
+  return sum;
+}
+
+Bytes KvCache::held() const {
+  std::lock_guard lock(mutex_);
+  Bytes sum;
+  for (std::uint32_t slot = 0; slot < places_.size(); ++slot)
+    if (places_[slot].open) sum += slots_->held(slot);
+  return sum;
+}
+
+std::uint64_t KvCache::horizon() const {
+  std::lock_guard lock(mutex_);
+  return predictor_.horizon();
+}
+
+/// The smallest that holds the prompt, or else the largest: of those whose last work comes before `stream`'s
+/// next, if there is one.
+std::uint32_t KvCache::best_fit(std::uint32_t prompt, StreamHandle stream) {
+  auto better = [&](const Place& a, const Place& b) {
+    const bool fits = a.held >= prompt;
+    if (fits != (b.held >= prompt)) return fits;
+    return fits ? a.held < b.held : a.held > b.held;
+  };
+  const Place* best = nullptr;
+  bool best_ready = false;
+  for (const Place& place : places_) {
+    if (place.open || (best_ready && !better(place, *best))) continue;
+    const bool ready = slots_->pool().epochs().complete(place.fence, stream);
+    if (best == nullptr || (ready && !best_ready) || (ready == best_ready && better(place, *best))) {
+      best = &place;
+      best_ready = ready;
+    }
+  }
+  return static_cast<std::uint32_t>(best - places_.data());
+}
+
+std::uint32_t KvCache::open(Tokens prompt, StreamHandle stream) {
+  slots_->pool().fork_guard().require_parent("this cache");
+  slots_->check_length("prompt_tokens", prompt);
+  std::lock_guard lock(mutex_);
+  if (open_ == places_.size())
+    throw InvalidArgument("max_sequences is " + std::to_string(places_.size()) + ": all of them are open");
+  slots_->pool().epochs().poll();
+  const Tokens first = std::max(prompt, first_tokens());
+  const std::uint32_t slot = best_fit(static_cast<std::uint32_t>(first.count), stream);
+  Place& place = places_[slot];
+  place.open = place.fresh = true;
+  ++open_;
+  ++fresh_;
+  lengths_[slot] = limits_[slot] = covered_[slot] = 0;
+  if (prompt.count != 0) announce(slot, static_cast<std::uint32_t>(prompt.count));
+  prepare_another();
+  return slot;
+}
+
+/// The next arrival finds a slot with its first page.
+void KvCache::prepare_another() {
+  const auto empty = std::ranges::find_if(places_, [](const Place& p) { return !p.open && p.held == 0; });
+  const bool prepared = std::ranges::any_of(places_, [](const Place& p) { return !p.open && p.held != 0; });
+  if (prepared || empty == places_.end()) return;
+  const auto slot = static_cast<std::uint32_t>(empty - places_.begin());
+  empty->held = static_cast<std::uint32_t>(slots_->announce(slot, first_tokens()).count);
+}
+
+void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths) {
+  if (slots.size() != lengths.size())
+    throw InvalidArgument("lengths has " + std::to_string(lengths.size()) + " elements; expected " +
+                          std::to_string(slots.size()) + ", as slots");
+  if (++steps_ == 0) {  // after four billion steps the numbers come round again
+    std::ranges::fill(seen_, 0);
+    ++steps_;
+  }
+  const auto most = static_cast<std::int64_t>(slots_->max_tokens().count);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const auto slot = static_cast<std::uint32_t>(slots[i]);
+    if (slot >= places_.size() || !places_[slot].open)
+      throw InvalidArgument(at("slots", i, slots[i]) + "; expected one that is open");
+    if (std::exchange(seen_[slot], steps_) == steps_)
+      throw InvalidArgument(at("slots", i, slots[i]) + ", for the second time");
+    if (lengths[i] < static_cast<std::int64_t>(lengths_[slot]))
+      throw InvalidArgument(at("lengths", i, lengths[i]) + ", less than before: truncate it first");
+    if (lengths[i] > most)
+      throw InvalidArgument(at("lengths", i, lengths[i]) + "; max_tokens is " + std::to_string(most));
+  }
+}
+
+/// What work that is under way on other streams may still read of a slot must not be overwritten.
+void KvCache::wait_for_readers(const Fence& fence, StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  while (!pool.epochs().complete(fence, stream)) {
+    if (pool.epochs().waits_for_open_epoch(fence))
+      throw Error("a slot was closed in an epoch of another stream that is open still: end it there first");
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    pool.epochs().poll();
+  }
+}
+
+void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
+                  StreamHandle stream) {
+  try {
+    slots_->advance(crossing_);
+  } catch (const OutOfPages& error) {
+    std::int64_t left = slots_->pool().obtainable(stream);
+    Bytes missing;
+    std::vector<std::uint32_t> fitting;
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      const auto slot = static_cast<std::uint32_t>(slots[i]);
+      const Tokens length{static_cast<std::uint64_t>(lengths[i])};
+      const std::int64_t cost = slots_->cost(slot, length, stream);
+      const Bytes missing_with = missing + slots_->missing(slot, length);
+      // Even a budget that is exceeded has room for what is all there.
+      if (cost > left && missing_with.count != 0) continue;
+      left -= cost;
+      missing = missing_with;
+      fitting.push_back(slot);
+    }
+    throw OutOfPages(error, std::move(fitting));
+  }
+}
+
+void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
+                   StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  pool.fork_guard().require_parent("this cache");
+  std::lock_guard lock(mutex_);
+  // 1. Nothing has changed if any of this throws, but that the next epoch is open: the last one ends by
+  // itself now, so what waits for it can be waited for.
+  check(slots, lengths);
+  if (steps_ % steps_between_polls == 0) pool.epochs().poll();
+  pool.epochs().step(stream);
+  crossing_.clear();
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const auto slot = static_cast<std::uint32_t>(slots[i]);
+    const auto length = static_cast<std::uint32_t>(lengths[i]);
+    if (length > limits_[slot]) crossing_.push_back({slot, {length}});
+    if (fresh_ != 0 && places_[slot].fresh) wait_for_readers(places_[slot].fence, stream);
+  }
+  if (!crossing_.empty()) map(slots, lengths, stream);
+  // 2. Commit.
+  for (const SlotLength& each : crossing_)
+    limits_[each.slot] = static_cast<std::uint32_t>(slots_->limit(each.slot).count);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const auto slot = static_cast<std::uint32_t>(slots[i]);
+    lengths_[slot] = static_cast<std::uint32_t>(lengths[i]);
+    if (fresh_ == 0 || !places_[slot].fresh) continue;
+    places_[slot].fresh = false;
+    places_[slot].fence.clear();
+    --fresh_;
+  }
+  // 3. What comes due.
+  predictor_.iteration(pool.clock().now());
+  if (const Nanoseconds delay = slots_->take_delay(); delay.count() != 0) predictor_.delay(delay);
+  announce(slots);
+}
+
+void KvCache::announce(std::span<const std::int32_t> slots) {
+  const std::uint64_t ahead = options_.tokens_per_step.count * predictor_.horizon();
+  const std::uint64_t most = slots_->max_tokens().count;
+  for (const std::int32_t number : slots) {
+    const auto slot = static_cast<std::uint32_t>(number);
+    const std::uint64_t to = std::min(lengths_[slot] + ahead, most);
+    if (to > covered_[slot]) announce(slot, static_cast<std::uint32_t>(to));
+  }
+}
+
+void KvCache::announce_tokens(std::uint32_t slot, Tokens to) {
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  slots_->check_length("tokens", to);
+  announce(slot, static_cast<std::uint32_t>(to.count));
+}
+
+void KvCache::announce(std::uint32_t slot, std::uint32_t to) {
+  covered_[slot] = static_cast<std::uint32_t>(slots_->announce(slot, {to}).count);
+}
+
+void KvCache::end(StreamHandle stream) {
+  slots_->pool().fork_guard().require_parent("this cache");
+  std::lock_guard lock(mutex_);
+  slots_->pool().epochs().end(stream);
+}
+
+void KvCache::truncate(std::uint32_t slot, Tokens to) {
+  slots_->pool().fork_guard().require_parent("this cache");
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  if (to.count > lengths_[slot])
+    throw InvalidArgument("tokens is " + std::to_string(to.count) + "; the sequence has " +
+                          std::to_string(lengths_[slot]));
+  // Slots have not heard of what was written within the limit, which ends in the same page.
+  if (to < slots_->frontier(slot)) slots_->truncate(slot, to);
+  lengths_[slot] = static_cast<std::uint32_t>(to.count);
+  limits_[slot] = static_cast<std::uint32_t>(slots_->limit(slot).count);
+  covered_[slot] = 0;  // to be announced again
+}
+
+void KvCache::close(std::uint32_t slot) {
+  slots_->pool().fork_guard().require_parent("this cache");
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  Place& place = places_[slot];
+  if (!place.fresh) {
+    place.held = limits_[slot];
+    place.fence = slots_->pool().epochs().fence();
+  }
+  slots_->truncate(slot, {});
+  if (std::exchange(place.fresh, false)) --fresh_;
+  place.open = false;
+  --open_;
+}
+
+}  // namespace vmm

@@ -1,0 +1,96 @@
+// The slots of a serving engine: sequences come, grow step by step and go; what they need is mapped before it
+// is needed, and nothing that work may still read is given to another.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "engine/slots.h"
+#include "policy/growth_predictor.h"
+
+namespace vmm {
+
+struct KvCacheOptions {
+  Tokens tail{};              // past each length, mapped, too
+  Tokens tokens_per_step{1};  // that a decoding sequence grows by
+  Tokens max_tokens{};        // of a sequence; 0: what the slots have room for
+};
+
+/// Safe from any thread.
+class KvCache {
+ public:
+  /// Throws as Slots::make.
+  KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uint32_t count,
+          const KvCacheOptions& options);
+
+  /// The free slot that fits best, for a sequence whose first `prompt` tokens will be needed soon. `stream`
+  /// is where its first step will be: it may take over a slot whose last work is there. Throws
+  /// InvalidArgument when every slot is taken, or past max_tokens.
+  std::uint32_t open(Tokens prompt, StreamHandle stream);
+
+  /// The next iteration on `stream`: these sequences, with so many tokens each when it is over. Throws
+  /// InvalidArgument for a slot that is not open or named twice and for a length that is less than before or
+  /// past max_tokens; OutOfPages, naming which of the slots would fit; or what the driver throws. Then
+  /// nothing has changed, but that the stream's next epoch is open.
+  void step(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
+  /// Closes the stream's epoch: the engine goes idle.
+  void end(StreamHandle stream);
+
+  /// Tokens up to `to` will be needed soon: a prompt that waits, the next chunk.
+  void announce_tokens(std::uint32_t slot, Tokens to);
+  /// Tokens from `to` on are needed no more.
+  void truncate(std::uint32_t slot, Tokens to);
+  /// The slot is free, but stays mapped until memory is short. Work under way may still read it.
+  void close(std::uint32_t slot);
+
+  Tokens length(std::uint32_t slot) const;
+  std::uint32_t open_slots() const;
+  /// Of all open slots together: tokens, and bytes of the pages that are kept for them or announced.
+  Tokens live() const;
+  Bytes held() const;
+  std::uint64_t horizon() const;
+  Slots& slots() noexcept { return *slots_; }
+  /// Of bookkeeping, for each slot.
+  static constexpr std::size_t bytes_per_slot();
+
+ private:
+  struct Place {
+    Fence fence;             // of one that is free, or open and not stepped yet: its last work
+    std::uint32_t held = 0;  // of one that is free: tokens that its pages held when it was closed
+    bool open = false;
+    bool fresh = false;  // open, and not stepped yet
+  };
+
+  void require_open(std::uint32_t slot) const;
+  void check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths);
+  void map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
+  void announce(std::span<const std::int32_t> slots);
+  void announce(std::uint32_t slot, std::uint32_t to);
+  void wait_for_readers(const Fence& fence, StreamHandle stream);
+  std::uint32_t best_fit(std::uint32_t prompt, StreamHandle stream);
+  void prepare_another();
+  Tokens first_tokens() const { return std::min(options_.tokens_per_step, slots_->max_tokens()); }
+
+  std::shared_ptr<Slots> slots_;
+  const KvCacheOptions options_;
+  mutable std::mutex mutex_;
+  GrowthPredictor predictor_;
+  // By slot; what every step looks at, in arrays of their own.
+  std::vector<std::uint32_t> lengths_;
+  std::vector<std::uint32_t> limits_;   // usable without asking
+  std::vector<std::uint32_t> covered_;  // announced
+  std::vector<std::uint32_t> seen_;     // in the step of this number
+  std::vector<Place> places_;
+  std::vector<SlotLength> crossing_;  // scratch of step()
+  std::uint32_t steps_ = 0;
+  std::uint32_t fresh_ = 0;  // open slots that have not been stepped
+  std::uint32_t open_ = 0;
+};
+
+constexpr std::size_t KvCache::bytes_per_slot() { return 4 * sizeof(std::uint32_t) + sizeof(Place); }
+
+}  // namespace vmm

@@ -1,0 +1,282 @@
+#include "engine/slots.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/pager.h"
+
+namespace vmm {
+
+Slots::Slots(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uint32_t count,
+             const SlotsOptions& options)
+    : pager_(std::move(pager)),
+      parts_(std::move(parts)),
+      tail_(options.tail),
+      look_ahead_(options.look_ahead),
+      write_intent_(options.write_intent),
+      max_tokens_{~std::uint64_t{0}},
+      slots_(count) {
+  if (parts_.empty()) throw InvalidArgument("parts is empty; expected at least one");
+  if (count == 0) throw InvalidArgument("count is 0; expected at least one slot");
+  for (const SlotPart& part : parts_) {
+    if (part.record_bytes.count == 0) throw InvalidArgument("record_bytes is 0; expected at least 1");
+    if (part.extents == 0 || part.first_extent + part.extents * count > part.lease->extents())
+      throw InvalidArgument("first_extent, extents: not inside the lease, which has " +
+                            std::to_string(part.lease->extents()) + " extents");
+    if (&part.lease->pool() != &pool()) throw InvalidArgument("parts: of another pool");
+    max_tokens_ = std::min(max_tokens_, Tokens{part.lease->shape().extent_bytes / part.record_bytes});
+  }
+  if (tail_ >= max_tokens_) throw InvalidArgument("tail: expected less than the slots have room for");
+  max_tokens_ -= tail_;
+  if (options.max_tokens.count == 0) return;
+  if (options.max_tokens > max_tokens_)
+    throw InvalidArgument("max_tokens is " + std::to_string(options.max_tokens.count) +
+                          "; the slots have room for " + std::to_string(max_tokens_.count));
+  max_tokens_ = options.max_tokens;
+}
+
+std::shared_ptr<Slots> Slots::make(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts,
+                                   std::uint32_t count, const SlotsOptions& options) {
+  return share(std::make_shared<Slots>(std::move(pager), std::move(parts), count, options));
+}
+
+Pool& Slots::pool() const noexcept { return pager_->pool(); }
+
+Fence Slots::earlier_work() const {
+  Fence all;
+  for (const SlotPart& part : parts_) {
+    const Fence& fence = part.lease->reservation().idle_fence;
+    all.insert(all.end(), fence.begin(), fence.end());
+  }
+  return all;
+}
+
+void Slots::close() noexcept {
+  std::lock_guard ahead(ahead_mutex_);
+  parts_.clear();
+  pager_->nudge();  // to find out when the work on them is over
+}
+
+void Slots::check_length(const char* argument, Tokens tokens) const {
+  if (tokens > max_tokens_)
+    throw InvalidArgument(std::string(argument) + " is " + std::to_string(tokens.count) +
+                          " tokens; max_tokens is " + std::to_string(max_tokens_.count));
+}
+
+Pages Slots::pages_for(const SlotPart& part, Tokens tokens) const {
+  const Bytes page = part.lease->shape().page_bytes;
+  return {round_up(part.record_bytes * tokens.count, page) / page};
+}
+
+Tokens Slots::held_by_pages_for(Tokens tokens) const {
+  Tokens held = max_tokens_ + tail_;
+  for (const SlotPart& part : parts_) {
+    const Bytes mapped = part.lease->shape().page_bytes * pages_for(part, tokens).count;
+    held = std::min(held, Tokens{mapped / part.record_bytes});
+  }
+  return held;
+}
+
+/// The pages of tokens [from, to) that do not hold tokens before `from`, and `ahead` more.
+void Slots::append_ranges(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to, Pages ahead,
+                          std::vector<PageRange>& out) const {
+  const ReservationShape& shape = part.lease->shape();
+  const Pages extent{shape.extent_bytes / shape.page_bytes};
+  const Pages first = pages_for(part, from);
+  const Pages last = std::min(pages_for(part, to) + ahead, extent);
+  if (first >= last) return;
+  for (std::uint64_t i = 0; i < part.extents; ++i) {
+    const std::uint64_t start = (part.first_extent + slot * part.extents + i) * extent.count + first.count;
+    out.push_back({{static_cast<std::uint32_t>(start)}, last - first});
+  }
+}
+
+void Slots::append_bytes(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to,
+                         std::vector<ByteRange>& out) const {
+  if (from >= to) return;
+  for (std::uint64_t i = 0; i < part.extents; ++i) {
+    const std::uint64_t extent = part.first_extent + slot * part.extents + i;
+    out.push_back({part.lease->shape().extent_bytes * extent + part.record_bytes * from.count,
+                   part.record_bytes * (to.count - from.count)});
+  }
+}
+
+std::vector<PageRange> Slots::missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const {
+  std::vector<PageRange> out;
+  out.reserve(wanted.size() * part.extents);
+  for (const SlotLength& each : wanted)
+    append_ranges(part, each.slot, {slots_[each.slot].kept.load()}, reach(each.length), {}, out);
+  return out;
+}
+
+Bytes Slots::missing(std::uint32_t slot, Tokens to) const {
+  const SlotLength wanted{slot, to};
+  Bytes sum;
+  for (const SlotPart& part : parts_)
+    sum += pool().missing(part.lease->reservation(), missing_ranges(part, std::span(&wanted, 1)));
+  return sum;
+}
+
+std::int64_t Slots::cost(std::uint32_t slot, Tokens to, StreamHandle stream) const {
+  const SlotLength wanted{slot, to};
+  std::int64_t sum = 0;
+  for (const SlotPart& part : parts_)
+    sum += pool().cost(part.lease->reservation(), missing_ranges(part, std::span(&wanted, 1)), stream);
+  return sum;
+}
+
+Bytes Slots::held(std::uint32_t number) const {
+  const Slot& slot = slots_.at(number);
+  const Tokens tokens{std::max(slot.kept.load(), slot.announced.load())};
+  Bytes sum;
+  for (const SlotPart& part : parts_)
+    sum += part.lease->shape().page_bytes * (pages_for(part, tokens).count * part.extents);
+  return sum;
+}
+
+MapResult Slots::map_parts(std::span<const SlotLength> wanted, std::size_t& done) {
+  MapResult sum;
+  for (const SlotPart& part : parts_) {
+    std::vector<ByteRange> overwritten;
+    if (write_intent_)
+      for (const SlotLength& each : wanted)
+        append_bytes(part, each.slot, frontier(each.slot), each.length, overwritten);
+    MapOptions options;
+    options.overwritten = overwritten;
+    const MapResult result = pool().map(part.lease->reservation(), missing_ranges(part, wanted), options);
+    sum.mapped += result.mapped;
+    sum.waited |= result.waited;
+    ++done;
+  }
+  return sum;
+}
+
+void Slots::advance(std::span<const SlotLength> wanted) {
+  std::lock_guard owner(owner_mutex_);
+  crossing_.clear();
+  for (const SlotLength& each : wanted) {
+    check_length("length", each.length);
+    if (each.length.count > slots_.at(each.slot).limit) crossing_.push_back(each);
+  }
+  if (!crossing_.empty()) {
+    std::ranges::sort(crossing_, {}, &SlotLength::slot);  // the write intent wants ascending addresses
+    std::size_t done = 0;
+    try {
+      map_counting_stalls(pool(), [&] { return map_parts(crossing_, done); });
+    } catch (...) {
+      for (std::size_t i = 0; i < done; ++i)
+        pool().call_off(parts_[i].lease->reservation(), missing_ranges(parts_[i], crossing_));
+      throw;
+    }
+  }
+  for (const SlotLength& each : crossing_) {
+    Slot& slot = slots_[each.slot];
+    slot.kept = std::max(slot.kept.load(), reach(each.length).count);
+    slot.limit = held_by_pages_for({slot.kept}).count - tail_.count;
+    announce(each.slot, each.length);
+  }
+  for (const SlotLength& each : wanted)
+    slots_[each.slot].frontier = std::max(slots_[each.slot].frontier, each.length.count);
+}
+
+Tokens Slots::announce(std::uint32_t number, Tokens to) {
+  check_length("to", to);
+  Slot& slot = slots_.at(number);
+  std::uint64_t covered;
+  {
+    std::lock_guard lock(due_mutex_);
+    if (reach(to).count <= slot.covered) return {slot.covered - std::min(slot.covered, tail_.count)};
+    slot.announced = reach(to).count;
+    covered = slot.covered = held_by_pages_for(reach(to)).count;
+    if (due_.empty()) due_since_ = pool().clock().now();
+    if (!std::exchange(slot.due, true)) due_.push_back(number);
+  }
+  pager_->notify(*this);
+  return {covered - tail_.count};
+}
+
+void Slots::truncate(std::uint32_t number, Tokens to) {
+  check_length("to", to);
+  std::lock_guard owner(owner_mutex_);
+  Slot& slot = slots_.at(number);
+  if (to.count > slot.frontier)
+    throw InvalidArgument("to is " + std::to_string(to.count) +
+                          " tokens, more than there are: " + std::to_string(slot.frontier));
+  const Tokens kept{std::min(slot.kept.load(), reach(to).count)};
+  for (const SlotPart& part : parts_) {
+    std::vector<PageRange> ranges;
+    append_ranges(part, number, kept, {slot.kept.load()}, {}, ranges);
+    pool().unkeep(part.lease->reservation(), ranges);
+  }
+  slot.frontier = to.count;
+  slot.kept = kept.count;
+  const std::uint64_t held = held_by_pages_for(kept).count;
+  slot.limit = held - std::min(held, tail_.count);
+  std::lock_guard lock(due_mutex_);
+  slot.announced = kept.count;
+  slot.covered = held;
+}
+
+void Slots::scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream) {
+  std::lock_guard owner(owner_mutex_);
+  if (from > to || to > limit(slot))
+    throw InvalidArgument("from, to: expected from <= to <= " + std::to_string(limit(slot).count) +
+                          " tokens");
+  for (const SlotPart& part : parts_) {
+    std::vector<ByteRange> ranges;
+    append_bytes(part, slot, from, to, ranges);
+    for (const ByteRange& range : ranges)
+      pool().zero(part.lease->reservation(), range.offset, range.size, stream);
+  }
+}
+
+/// False when there is more to map than `at_most`, which it lowers.
+bool Slots::map_announced(std::span<const std::uint32_t> slots, bool announced_only, Pages lookahead,
+                          Pages& at_most) {
+  MapOptions options;
+  options.keep = false;
+  options.wait = false;
+  // What is announced will be used, so it may cost others what they do not need; a guess may not.
+  options.reclaim = announced_only;
+  for (const SlotPart& part : parts_) {
+    std::vector<PageRange> ranges;
+    for (std::uint32_t slot : slots)
+      append_ranges(part, slot, {slots_[slot].kept.load()}, {slots_[slot].announced.load()},
+                    announced_only ? Pages{} : lookahead, ranges);
+    options.at_most = at_most;
+    const MapResult result = pool().map(part.lease->reservation(), ranges, options);
+    pool().counters().pages_mapped_ahead.add(result.mapped.count);
+    at_most -= result.mapped;
+    if (at_most.count == 0) return false;
+  }
+  return true;
+}
+
+bool Slots::map_ahead(Bytes batch, Pages lookahead) {
+  std::lock_guard ahead(ahead_mutex_);
+  if (parts_.empty()) return false;  // closed
+  std::vector<std::uint32_t> slots;
+  Nanoseconds since;
+  {
+    std::lock_guard lock(due_mutex_);
+    if (due_.empty()) return false;
+    since = due_since_;
+    slots.swap(due_);
+    for (std::uint32_t slot : slots) slots_[slot].due = false;
+  }
+  Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().lease->shape().page_bytes)};
+  if (map_announced(slots, true, lookahead, at_most)) {
+    const std::int64_t took = (pool().clock().now() - since).count();
+    delay_ = std::max(delay_.load(), took);
+    if (!look_ahead_ || map_announced(slots, false, lookahead, at_most)) return false;
+  }
+  std::lock_guard lock(due_mutex_);
+  if (due_.empty()) due_since_ = since;
+  for (std::uint32_t slot : slots)
+    if (!std::exchange(slots_[slot].due, true)) due_.push_back(slot);
+  return true;
+}
+
+}  // namespace vmm

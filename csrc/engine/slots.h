@@ -1,0 +1,122 @@
+// Places in which sequences grow, counted in tokens: the same few extents for each, growing in lockstep.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "engine/growing.h"
+#include "memory/pool.h"
+
+namespace vmm {
+
+class Pager;
+
+/// `extents` pieces of one lease for each slot, side by side from `first_extent` on, each holding one record
+/// of `record_bytes` per token.
+struct SlotPart {
+  std::shared_ptr<Lease> lease;
+  std::uint64_t first_extent = 0;
+  std::uint64_t extents = 1;
+  Bytes record_bytes;
+};
+
+struct SlotsOptions {
+  Tokens tail{};             // past each length, mapped, too
+  Tokens max_tokens{};       // 0: what there is room for
+  bool look_ahead = true;    // map the pager's look-ahead beyond what is announced
+  bool write_intent = true;  // what advance() makes usable will be written, or scrubbed
+};
+
+/// The length that a slot is to have.
+struct SlotLength {
+  std::uint32_t slot;
+  Tokens length;
+};
+
+/// Calls by the owner are serialised; the pager works beside them.
+class Slots final : public Growing {
+ public:
+  /// Throws InvalidArgument when the slots do not fit into the leases. When the last owner lets go, the
+  /// leases end there and then.
+  static std::shared_ptr<Slots> make(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts,
+                                     std::uint32_t count, const SlotsOptions& options);
+  Slots(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uint32_t count,
+        const SlotsOptions& options);  // for make()
+
+  /// Makes tokens [0, length) of each of these different slots usable, all or nothing, and tells the pager
+  /// about those that came into new pages. Throws InvalidArgument past max_tokens, or what Pool::map throws.
+  void advance(std::span<const SlotLength> wanted);
+  /// Tells the pager that tokens up to `to` will be needed soon. Waits for nothing. Returns up to where there
+  /// is no need to call again.
+  Tokens announce(std::uint32_t slot, Tokens to);
+  /// The longest time since the last call from an announcement until all was mapped; 0 if there was none.
+  Nanoseconds take_delay() { return Nanoseconds{delay_.exchange(0)}; }
+  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short.
+  void truncate(std::uint32_t slot, Tokens to);
+  /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
+  void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
+
+  /// Bytes that advance() would have to map.
+  Bytes missing(std::uint32_t slot, Tokens to) const;
+  /// What advance() would take of Pool::obtainable().
+  std::int64_t cost(std::uint32_t slot, Tokens to, StreamHandle stream) const;
+  /// Bytes of the pages that are kept for a slot, or announced.
+  Bytes held(std::uint32_t slot) const;
+  /// Tokens that may be in use without another call.
+  Tokens limit(std::uint32_t slot) const { return {slots_.at(slot).limit}; }
+  Tokens frontier(std::uint32_t slot) const { return {slots_.at(slot).frontier}; }
+  std::uint32_t count() const noexcept { return static_cast<std::uint32_t>(slots_.size()); }
+  Tokens max_tokens() const noexcept { return max_tokens_; }
+  /// Throws InvalidArgument, naming the argument, past max_tokens.
+  void check_length(const char* argument, Tokens tokens) const;
+  Pool& pool() const noexcept override;
+  /// Work that may still use the slots' memory from when it was another's.
+  Fence earlier_work() const;
+
+  /// What is announced first, then the look-ahead.
+  bool map_ahead(Bytes batch, Pages lookahead) override;
+
+ private:
+  struct Slot {
+    std::uint64_t frontier = 0;               // the largest length so far
+    std::uint64_t limit = 0;                  // tokens that the kept pages hold, less the tail
+    std::atomic<std::uint64_t> kept{0};       // tokens, with the tail, whose pages are kept
+    std::atomic<std::uint64_t> announced{0};  // tokens, with the tail
+    std::uint64_t covered = 0;                // tokens that the pages of `announced` hold
+    bool due = false;                         // among due_; under due_mutex_
+  };
+
+  void close() noexcept override;
+  Tokens reach(Tokens length) const { return length.count == 0 ? length : length + tail_; }
+  Tokens held_by_pages_for(Tokens tokens) const;
+  Pages pages_for(const SlotPart& part, Tokens tokens) const;
+  void append_ranges(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to, Pages ahead,
+                     std::vector<PageRange>& out) const;
+  void append_bytes(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to,
+                    std::vector<ByteRange>& out) const;
+  std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
+  MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
+  bool map_announced(std::span<const std::uint32_t> slots, bool announced_only, Pages lookahead,
+                     Pages& at_most);
+
+  std::shared_ptr<Pager> pager_;
+  std::vector<SlotPart> parts_;
+  const Tokens tail_;
+  const bool look_ahead_;
+  const bool write_intent_;
+  Tokens max_tokens_;
+  std::mutex owner_mutex_;
+  std::vector<Slot> slots_;
+  std::vector<SlotLength> crossing_;  // scratch of advance()
+  std::mutex ahead_mutex_;            // held while the pager works on it
+  std::mutex due_mutex_;
+  std::vector<std::uint32_t> due_;  // the pager has something to map for these
+  Nanoseconds due_since_{};
+  std::atomic<std::int64_t> delay_{0};
+};
+
+}  // namespace vmm

@@ -1,0 +1,290 @@
+"""KVCaches on one pool against a naive model, with driver calls that fail, events that are late, two streams
+and a budget that is too small."""
+
+import contextlib
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from naive_sequences import UNWRITTEN, NaiveCache, NaiveSequence
+from own_pool import PAGE, faulty_pool
+
+from vmm import DriverError, Error, InvalidArgument, KVCache, OutOfPages
+
+BUDGET_PAGES = 56
+MOST = 150  # tokens
+SLOTS = 3
+STREAMS = st.integers(0, 1)
+TAILS = st.sampled_from([0, 20])
+LATEST = 5  # queries that an event may be late by
+
+# Records of 3 heads x 5 or of differing layers, which straddle pages.
+KINDS = {
+    "all layers": {"layers": 3, "kv_heads": 3, "head_dim": 5, "dtype": torch.float32, "layers_per_extent": 3},
+    "pairs": {
+        "layers": 3,
+        "kv_heads": (3, 1, 2),
+        "head_dim": (5, 7, 12),
+        "dtype": torch.float32,
+        "layers_per_extent": 2,
+    },
+    "each": {"layers": 2, "kv_heads": 3, "head_dim": 5, "dtype": torch.float32, "layers_per_extent": 1},
+    "heads": {"layers": 1, "kv_heads": (3,), "head_dim": 15, "dtype": torch.float32, "layout": "head-major"},
+    "bfloat16": {"layers": 2, "kv_heads": 3, "head_dim": 40, "dtype": torch.bfloat16, "layers_per_extent": 2},
+    "float16": {"layers": 1, "kv_heads": 2, "head_dim": 90, "dtype": torch.float16, "layout": "head-major"},
+}
+
+
+def per_layer(given, layers):
+    return [given] * layers if isinstance(given, int) else list(given)
+
+
+class KVCacheMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.pool = faulty_pool(BUDGET_PAGES)
+        self.core = self.pool._core
+        self.streams = [0, self.core.create_stream()]
+        self.caches: list[NaiveCache] = []
+        self.failing = False
+        self.written = 0
+
+    # What caches are asked to do.
+
+    @initialize(
+        kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3),
+        tail=TAILS,
+        per_step=st.sampled_from([1, 4]),
+    )
+    def begin(self, kinds, tail, per_step):
+        for kind in kinds:
+            self.make(kind, tail, per_step)
+            for _ in range(SLOTS - 1):
+                self.caches[-1].sequences.append(NaiveSequence(self.caches[-1].cache.open()))
+
+    @precondition(lambda self: len(self.caches) < 3)
+    @rule(kind=st.sampled_from(sorted(KINDS)), tail=TAILS, per_step=st.sampled_from([1, 4]))
+    def make_another(self, kind, tail, per_step):
+        with self.tolerated():
+            self.make(kind, tail, per_step)
+
+    def make(self, kind, tail, per_step):
+        shape = KINDS[kind]
+        cache = KVCache(
+            **shape,
+            max_tokens=MOST,
+            max_sequences=SLOTS,
+            pool=self.pool,
+            page_bytes=PAGE,
+            tail_tokens=tail,
+            tokens_per_step=per_step,
+        )
+        heads, dims = (per_layer(shape[name], shape["layers"]) for name in ("kv_heads", "head_dim"))
+        self.caches.append(NaiveCache(cache, heads, dims))
+
+    @precondition(lambda self: self.caches)
+    @rule(data=st.data(), prompt=st.integers(0, MOST), stream=STREAMS)
+    def open(self, data, prompt, stream):
+        naive = self.caches[data.draw(st.integers(0, len(self.caches) - 1))]
+        full = len(naive.sequences) == SLOTS
+        try:
+            with self.tolerated():
+                sequence = naive.cache.open(prompt, self.streams[stream])
+                assert not full
+                assert sequence.slot not in {model.sequence.slot for model in naive.sequences}
+                naive.sequences.append(NaiveSequence(sequence))
+        except InvalidArgument:
+            assert full
+
+    @precondition(lambda self: any(naive.sequences for naive in self.caches))
+    @rule(data=st.data(), stream=STREAMS, most=st.sampled_from([1, 1, 30, MOST]), write=st.booleans())
+    def step(self, data, stream, most, write):
+        naive = data.draw(st.sampled_from([naive for naive in self.caches if naive.sequences]))
+        chosen = data.draw(st.lists(st.sampled_from(naive.sequences), unique=True))
+        grown = [data.draw(st.integers(0, min(most, MOST - len(model.tokens)))) for model in chosen]
+        self.step_once(naive, chosen, grown, self.streams[stream], write)
+
+    @rule(most=st.sampled_from([1, 7, 50]), rounds=st.integers(1, 3), stream=STREAMS)
+    def serve(self, most, rounds, stream):
+        """Everybody grows."""
+        for _ in range(rounds):
+            for naive in self.caches:
+                grown = [min(most, MOST - len(model.tokens)) for model in naive.sequences]
+                self.step_once(naive, list(naive.sequences), grown, self.streams[stream], True)
+
+    def step_once(self, naive, chosen, grown, stream, write):
+        """With, if pages run out, those that are said to fit; and one more, which must not."""
+        try:
+            self.core_step(naive, chosen, grown, stream)
+        except OutOfPages as error:
+            self.step_fitting(naive, chosen, grown, stream, error.fitting)
+            return
+        except DriverError:
+            assert self.failing
+            return
+        except Error as error:
+            if "end it there first" not in str(error):
+                raise
+            self.finish_work()
+            self.core_step(naive, chosen, [0] * len(chosen), stream)
+            return
+        for model, count in zip(chosen, grown, strict=True):
+            start = len(model.tokens)
+            first = self.written + 1
+            self.written += count
+            model.tokens += range(first, first + count) if write else [UNWRITTEN] * count
+            if write:
+                naive.write(model, start)
+
+    def core_step(self, naive, chosen, grown, stream):
+        slots = [model.sequence.slot for model in chosen]
+        lengths = [len(model.tokens) + count for model, count in zip(chosen, grown, strict=True)]
+        int32 = {"dtype": torch.int32}
+        naive.cache.step(torch.tensor(slots, **int32), torch.tensor(lengths, **int32), stream)
+
+    def step_fitting(self, naive, chosen, grown, stream, fitting):
+        growth = {model.sequence.slot: (model, count) for model, count in zip(chosen, grown, strict=True)}
+        assert [slot for slot in growth if slot in fitting] == list(fitting)
+        self.everything_is_as_it_was()
+        if self.failing:
+            return
+        assert len(fitting) < len(growth)
+        order = list(growth)
+        refused = next(slot for slot in order if slot not in fitting)
+        before = order[: order.index(refused)]
+        with pytest.raises(OutOfPages) as caught:
+            self.core_step(naive, *zip(*(growth[slot] for slot in (*before, refused)), strict=True), stream)
+        assert list(caught.value.fitting) == before
+        del caught
+        if fitting:
+            models, counts = zip(*(growth[slot] for slot in fitting), strict=True)
+            self.core_step(naive, models, counts, stream)
+            for model, count in zip(models, counts, strict=True):
+                model.tokens += [UNWRITTEN] * count
+
+    @precondition(lambda self: any(naive.sequences for naive in self.caches))
+    @rule(data=st.data())
+    def truncate(self, data):
+        _, model = self.draw_sequence(data)
+        to = data.draw(st.integers(0, len(model.tokens)))
+        model.sequence.truncate(to)
+        del model.tokens[to:]
+
+    @precondition(lambda self: any(naive.sequences for naive in self.caches))
+    @rule(data=st.data(), tokens=st.integers(0, MOST))
+    def announce(self, data, tokens):
+        _, model = self.draw_sequence(data)
+        model.sequence.announce(tokens)
+
+    @precondition(lambda self: any(naive.sequences for naive in self.caches))
+    @rule(data=st.data())
+    def close(self, data):
+        naive, model = self.draw_sequence(data)
+        model.sequence.close()
+        model.sequence = None  # Hypothesis may keep the model itself
+        naive.sequences.remove(model)
+
+    @precondition(lambda self: self.caches)
+    @rule(data=st.data(), stream=STREAMS)
+    def end(self, data, stream):
+        with self.tolerated():
+            data.draw(st.sampled_from(self.caches)).cache.end(self.streams[stream])
+
+    @precondition(lambda self: self.caches)
+    @rule(data=st.data())
+    def close_cache(self, data):
+        naive = data.draw(st.sampled_from(self.caches))
+        self.caches.remove(naive)
+        naive.close()
+
+    # What the pool and the platform do to them.
+
+    @rule(times=st.integers(1, 4))
+    def poll(self, times):
+        for _ in range(times):
+            self.core.poll()
+
+    @rule(pages=st.integers(1, BUDGET_PAGES))
+    def trim(self, pages):
+        with self.tolerated():
+            self.core.trim(pages * PAGE)
+
+    @rule(pages=st.integers(BUDGET_PAGES // 4, BUDGET_PAGES))
+    def set_budget(self, pages):
+        self.core.budget.set_limit(pages * PAGE)
+
+    @rule(n=st.integers(1, 6), times=st.integers(1, 4), out_of_memory=st.booleans())
+    def fail(self, n, times, out_of_memory):
+        self.core.fail_at(n, times, out_of_memory)
+        self.failing = True
+
+    @rule()
+    def recover(self):
+        self.core.fail_at(0, 0)
+        self.failing = False
+
+    @rule(late=st.integers(0, LATEST))
+    def delay(self, late):
+        self.core.delay_events(late)
+
+    # What must be true.
+
+    @invariant()
+    def everything_is_as_it_was(self):
+        self.core.check()
+        for naive in self.caches:
+            tail = naive.cache._tail
+            stats = naive.cache.stats()
+            assert stats.sequences == len(naive.sequences)
+            assert stats.live_bytes == naive.live_bytes()
+            assert stats.mapped_bytes >= PAGE * naive.needed_pages(tail)
+            for model in naive.sequences:
+                naive.compare(model)
+                naive.compare_tail(model, tail)
+
+    @invariant()
+    def what_is_needed_is_kept_and_nothing_else(self):
+        needed = sum(naive.needed_pages(naive.cache._tail) for naive in self.caches)
+        assert self.core.stats()["kept_bytes"] == PAGE * needed
+
+    def finish_work(self):
+        self.recover()
+        self.core.delay_events(0)
+        for stream in self.streams:
+            self.core.end(stream)
+        for _ in range(10 * LATEST):  # a poll asks once
+            self.core.poll()
+
+    def teardown(self):
+        self.finish_work()
+        for naive in self.caches:
+            naive.close()
+        self.core.destroy_stream(self.streams.pop())
+        self.core.close()
+        while self.core.poll() or self.core.stats()["retirements_waiting"]:
+            pass
+        self.core.trim(1 << 40)
+        self.core.check()
+        assert self.core.stats()["created_bytes"] == 0, self.core.stats()
+        assert self.core.budget.taken_bytes == 0
+        self.pool = self.core = None
+
+    def draw_sequence(self, data):
+        pairs = [(naive, model) for naive in self.caches for model in naive.sequences]
+        return data.draw(st.sampled_from(pairs))
+
+    @contextlib.contextmanager
+    def tolerated(self):
+        try:
+            yield
+        except DriverError:
+            assert self.failing
+
+
+KVCacheMachine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("VMM_EXAMPLES", "150")), stateful_step_count=40, deadline=None
+)
+TestKVCacheAgainstModel = KVCacheMachine.TestCase

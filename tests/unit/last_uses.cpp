@@ -1,0 +1,121 @@
+// Until when pages that nobody needs may still be in use.
+#include "memory/last_uses.h"
+
+#include <vector>
+
+#include "check.h"
+#include "fixtures.h"
+
+using namespace vmm;
+
+namespace {
+
+struct Uses {
+  FaultDriver driver{std::make_unique<HostDriver>("vmm-test")};
+  Epochs epochs{driver};
+  LastUses uses{epochs};
+
+  void poll() {
+    epochs.poll();
+    uses.refresh();
+  }
+};
+
+}  // namespace
+
+TEST(without_work_nothing_is_waited_for) {
+  Uses test;
+  CHECK(test.uses.now() == LastUses::none);
+  CHECK(test.uses.over(LastUses::none));
+  CHECK(test.uses.ends(LastUses::none, {}));
+  CHECK(!test.uses.refresh());
+}
+
+TEST(a_use_is_over_when_its_epochs_are) {
+  Uses test;
+  test.epochs.step({});
+  const std::uint16_t first = test.uses.now();
+  CHECK(first != LastUses::none && !test.uses.over(first));
+  CHECK(!test.uses.refresh());  // open: only its stream can end it
+  test.driver.hold_events(true);
+  test.epochs.step({});
+  const std::uint16_t second = test.uses.now();
+  test.poll();
+  CHECK(second != first && !test.uses.over(first) && !test.uses.over(second));
+  CHECK(test.uses.refresh());  // the first ends by itself
+  test.driver.hold_events(false);
+  test.poll();
+  CHECK(test.uses.over(first) && !test.uses.over(second));
+  test.epochs.end({});
+  test.poll();
+  CHECK(test.uses.over(second));
+  CHECK(test.uses.now() == LastUses::none);
+}
+
+TEST(uses_in_the_same_epochs_share_a_number) {
+  Uses test;
+  test.epochs.step({});
+  const std::uint16_t first = test.uses.now();
+  CHECK(test.uses.now() == first);
+  test.epochs.step({});
+  CHECK(test.uses.now() != first);
+}
+
+TEST(what_ends_without_anybody_s_doing) {
+  Uses test;
+  const StreamHandle other = test.driver.create_stream();
+  test.driver.hold_events(true);
+  test.epochs.step({});
+  const std::uint16_t of_one = test.uses.now();
+  test.epochs.step(other);
+  const std::uint16_t of_both = test.uses.now();
+  CHECK(test.uses.ends(of_one, {}) && !test.uses.ends(of_one, other));
+  CHECK(!test.uses.ends(of_both, {}) && !test.uses.ends(of_both, other));
+  test.epochs.end(other);
+  CHECK(test.uses.ends(of_both, {}) && !test.uses.over(of_both));
+  test.epochs.end({});
+  CHECK(test.uses.ends(of_both, other) && test.uses.refresh());
+  test.driver.hold_events(false);
+  test.poll();
+  CHECK(test.uses.over(of_one) && test.uses.over(of_both));
+  test.epochs.destroy(other);
+}
+
+TEST(with_too_many_the_last_is_shared_and_is_the_later) {
+  Uses test;
+  test.driver.hold_events(true);
+  std::vector<std::uint16_t> numbers;
+  for (int i = 0; i < 1'500; ++i) {
+    test.epochs.step({});
+    numbers.push_back(test.uses.now());
+  }
+  CHECK(numbers[1'023] != numbers[1'022]);
+  CHECK(numbers[1'024] == numbers[1'023] && numbers.back() == numbers[1'023]);
+  test.driver.hold_events(false);
+  test.poll();  // all but the last, which is open
+  CHECK(test.uses.over(numbers[1'022]));
+  CHECK(!test.uses.over(numbers[1'023]));
+  test.epochs.end({});
+  test.poll();
+  CHECK(test.uses.over(numbers[1'023]));
+}
+
+TEST(numbers_come_round_again) {
+  Uses test;
+  std::uint16_t last = LastUses::none;
+  for (int i = 0; i < 70'000; ++i) {
+    test.epochs.step({});
+    const std::uint16_t number = test.uses.now();
+    if (number == LastUses::none || number == last || test.uses.over(number)) {
+      CHECK(!"a number is none's, or its neighbour's, or over while its epoch is open");
+      return;
+    }
+    last = number;
+    test.epochs.end({});
+    test.poll();
+    if (!test.uses.over(number)) {
+      CHECK(!"not over");
+      return;
+    }
+  }
+}

@@ -1,0 +1,98 @@
+// Policies: pure objects, told what was measured.
+#include "check.h"
+#include "policy/growth_predictor.h"
+
+using namespace vmm;
+using namespace std::chrono_literals;
+
+namespace {
+
+/// `count` iterations of `each`, the first at `start`. Returns when the next would begin.
+Nanoseconds iterate(GrowthPredictor& predictor, int count, Nanoseconds each, Nanoseconds start = {}) {
+  for (int i = 0; i < count; ++i, start += each) predictor.iteration(start);
+  return start;
+}
+
+}  // namespace
+
+TEST(without_measurements_the_next_two_iterations_are_asked_for) {
+  GrowthPredictor predictor;
+  CHECK(predictor.horizon() == 2);
+  predictor.delay(1s);
+  CHECK(predictor.horizon() == 2);
+  predictor.iteration(5s);
+  CHECK(predictor.horizon() == 2);
+}
+
+TEST(a_delay_that_fits_into_an_iteration_costs_one_more) {
+  GrowthPredictor predictor;
+  iterate(predictor, 10, 1ms);
+  CHECK(predictor.horizon() == 1);
+  predictor.delay(1ns);
+  CHECK(predictor.horizon() == 2);
+  predictor.delay(1ms);
+  CHECK(predictor.horizon() == 2);
+  predictor.delay(1ms + 1ns);
+  CHECK(predictor.horizon() == 3);
+}
+
+TEST(the_horizon_covers_the_delay) {
+  for (std::int64_t delay = 1; delay < 100'000'000; delay = delay * 3 + 1)
+    for (std::int64_t interval = 7; interval < 100'000'000; interval = interval * 5) {
+      GrowthPredictor predictor;
+      iterate(predictor, 3, Nanoseconds{interval});
+      predictor.delay(Nanoseconds{delay});
+      const auto horizon = static_cast<std::int64_t>(predictor.horizon());
+      const bool capped = predictor.horizon() == GrowthPredictor::most;
+      CHECK(capped || (horizon - 1) * interval >= delay);
+      CHECK((horizon - 2) * interval < delay);  // and no further
+    }
+}
+
+TEST(the_horizon_is_bounded) {
+  GrowthPredictor predictor;
+  iterate(predictor, 3, 1ns);
+  predictor.delay(100s);
+  CHECK(predictor.horizon() == GrowthPredictor::most);
+}
+
+TEST(iterations_at_one_time_are_no_division_by_zero) {
+  GrowthPredictor predictor;
+  iterate(predictor, 5, 0ns);
+  predictor.delay(1s);
+  CHECK(predictor.horizon() == 2);
+}
+
+TEST(the_longest_delay_counts_and_is_forgotten_slowly) {
+  GrowthPredictor predictor;
+  iterate(predictor, 3, 1ms);
+  predictor.delay(10ms);
+  CHECK(predictor.horizon() == 11);
+  predictor.delay(1us);
+  CHECK(predictor.horizon() == 11);
+  for (int i = 0; i < 40; ++i) predictor.delay(1us);
+  CHECK(predictor.horizon() < 8 && predictor.horizon() > 4);
+  for (int i = 0; i < 1'000; ++i) predictor.delay(1us);
+  CHECK(predictor.horizon() == 2);
+  predictor.delay(20ms);  // at once
+  CHECK(predictor.horizon() == 21);
+}
+
+TEST(iterations_that_become_slower_or_faster_are_followed) {
+  GrowthPredictor predictor;
+  Nanoseconds now = iterate(predictor, 50, 1ms);
+  predictor.delay(8ms);
+  CHECK(predictor.horizon() == 9);
+  now = iterate(predictor, 100, 8ms, now);
+  CHECK(predictor.horizon() == 2 || predictor.horizon() == 3);
+  iterate(predictor, 100, 1ms, now);
+  CHECK(predictor.horizon() == 9 || predictor.horizon() == 8);
+}
+
+TEST(one_slow_iteration_does_not_blind_it) {
+  GrowthPredictor predictor;
+  const Nanoseconds now = iterate(predictor, 50, 1ms);
+  predictor.delay(8ms);
+  predictor.iteration(now + 9ms);  // of ten times the length
+  CHECK(predictor.horizon() >= 4);
+}

@@ -1,0 +1,229 @@
+// Several slots that share leases.
+#include "engine/slots.h"
+
+#include <array>
+
+#include "base/error.h"
+#include "check.h"
+#include "fixtures.h"
+
+using namespace vmm;
+
+namespace {
+
+constexpr Bytes record{3'000};  // 21.8 tokens in a page of 64 KiB: they straddle
+
+struct TestSlots : TestPool {
+  explicit TestSlots(Bytes budget_bytes, const SlotsOptions& options = {.look_ahead = false})
+      : TestPool(budget_bytes),
+        wide(reserve(1_MiB, 6)),
+        narrow(reserve(1_MiB, 3)),
+        slots(Slots::make(pager, {{wide, 0, 2, record}, {narrow, 0, 1, {256}}}, 3, options)) {}
+
+  void advance(std::vector<SlotLength> wanted) { slots->advance(wanted); }
+  /// Of a slot: pages of each wide extent, and of the narrow one.
+  std::array<std::uint64_t, 3> mapped(std::uint32_t slot) const {
+    return {pages(*wide, 2 * slot), pages(*wide, 2 * slot + 1), pages(*narrow, slot)};
+  }
+  static std::uint64_t pages(const Lease& lease, std::uint32_t extent) {
+    std::uint64_t count = 0;
+    for (std::uint32_t i = 0; i < 16; ++i)
+      count += lease.reservation().table[{16 * extent + i}].state == VirtualState::resident;
+    return count;
+  }
+
+  std::shared_ptr<Lease> wide, narrow;
+  std::shared_ptr<Slots> slots;
+};
+
+using Mapped = std::array<std::uint64_t, 3>;
+
+}  // namespace
+
+TEST(slots_that_do_not_fit_are_refused) {
+  TestPool test(4_MiB);
+  auto lease = test.reserve(1_MiB, 4);
+  auto make = [&](SlotPart part, std::uint32_t count, const SlotsOptions& options = {}) {
+    Slots::make(test.pager, {std::move(part)}, count, options);
+  };
+  CHECK_THROWS(InvalidArgument, "first_extent, extents", make({lease, 0, 2, record}, 3));
+  CHECK_THROWS(InvalidArgument, "first_extent, extents", make({lease, 1, 2, record}, 2));
+  CHECK_THROWS(InvalidArgument, "first_extent, extents", make({lease, 0, 0, record}, 1));
+  CHECK_THROWS(InvalidArgument, "record_bytes", make({lease, 0, 1, {}}, 1));
+  CHECK_THROWS(InvalidArgument, "count", make({lease, 0, 1, record}, 0));
+  CHECK_THROWS(InvalidArgument, "tail", make({lease, 0, 1, record}, 1, {.tail = {349}}));
+  CHECK_THROWS(InvalidArgument, "room for 348",
+               make({lease, 0, 1, record}, 1, {.tail = {1}, .max_tokens = {349}}));
+  CHECK_THROWS(InvalidArgument, "parts", Slots::make(test.pager, {}, 1, {}));
+  TestPool other(4_MiB);
+  CHECK_THROWS(InvalidArgument, "another pool", make({other.reserve(1_MiB), 0, 1, record}, 1));
+  make({lease, 0, 2, record}, 2);
+}
+
+TEST(each_slot_has_its_own_extents) {
+  TestSlots test(16_MiB);
+  CHECK(test.slots->max_tokens() == Tokens{349});  // the widest record decides
+  test.advance({{2, {22}}, {0, {300}}});
+  CHECK((test.mapped(0) == Mapped{14, 14, 2}));
+  CHECK((test.mapped(1) == Mapped{0, 0, 0}));
+  CHECK((test.mapped(2) == Mapped{2, 2, 1}));
+  CHECK(test.slots->limit(2) == Tokens{43} && test.slots->limit(1) == Tokens{0});
+  CHECK(test.pool->stats().kept == test.pool->stats().mapped);
+  CHECK_THROWS(std::out_of_range, "", test.advance({{3, {1}}}));
+  CHECK_THROWS(InvalidArgument, "max_tokens is 349", test.advance({{1, {1}}, {2, {350}}}));
+  CHECK((test.mapped(1) == Mapped{0, 0, 0}));
+  test.pool->check();
+}
+
+TEST(a_limit_of_its_own_is_kept) {
+  TestSlots test(16_MiB, {.tail = {30}, .max_tokens = {100}});
+  CHECK(test.slots->max_tokens() == Tokens{100});
+  test.advance({{0, {100}}});
+  CHECK_THROWS(InvalidArgument, "max_tokens is 100", test.advance({{0, {101}}}));
+  CHECK_THROWS(InvalidArgument, "max_tokens is 100", test.slots->announce(0, {101}));
+}
+
+TEST(all_slots_or_none) {
+  TestSlots test(1_MiB);  // 16 pages
+  test.advance({{1, {1}}});
+  const auto before = test.pool->stats().kept;
+  CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {40}}, {2, {150}}}));
+  CHECK(test.pool->stats().kept == before);
+  CHECK(test.slots->limit(0) == Tokens{0} && test.slots->limit(2) == Tokens{0});
+  test.pool->check();
+  test.advance({{0, {40}}});
+  CHECK((test.mapped(0) == Mapped{2, 2, 1}));
+  test.pool->check();
+}
+
+TEST(a_failure_in_the_last_part_keeps_nothing_of_the_first) {
+  for (std::int64_t n = 1; n < 100; ++n) {
+    TestSlots test(16_MiB);
+    test.advance({{1, {10}}});
+    const auto before = test.pool->stats().kept;
+    test.faults->fail_at(n, 1, Fault::error);
+    bool failed = false;
+    try {
+      test.advance({{1, {100}}, {0, {50}}});
+    } catch (const DriverError&) {
+      failed = true;
+    }
+    test.faults->fail_at(0, 0, Fault::error);
+    CHECK(failed == (test.pool->stats().kept == before));
+    CHECK(failed == (test.slots->limit(0) == Tokens{0}));
+    test.pool->check();
+    test.advance({{1, {100}}, {0, {50}}});
+    CHECK((test.mapped(1) == Mapped{5, 5, 1}));
+    if (failed) continue;
+    CHECK(n > 5);
+    return;
+  }
+  CHECK(!"it fails for ever");
+}
+
+TEST(a_failure_holds_nothing_back) {
+  TestSlots test(1_MiB);
+  test.pool->epochs().step({});
+  CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {40}}, {2, {4}}, {1, {250}}}));
+  test.slots->advance(std::vector<SlotLength>{{2, {150}}});  // takes all there is, in the open epoch
+  CHECK((test.mapped(2) == Mapped{7, 7, 1}));
+  test.pool->epochs().end({});
+}
+
+TEST(the_tail_is_mapped_and_not_part_of_the_limit) {
+  TestSlots test(16_MiB, {.tail = {30}, .look_ahead = false});
+  test.advance({{0, {1}}});
+  CHECK((test.mapped(0) == Mapped{2, 2, 1}));  // 31 tokens
+  CHECK(test.slots->limit(0) == Tokens{13});   // 43 in two pages
+  test.advance({{0, {13}}});
+  CHECK((test.mapped(0) == Mapped{2, 2, 1}));
+  test.advance({{0, {14}}});
+  CHECK((test.mapped(0) == Mapped{3, 3, 1}));
+  test.slots->truncate(0, {1});
+  CHECK(test.slots->limit(0) == Tokens{13});
+  CHECK(test.pool->stats().kept == 64_KiB * 5);
+  test.slots->truncate(0, {});
+  CHECK(test.slots->limit(0) == Tokens{0});
+  CHECK(test.pool->stats().kept == Bytes{});
+  CHECK(test.slots->announce(0, {}) == Tokens{0});
+}
+
+TEST(a_truncation_ends_the_need_of_one_slot_only) {
+  TestSlots test(16_MiB);
+  test.advance({{0, {100}}, {1, {100}}, {2, {100}}});
+  test.slots->truncate(1, {22});
+  CHECK(test.pool->stats().kept == 64_KiB * 27);  // 11 + 5 + 11
+  CHECK(test.slots->limit(1) == Tokens{43} && test.slots->limit(0) == Tokens{109});
+  test.pool->trim(16_MiB);
+  CHECK((test.mapped(0) == Mapped{5, 5, 1}));
+  CHECK((test.mapped(1) == Mapped{2, 2, 1}));
+  CHECK((test.mapped(2) == Mapped{5, 5, 1}));
+  CHECK_THROWS(InvalidArgument, "more than there are", test.slots->truncate(1, {23}));
+}
+
+TEST(what_is_announced_is_mapped_for_that_slot) {
+  TestSlots test(16_MiB);
+  CHECK(test.slots->announce(1, {30}) == Tokens{43});
+  CHECK(test.slots->announce(1, {43}) == Tokens{43});
+  CHECK(test.slots->announce(2, {1}) == Tokens{21});
+  CHECK((test.mapped(1) == Mapped{0, 0, 0}));
+  test.settle();
+  CHECK((test.mapped(0) == Mapped{0, 0, 0}));
+  CHECK((test.mapped(1) == Mapped{2, 2, 1}));
+  CHECK((test.mapped(2) == Mapped{1, 1, 1}));
+  CHECK(test.pool->stats().kept == Bytes{});
+  test.advance({{1, {43}}});
+  CHECK(test.pool->counters().stalls.get() == 0);
+  test.advance({{1, {44}}});
+  CHECK(test.pool->counters().stalls.get() == 1);
+}
+
+TEST(what_was_truncated_can_be_announced_again) {
+  TestSlots test(16_MiB);
+  test.advance({{0, {100}}});
+  test.slots->truncate(0, {1});
+  test.pool->trim(16_MiB);
+  test.slots->announce(0, {100});
+  test.settle();
+  CHECK((test.mapped(0) == Mapped{5, 5, 1}));
+}
+
+TEST(the_cost_of_a_length_counts_what_others_could_take) {
+  TestSlots test(1_MiB);
+  test.slots->announce(0, {30});
+  test.settle();
+  CHECK(test.pool->obtainable({}) == 1 << 20);
+  CHECK(test.slots->missing(0, {30}) == Bytes{});
+  CHECK(test.slots->cost(0, {30}, {}) == 5 * 65'536);
+  test.advance({{0, {30}}});
+  CHECK(test.pool->obtainable({}) == 11 * 65'536);
+  CHECK(test.slots->cost(0, {30}, {}) == 0);
+  test.budget->set_limit(256_KiB);
+  CHECK(test.pool->obtainable({}) == -65'536);
+}
+
+TEST(what_another_stream_s_open_epoch_holds_cannot_be_obtained) {
+  TestSlots test(1_MiB);
+  const StreamHandle other = test.pool->driver().create_stream();
+  test.advance({{0, {30}}});
+  test.pool->epochs().step(other);
+  test.slots->truncate(0, {});
+  CHECK(test.pool->obtainable({}) == 11 * 65'536);
+  CHECK(test.pool->obtainable(other) == 16 * 65'536);
+  CHECK(test.slots->cost(0, {30}, {}) == 0);  // its own, wherever that stream is
+  test.pool->epochs().end(other);
+  CHECK(test.pool->obtainable({}) == 16 * 65'536);
+  test.pool->destroy_stream(other);
+}
+
+TEST(the_time_until_what_was_announced_is_mapped) {
+  TestSlots test(16_MiB);
+  CHECK(test.slots->take_delay() == Nanoseconds{0});
+  test.slots->announce(0, {10});
+  test.clock->advance(Nanoseconds{500});
+  test.slots->announce(1, {10});
+  test.clock->advance(Nanoseconds{700});
+  test.settle();
+  CHECK(test.slots->take_delay() == Nanoseconds{1'200});
+  CHECK(test.slots->take_delay() == Nanoseconds{0});
+}

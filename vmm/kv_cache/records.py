@@ -1,0 +1,86 @@
+"""Where the K and V of each layer lie in a slot: address arithmetic, in elements.
+
+A slot has a place in each *part*; a part's piece of a slot is one or more *extents* that grow in lockstep,
+and an extent holds one record per token. Token-major, a part is a group of layers, with one extent whose
+record is ``[layers of the group, K|V, heads, dim]``; head-major, a part is the K or V of a layer, with an
+extent for each head and a record of ``[dim]``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+LayoutName = Literal["token-major", "head-major"]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Of one layer's K, and V."""
+
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """``extents`` of a slot, each with a record of ``record`` elements."""
+
+    extents: int
+    record: int
+
+
+@dataclass(frozen=True)
+class Where:
+    """One layer's K or V: in the record of ``part`` from ``offset`` on; heads ``head_step`` apart, in the
+    record (``inside``) or in extents of their own."""
+
+    part: int
+    offset: int
+    heads: int
+    dim: int
+    inside: bool
+
+
+@dataclass(frozen=True)
+class Records:
+    """The layout of one cache: its parts, and for each layer where K and V are."""
+
+    name: LayoutName
+    parts: tuple[Part, ...]
+    layers: tuple[tuple[Where, Where], ...]
+
+
+def token_major(shapes: list[LayerShape], layers_per_extent: int) -> Records:
+    parts: list[Part] = []
+    layers: list[tuple[Where, Where]] = []
+    for first in range(0, len(shapes), layers_per_extent):
+        offset = 0
+        for shape in shapes[first : first + layers_per_extent]:
+            size = shape.kv_heads * shape.head_dim
+            k, v = (
+                Where(len(parts), at, shape.kv_heads, shape.head_dim, inside=True)
+                for at in (offset, offset + size)
+            )
+            layers.append((k, v))
+            offset += 2 * size
+        parts.append(Part(extents=1, record=offset))
+    return Records("token-major", tuple(parts), tuple(layers))
+
+
+def head_major(shapes: list[LayerShape]) -> Records:
+    parts: list[Part] = []
+    layers: list[tuple[Where, Where]] = []
+    for shape in shapes:
+        k, v = (Where(len(parts) + at, 0, shape.kv_heads, shape.head_dim, inside=False) for at in range(2))
+        layers.append((k, v))
+        parts += [Part(extents=shape.kv_heads, record=shape.head_dim)] * 2
+    return Records("head-major", tuple(parts), tuple(layers))
+
+
+def tokens_of_extent(part: Part, tokens: int, itemsize: int, page_bytes: int) -> int:
+    """The least number of tokens, at least ``tokens``, whose records are whole pages: then all slots of a
+    part are one view ``[slots * tokens, ...]``, although a record may straddle two pages."""
+    unit = page_bytes // math.gcd(part.record * itemsize, page_bytes)
+    return -(-tokens // unit) * unit
