@@ -21,7 +21,7 @@ from vmm.kv_cache.records import (
     token_major,
     tokens_of_extent,
 )
-from vmm.pool import Pool, default_pool, device_name
+from vmm.pool import Pool, checked_pool, default_pool
 from vmm.stream import handle_of, release_after, torch_stream
 
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
@@ -317,13 +317,9 @@ def _pool(pool: Any, budget: int | str | None, device: Any) -> Pool:
     if pool is None:
         device = "cpu" if device is None else device
         return default_pool(device) if budget is None else Pool(budget, device=device)
-    if not isinstance(pool, Pool):
-        raise InvalidArgument(f"pool is {type(pool).__name__}; expected a vmm.Pool")
     if budget is not None:
         raise InvalidArgument("budget and pool: expected at most one of them")
-    if device is not None and device_name(device) != pool.device:
-        raise InvalidArgument(f"device is {device}; the pool is on {pool.device}")
-    return pool
+    return checked_pool(pool, device)
 
 
 def _page_bytes(pool: Pool, page_bytes: Any) -> int:
