@@ -21,25 +21,35 @@ std::span<const std::int32_t> numbers(std::uintptr_t address, std::size_t count)
   return {reinterpret_cast<const std::int32_t*>(address), count};
 }
 
+struct DeleteWithoutGil {  // it calls the driver
+  void operator()(KvCache* cache) const {
+    ReleaseGil released;
+    delete cache;
+  }
+};
+
 }  // namespace
 
 void bind_kv_cache(py::module_& m) {
-  using Part = std::tuple<std::shared_ptr<Lease>, std::uint64_t, std::uint64_t>;
-  py::class_<KvCache>(m, "KvCache")
+  using Part = std::tuple<std::shared_ptr<Lease>, std::uint64_t, std::uint64_t, std::uint64_t>;
+  using Held = std::unique_ptr<KvCache, DeleteWithoutGil>;
+  py::class_<KvCache, Held>(m, "KvCache")
       .def(py::init([](PoolHandle& h, const std::vector<Part>& parts, std::uint32_t count, std::uint64_t tail,
                        std::uint64_t tokens_per_step, std::uint64_t max_tokens) {
              std::vector<SlotPart> out;
-             for (const auto& [lease, extents, record_bytes] : parts)
-               out.push_back({lease, 0, extents, {record_bytes}});
-             return std::make_unique<KvCache>(h.engine->pager(), std::move(out), count,
-                                              KvCacheOptions{{tail}, {tokens_per_step}, {max_tokens}});
+             for (const auto& [lease, extents, record_bytes, window] : parts)
+               out.push_back({lease, 0, extents, {record_bytes}, {window}});
+             return Held(new KvCache(h.engine->pager(), std::move(out), count,
+                                     KvCacheOptions{{tail}, {tokens_per_step}, {max_tokens}}));
            }),
            py::arg("pool"), py::arg("parts"), py::arg("count"), py::kw_only(), py::arg("tail") = 0,
            py::arg("tokens_per_step") = 1, py::arg("max_tokens") = 0)
       .def(
           "open",
-          [](KvCache& c, std::uint64_t prompt, std::uint64_t stream) { return c.open({prompt}, {stream}); },
-          py::arg("prompt"), py::arg("stream") = 0, NoGil())
+          [](KvCache& c, std::uint64_t prompt, std::uint64_t announced, std::uint64_t stream) {
+            return c.open({prompt}, {announced}, {stream});
+          },
+          py::arg("prompt"), py::arg("announced"), py::arg("stream") = 0, NoGil())
       .def(
           "step",
           [](KvCache& c, std::uintptr_t slots, std::size_t slot_count, std::uintptr_t lengths,
@@ -57,13 +67,17 @@ void bind_kv_cache(py::module_& m) {
           "truncate", [](KvCache& c, std::uint32_t slot, std::uint64_t to) { c.truncate(slot, {to}); },
           py::arg("slot"), py::arg("to"), NoGil())
       .def(
-          "close", [](KvCache& c, std::uint32_t slot) { c.close(slot); }, py::arg("slot"), NoGil())
+          "close", [](KvCache& c, std::uint32_t slot, std::uint64_t stream) { c.close(slot, {stream}); },
+          py::arg("slot"), py::arg("stream") = 0, NoGil())
+      .def(
+          "computed", [](const KvCache& c, std::uint32_t slot) { return c.computed(slot).count; },
+          py::arg("slot"))
       .def(
           "length", [](const KvCache& c, std::uint32_t slot) { return c.length(slot).count; },
           py::arg("slot"))
       .def_property_readonly("open_slots", &KvCache::open_slots)
       .def_property_readonly("held_bytes", [](const KvCache& c) { return c.held().count; })
-      .def_property_readonly("live_tokens", [](const KvCache& c) { return c.live().count; })
+      .def_property_readonly("live_bytes", [](const KvCache& c) { return c.live().count; })
       .def_property_readonly("horizon", &KvCache::horizon)
       .def_property_readonly("max_tokens", [](KvCache& c) { return c.slots().max_tokens().count; })
       .def_property_readonly_static("bytes_per_slot",

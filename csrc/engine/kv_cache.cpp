@@ -35,10 +35,23 @@ KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std:
       limits_(count),
       covered_(count),
       seen_(count),
+      users_(count),
       places_(count) {
   if (slots_->max_tokens().count >= std::uint64_t{1} << 31)
     throw InvalidArgument("max_tokens: expected fewer than 2^31 tokens");
   for (Place& place : places_) place.fence = slots_->earlier_work();
+}
+
+KvCache::~KvCache() {
+  Pool& pool = slots_->pool();
+  if (pool.fork_guard().in_child()) return;
+  for (StreamHandle stream : streams_) {
+    try {
+      pool.epochs().leave(stream);
+    } catch (const Error& error) {  // the epoch stays open: what it may read is not used again
+      pool.log().write(LogLevel::warning, error.what());
+    }
+  }
 }
 
 void KvCache::require_open(std::uint32_t slot) const {
@@ -52,16 +65,22 @@ Tokens KvCache::length(std::uint32_t slot) const {
   return {lengths_[slot]};
 }
 
+Tokens KvCache::computed(std::uint32_t slot) const {
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  return slots_->computed(slot);
+}
+
 std::uint32_t KvCache::open_slots() const {
   std::lock_guard lock(mutex_);
   return open_;
 }
 
-Tokens KvCache::live() const {
+Bytes KvCache::live() const {
   std::lock_guard lock(mutex_);
-  Tokens sum;
+  Bytes sum;
   for (std::size_t slot = 0; slot < places_.size(); ++slot)
-    if (places_[slot].open) sum += Tokens{lengths_[slot]};
+    if (places_[slot].open) sum += slots_->live({lengths_[slot]});
   return sum;
 }
 
@@ -99,9 +118,10 @@ std::uint32_t KvCache::best_fit(std::uint32_t prompt, StreamHandle stream) {
   return static_cast<std::uint32_t>(best - places_.data());
 }
 
-std::uint32_t KvCache::open(Tokens prompt, StreamHandle stream) {
+std::uint32_t KvCache::open(Tokens prompt, Tokens announced, StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   slots_->check_length("prompt_tokens", prompt);
+  slots_->check_length("announce", announced);
   std::lock_guard lock(mutex_);
   if (open_ == places_.size())
     throw InvalidArgument("max_sequences is " + std::to_string(places_.size()) + ": all of them are open");
@@ -112,8 +132,8 @@ std::uint32_t KvCache::open(Tokens prompt, StreamHandle stream) {
   place.open = place.fresh = true;
   ++open_;
   ++fresh_;
-  lengths_[slot] = limits_[slot] = covered_[slot] = 0;
-  if (prompt.count != 0) announce(slot, static_cast<std::uint32_t>(prompt.count));
+  lengths_[slot] = limits_[slot] = covered_[slot] = users_[slot] = 0;
+  if (announced.count != 0) announce(slot, static_cast<std::uint32_t>(announced.count));
   prepare_another();
   return slot;
 }
@@ -124,7 +144,8 @@ void KvCache::prepare_another() {
   const bool prepared = std::ranges::any_of(places_, [](const Place& p) { return !p.open && p.held != 0; });
   if (prepared || empty == places_.end()) return;
   const auto slot = static_cast<std::uint32_t>(empty - places_.begin());
-  empty->held = static_cast<std::uint32_t>(slots_->announce(slot, first_tokens()).count);
+  slots_->announce(slot, first_tokens());
+  empty->held = static_cast<std::uint32_t>(slots_->covered(slot).count);
 }
 
 void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths) {
@@ -149,15 +170,40 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
   }
 }
 
-/// What work that is under way on other streams may still read of a slot must not be overwritten.
-void KvCache::wait_for_readers(const Fence& fence, StreamHandle stream) {
-  Pool& pool = slots_->pool();
-  while (!pool.epochs().complete(fence, stream)) {
-    if (pool.epochs().waits_for_open_epoch(fence))
-      throw Error("a slot was closed in an epoch of another stream that is open still: end it there first");
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
-    pool.epochs().poll();
+/// Streams beyond the 31st share the last bit.
+std::uint32_t KvCache::users_bit(StreamHandle stream) {
+  const auto found = std::ranges::find(streams_, stream);
+  const auto i = static_cast<std::size_t>(found - streams_.begin());
+  if (found == streams_.end()) {
+    streams_.push_back(stream);
+    slots_->pool().epochs().join(stream);
   }
+  return std::uint32_t{1} << std::min<std::size_t>(i, 31);
+}
+
+/// The work that may still read a slot: a step says which slots its epoch uses.
+Fence KvCache::readers(std::uint32_t slot, StreamHandle stream) {
+  Fence fence = slots_->pool().epochs().fence();
+  std::erase_if(fence, [&](const StreamEpoch& entry) {
+    if (entry.stream == stream || std::ranges::find(streams_, entry.stream) == streams_.end()) return false;
+    return (users_[slot] & users_bit(entry.stream)) == 0;
+  });
+  return fence;
+}
+
+/// Whether a step on `stream` would overwrite what work on other streams may still read of a slot, for the
+/// sequence before.
+bool KvCache::is_read(std::span<const std::int32_t> slots, StreamHandle stream) {
+  if (fresh_ == 0) return false;
+  const Epochs& epochs = slots_->pool().epochs();
+  for (const std::int32_t slot : slots) {
+    const Place& place = places_[static_cast<std::uint32_t>(slot)];
+    if (!place.fresh || epochs.complete(place.fence, stream)) continue;
+    if (!epochs.waits_for_open_epoch(place.fence, stream)) return true;
+    throw Error("slot " + std::to_string(slot) +
+                " was closed in an epoch of another stream that is open still: end it there first");
+  }
+  return false;
 }
 
 void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
@@ -187,18 +233,25 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
                    StreamHandle stream) {
   Pool& pool = slots_->pool();
   pool.fork_guard().require_parent("this cache");
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   // 1. Nothing has changed if any of this throws, but that the next epoch is open: the last one ends by
   // itself now, so what waits for it can be waited for.
   check(slots, lengths);
   if (steps_ % steps_between_polls == 0) pool.epochs().poll();
   pool.epochs().step(stream);
+  const std::uint32_t user = users_bit(stream);
+  while (is_read(slots, stream)) {
+    lock.unlock();  // others go on with their sequences meanwhile
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    pool.epochs().poll();
+    lock.lock();
+    check(slots, lengths);
+  }
   crossing_.clear();
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
     const auto length = static_cast<std::uint32_t>(lengths[i]);
-    if (length > limits_[slot]) crossing_.push_back({slot, {length}});
-    if (fresh_ != 0 && places_[slot].fresh) wait_for_readers(places_[slot].fence, stream);
+    if (length > limits_[slot]) crossing_.push_back({slot, {length}, {lengths_[slot]}});
   }
   if (!crossing_.empty()) map(slots, lengths, stream);
   // 2. Commit.
@@ -207,6 +260,7 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
     lengths_[slot] = static_cast<std::uint32_t>(lengths[i]);
+    users_[slot] |= user;
     if (fresh_ == 0 || !places_[slot].fresh) continue;
     places_[slot].fresh = false;
     places_[slot].fence.clear();
@@ -221,11 +275,16 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
 void KvCache::announce(std::span<const std::int32_t> slots) {
   const std::uint64_t ahead = options_.tokens_per_step.count * predictor_.horizon();
   const std::uint64_t most = slots_->max_tokens().count;
+  coming_.clear();
   for (const std::int32_t number : slots) {
     const auto slot = static_cast<std::uint32_t>(number);
     const std::uint64_t to = std::min(lengths_[slot] + ahead, most);
-    if (to > covered_[slot]) announce(slot, static_cast<std::uint32_t>(to));
+    if (to > covered_[slot]) coming_.push_back({slot, {to}});
   }
+  if (coming_.empty()) return;
+  slots_->announce(coming_);
+  for (const SlotLength& each : coming_)
+    covered_[each.slot] = static_cast<std::uint32_t>(slots_->covered(each.slot).count);
 }
 
 void KvCache::announce_tokens(std::uint32_t slot, Tokens to) {
@@ -236,7 +295,8 @@ void KvCache::announce_tokens(std::uint32_t slot, Tokens to) {
 }
 
 void KvCache::announce(std::uint32_t slot, std::uint32_t to) {
-  covered_[slot] = static_cast<std::uint32_t>(slots_->announce(slot, {to}).count);
+  slots_->announce(slot, {to});
+  covered_[slot] = static_cast<std::uint32_t>(slots_->covered(slot).count);
 }
 
 void KvCache::end(StreamHandle stream) {
@@ -259,14 +319,14 @@ void KvCache::truncate(std::uint32_t slot, Tokens to) {
   covered_[slot] = 0;  // to be announced again
 }
 
-void KvCache::close(std::uint32_t slot) {
+void KvCache::close(std::uint32_t slot, StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   std::lock_guard lock(mutex_);
   require_open(slot);
   Place& place = places_[slot];
   if (!place.fresh) {
     place.held = limits_[slot];
-    place.fence = slots_->pool().epochs().fence();
+    place.fence = readers(slot, stream);
   }
   slots_->truncate(slot, {});
   if (std::exchange(place.fresh, false)) --fresh_;

@@ -26,31 +26,39 @@ class KvCache {
   /// Throws as Slots::make.
   KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uint32_t count,
           const KvCacheOptions& options);
+  /// Ends the epochs that only this cache would have ended.
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
 
-  /// The free slot that fits best, for a sequence whose first `prompt` tokens will be needed soon. `stream`
-  /// is where its first step will be: it may take over a slot whose last work is there. Throws
+  /// The free slot that fits `prompt` tokens best, of which the first `announced` will be needed soon.
+  /// `stream` is where its first step will be: it may take over a slot whose last work is there. Throws
   /// InvalidArgument when every slot is taken, or past max_tokens.
-  std::uint32_t open(Tokens prompt, StreamHandle stream);
+  std::uint32_t open(Tokens prompt, Tokens announced, StreamHandle stream);
 
   /// The next iteration on `stream`: these sequences, with so many tokens each when it is over. Throws
   /// InvalidArgument for a slot that is not open or named twice and for a length that is less than before or
-  /// past max_tokens; OutOfPages, naming which of the slots would fit; or what the driver throws. Then
-  /// nothing has changed, but that the stream's next epoch is open.
+  /// past max_tokens; OutOfPages, naming which of the slots would fit; Error for a slot that an open epoch of
+  /// another stream may still read for the sequence before; or what the driver throws. Then nothing has
+  /// changed, but that the stream's next epoch is open.
   void step(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
   /// Closes the stream's epoch: the engine goes idle.
   void end(StreamHandle stream);
 
   /// Tokens up to `to` will be needed soon: a prompt that waits, the next chunk.
   void announce_tokens(std::uint32_t slot, Tokens to);
-  /// Tokens from `to` on are needed no more.
+  /// Tokens from `to` on are needed no more. Throws as Slots::truncate.
   void truncate(std::uint32_t slot, Tokens to);
-  /// The slot is free, but stays mapped until memory is short. Work under way may still read it.
-  void close(std::uint32_t slot);
+  /// The slot is free, but stays mapped until memory is short. The epochs that it was stepped in, and what is
+  /// on `stream`, may still read it; other streams that are stepped may not.
+  void close(std::uint32_t slot, StreamHandle stream);
 
   Tokens length(std::uint32_t slot) const;
+  /// Tokens before this one may be out of a layer's window, and gone.
+  Tokens computed(std::uint32_t slot) const;
   std::uint32_t open_slots() const;
-  /// Of all open slots together: tokens, and bytes of the pages that are kept for them or announced.
-  Tokens live() const;
+  /// Of all open slots together, bytes: of K and V, and of the pages that are kept for them or announced.
+  Bytes live() const;
   Bytes held() const;
   std::uint64_t horizon() const;
   Slots& slots() noexcept { return *slots_; }
@@ -70,7 +78,9 @@ class KvCache {
   void map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
   void announce(std::span<const std::int32_t> slots);
   void announce(std::uint32_t slot, std::uint32_t to);
-  void wait_for_readers(const Fence& fence, StreamHandle stream);
+  std::uint32_t users_bit(StreamHandle stream);
+  Fence readers(std::uint32_t slot, StreamHandle stream);
+  bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
   std::uint32_t best_fit(std::uint32_t prompt, StreamHandle stream);
   void prepare_another();
   Tokens first_tokens() const { return std::min(options_.tokens_per_step, slots_->max_tokens()); }
@@ -84,13 +94,16 @@ class KvCache {
   std::vector<std::uint32_t> limits_;   // usable without asking
   std::vector<std::uint32_t> covered_;  // announced
   std::vector<std::uint32_t> seen_;     // in the step of this number
+  std::vector<std::uint32_t> users_;    // a bit for each of streams_ that stepped it
   std::vector<Place> places_;
-  std::vector<SlotLength> crossing_;  // scratch of step()
+  std::vector<StreamHandle> streams_;  // that were stepped
+  std::vector<SlotLength> crossing_;   // scratch of step()
+  std::vector<SlotLength> coming_;     // scratch of announce()
   std::uint32_t steps_ = 0;
   std::uint32_t fresh_ = 0;  // open slots that have not been stepped
   std::uint32_t open_ = 0;
 };
 
-constexpr std::size_t KvCache::bytes_per_slot() { return 4 * sizeof(std::uint32_t) + sizeof(Place); }
+constexpr std::size_t KvCache::bytes_per_slot() { return 5 * sizeof(std::uint32_t) + sizeof(Place); }
 
 }  // namespace vmm

@@ -70,6 +70,13 @@ Pages Slots::pages_for(const SlotPart& part, Tokens tokens) const {
   return {round_up(part.record_bytes * tokens.count, page) / page};
 }
 
+/// The first ones of an extent, that no window reaches any more.
+Pages Slots::pages_given_up(const SlotPart& part, Tokens computed) const {
+  if (part.window.count == 0 || computed < part.window) return {};
+  const std::uint64_t first_needed = computed.count + 1 - part.window.count;
+  return {part.record_bytes * first_needed / part.lease->shape().page_bytes};
+}
+
 Tokens Slots::held_by_pages_for(Tokens tokens) const {
   Tokens held = max_tokens_ + tail_;
   for (const SlotPart& part : parts_) {
@@ -84,12 +91,18 @@ void Slots::append_ranges(const SlotPart& part, std::uint32_t slot, Tokens from,
                           std::vector<PageRange>& out) const {
   const ReservationShape& shape = part.lease->shape();
   const Pages extent{shape.extent_bytes / shape.page_bytes};
-  const Pages first = pages_for(part, from);
-  const Pages last = std::min(pages_for(part, to) + ahead, extent);
-  if (first >= last) return;
+  append_pages(part, slot, pages_for(part, from), std::min(pages_for(part, to) + ahead, extent), out);
+}
+
+/// Pages [from, to) of each extent.
+void Slots::append_pages(const SlotPart& part, std::uint32_t slot, Pages from, Pages to,
+                         std::vector<PageRange>& out) const {
+  const ReservationShape& shape = part.lease->shape();
+  if (from >= to) return;
   for (std::uint64_t i = 0; i < part.extents; ++i) {
-    const std::uint64_t start = (part.first_extent + slot * part.extents + i) * extent.count + first.count;
-    out.push_back({{static_cast<std::uint32_t>(start)}, last - first});
+    const std::uint64_t extent = part.first_extent + slot * part.extents + i;
+    const std::uint64_t start = extent * (shape.extent_bytes / shape.page_bytes) + from.count;
+    out.push_back({{static_cast<std::uint32_t>(start)}, to - from});
   }
 }
 
@@ -131,9 +144,26 @@ Bytes Slots::held(std::uint32_t number) const {
   const Slot& slot = slots_.at(number);
   const Tokens tokens{std::max(slot.kept.load(), slot.announced.load())};
   Bytes sum;
-  for (const SlotPart& part : parts_)
-    sum += part.lease->shape().page_bytes * (pages_for(part, tokens).count * part.extents);
+  for (const SlotPart& part : parts_) {
+    const Pages pages = pages_for(part, tokens) - pages_given_up(part, {slot.computed});
+    sum += part.lease->shape().page_bytes * (pages.count * part.extents);
+  }
   return sum;
+}
+
+Bytes Slots::live(Tokens length) const {
+  Bytes sum;
+  for (const SlotPart& part : parts_) {
+    const Tokens tokens = part.window.count == 0 ? length : std::min(length, part.window);
+    sum += part.record_bytes * (tokens.count * part.extents);
+  }
+  return sum;
+}
+
+Tokens Slots::covered(std::uint32_t number) const {
+  std::lock_guard lock(due_mutex_);
+  const std::uint64_t covered = slots_.at(number).covered;
+  return {covered - std::min(covered, tail_.count)};
 }
 
 MapResult Slots::map_parts(std::span<const SlotLength> wanted, std::size_t& done) {
@@ -175,26 +205,45 @@ void Slots::advance(std::span<const SlotLength> wanted) {
     Slot& slot = slots_[each.slot];
     slot.kept = std::max(slot.kept.load(), reach(each.length).count);
     slot.limit = held_by_pages_for({slot.kept}).count - tail_.count;
-    announce(each.slot, each.length);
+    move_windows(each.slot, each.computed);
   }
+  announce(crossing_);
   for (const SlotLength& each : wanted)
     slots_[each.slot].frontier = std::max(slots_[each.slot].frontier, each.length.count);
 }
 
-Tokens Slots::announce(std::uint32_t number, Tokens to) {
-  check_length("to", to);
-  Slot& slot = slots_.at(number);
-  std::uint64_t covered;
+void Slots::move_windows(std::uint32_t number, Tokens computed) {
+  Slot& slot = slots_[number];
+  if (computed.count <= slot.computed) return;
+  for (const SlotPart& part : parts_) {
+    std::vector<PageRange> ranges;
+    append_pages(part, number, pages_given_up(part, {slot.computed}), pages_given_up(part, computed), ranges);
+    if (!ranges.empty()) pool().unkeep(part.lease->reservation(), ranges);
+  }
+  slot.computed = computed.count;
+}
+
+void Slots::announce(std::uint32_t slot, Tokens to) {
+  const SlotLength coming{slot, to};
+  announce(std::span(&coming, 1));
+}
+
+void Slots::announce(std::span<const SlotLength> coming) {
+  for (const SlotLength& each : coming) check_length("to", each.length);
+  bool more = false;
   {
     std::lock_guard lock(due_mutex_);
-    if (reach(to).count <= slot.covered) return {slot.covered - std::min(slot.covered, tail_.count)};
-    slot.announced = reach(to).count;
-    covered = slot.covered = held_by_pages_for(reach(to)).count;
-    if (due_.empty()) due_since_ = pool().clock().now();
-    if (!std::exchange(slot.due, true)) due_.push_back(number);
+    for (const SlotLength& each : coming) {
+      Slot& slot = slots_.at(each.slot);
+      if (reach(each.length).count <= slot.covered) continue;
+      slot.announced = reach(each.length).count;
+      slot.covered = held_by_pages_for(reach(each.length)).count;
+      if (due_.empty()) due_since_ = pool().clock().now();
+      if (!std::exchange(slot.due, true)) due_.push_back(each.slot);
+      more = true;
+    }
   }
-  pager_->notify(*this);
-  return {covered - tail_.count};
+  if (more) pager_->notify(*this);
 }
 
 void Slots::truncate(std::uint32_t number, Tokens to) {
@@ -204,6 +253,10 @@ void Slots::truncate(std::uint32_t number, Tokens to) {
   if (to.count > slot.frontier)
     throw InvalidArgument("to is " + std::to_string(to.count) +
                           " tokens, more than there are: " + std::to_string(slot.frontier));
+  for (const SlotPart& part : parts_)
+    if (to.count != 0 && pages_given_up(part, to) < pages_given_up(part, {slot.computed}))
+      throw InvalidArgument("to is " + std::to_string(to.count) +
+                            " tokens; a layer's window before them was given up");
   const Tokens kept{std::min(slot.kept.load(), reach(to).count)};
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
@@ -211,6 +264,7 @@ void Slots::truncate(std::uint32_t number, Tokens to) {
     pool().unkeep(part.lease->reservation(), ranges);
   }
   slot.frontier = to.count;
+  slot.computed = std::min(slot.computed, to.count);
   slot.kept = kept.count;
   const std::uint64_t held = held_by_pages_for(kept).count;
   slot.limit = held - std::min(held, tail_.count);

@@ -22,6 +22,7 @@ struct SlotPart {
   std::uint64_t first_extent = 0;
   std::uint64_t extents = 1;
   Bytes record_bytes;
+  Tokens window{};  // the next token needs only so many, itself included; 0: all
 };
 
 struct SlotsOptions {
@@ -35,6 +36,7 @@ struct SlotsOptions {
 struct SlotLength {
   std::uint32_t slot;
   Tokens length;
+  Tokens computed{};  // of these; where there are windows, what they no longer reach is needed no more
 };
 
 /// Calls by the owner are serialised; the pager works beside them.
@@ -50,12 +52,13 @@ class Slots final : public Growing {
   /// Makes tokens [0, length) of each of these different slots usable, all or nothing, and tells the pager
   /// about those that came into new pages. Throws InvalidArgument past max_tokens, or what Pool::map throws.
   void advance(std::span<const SlotLength> wanted);
-  /// Tells the pager that tokens up to `to` will be needed soon. Waits for nothing. Returns up to where there
-  /// is no need to call again.
-  Tokens announce(std::uint32_t slot, Tokens to);
+  /// Tells the pager that these lengths will be needed soon. Waits for nothing.
+  void announce(std::span<const SlotLength> coming);
+  void announce(std::uint32_t slot, Tokens to);
   /// The longest time since the last call from an announcement until all was mapped; 0 if there was none.
   Nanoseconds take_delay() { return Nanoseconds{delay_.exchange(0)}; }
-  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short.
+  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short. Throws
+  /// InvalidArgument for more than there are, or where a window before `to` has been given up; 0 is all right.
   void truncate(std::uint32_t slot, Tokens to);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
@@ -66,6 +69,12 @@ class Slots final : public Growing {
   std::int64_t cost(std::uint32_t slot, Tokens to, StreamHandle stream) const;
   /// Bytes of the pages that are kept for a slot, or announced.
   Bytes held(std::uint32_t slot) const;
+  /// Bytes of K and V of so many tokens, as far as windows reach.
+  Bytes live(Tokens length) const;
+  /// Tokens that the pages hold which were announced last.
+  Tokens covered(std::uint32_t slot) const;
+  /// Tokens before this one may be out of a window, and gone.
+  Tokens computed(std::uint32_t slot) const { return {slots_.at(slot).computed}; }
   /// Tokens that may be in use without another call.
   Tokens limit(std::uint32_t slot) const { return {slots_.at(slot).limit}; }
   Tokens frontier(std::uint32_t slot) const { return {slots_.at(slot).frontier}; }
@@ -83,6 +92,7 @@ class Slots final : public Growing {
  private:
   struct Slot {
     std::uint64_t frontier = 0;               // the largest length so far
+    std::uint64_t computed = 0;               // tokens, when windows were last moved on
     std::uint64_t limit = 0;                  // tokens that the kept pages hold, less the tail
     std::atomic<std::uint64_t> kept{0};       // tokens, with the tail, whose pages are kept
     std::atomic<std::uint64_t> announced{0};  // tokens, with the tail
@@ -94,8 +104,12 @@ class Slots final : public Growing {
   Tokens reach(Tokens length) const { return length.count == 0 ? length : length + tail_; }
   Tokens held_by_pages_for(Tokens tokens) const;
   Pages pages_for(const SlotPart& part, Tokens tokens) const;
+  Pages pages_given_up(const SlotPart& part, Tokens computed) const;
+  void move_windows(std::uint32_t slot, Tokens computed);
   void append_ranges(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to, Pages ahead,
                      std::vector<PageRange>& out) const;
+  void append_pages(const SlotPart& part, std::uint32_t slot, Pages from, Pages to,
+                    std::vector<PageRange>& out) const;
   void append_bytes(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to,
                     std::vector<ByteRange>& out) const;
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
@@ -113,7 +127,7 @@ class Slots final : public Growing {
   std::vector<Slot> slots_;
   std::vector<SlotLength> crossing_;  // scratch of advance()
   std::mutex ahead_mutex_;            // held while the pager works on it
-  std::mutex due_mutex_;
+  mutable std::mutex due_mutex_;
   std::vector<std::uint32_t> due_;  // the pager has something to map for these
   Nanoseconds due_since_{};
   std::atomic<std::int64_t> delay_{0};

@@ -31,6 +31,20 @@ void Epochs::close(StreamHandle handle, bool open_next) {
   if (open_next) ++stream.current;
 }
 
+void Epochs::join(StreamHandle handle) {
+  std::lock_guard lock(mutex_);
+  ++streams_[handle.value].owners;
+}
+
+void Epochs::leave(StreamHandle handle) {
+  {
+    std::lock_guard lock(mutex_);
+    Stream& stream = streams_[handle.value];
+    if (--stream.owners != 0 || !stream.open) return;
+  }
+  end(handle);
+}
+
 void Epochs::mark(StreamHandle handle) {
   poll();  // so that what is over does not pile up
   std::lock_guard recording(record_mutex_);

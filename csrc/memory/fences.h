@@ -34,6 +34,10 @@ class Epochs {
   void step(StreamHandle stream) { close(stream, true); }
   /// Closes without opening: the engine goes idle.
   void end(StreamHandle stream) { close(stream, false); }
+  /// Whoever steps a stream joins it first. When the last one leaves, the epoch that is open ends: nobody else
+  /// would end it. Leaving throws what end() throws.
+  void join(StreamHandle stream);
+  void leave(StreamHandle stream);
   /// For work outside epochs: what is on the stream now counts as an epoch that was closed just here, unless
   /// an open one covers it anyway. Where the driver fails, fences wait for it all the same, as on a watched
   /// stream.
@@ -67,6 +71,7 @@ class Epochs {
   struct Stream {
     std::uint64_t current = 0;  // the last epoch opened
     std::uint64_t completed = 0;
+    std::uint32_t owners = 0;  // that have joined
     bool open = false;
     bool watched = false;
     bool owed = false;       // work is on it that could not be marked

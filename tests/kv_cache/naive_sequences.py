@@ -31,6 +31,7 @@ def contents(tokens, where, shape, dtype):
 class NaiveSequence:
     sequence: object
     tokens: list[int] = field(default_factory=list)
+    computed: int = 0  # tokens before the last step
 
 
 @dataclass(eq=False)
@@ -38,6 +39,7 @@ class NaiveCache:
     cache: KVCache
     heads: list[int]
     dims: list[int]
+    windows: list[int]
     sequences: list[NaiveSequence] = field(default_factory=list)
 
     @property
@@ -60,45 +62,64 @@ class NaiveCache:
     def compare(self, model):
         sequence, length = model.sequence, len(model.tokens)
         assert sequence.length == length
-        written = torch.tensor(model.tokens) != UNWRITTEN
+        assert self.computed(model) <= model.computed
         for layer, (heads, dim) in enumerate(zip(self.heads, self.dims, strict=True)):
             for which, (of_all, own) in enumerate(zip(self.cache.kv(layer), sequence.kv(layer), strict=True)):
-                expected = contents(model.tokens, 2 * layer + which, (heads, dim), self.cache.dtype)
-                assert own.shape == (length, heads, dim)
+                first = length - own.shape[0]
+                assert first <= self.first(model.computed, self.windows[layer])
+                assert own.shape == (length - first, heads, dim)
+                tokens = model.tokens[first:]
+                written = torch.tensor(tokens) != UNWRITTEN
+                expected = contents(tokens, 2 * layer + which, (heads, dim), self.cache.dtype)
                 seen = own.view(self.bits)
                 assert torch.equal(seen[written], expected[written]), (layer, which)
-                same = of_all[sequence.slot, :length].view(self.bits)
+                same = of_all[sequence.slot, first:length].view(self.bits)
                 assert torch.equal(same[written], expected[written]), (layer, which)
+
+    def computed(self, model):
+        return self.cache._engine.computed(model.sequence.slot)
+
+    def first(self, computed, window):
+        """The first token that is needed when so many are there."""
+        return max(0, computed + 1 - window) if window else 0
 
     def compare_tail(self, model, tail):
         length = len(model.tokens)
         if length == 0 or tail == 0:
             return
-        assert self.unmapped_pages(model.sequence.slot, length + tail) == 0
+        assert self.unmapped_pages(model.sequence.slot, length + tail, self.computed(model)) == 0
         for layer in range(len(self.heads)):
             for view in self.cache.kv(layer):
                 assert view[model.sequence.slot, length : length + tail].isfinite().all(), layer
 
-    def pieces(self, tokens):
-        """For each part: its lease, its extents in a slot, and the pages of ``tokens`` in each extent."""
+    def pieces(self, tokens, computed=0):
+        """For each part: its lease, its extents in a slot, the pages of ``tokens`` in each extent, and how
+        many of these no window reaches when ``computed`` tokens are there."""
         for lease, part in zip(self.cache._leases, self.cache._records.parts, strict=True):
             record = part.record * self.cache.dtype.itemsize
-            yield lease, part.extents, -(-tokens * record // PAGE)
+            out = self.first(computed, part.window) * record // PAGE
+            yield lease, part.extents, -(-tokens * record // PAGE), out
 
-    def unmapped_pages(self, slot, tokens):
+    def unmapped_pages(self, slot, tokens, computed):
         bytes_ = 0
-        for lease, extents, pages in self.pieces(tokens):
+        for lease, extents, pages, out in self.pieces(tokens, computed):
             each = lease.extent_bytes // PAGE
             first = slot * extents
-            bytes_ += lease.missing([((first + i) * each, pages) for i in range(extents)])
+            bytes_ += lease.missing([((first + i) * each + out, pages - out) for i in range(extents)])
         return bytes_ // PAGE
 
     def needed_pages(self, tail):
         """Of all sequences together, to the page."""
-        lengths = [len(model.tokens) for model in self.sequences]
-        reaches = [length + tail for length in lengths if length]
-        return sum(extents * pages for to in reaches for _, extents, pages in self.pieces(to))
+        running = [model for model in self.sequences if model.tokens]
+        return sum(
+            extents * (pages - out)
+            for model in running
+            for _, extents, pages, out in self.pieces(len(model.tokens) + tail, self.computed(model))
+        )
 
     def live_bytes(self):
-        each = sum(2 * heads * dim for heads, dim in zip(self.heads, self.dims, strict=True))
-        return each * self.cache.dtype.itemsize * sum(len(model.tokens) for model in self.sequences)
+        return self.cache.dtype.itemsize * sum(
+            2 * heads * dim * min(len(model.tokens), window or len(model.tokens))
+            for heads, dim, window in zip(self.heads, self.dims, self.windows, strict=True)
+            for model in self.sequences
+        )

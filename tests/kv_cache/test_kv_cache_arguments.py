@@ -5,7 +5,7 @@ import torch
 from own_pool import FewMappings, int32, one_pool
 
 from vmm import InvalidArgument, KVCache
-from vmm.kv_cache.cache import _records
+from vmm.kv_cache.layout import chosen_records
 from vmm.kv_cache.records import LayerShape
 
 SHAPE = {"layers": 2, "kv_heads": 3, "head_dim": 5, "dtype": torch.float32}
@@ -128,7 +128,7 @@ def test_more_mappings_than_a_process_may_have(pool, monkeypatch, name):
         KVCache(**SHAPE, **SIZE, **kind, pool=pool)
     assert core.stats()["reservations_made"] == made
     monkeypatch.setattr(pool, "_core", FewMappings(core, 2 * most))
-    _records([LayerShape(3, 5)] * 2, kind.get("layout"), kind.get("layers_per_extent"), pool, 3)
+    chosen_records([LayerShape(3, 5)] * 2, kind.get("layout"), kind.get("layers_per_extent"), pool, 3)
 
 
 @pytest.mark.host_only
@@ -146,5 +146,5 @@ def test_more_mappings_than_a_process_may_have(pool, monkeypatch, name):
 def test_the_layout_follows_the_mappings(pool, monkeypatch, limit, name, parts):
     """3 sequences of 2 layers of 3 heads: 36 extents head-major, 6 by layer, 3 with all layers in one."""
     monkeypatch.setattr(pool, "_core", FewMappings(pool._core, limit))
-    records = _records([LayerShape(3, 5)] * 2, None, None, pool, 3)
+    records = chosen_records([LayerShape(3, 5)] * 2, None, None, pool, 3)
     assert (records.name, len(records.parts)) == (name, parts)

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from naive_sequences import UNWRITTEN, NaiveCache, NaiveSequence
 from own_pool import PAGE, faulty_pool
 
+import vmm.kv_cache.cache
 from vmm import DriverError, Error, InvalidArgument, KVCache, OutOfPages
 
 BUDGET_PAGES = 56
@@ -34,12 +35,29 @@ KINDS = {
     "each": {"layers": 2, "kv_heads": 3, "head_dim": 5, "dtype": torch.float32, "layers_per_extent": 1},
     "heads": {"layers": 1, "kv_heads": (3,), "head_dim": 15, "dtype": torch.float32, "layout": "head-major"},
     "bfloat16": {"layers": 2, "kv_heads": 3, "head_dim": 40, "dtype": torch.bfloat16, "layers_per_extent": 2},
+    "windows": {
+        "layers": 3,
+        "kv_heads": (3, 2, 3),
+        "head_dim": (5, 12, 5),
+        "dtype": torch.float32,
+        "window": (40, None, 40),
+        "layers_per_extent": 3,
+    },
+    "window": {"layers": 1, "kv_heads": 2, "head_dim": 60, "dtype": torch.bfloat16, "window": 12},
     "float16": {"layers": 1, "kv_heads": 2, "head_dim": 90, "dtype": torch.float16, "layout": "head-major"},
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_tiles():
+    """Or sequences as short as these would never leave a window on a GPU."""
+    before, vmm.kv_cache.cache._TILE_TOKENS = vmm.kv_cache.cache._TILE_TOKENS, 5
+    yield
+    vmm.kv_cache.cache._TILE_TOKENS = before
+
+
 def per_layer(given, layers):
-    return [given] * layers if isinstance(given, int) else list(given)
+    return list(given) if isinstance(given, tuple) else [given] * layers
 
 
 class KVCacheMachine(RuleBasedStateMachine):
@@ -83,7 +101,11 @@ class KVCacheMachine(RuleBasedStateMachine):
             tokens_per_step=per_step,
         )
         heads, dims = (per_layer(shape[name], shape["layers"]) for name in ("kv_heads", "head_dim"))
-        self.caches.append(NaiveCache(cache, heads, dims))
+        windows = [each.window for each in cache._shapes]
+        for window, asked in zip(windows, per_layer(shape.get("window"), shape["layers"]), strict=True):
+            assert window >= (asked or 0)
+            assert (window == 0) == (asked is None)
+        self.caches.append(NaiveCache(cache, heads, dims, windows))
 
     @precondition(lambda self: self.caches)
     @rule(data=st.data(), prompt=st.integers(0, MOST), stream=STREAMS)
@@ -92,7 +114,8 @@ class KVCacheMachine(RuleBasedStateMachine):
         full = len(naive.sequences) == SLOTS
         try:
             with self.tolerated():
-                sequence = naive.cache.open(prompt, self.streams[stream])
+                announce = data.draw(st.none() | st.integers(0, prompt))
+                sequence = naive.cache.open(prompt, announce=announce, stream=self.streams[stream])
                 assert not full
                 assert sequence.slot not in {model.sequence.slot for model in naive.sequences}
                 naive.sequences.append(NaiveSequence(sequence))
@@ -132,7 +155,7 @@ class KVCacheMachine(RuleBasedStateMachine):
             self.core_step(naive, chosen, [0] * len(chosen), stream)
             return
         for model, count in zip(chosen, grown, strict=True):
-            start = len(model.tokens)
+            start = model.computed = len(model.tokens)
             first = self.written + 1
             self.written += count
             model.tokens += range(first, first + count) if write else [UNWRITTEN] * count
@@ -163,15 +186,22 @@ class KVCacheMachine(RuleBasedStateMachine):
             models, counts = zip(*(growth[slot] for slot in fitting), strict=True)
             self.core_step(naive, models, counts, stream)
             for model, count in zip(models, counts, strict=True):
+                model.computed = len(model.tokens)
                 model.tokens += [UNWRITTEN] * count
 
     @precondition(lambda self: any(naive.sequences for naive in self.caches))
     @rule(data=st.data())
     def truncate(self, data):
-        _, model = self.draw_sequence(data)
+        naive, model = self.draw_sequence(data)
         to = data.draw(st.integers(0, len(model.tokens)))
-        model.sequence.truncate(to)
+        try:
+            model.sequence.truncate(to)
+        except InvalidArgument:
+            assert any(naive.windows)
+            assert 0 < to < model.computed
+            return
         del model.tokens[to:]
+        model.computed = min(model.computed, to)
 
     @precondition(lambda self: any(naive.sequences for naive in self.caches))
     @rule(data=st.data(), tokens=st.integers(0, MOST))

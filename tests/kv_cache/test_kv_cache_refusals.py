@@ -159,7 +159,7 @@ def test_a_stream_that_is_none(cache, stream):
     for call in (
         lambda: cache.step(int32(0), int32(11), stream),
         lambda: cache.end(stream),
-        lambda: cache.open(1, stream),
+        lambda: cache.open(1, stream=stream),
         lambda: sequence.close(stream),
     ):
         with pytest.raises(InvalidArgument, match="stream is"):

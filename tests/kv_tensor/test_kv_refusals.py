@@ -53,9 +53,6 @@ def state(pool, *tensors):
         ((2, 5), {"dtype": torch.qint8}, "dtype"),
         ((2, 5), {"dtype": "float32"}, "dtype"),
         ((2, 5), {"dtype": float}, "dtype"),
-        ((2, 5), {"device": "meta"}, "device"),
-        ((2, 5), {"device": "cuda"}, "device"),
-        ((2, 5), {"device": torch.device("cuda", 1)}, "device"),
         ((2, 5), {"page_bytes": 0}, "page_bytes"),
         ((2, 5), {"page_bytes": -4096}, "page_bytes"),
         ((2, 5), {"page_bytes": 1024}, "page_bytes"),
@@ -74,6 +71,14 @@ def test_what_cannot_be_made(pool, shape, options, said):
     with pytest.raises(InvalidArgument, match=said):
         KVTensor(*shape, **({"pool": pool} | options))
     assert state(pool) == before
+
+
+@pytest.mark.host_only
+@pytest.mark.parametrize("device", ["meta", "cuda", torch.device("cuda", 1)], ids=str)
+def test_another_device_than_the_pool_s(pool, device):
+    with pytest.raises(InvalidArgument, match="device"):
+        KVTensor(2, 5, device=device, pool=pool)
+    assert pool.stats().reservations_leased == 0
 
 
 def test_what_torch_refuses_is_refused(pool):

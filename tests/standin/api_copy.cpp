@@ -168,7 +168,9 @@ extern "C" __attribute__((visibility("default"))) int standin_launch(void* handl
       work->touches.push_back({writes[i].start, writes[i].size, true, {}});
     work->host_code = true;
     if (fn != nullptr) work->work = [fn, arg]() { fn(arg); };
-    const CUresult result = submit_touching(call, stream, work);
+    // What a captured kernel touches is looked at when the graph is launched.
+    const CUresult result =
+        stream->capture != 0 ? submit(call, stream, work) : submit_touching(call, stream, work);
     if (result != CUDA_ERROR_INVALID_VALUE) return result;
     return call.undefined("a kernel that touches what is not mapped or not accessible",
                           CUDA_ERROR_ILLEGAL_ADDRESS);

@@ -145,7 +145,8 @@ TEST(the_tail_is_mapped_and_not_part_of_the_limit) {
   test.slots->truncate(0, {});
   CHECK(test.slots->limit(0) == Tokens{0});
   CHECK(test.pool->stats().kept == Bytes{});
-  CHECK(test.slots->announce(0, {}) == Tokens{0});
+  test.slots->announce(0, {});
+  CHECK(test.slots->covered(0) == Tokens{0});
 }
 
 TEST(a_truncation_ends_the_need_of_one_slot_only) {
@@ -161,11 +162,48 @@ TEST(a_truncation_ends_the_need_of_one_slot_only) {
   CHECK_THROWS(InvalidArgument, "more than there are", test.slots->truncate(1, {23}));
 }
 
+TEST(what_no_window_reaches_is_given_up) {
+  TestPool test(16_MiB);
+  auto wide = test.reserve(1_MiB, 2), narrow = test.reserve(1_MiB, 2);
+  const auto slots = Slots::make(test.pager, {{wide, 0, 1, record, {50}}, {narrow, 0, 1, {2'048}}}, 2, {});
+  auto mapped = [&](std::uint32_t page) {
+    return wide->reservation().table[{16 + page}].kept;  // of slot 1
+  };
+  auto advance = [&](std::uint64_t length, std::uint64_t computed) {
+    slots->advance(std::vector<SlotLength>{{1, {length}, {computed}}});
+  };
+  advance(200, 0);
+  CHECK(mapped(0) && mapped(9));
+  CHECK(slots->held(1) == 64_KiB * (10 + 7));
+  CHECK(slots->live({200}) == Bytes{50 * 3'000 + 200 * 2'048});
+  // The next token is number 200, and needs 151 and those after it. Page 6 ends in token 152.
+  advance(220, 200);
+  CHECK(!mapped(0) && !mapped(5) && mapped(6) && mapped(10));
+  CHECK(slots->held(1) == 64_KiB * (11 - 6 + 7));
+  CHECK(narrow->reservation().table[{16}].kept);
+  test.pool->trim(16_MiB);
+  CHECK(wide->reservation().table[{16}].state == VirtualState::unmapped);
+  // Back to where the window is still whole: from token 132, where page 6 begins, on.
+  CHECK_THROWS(InvalidArgument, "window", slots->truncate(1, {180}));
+  CHECK(slots->frontier(1) == Tokens{220});
+  slots->truncate(1, {181});
+  CHECK(slots->computed(1) == Tokens{181});
+  advance(240, 181);
+  CHECK(!mapped(5) && mapped(6) && mapped(10));
+  slots->truncate(1, {});
+  CHECK(test.pool->stats().kept == Bytes{});
+  advance(10, 0);
+  CHECK(mapped(0));
+  test.pool->check();
+}
+
 TEST(what_is_announced_is_mapped_for_that_slot) {
   TestSlots test(16_MiB);
-  CHECK(test.slots->announce(1, {30}) == Tokens{43});
-  CHECK(test.slots->announce(1, {43}) == Tokens{43});
-  CHECK(test.slots->announce(2, {1}) == Tokens{21});
+  test.slots->announce(1, {30});
+  CHECK(test.slots->covered(1) == Tokens{43});
+  test.slots->announce(std::vector<SlotLength>{{1, {43}}, {2, {1}}});
+  CHECK(test.slots->covered(1) == Tokens{43});
+  CHECK(test.slots->covered(2) == Tokens{21});
   CHECK((test.mapped(1) == Mapped{0, 0, 0}));
   test.settle();
   CHECK((test.mapped(0) == Mapped{0, 0, 0}));

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,20 +12,25 @@ from torch._C import _from_dlpack
 
 from vmm import _core
 from vmm.errors import Closed, InvalidArgument
-from vmm.kv_cache.records import (
-    LayerShape,
-    LayoutName,
-    Records,
-    Where,
-    head_major,
-    token_major,
-    tokens_of_extent,
+from vmm.kv_cache.arguments import (
+    checked_number,
+    checked_page_bytes,
+    checked_shapes,
+    chosen_pool,
+    int32_numbers,
 )
-from vmm.pool import Pool, checked_pool, default_pool
-from vmm.stream import handle_of, release_after, torch_stream
+from vmm.kv_cache.layout import chosen_records
+from vmm.kv_cache.records import LayoutName, Where, tokens_of_extent
+from vmm.kv_cache.sequence import Batch, Sequence
+from vmm.pool import Pool
+from vmm.stream import handle_of, torch_stream
 
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
 _TYPE_CODES = {torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloat16: 4}
+
+# Kernels load whole tiles of K and V: of up to 256 tokens in FlashAttention 3 and 4, and the first tile may
+# begin before the window does.
+_TILE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class CacheStats:
     """One cache at one moment; the pool's own are ``cache.pool.stats()``."""
 
     sequences: int  #: open
-    live_bytes: int  #: of the K and V of tokens in open sequences
+    live_bytes: int  #: of the K and V of tokens in open sequences, as far as windows reach
     running_bytes: int  #: of the pages that open sequences need, or will soon
     mapped_bytes: int  #: live, the rest of their pages, what was mapped ahead, and what closed ones left
     horizon: int  #: iterations ahead that pages are asked for, now
@@ -41,78 +46,18 @@ class CacheStats:
     bytes_per_sequence: int  #: of bookkeeping
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Sequences as kernels want them, int32, on the CPU."""
-
-    slots: torch.Tensor  #: [n]
-    lengths: torch.Tensor  #: [n]; FlashAttention's seqused_k
-    starts: torch.Tensor  #: [n + 1], in tokens from the cache's start; FlashAttention's cu_seqlens_k
-
-
-class Sequence:
-    """One open sequence: ``cache.open()`` makes it. Closed by ``close``, or by leaving it as a context."""
-
-    def __init__(self, cache: KVCache, slot: int) -> None:
-        self.cache = cache
-        self._slot: int | None = slot
-
-    @property
-    def slot(self) -> int:
-        if self._slot is None:
-            raise Closed("this sequence is closed")
-        return self._slot
-
-    @property
-    def length(self) -> int:
-        """Tokens, as of the last step that named it."""
-        return self.cache._engine.length(self.slot)
-
-    def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of this sequence so far: ``[length, heads, dim]`` each."""
-        k, v = self.cache.kv(layer)
-        slot, length = self.slot, self.length
-        return k[slot, :length], v[slot, :length]
-
-    def announce(self, tokens: int) -> None:
-        """Tokens up to ``tokens`` will be needed soon: the next chunk of a prompt. Waits for nothing."""
-        self.cache._engine.announce(self.slot, _checked("tokens", tokens, 0, self.cache.max_tokens))
-
-    def truncate(self, n: int) -> None:
-        """Forgets tokens from ``n`` on: what speculation got wrong. Their memory stays mapped until it is
-        short. Raises InvalidArgument."""
-        self.cache._engine.truncate(self.slot, _checked("n", n, 0, self.cache.max_tokens))
-
-    def close(self, stream: Any = None) -> None:
-        """Frees the slot. The work of open and unfinished epochs, and what is on ``stream`` now, may still
-        read it. Closing twice does nothing."""
-        if self._slot is None:
-            return
-        if self.cache._opened is not None:
-            release_after(self.cache.pool, stream)
-            torch_stream(self.cache.pool)
-            self.cache._opened.close(self._slot)
-        self._slot = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 class KVCache:
     """The K and V of up to ``max_sequences`` sequences of up to ``max_tokens`` tokens in ``layers`` layers.
 
-    ``kv_heads`` and ``head_dim`` are numbers, or one for each layer. Memory is taken from ``pool``, or a pool
-    of its own with ``budget``, or the device's default pool; only what running sequences need is mapped, in
-    pages of ``page_bytes``. ``layout`` is ``"token-major"`` (``layers_per_extent`` layers side by side in a
-    token's record; default on a GPU: all) or ``"head-major"`` (faster attention on CPUs; the default there
-    while the process has enough mappings for it). ``tail_tokens`` past each length stay mapped, and finite,
-    for kernels that load whole tiles (256 for FlashAttention 3 and 4). ``tokens_per_step`` is what a decoding
-    sequence grows by: 1, or more with speculation.
+    ``kv_heads`` and ``head_dim`` are numbers, or one for each layer; so is ``window``, for layers in which a
+    token attends only to so many, itself included (``None`` or 0: to all). Memory is taken from ``pool``, or
+    a pool of its own with ``budget``, or the device's default pool; only what running sequences need is
+    mapped, in pages of ``page_bytes``. ``layout`` is ``"token-major"`` (``layers_per_extent`` layers side by
+    side in a token's record; default on a GPU: all) or ``"head-major"`` (faster attention on CPUs; the
+    default there while the process has enough mappings for it). ``tail_tokens`` past each length, and before
+    each window, stay mapped, and finite, for kernels that load whole tiles (256 for FlashAttention 3 and 4;
+    before a window 256 is the least on a GPU). ``tokens_per_step`` is what a decoding sequence grows by: 1,
+    or more with speculation.
 
     Raises InvalidArgument, naming the argument. Every method is safe from any thread.
     """
@@ -124,6 +69,7 @@ class KVCache:
         head_dim: int | Ordered[int],
         dtype: torch.dtype = torch.bfloat16,
         *,
+        window: int | Ordered[int | None] | None = None,
         max_tokens: int,
         max_sequences: int,
         device: torch.device | str | None = None,
@@ -135,23 +81,25 @@ class KVCache:
         tail_tokens: int = 0,
         tokens_per_step: int = 1,
     ) -> None:
-        shapes = _shapes(layers, kv_heads, head_dim)
+        shapes = checked_shapes(layers, kv_heads, head_dim, window)
         if not isinstance(dtype, torch.dtype) or dtype not in _TYPE_CODES:
             raise InvalidArgument(f"dtype is {dtype!r}; expected one of {', '.join(map(str, _TYPE_CODES))}")
         self.dtype = dtype
-        self.max_tokens = _checked("max_tokens", max_tokens, 1, 2**31 - 1)
-        self.max_sequences = _checked("max_sequences", max_sequences, 1, 2**20)
-        self._tail = _checked("tail_tokens", tail_tokens, 0, 2**16)
-        _checked("tokens_per_step", tokens_per_step, 1, 2**16)
+        self.max_tokens = checked_number("max_tokens", max_tokens, 1, 2**31 - 1)
+        self.max_sequences = checked_number("max_sequences", max_sequences, 1, 2**20)
+        self._tail = checked_number("tail_tokens", tail_tokens, 0, 2**16)
+        checked_number("tokens_per_step", tokens_per_step, 1, 2**16)
         self._owns_pool = pool is None and budget is not None
-        self.pool = _pool(pool, budget, device)
-        self._page_bytes = _page_bytes(self.pool, page_bytes)
-        self._records = _records(shapes, layout, layers_per_extent, self.pool, self.max_sequences)
+        self.pool = chosen_pool(pool, budget, device)
+        self._page_bytes = checked_page_bytes(page_bytes, self.pool)
+        more = max(self._tail, _TILE_TOKENS if self.pool._core.gpu else 0)
+        self._shapes = [replace(shape, window=shape.window and shape.window + more) for shape in shapes]
+        self._records = chosen_records(self._shapes, layout, layers_per_extent, self.pool, self.max_sequences)
         self._leases = [self._reserve(part) for part in range(len(self._records.parts))]
         self._opened: _core.KvCache | None = _core.KvCache(
             self.pool._core,
             [
-                (lease, part.extents, part.record * dtype.itemsize)
+                (lease, part.extents, part.record * dtype.itemsize, part.window)
                 for lease, part in zip(self._leases, self._records.parts, strict=True)
             ],
             self.max_sequences,
@@ -171,9 +119,12 @@ class KVCache:
 
         Raises InvalidArgument for a slot that is not open or is named twice, and for a length that is less
         than before or more than ``max_tokens``; OutOfPages, whose ``fitting`` are the slots that could have
-        had what they need. Then nothing has changed.
+        had what they need; Error for a slot that an open epoch of another stream may still read for the
+        sequence before. Then nothing has changed.
         """
-        self._engine.step(*_int32("slots", slots), *_int32("lengths", lengths), self._stream(stream))
+        self._engine.step(
+            *int32_numbers("slots", slots), *int32_numbers("lengths", lengths), self._stream(stream)
+        )
 
     def end(self, stream: Any = None) -> None:
         """Closes ``stream``'s epoch without opening the next: the engine goes idle."""
@@ -190,18 +141,22 @@ class KVCache:
 
     # Sequences.
 
-    def open(self, prompt_tokens: int = 0, stream: Any = None) -> Sequence:
-        """A new sequence, in the free slot that fits best; what its prompt needs is mapped while it waits.
-        ``stream``: where its first step will be. Raises InvalidArgument when all slots are taken."""
-        _checked("prompt_tokens", prompt_tokens, 0, self.max_tokens)
-        return Sequence(self, self._engine.open(prompt_tokens, self._stream(stream)))
+    def open(self, prompt_tokens: int = 0, *, announce: int | None = None, stream: Any = None) -> Sequence:
+        """A new sequence, in the free slot that fits best. What its first ``announce`` tokens need (default:
+        the whole prompt; less where the prompt comes in chunks) is mapped while it waits. ``stream``: where
+        its first step will be. Raises InvalidArgument when all slots are taken."""
+        checked_number("prompt_tokens", prompt_tokens, 0, self.max_tokens)
+        announce = (
+            prompt_tokens if announce is None else checked_number("announce", announce, 0, prompt_tokens)
+        )
+        return Sequence(self, self._engine.open(prompt_tokens, announce, self._stream(stream)))
 
     def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of all slots: ``[max_sequences, tokens_per_slot, heads, dim]`` each, the last dimension
         contiguous, at addresses that never change. Only tokens below a sequence's length, and ``tail_tokens``
-        more, may be touched: the rest is not mapped."""
+        more, may be touched, and in a layer with a window only those it reaches: the rest is not mapped."""
         views = self._open_views()
-        return views[_checked("layer", layer, 0, len(views) - 1)]
+        return views[checked_number("layer", layer, 0, len(views) - 1)]
 
     @property
     def tokens_per_slot(self) -> int:
@@ -209,10 +164,9 @@ class KVCache:
         return int(self._open_views()[0][0].shape[1])
 
     def stats(self) -> CacheStats:
-        per_token = sum(2 * k.heads * k.dim for k, _ in self._records.layers) * self.dtype.itemsize
         return CacheStats(
             sequences=self._engine.open_slots,
-            live_bytes=self._engine.live_tokens * per_token,
+            live_bytes=self._engine.live_bytes,
             running_bytes=self._engine.held_bytes,
             mapped_bytes=sum(lease.mapped_bytes for lease in self._leases),
             horizon=self._engine.horizon,
@@ -221,8 +175,9 @@ class KVCache:
         )
 
     def close(self) -> None:
-        """Gives all memory back when the work on it is over; with ``budget``, closes the pool. Sequences and
-        views must not be used any more. Twice is once."""
+        """Gives all memory back when the work on it is over; with ``budget``, closes the pool. Ends the
+        epochs of streams that no other cache steps. Sequences and views must not be used any more. Twice is
+        once."""
         if self._opened is not None:
             torch_stream(self.pool)
             self._opened, self._leases, self._views = None, [], []
@@ -292,102 +247,3 @@ class KVCache:
         with torch.inference_mode(False):  # or only inference mode could ever write into it
             view: torch.Tensor = _from_dlpack(capsule)
         return view
-
-
-def _checked(argument: str, value: Any, least: int, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidArgument(f"{argument} is {value!r}; expected {least} to {most}")
-    return value
-
-
-def _shapes(layers: Any, kv_heads: Any, head_dim: Any) -> list[LayerShape]:
-    _checked("layers", layers, 1, 2**16)
-    each: dict[str, list[int]] = {}
-    for argument, given in (("kv_heads", kv_heads), ("head_dim", head_dim)):
-        if not isinstance(given, int | Ordered):
-            raise InvalidArgument(f"{argument} is {given!r}; expected a number, or one for each layer")
-        numbers = [given] * layers if isinstance(given, int) else list(given)
-        if len(numbers) != layers:
-            raise InvalidArgument(f"{argument} has {len(numbers)} numbers; expected one, or {layers}")
-        each[argument] = [_checked(argument, number, 1, 2**16) for number in numbers]
-    return [LayerShape(*pair) for pair in zip(each["kv_heads"], each["head_dim"], strict=True)]
-
-
-def _pool(pool: Any, budget: int | str | None, device: Any) -> Pool:
-    if pool is None:
-        device = "cpu" if device is None else device
-        return default_pool(device) if budget is None else Pool(budget, device=device)
-    if budget is not None:
-        raise InvalidArgument("budget and pool: expected at most one of them")
-    return checked_pool(pool, device)
-
-
-def _page_bytes(pool: Pool, page_bytes: Any) -> int:
-    granularity = pool._core.granularity
-    if page_bytes is None:
-        return pool.default_page_bytes
-    if not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
-        raise InvalidArgument(
-            f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}"
-        )
-    return page_bytes
-
-
-def _records(
-    shapes: list[LayerShape], layout: Any, layers_per_extent: Any, pool: Pool, max_sequences: int
-) -> Records:
-    if layout is not None and layout not in ("token-major", "head-major"):
-        raise InvalidArgument(f"layout is {layout!r}; expected 'token-major' or 'head-major'")
-    if layers_per_extent is not None:
-        _checked("layers_per_extent", layers_per_extent, 1, len(shapes))
-        if layout == "head-major":
-            raise InvalidArgument("layers_per_extent: of the layout 'token-major' only")
-    limit = pool._core.max_mappings // 2  # each extent costs two: what is mapped, and the gap after it
-
-    def fits(records: Records) -> bool:
-        return limit == 0 or 2 * max_sequences * sum(part.extents for part in records.parts) <= limit
-
-    by_heads = head_major(shapes)
-    if layout == "head-major" or (layout is None and layers_per_extent is None and not pool._core.gpu):
-        if fits(by_heads):
-            return by_heads
-        if layout is not None:
-            raise InvalidArgument(_too_many(limit))
-    per_extent = layers_per_extent or (len(shapes) if pool._core.gpu else 1)
-    records = token_major(shapes, per_extent)
-    if not fits(records) and layers_per_extent is None:
-        records = token_major(shapes, len(shapes))
-    if not fits(records):
-        raise InvalidArgument(_too_many(limit))
-    return records
-
-
-def _too_many(limit: int) -> str:
-    return (
-        f"max_sequences: the slots would use more than {limit} memory mappings, half of what a process may"
-        " have; use fewer sequences, or more layers per extent, or raise vm.max_map_count (sysctl)"
-    )
-
-
-def _int32(argument: str, array: Any) -> tuple[int, int]:
-    """Where the numbers are, and how many."""
-    if not isinstance(array, torch.Tensor):
-        array = _as_tensor(argument, array)
-    if array.dtype is not torch.int32 or array.dim() != 1 or not array.is_contiguous() or not array.is_cpu:
-        raise InvalidArgument(
-            f"{argument} is {tuple(array.shape)} of {array.dtype} on {array.device}; expected a contiguous"
-            " one-dimensional int32 array on the CPU"
-        )
-    return array.data_ptr(), array.numel()
-
-
-def _as_tensor(argument: str, array: Any) -> torch.Tensor:
-    try:
-        view = memoryview(array)
-    except TypeError:
-        raise InvalidArgument(f"{argument} is {type(array).__name__}; expected an int32 array") from None
-    if view.format != "i" or view.ndim != 1 or not view.contiguous:
-        raise InvalidArgument(
-            f"{argument} has items of format {view.format!r}; expected int32, one dimension"
-        )
-    return torch.frombuffer(view, dtype=torch.int32) if view.nbytes else torch.empty(0, dtype=torch.int32)

@@ -3,12 +3,13 @@
 A slot has a place in each *part*; a part's piece of a slot is one or more *extents* that grow in lockstep,
 and an extent holds one record per token. Token-major, a part is a group of layers, with one extent whose
 record is ``[layers of the group, K|V, heads, dim]``; head-major, a part is the K or V of a layer, with an
-extent for each head and a record of ``[dim]``.
+extent for each head and a record of ``[dim]``. Layers of different windows are never in one part.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,10 +18,11 @@ LayoutName = Literal["token-major", "head-major"]
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of one layer's K, and V."""
+    """Of one layer's K, and V. ``window``: tokens that the next one needs, itself included; 0: all."""
 
     kv_heads: int
     head_dim: int
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class Part:
 
     extents: int
     record: int
+    window: int = 0
 
 
 @dataclass(frozen=True)
 class Where:
-    """One layer's K or V: in the record of ``part`` from ``offset`` on; heads ``head_step`` apart, in the
-    record (``inside``) or in extents of their own."""
+    """One layer's K or V: in the record of ``part`` from ``offset`` on; its heads are side by side in the
+    record (``inside``), or in extents of their own."""
 
     part: int
     offset: int
@@ -54,19 +57,28 @@ class Records:
 
 def token_major(shapes: list[LayerShape], layers_per_extent: int) -> Records:
     parts: list[Part] = []
-    layers: list[tuple[Where, Where]] = []
-    for first in range(0, len(shapes), layers_per_extent):
+    layers: dict[int, tuple[Where, Where]] = {}
+    for group in _groups(shapes, layers_per_extent):
         offset = 0
-        for shape in shapes[first : first + layers_per_extent]:
+        for layer in group:
+            shape = shapes[layer]
             size = shape.kv_heads * shape.head_dim
             k, v = (
                 Where(len(parts), at, shape.kv_heads, shape.head_dim, inside=True)
                 for at in (offset, offset + size)
             )
-            layers.append((k, v))
+            layers[layer] = k, v
             offset += 2 * size
-        parts.append(Part(extents=1, record=offset))
-    return Records("token-major", tuple(parts), tuple(layers))
+        parts.append(Part(extents=1, record=offset, window=shapes[group[0]].window))
+    return Records("token-major", tuple(parts), tuple(layers[i] for i in range(len(shapes))))
+
+
+def _groups(shapes: list[LayerShape], most: int) -> Iterator[list[int]]:
+    """Layers of one window each."""
+    for window in dict.fromkeys(shape.window for shape in shapes):
+        same = [layer for layer, shape in enumerate(shapes) if shape.window == window]
+        for first in range(0, len(same), most):
+            yield same[first : first + most]
 
 
 def head_major(shapes: list[LayerShape]) -> Records:
@@ -75,7 +87,7 @@ def head_major(shapes: list[LayerShape]) -> Records:
     for shape in shapes:
         k, v = (Where(len(parts) + at, 0, shape.kv_heads, shape.head_dim, inside=False) for at in range(2))
         layers.append((k, v))
-        parts += [Part(extents=shape.kv_heads, record=shape.head_dim)] * 2
+        parts += [Part(extents=shape.kv_heads, record=shape.head_dim, window=shape.window)] * 2
     return Records("head-major", tuple(parts), tuple(layers))
 
 

@@ -1,0 +1,50 @@
+"""Pools on the stand-in, whose kernels are late."""
+
+import gc
+
+import cuda_standin
+import pytest
+from own_pool import own_pool
+
+from vmm import _core
+
+PAGE = 65536
+
+
+@pytest.fixture
+def standin():
+    """Which reports memory that is taken away or overwritten under queued work."""
+    found = cuda_standin.configured(granularity=PAGE)
+    gc.collect()  # what an exception's frames hold on to
+    found.reported = found.reports  # by others, on purpose
+    with found.counting():
+        yield found
+        found.sync_all()
+        assert found.reports == found.reported, found.last_report
+    cuda_standin.configured(granularity=4096)
+
+
+@pytest.fixture
+def cuda(standin):
+    with cuda_standin.own_calls() as made:
+        yield made
+
+
+@pytest.fixture
+def gpu_pool(cuda):
+    core = _core.Pool(
+        8 * PAGE, arena_bytes=1 << 30, pager_thread=False, cuda_device=0, cuda_host_accessible=True
+    )
+    yield own_pool(core)
+    core.check()
+    core.close()
+
+
+@pytest.fixture
+def streams(gpu_pool, standin):
+    """Two, A and B."""
+    made = [gpu_pool._core.create_stream() for _ in range(2)]
+    yield made
+    standin.sync_all()
+    for stream in made:
+        gpu_pool._core.destroy_stream(stream)

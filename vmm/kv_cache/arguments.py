@@ -1,0 +1,82 @@
+"""Checks of what callers pass, with errors that name the argument and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vmm.errors import InvalidArgument
+from vmm.kv_cache.records import LayerShape
+from vmm.pool import Pool, checked_pool, default_pool
+
+
+def checked_number(argument: str, value: Any, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidArgument(f"{argument} is {value!r}; expected {least} to {most}")
+    return value
+
+
+def checked_shapes(layers: Any, kv_heads: Any, head_dim: Any, window: Any) -> list[LayerShape]:
+    checked_number("layers", layers, 1, 2**16)
+    heads = _of_each_layer("kv_heads", kv_heads, layers, 1, 2**16)
+    dims = _of_each_layer("head_dim", head_dim, layers, 1, 2**16)
+    if not isinstance(window, Sequence):
+        window = [window] * layers
+    windows = _of_each_layer("window", [0 if each is None else each for each in window], layers, 0, 2**31)
+    return [LayerShape(*each) for each in zip(heads, dims, windows, strict=True)]
+
+
+def _of_each_layer(argument: str, given: Any, layers: int, least: int, most: int) -> list[int]:
+    if not isinstance(given, int | Sequence):
+        raise InvalidArgument(f"{argument} is {given!r}; expected a number, or one for each layer")
+    numbers = [given] * layers if isinstance(given, int) else list(given)
+    if len(numbers) != layers:
+        raise InvalidArgument(f"{argument} has {len(numbers)} numbers; expected one, or {layers}")
+    return [checked_number(argument, number, least, most) for number in numbers]
+
+
+def chosen_pool(pool: Any, budget: int | str | None, device: Any) -> Pool:
+    """The pool given; or one of its own, with ``budget``; or the device's default one."""
+    if pool is not None:
+        if budget is not None:
+            raise InvalidArgument("budget and pool: expected at most one of them")
+        return checked_pool(pool, device)
+    device = "cpu" if device is None else device
+    return default_pool(device) if budget is None else Pool(budget, device=device)
+
+
+def checked_page_bytes(page_bytes: Any, pool: Pool) -> int:
+    granularity = pool._core.granularity
+    if page_bytes is None:
+        return pool.default_page_bytes
+    if not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
+        raise InvalidArgument(
+            f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}"
+        )
+    return page_bytes
+
+
+def int32_numbers(argument: str, array: Any) -> tuple[int, int]:
+    """Where the numbers are, and how many."""
+    if not isinstance(array, torch.Tensor):
+        array = _as_tensor(argument, array)
+    if array.dtype is not torch.int32 or array.dim() != 1 or not array.is_contiguous() or not array.is_cpu:
+        raise InvalidArgument(
+            f"{argument} is {tuple(array.shape)} of {array.dtype} on {array.device}; expected a contiguous"
+            " one-dimensional int32 array on the CPU"
+        )
+    return array.data_ptr(), array.numel()
+
+
+def _as_tensor(argument: str, array: Any) -> torch.Tensor:
+    try:
+        view = memoryview(array)
+    except TypeError:
+        raise InvalidArgument(f"{argument} is {type(array).__name__}; expected an int32 array") from None
+    if view.format != "i" or view.ndim != 1 or not view.contiguous:
+        raise InvalidArgument(
+            f"{argument} has items of format {view.format!r}; expected int32, one dimension"
+        )
+    return torch.frombuffer(view, dtype=torch.int32) if view.nbytes else torch.empty(0, dtype=torch.int32)

@@ -1,0 +1,47 @@
+"""Which layout a cache gets: what was asked for, or what suits the device and the process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmm.errors import InvalidArgument
+from vmm.kv_cache.arguments import checked_number
+from vmm.kv_cache.records import LayerShape, Records, head_major, token_major
+from vmm.pool import Pool
+
+
+def chosen_records(
+    shapes: list[LayerShape], layout: Any, layers_per_extent: Any, pool: Pool, max_sequences: int
+) -> Records:
+    """Raises InvalidArgument where the process may not have as many memory mappings as it would take."""
+    if layout is not None and layout not in ("token-major", "head-major"):
+        raise InvalidArgument(f"layout is {layout!r}; expected 'token-major' or 'head-major'")
+    if layers_per_extent is not None:
+        checked_number("layers_per_extent", layers_per_extent, 1, len(shapes))
+        if layout == "head-major":
+            raise InvalidArgument("layers_per_extent: of the layout 'token-major' only")
+    limit = pool._core.max_mappings // 2  # each extent costs two: what is mapped, and the gap after it
+
+    def fits(records: Records) -> bool:
+        return limit == 0 or 2 * max_sequences * sum(part.extents for part in records.parts) <= limit
+
+    by_heads = head_major(shapes)
+    if layout == "head-major" or (layout is None and layers_per_extent is None and not pool._core.gpu):
+        if fits(by_heads):
+            return by_heads
+        if layout is not None:
+            raise InvalidArgument(_too_many(limit))
+    per_extent = layers_per_extent or (len(shapes) if pool._core.gpu else 1)
+    records = token_major(shapes, per_extent)
+    if not fits(records) and layers_per_extent is None:
+        records = token_major(shapes, len(shapes))
+    if not fits(records):
+        raise InvalidArgument(_too_many(limit))
+    return records
+
+
+def _too_many(limit: int) -> str:
+    return (
+        f"max_sequences: the slots would use more than {limit} memory mappings, half of what a process may"
+        " have; use fewer sequences, or more layers per extent, or raise vm.max_map_count (sysctl)"
+    )
