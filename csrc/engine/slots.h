@@ -58,7 +58,8 @@ class Slots final : public Growing {
   /// The longest time since the last call from an announcement until all was mapped; 0 if there was none.
   Nanoseconds take_delay() { return Nanoseconds{delay_.exchange(0)}; }
   /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short. Throws
-  /// InvalidArgument for more than there are, or where a window before `to` has been given up; 0 is all right.
+  /// InvalidArgument for more than there are, or where a window before `to` has been given up; 0 is all
+  /// right.
   void truncate(std::uint32_t slot, Tokens to);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);

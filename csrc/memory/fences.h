@@ -34,8 +34,8 @@ class Epochs {
   void step(StreamHandle stream) { close(stream, true); }
   /// Closes without opening: the engine goes idle.
   void end(StreamHandle stream) { close(stream, false); }
-  /// Whoever steps a stream joins it first. When the last one leaves, the epoch that is open ends: nobody else
-  /// would end it. Leaving throws what end() throws.
+  /// Whoever steps a stream joins it first. When the last one leaves, the epoch that is open ends: nobody
+  /// else would end it. Leaving throws what end() throws.
   void join(StreamHandle stream);
   void leave(StreamHandle stream);
   /// For work outside epochs: what is on the stream now counts as an epoch that was closed just here, unless

@@ -78,9 +78,7 @@ def test_a_step_that_waits_lets_others_go_on():
 
 def test_what_a_window_has_left_may_still_be_read(standin, gpu_pool, streams):
     """Pressure takes it, and waits for the kernels that were given it."""
-    cache = make(
-        gpu_pool, pages=7, window=TOKENS
-    )  # and a tile of 256: 5 pages
+    cache = make(gpu_pool, pages=7, window=TOKENS)  # and a tile of 256: 5 pages
     old, kernel = busy(standin, cache, streams[0], 6)
     other = cache.open(stream=streams[0])
     step(cache, streams[0], (old, 6 * TOKENS + 1))
