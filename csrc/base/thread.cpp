@@ -30,6 +30,8 @@ std::thread start_thread(const char* name, std::function<void()> body) {
   const AllSignalsBlocked blocked;
   return std::thread([name, body = std::move(body)] {
     pthread_setname_np(pthread_self(), name);
+    const sched_param none{};
+    pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
     body();
   });
 }

@@ -41,18 +41,24 @@ class Growing {
   std::atomic<bool> due_{false};  // in the pager's inbox
 };
 
-/// Calls map() -> MapResult and counts what its caller had to wait for.
+/// Calls map() -> MapResult and counts what its caller had to wait for, in vain too.
 template <class Map>
 MapResult map_counting_stalls(Pool& pool, Map map) {
   const Nanoseconds start = pool.clock().now();
-  const MapResult result = map();
-  if (result.mapped.count != 0 || result.waited) {
-    Counters& counters = pool.counters();
+  Counters& counters = pool.counters();
+  auto count = [&] {
     counters.stalls.add();
     counters.stall_ns.add(static_cast<std::uint64_t>((pool.clock().now() - start).count()));
+  };
+  try {
+    const MapResult result = map();
+    if (result.mapped.count != 0 || result.waited) count();
     counters.pages_mapped_waiting.add(result.mapped.count);
+    return result;
+  } catch (...) {
+    count();
+    throw;
   }
-  return result;
 }
 
 }  // namespace vmm

@@ -272,16 +272,21 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   announce(slots);
 }
 
+/// Where one slot is within the horizon of a new page, all that are within twice the horizon are announced:
+/// so most steps wake nobody, which costs more than everything else they do.
 void KvCache::announce(std::span<const std::int32_t> slots) {
   const std::uint64_t ahead = options_.tokens_per_step.count * predictor_.horizon();
   const std::uint64_t most = slots_->max_tokens().count;
   coming_.clear();
+  bool due = false;
   for (const std::int32_t number : slots) {
     const auto slot = static_cast<std::uint32_t>(number);
-    const std::uint64_t to = std::min(lengths_[slot] + ahead, most);
-    if (to > covered_[slot]) coming_.push_back({slot, {to}});
+    const std::uint64_t to = std::min(lengths_[slot] + 2 * ahead, most);
+    if (to <= covered_[slot]) continue;
+    coming_.push_back({slot, {to}});
+    due |= std::min(lengths_[slot] + ahead, most) > covered_[slot];
   }
-  if (coming_.empty()) return;
+  if (!due) return;
   slots_->announce(coming_);
   for (const SlotLength& each : coming_)
     covered_[each.slot] = static_cast<std::uint32_t>(slots_->covered(each.slot).count);

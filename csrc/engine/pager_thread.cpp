@@ -9,8 +9,10 @@ namespace vmm {
 
 PagerThread::PagerThread(std::shared_ptr<Pager> pager) : pager_(std::move(pager)) {
   pager_->set_waker([this] {
-    std::lock_guard lock(mutex_);
-    woken_ = true;
+    {
+      std::lock_guard lock(mutex_);
+      woken_ = true;
+    }
     wake_.notify_one();
   });
   try {
