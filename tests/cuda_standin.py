@@ -51,9 +51,11 @@ def own_calls():
     made = Cuda(loaded().library)
     made.do("cuInit", 0)
     made.do("cuCtxSetCurrent", made.get_number("cuDevicePrimaryCtxRetain", 0))
-    yield made
-    made.do("cuCtxSetCurrent", None)
-    made.do("cuDevicePrimaryCtxRelease", 0)
+    try:
+        yield made
+    finally:
+        made.do("cuCtxSetCurrent", None)
+        made.do("cuDevicePrimaryCtxRelease", 0)
 
 
 def created_bytes() -> int:

@@ -70,8 +70,11 @@ void Pool::require_obtainable(Bytes asked) {
   for (;;) {
     std::unique_lock lock(mutex_);
     const MemoryFigures have = figures_locked(asked);
-    if (have.free + have.reclaimable >= asked) return;
-    if (have.free + have.reclaimable + coming() < asked) throw OutOfPages(have, "");
+    const Bytes limit = budget_->limit();
+    // A budget that has been lowered is first to be met.
+    const Bytes needed = asked + (std::max(limit, budget_->taken()) - limit);
+    if (have.free + have.reclaimable >= needed) return;
+    if (have.free + have.reclaimable + coming() < needed) throw OutOfPages(have, "");
     changed_.wait_for(lock, recheck);
     lock.unlock();
     drain_retired();

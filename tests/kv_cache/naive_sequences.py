@@ -1,9 +1,13 @@
 """What a KVCache must hold, kept naively: for each sequence a list of numbers, one for each token."""
 
+import ctypes
 import math
 from dataclasses import dataclass, field
 
+import cuda_standin
+import numpy as np
 import torch
+from cuda_calls import SUCCESS
 from own_pool import PAGE
 
 from vmm import KVCache
@@ -27,11 +31,30 @@ def contents(tokens, where, shape, dtype):
     return bits.to(NUMBERS[dtype])
 
 
+def at(tensor):
+    """What is at its address, when it is looked at."""
+    size = tensor.itemsize * (
+        1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    )
+    memory = (ctypes.c_char * max(size, 0)).from_address(tensor.data_ptr())
+    whole = np.frombuffer(memory, dtype=f"i{tensor.itemsize}")
+    strides = [tensor.itemsize * stride for stride in tensor.stride()]
+    return np.lib.stride_tricks.as_strided(whole, tensor.shape, strides)
+
+
 @dataclass(eq=False)
 class NaiveSequence:
     sequence: object
     tokens: list[int] = field(default_factory=list)
     computed: int = 0  # tokens before the last step
+    stream: int | None = None  # of the last step
+    coming: dict[int, int] = field(default_factory=dict)  # by token: the number that a kernel is to write
+
+    def come(self, start, numbers):
+        """A kernel has written these."""
+        for token, number in enumerate(numbers, start):
+            if self.coming.get(token) == number and token < len(self.tokens):
+                self.tokens[token] = number
 
 
 @dataclass(eq=False)
@@ -52,12 +75,46 @@ class NaiveCache:
         self.cache.close()
         self.sequences, self.cache = [], None
 
-    def write(self, model, start):
-        """The tokens from ``start`` on, into the views that a kernel would be given."""
+    def new_contents(self, model, start, numbers):
+        """Where to put the tokens from ``start`` on, and what: pairs of bits, for all layers."""
         for layer, (heads, dim) in enumerate(zip(self.heads, self.dims, strict=True)):
             for which, view in enumerate(self.cache.kv(layer)):
-                new = contents(model.tokens[start:], 2 * layer + which, (heads, dim), self.cache.dtype)
-                view[model.sequence.slot, start : len(model.tokens)] = new.view(self.cache.dtype)
+                place = view[model.sequence.slot, start : start + len(numbers)].view(self.bits)
+                yield place, contents(numbers, 2 * layer + which, (heads, dim), self.cache.dtype)
+
+    def write(self, model, start, numbers):
+        for place, new in self.new_contents(model, start, numbers):
+            place.copy_(new)
+
+    def launch(self, model, start, numbers, stream):
+        """A kernel that reads what the sequence has, and writes its tokens from ``start`` on: some time."""
+        # By address: a kernel keeps nothing alive.
+        stores = [(at(place), new.numpy()) for place, new in self.new_contents(model, start, numbers)]
+
+        def run():
+            for place, new in stores:
+                np.copyto(place, new)
+            model.come(start, numbers)
+
+        model.coming |= dict(enumerate(numbers, start))
+        ranges = {
+            "reads": self.addresses(model, 0, start),
+            "writes": self.addresses(model, start, start + len(numbers)),
+        }
+        assert cuda_standin.loaded().launch(stream, run, **ranges) == SUCCESS
+
+    def addresses(self, model, start, end):
+        """(address, size) of these tokens in every extent, but for what no window reaches."""
+        if start == end:
+            return []
+        out = []
+        for lease, part in zip(self.cache._leases, self.cache._records.parts, strict=True):
+            record = part.record * self.cache.dtype.itemsize
+            first = max(start, self.first(model.computed, part.window))
+            base = lease.address + model.sequence.slot * part.extents * lease.extent_bytes
+            for extent in range(part.extents if first < end else 0):
+                out.append((base + extent * lease.extent_bytes + first * record, (end - first) * record))
+        return out
 
     def compare(self, model):
         sequence, length = model.sequence, len(model.tokens)

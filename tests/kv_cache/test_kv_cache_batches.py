@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from cuda_calls import GLOBAL, SUCCESS
-from kernels import PAGE, TOKENS, Kernel, busy, make, step
+from late_kernels import PAGE, TOKENS, Kernel, busy, make, step
 from own_pool import faulty_pool
 
 from vmm import Error, InvalidArgument, KVCache, OutOfPages

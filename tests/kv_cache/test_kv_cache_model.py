@@ -4,8 +4,10 @@ and a budget that is too small."""
 import contextlib
 import os
 
+import cuda_standin
 import pytest
 import torch
+from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -65,7 +67,11 @@ class KVCacheMachine(RuleBasedStateMachine):
         super().__init__()
         self.pool = faulty_pool(BUDGET_PAGES)
         self.core = self.pool._core
-        self.streams = [0, self.core.create_stream()]
+        self.own_calls = contextlib.ExitStack()
+        if ON_CUDA:  # kernels need a context
+            self.cuda = self.own_calls.enter_context(cuda_standin.own_calls())
+        self.reports = cuda_standin.loaded().reports if ON_CUDA else 0
+        self.streams = [self.core.create_stream() for _ in range(2)]
         self.caches: list[NaiveCache] = []
         self.failing = False
         self.written = 0
@@ -156,11 +162,17 @@ class KVCacheMachine(RuleBasedStateMachine):
             return
         for model, count in zip(chosen, grown, strict=True):
             start = model.computed = len(model.tokens)
-            first = self.written + 1
+            numbers = list(range(self.written, self.written + count))
             self.written += count
-            model.tokens += range(first, first + count) if write else [UNWRITTEN] * count
-            if write:
-                naive.write(model, start)
+            model.tokens += [UNWRITTEN] * count
+            if write and count and ON_CUDA:
+                if model.stream not in (None, stream):
+                    self.cuda.do("cuStreamSynchronize", model.stream)  # an engine's own dependency
+                model.stream = stream
+                naive.launch(model, start, numbers, stream)
+            elif write:
+                naive.write(model, start, numbers)
+                model.tokens[start:] = numbers
 
     def core_step(self, naive, chosen, grown, stream):
         slots = [model.sequence.slot for model in chosen]
@@ -283,6 +295,9 @@ class KVCacheMachine(RuleBasedStateMachine):
     def finish_work(self):
         self.recover()
         self.core.delay_events(0)
+        if ON_CUDA:
+            cuda_standin.loaded().sync_all()
+            assert cuda_standin.loaded().reports == self.reports, cuda_standin.loaded().last_report
         for stream in self.streams:
             self.core.end(stream)
         for _ in range(10 * LATEST):  # a poll asks once
@@ -290,9 +305,11 @@ class KVCacheMachine(RuleBasedStateMachine):
 
     def teardown(self):
         self.finish_work()
+        self.everything_is_as_it_was()
         for naive in self.caches:
             naive.close()
-        self.core.destroy_stream(self.streams.pop())
+        while self.streams:
+            self.core.destroy_stream(self.streams.pop())
         self.core.close()
         while self.core.poll() or self.core.stats()["retirements_waiting"]:
             pass
@@ -301,6 +318,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         assert self.core.stats()["created_bytes"] == 0, self.core.stats()
         assert self.core.budget.taken_bytes == 0
         self.pool = self.core = None
+        self.own_calls.close()
 
     def draw_sequence(self, data):
         pairs = [(naive, model) for naive in self.caches for model in naive.sequences]

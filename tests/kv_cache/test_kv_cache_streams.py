@@ -2,7 +2,7 @@
 
 import pytest
 from core_pool import settle
-from kernels import PAGE, TOKENS, Kernel, busy, make, step
+from late_kernels import PAGE, TOKENS, Kernel, busy, make, step
 
 from vmm import Error, OutOfPages
 

@@ -240,6 +240,18 @@ TEST(the_cost_of_a_length_counts_what_others_could_take) {
   CHECK(test.pool->obtainable({}) == -65'536);
 }
 
+TEST(a_lowered_budget_is_met_before_anything_is_taken_in_vain) {
+  TestSlots test(1_MiB);
+  test.advance({{0, {100}}, {1, {22}}});  // 5 + 5 + 1 pages, and 2 + 2 + 1
+  test.slots->truncate(1, {});
+  test.budget->set_limit(64_KiB * 12);
+  CHECK_THROWS(OutOfPages, "budget", test.advance({{2, {1}}}));
+  CHECK((test.mapped(1) == Mapped{2, 2, 1}));  // 5 pages: 4 are owed, and 3 were asked for
+  test.budget->set_limit(64_KiB * 14);
+  test.advance({{2, {1}}});
+  test.pool->check();
+}
+
 TEST(what_another_stream_s_open_epoch_holds_cannot_be_obtained) {
   TestSlots test(1_MiB);
   const StreamHandle other = test.pool->driver().create_stream();
