@@ -8,10 +8,9 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from vmm import _core
+from vmm.closing import Closing
 from vmm.errors import InvalidArgument
 from vmm.host_memory import available_bytes
 from vmm.units import format_bytes, parse_bytes
@@ -56,7 +55,7 @@ class PoolStats:
     driver_failures: int
 
 
-class Pool:
+class Pool(Closing):
     """Physical pages under a budget, with a pager thread that maps ahead of whatever grows.
 
     ``budget`` is the most physical memory the pool may hold: bytes, or text like ``"12GiB"``; by default
@@ -128,14 +127,6 @@ class Pool:
         their memory is given back when they die. Closing twice does nothing."""
         self._forward_log()
         self._core.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         if self._core.in_child:

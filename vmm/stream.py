@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sys import is_finalizing
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmm.pool import Pool
 
 
-class Stream:
+class Stream(Closing):
     """An ordered queue of copies on ``pool``'s device, with a worker of its own.
 
     What is released while a copy is under way waits for it. Safe from any thread. Raises DriverError when the
@@ -56,14 +56,6 @@ class Stream:
         handle, self._handle = self._handle, None
         if handle is not None and not self._pool._core.in_child:
             self._pool._core.destroy_stream(handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not is_finalizing():  # then the process takes it along

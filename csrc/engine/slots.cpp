@@ -65,62 +65,18 @@ void Slots::check_length(const char* argument, Tokens tokens) const {
                           " tokens; max_tokens is " + std::to_string(max_tokens_.count));
 }
 
-Pages Slots::pages_for(const SlotPart& part, Tokens tokens) const {
-  const Bytes page = part.lease->shape().page_bytes;
-  return {round_up(part.record_bytes * tokens.count, page) / page};
-}
-
-/// The first ones of an extent, that no window reaches any more.
-Pages Slots::pages_given_up(const SlotPart& part, Tokens computed) const {
-  if (part.window.count == 0 || computed < part.window) return {};
-  const std::uint64_t first_needed = computed.count + 1 - part.window.count;
-  return {part.record_bytes * first_needed / part.lease->shape().page_bytes};
-}
-
 Tokens Slots::held_by_pages_for(Tokens tokens) const {
   Tokens held = max_tokens_ + tail_;
-  for (const SlotPart& part : parts_) {
-    const Bytes mapped = part.lease->shape().page_bytes * pages_for(part, tokens).count;
-    held = std::min(held, Tokens{mapped / part.record_bytes});
-  }
+  for (const SlotPart& part : parts_) held = std::min(held, part.held_by(part.pages_for(tokens)));
   return held;
-}
-
-/// The pages of tokens [from, to) that do not hold tokens before `from`, and `ahead` more.
-void Slots::append_ranges(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to, Pages ahead,
-                          std::vector<PageRange>& out) const {
-  const ReservationShape& shape = part.lease->shape();
-  const Pages extent{shape.extent_bytes / shape.page_bytes};
-  append_pages(part, slot, pages_for(part, from), std::min(pages_for(part, to) + ahead, extent), out);
-}
-
-/// Pages [from, to) of each extent.
-void Slots::append_pages(const SlotPart& part, std::uint32_t slot, Pages from, Pages to,
-                         std::vector<PageRange>& out) const {
-  const ReservationShape& shape = part.lease->shape();
-  if (from >= to) return;
-  for (std::uint64_t i = 0; i < part.extents; ++i) {
-    const std::uint64_t extent = part.first_extent + slot * part.extents + i;
-    const std::uint64_t start = extent * (shape.extent_bytes / shape.page_bytes) + from.count;
-    out.push_back({{static_cast<std::uint32_t>(start)}, to - from});
-  }
-}
-
-void Slots::append_bytes(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to,
-                         std::vector<ByteRange>& out) const {
-  if (from >= to) return;
-  for (std::uint64_t i = 0; i < part.extents; ++i) {
-    const std::uint64_t extent = part.first_extent + slot * part.extents + i;
-    out.push_back({part.lease->shape().extent_bytes * extent + part.record_bytes * from.count,
-                   part.record_bytes * (to.count - from.count)});
-  }
 }
 
 std::vector<PageRange> Slots::missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const {
   std::vector<PageRange> out;
   out.reserve(wanted.size() * part.extents);
   for (const SlotLength& each : wanted)
-    append_ranges(part, each.slot, {slots_[each.slot].kept.load()}, reach(each.length), {}, out);
+    part.append_pages(each.slot, part.pages_for({slots_[each.slot].kept.load()}),
+                      part.pages_for(reach(each.length)), out);
   return out;
 }
 
@@ -145,18 +101,15 @@ Bytes Slots::held(std::uint32_t number) const {
   const Tokens tokens{std::max(slot.kept.load(), slot.announced.load())};
   Bytes sum;
   for (const SlotPart& part : parts_) {
-    const Pages pages = pages_for(part, tokens) - pages_given_up(part, {slot.computed});
-    sum += part.lease->shape().page_bytes * (pages.count * part.extents);
+    const Pages pages = part.pages_for(tokens) - part.given_up({slot.computed});
+    sum += part.page_bytes() * (pages.count * part.extents);
   }
   return sum;
 }
 
 Bytes Slots::live(Tokens length) const {
   Bytes sum;
-  for (const SlotPart& part : parts_) {
-    const Tokens tokens = part.window.count == 0 ? length : std::min(length, part.window);
-    sum += part.record_bytes * (tokens.count * part.extents);
-  }
+  for (const SlotPart& part : parts_) sum += part.live(length);
   return sum;
 }
 
@@ -172,7 +125,7 @@ MapResult Slots::map_parts(std::span<const SlotLength> wanted, std::size_t& done
     std::vector<ByteRange> overwritten;
     if (write_intent_)
       for (const SlotLength& each : wanted)
-        append_bytes(part, each.slot, frontier(each.slot), each.length, overwritten);
+        part.append_bytes(each.slot, frontier(each.slot), each.length, overwritten);
     MapOptions options;
     options.overwritten = overwritten;
     const MapResult result = pool().map(part.lease->reservation(), missing_ranges(part, wanted), options);
@@ -217,7 +170,7 @@ void Slots::move_windows(std::uint32_t number, Tokens computed) {
   if (computed.count <= slot.computed) return;
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
-    append_pages(part, number, pages_given_up(part, {slot.computed}), pages_given_up(part, computed), ranges);
+    part.append_pages(number, part.given_up({slot.computed}), part.given_up(computed), ranges);
     if (!ranges.empty()) pool().unkeep(part.lease->reservation(), ranges);
   }
   slot.computed = computed.count;
@@ -254,13 +207,13 @@ void Slots::truncate(std::uint32_t number, Tokens to) {
     throw InvalidArgument("to is " + std::to_string(to.count) +
                           " tokens, more than there are: " + std::to_string(slot.frontier));
   for (const SlotPart& part : parts_)
-    if (to.count != 0 && pages_given_up(part, to) < pages_given_up(part, {slot.computed}))
+    if (to.count != 0 && part.given_up(to) < part.given_up({slot.computed}))
       throw InvalidArgument("to is " + std::to_string(to.count) +
                             " tokens; a layer's window before them was given up");
   const Tokens kept{std::min(slot.kept.load(), reach(to).count)};
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
-    append_ranges(part, number, kept, {slot.kept.load()}, {}, ranges);
+    part.append_pages(number, part.pages_for(kept), part.pages_for({slot.kept.load()}), ranges);
     pool().unkeep(part.lease->reservation(), ranges);
   }
   slot.frontier = to.count;
@@ -280,7 +233,7 @@ void Slots::scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle strea
                           " tokens");
   for (const SlotPart& part : parts_) {
     std::vector<ByteRange> ranges;
-    append_bytes(part, slot, from, to, ranges);
+    part.append_bytes(slot, from, to, ranges);
     for (const ByteRange& range : ranges)
       pool().zero(part.lease->reservation(), range.offset, range.size, stream);
   }
@@ -297,8 +250,9 @@ bool Slots::map_announced(std::span<const std::uint32_t> slots, bool announced_o
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
     for (std::uint32_t slot : slots)
-      append_ranges(part, slot, {slots_[slot].kept.load()}, {slots_[slot].announced.load()},
-                    announced_only ? Pages{} : lookahead, ranges);
+      part.append_pages(
+          slot, part.pages_for({slots_[slot].kept.load()}),
+          part.pages_for({slots_[slot].announced.load()}) + (announced_only ? Pages{} : lookahead), ranges);
     options.at_most = at_most;
     const MapResult result = pool().map(part.lease->reservation(), ranges, options);
     pool().counters().pages_mapped_ahead.add(result.mapped.count);
@@ -320,7 +274,7 @@ bool Slots::map_ahead(Bytes batch, Pages lookahead) {
     slots.swap(due_);
     for (std::uint32_t slot : slots) slots_[slot].due = false;
   }
-  Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().lease->shape().page_bytes)};
+  Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().page_bytes())};
   if (map_announced(slots, true, lookahead, at_most)) {
     const std::int64_t took = (pool().clock().now() - since).count();
     delay_ = std::max(delay_.load(), took);

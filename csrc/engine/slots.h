@@ -9,21 +9,12 @@
 #include <vector>
 
 #include "engine/growing.h"
+#include "engine/slot_part.h"
 #include "memory/pool.h"
 
 namespace vmm {
 
 class Pager;
-
-/// `extents` pieces of one lease for each slot, side by side from `first_extent` on, each holding one record
-/// of `record_bytes` per token.
-struct SlotPart {
-  std::shared_ptr<Lease> lease;
-  std::uint64_t first_extent = 0;
-  std::uint64_t extents = 1;
-  Bytes record_bytes;
-  Tokens window{};  // the next token needs only so many, itself included; 0: all
-};
 
 struct SlotsOptions {
   Tokens tail{};             // past each length, mapped, too
@@ -104,15 +95,7 @@ class Slots final : public Growing {
   void close() noexcept override;
   Tokens reach(Tokens length) const { return length.count == 0 ? length : length + tail_; }
   Tokens held_by_pages_for(Tokens tokens) const;
-  Pages pages_for(const SlotPart& part, Tokens tokens) const;
-  Pages pages_given_up(const SlotPart& part, Tokens computed) const;
   void move_windows(std::uint32_t slot, Tokens computed);
-  void append_ranges(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to, Pages ahead,
-                     std::vector<PageRange>& out) const;
-  void append_pages(const SlotPart& part, std::uint32_t slot, Pages from, Pages to,
-                    std::vector<PageRange>& out) const;
-  void append_bytes(const SlotPart& part, std::uint32_t slot, Tokens from, Tokens to,
-                    std::vector<ByteRange>& out) const;
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
   bool map_announced(std::span<const std::uint32_t> slots, bool announced_only, Pages lookahead,

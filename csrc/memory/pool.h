@@ -197,13 +197,15 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes coming() const;
   void make_room(Bytes asked, const Shortage&);
   bool await_coming();
-  Bytes release_free(Bytes wanted, bool strays_only);
   Bytes reclaim(Bytes wanted, bool idle_only);
   std::vector<Unmapping> choose_victims(Bytes wanted, bool idle_only);
+
+  // pool_unmap.cpp
   static Bytes size(const std::vector<Unmapping>&);
   Bytes unmap(std::vector<Unmapping> batch);
   std::vector<PageMapping> begin_unmap(const Unmapping&);
   void end_unmap(Unmapping&, std::size_t done);
+  Bytes release_free(Bytes wanted, bool strays_only);
   bool free_an_idle_range();
 
   // pool_reserve.cpp

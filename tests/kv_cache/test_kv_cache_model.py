@@ -10,9 +10,10 @@ import torch
 from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 from naive_sequences import UNWRITTEN, NaiveCache, NaiveSequence
 from own_pool import PAGE, faulty_pool
+from pool_machine import PoolMachine
 
 import vmm.kv_cache.cache
 from vmm import DriverError, Error, InvalidArgument, KVCache, OutOfPages
@@ -62,7 +63,9 @@ def per_layer(given, layers):
     return list(given) if isinstance(given, tuple) else [given] * layers
 
 
-class KVCacheMachine(RuleBasedStateMachine):
+class KVCacheMachine(PoolMachine):
+    budget_pages = BUDGET_PAGES
+
     def __init__(self):
         super().__init__()
         self.pool = faulty_pool(BUDGET_PAGES)
@@ -73,7 +76,6 @@ class KVCacheMachine(RuleBasedStateMachine):
         self.reports = cuda_standin.loaded().reports if ON_CUDA else 0
         self.streams = [self.core.create_stream() for _ in range(2)]
         self.caches: list[NaiveCache] = []
-        self.failing = False
         self.written = 0
 
     # What caches are asked to do.
@@ -242,31 +244,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         self.caches.remove(naive)
         naive.close()
 
-    # What the pool and the platform do to them.
-
-    @rule(times=st.integers(1, 4))
-    def poll(self, times):
-        for _ in range(times):
-            self.core.poll()
-
-    @rule(pages=st.integers(1, BUDGET_PAGES))
-    def trim(self, pages):
-        with self.tolerated():
-            self.core.trim(pages * PAGE)
-
-    @rule(pages=st.integers(BUDGET_PAGES // 4, BUDGET_PAGES))
-    def set_budget(self, pages):
-        self.core.budget.set_limit(pages * PAGE)
-
-    @rule(n=st.integers(1, 6), times=st.integers(1, 4), out_of_memory=st.booleans())
-    def fail(self, n, times, out_of_memory):
-        self.core.fail_at(n, times, out_of_memory)
-        self.failing = True
-
-    @rule()
-    def recover(self):
-        self.core.fail_at(0, 0)
-        self.failing = False
+    # What the platform does to them.
 
     @rule(late=st.integers(0, LATEST))
     def delay(self, late):
@@ -323,13 +301,6 @@ class KVCacheMachine(RuleBasedStateMachine):
     def draw_sequence(self, data):
         pairs = [(naive, model) for naive in self.caches for model in naive.sequences]
         return data.draw(st.sampled_from(pairs))
-
-    @contextlib.contextmanager
-    def tolerated(self):
-        try:
-            yield
-        except DriverError:
-            assert self.failing
 
 
 KVCacheMachine.TestCase.settings = settings(

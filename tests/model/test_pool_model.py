@@ -1,6 +1,5 @@
 """The pool against a naive model, a dict of bytes, with driver calls that fail and events that are late."""
 
-import contextlib
 import ctypes
 import os
 from dataclasses import dataclass, field
@@ -9,11 +8,11 @@ import cuda_standin
 from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
+from pool_machine import PAGE, PoolMachine
 
 from vmm import DriverError, OutOfPages, _core
 
-PAGE = 4096
 LATEST = 9  # queries that an event may be late by
 BUDGET_PAGES = 40
 MARK = 32  # bytes written at both ends of a page
@@ -49,19 +48,20 @@ def make_pool():
     )
 
 
-class PoolMachine(RuleBasedStateMachine):
+class LeaseMachine(PoolMachine):
+    budget_pages = BUDGET_PAGES
+
     def __init__(self):
         super().__init__()
-        self.pool = make_pool()
+        self.core = make_pool()
         self.models: list[Model] = []
-        self.failing = False
         self.work_is_late = False  # an unfinished epoch holds back what is reclaimable
         self.writes = 0
 
     @initialize(watched=st.booleans())
     def begin(self, watched):
         if watched:
-            self.pool.watch(0)
+            self.core.watch(0)
 
     # What the pool is asked to do.
 
@@ -75,7 +75,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def reserve(self, extent_pages, extents, tenant, zeroed, stream):
         with self.tolerated():
-            lease = self.pool.reserve(
+            lease = self.core.reserve(
                 page_bytes=PAGE,
                 extent_bytes=extent_pages * PAGE,
                 extents=extents,
@@ -138,44 +138,21 @@ class PoolMachine(RuleBasedStateMachine):
         model = self.models.pop(data.draw(st.integers(0, len(self.models) - 1)))
         model.lease = None  # Hypothesis may keep the model itself
 
-    @rule()
-    def poll(self):
-        self.pool.poll()
-
-    @rule(pages=st.integers(1, BUDGET_PAGES))
-    def trim(self, pages):
-        with self.tolerated():
-            assert self.pool.trim(pages * PAGE) <= self.pool.stats()["budget_bytes"]
-
-    @rule(pages=st.integers(BUDGET_PAGES // 2, BUDGET_PAGES))
-    def set_budget(self, pages):
-        self.pool.budget.set_limit(pages * PAGE)
-
     # What the platform does to it.
-
-    @rule(n=st.integers(1, 6), times=st.integers(1, 4), out_of_memory=st.booleans())
-    def fail(self, n, times, out_of_memory):
-        self.pool.fail_at(n, times, out_of_memory)
-        self.failing = True
-
-    @rule()
-    def recover(self):
-        self.pool.fail_at(0, 0)
-        self.failing = False
 
     @rule(late=st.integers(0, LATEST), step=st.booleans(), stream=st.integers(0, 0))
     def run_work(self, late, step, stream):
-        self.pool.delay_events(late)
+        self.core.delay_events(late)
         self.work_is_late = True
         with self.tolerated():
-            (self.pool.step if step else self.pool.end)(stream)
+            (self.core.step if step else self.core.end)(stream)
             self.work_is_late = late != 0 or step
 
     # What must be true.
 
     @invariant()
     def tables_agree(self):
-        self.pool.check()
+        self.core.check()
 
     @invariant()
     def kept_bytes_are_as_written(self):
@@ -188,33 +165,33 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_pool_counts_as_we_do(self):
-        stats = self.pool.stats()
+        stats = self.core.stats()
         assert stats["kept_bytes"] == PAGE * sum(len(model.kept) for model in self.models)
         assert stats["created_bytes"] <= BUDGET_PAGES * PAGE
         assert stats["mapped_bytes"] + stats["free_bytes"] <= stats["created_bytes"]
-        assert ON_CUDA or os.fstat(self.pool.memfd).st_blocks * 512 == stats["created_bytes"]
+        assert ON_CUDA or os.fstat(self.core.memfd).st_blocks * 512 == stats["created_bytes"]
 
     def finish_work(self):
         self.recover()
-        self.pool.delay_events(0)
-        self.pool.end()
+        self.core.delay_events(0)
+        self.core.end()
         for _ in range(10 * LATEST):  # a poll asks once
-            self.pool.poll()
+            self.core.poll()
         self.work_is_late = False
 
     def teardown(self):
         self.finish_work()
         for model in self.models:
             model.lease = None
-        self.pool.close()
-        while self.pool.poll() or self.pool.stats()["retirements_waiting"]:
+        self.core.close()
+        while self.core.poll() or self.core.stats()["retirements_waiting"]:
             pass
-        self.pool.trim(1 << 40)
-        self.pool.check()
-        assert self.pool.stats()["created_bytes"] == 0, self.pool.stats()
-        assert self.pool.budget.taken_bytes == 0
-        assert ON_CUDA or os.fstat(self.pool.memfd).st_blocks == 0
-        self.pool = None
+        self.core.trim(1 << 40)
+        self.core.check()
+        assert self.core.stats()["created_bytes"] == 0, self.core.stats()
+        assert self.core.budget.taken_bytes == 0
+        assert ON_CUDA or os.fstat(self.core.memfd).st_blocks == 0
+        self.core = None
 
     # Helpers.
 
@@ -234,15 +211,8 @@ class PoolMachine(RuleBasedStateMachine):
             assert seen == bytes(PAGE)
         assert {byte // 16 for byte in seen} <= {0, model.tenant + 1}
 
-    @contextlib.contextmanager
-    def tolerated(self):
-        try:
-            yield
-        except DriverError:
-            assert self.failing
 
-
-PoolMachine.TestCase.settings = settings(
+LeaseMachine.TestCase.settings = settings(
     max_examples=int(os.environ.get("VMM_EXAMPLES", "200")), stateful_step_count=40, deadline=None
 )
-TestPoolAgainstModel = PoolMachine.TestCase
+TestPoolAgainstModel = LeaseMachine.TestCase

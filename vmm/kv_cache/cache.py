@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch._C import _from_dlpack
 
 from vmm import _core
+from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
 from vmm.kv_cache.arguments import (
     checked_number,
@@ -46,7 +46,7 @@ class CacheStats:
     bytes_per_sequence: int  #: of bookkeeping
 
 
-class KVCache:
+class KVCache(Closing):
     """The K and V of up to ``max_sequences`` sequences of up to ``max_tokens`` tokens in ``layers`` layers.
 
     ``kv_heads`` and ``head_dim`` are numbers, or one for each layer; so is ``window``, for layers in which a
@@ -183,14 +183,6 @@ class KVCache:
             self._opened, self._leases, self._views = None, [], []
             if self._owns_pool:
                 self.pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def _engine(self) -> _core.KvCache:

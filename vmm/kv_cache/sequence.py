@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vmm.closing import Closing
 from vmm.errors import Closed
 from vmm.kv_cache.arguments import checked_number
 from vmm.stream import handle_of, release_after, torch_stream
@@ -25,7 +25,7 @@ class Batch:
     starts: torch.Tensor  #: [n + 1], in tokens from the cache's start; FlashAttention's cu_seqlens_k
 
 
-class Sequence:
+class Sequence(Closing):
     """One open sequence: ``cache.open()`` makes it. Closed by ``close``, or by leaving it as a context."""
 
     def __init__(self, cache: KVCache, slot: int) -> None:
@@ -75,11 +75,3 @@ class Sequence:
             current = torch_stream(self.cache.pool)
             self.cache._opened.close(self._slot, current if stream is None else handle_of(stream))
         self._slot = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
+from vmm.closing import Closing
 from vmm.errors import InvalidArgument
 from vmm.kv_tensor.arguments import checked_tokens, kind_of
 from vmm.kv_tensor.memory import KVMemory
 from vmm.stream import handle_of, release_after
 
 
-class Lifecycle:
+class Lifecycle(Closing):
     """The part of KVTensor that is not torch.Tensor's. Every method is safe from any thread."""
 
     _memory: KVMemory
@@ -109,11 +109,3 @@ class Lifecycle:
         memory.require_open()
         release_after(memory.pool, stream)
         memory.end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

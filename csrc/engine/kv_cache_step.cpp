@@ -1,0 +1,172 @@
+// One iteration: nothing is allocated, and no driver is called, where nothing is missing or coming due.
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/kv_cache.h"
+
+namespace vmm {
+namespace {
+
+constexpr std::uint32_t steps_between_polls = 8;
+
+std::string at(const char* argument, std::size_t i, std::int64_t value) {
+  return std::string(argument) + "[" + std::to_string(i) + "] is " + std::to_string(value);
+}
+
+}  // namespace
+
+void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths) {
+  if (slots.size() != lengths.size())
+    throw InvalidArgument("lengths has " + std::to_string(lengths.size()) + " elements; expected " +
+                          std::to_string(slots.size()) + ", as slots");
+  if (++steps_ == 0) {  // after four billion steps the numbers come round again
+    std::ranges::fill(seen_, 0);
+    ++steps_;
+  }
+  const auto most = static_cast<std::int64_t>(slots_->max_tokens().count);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const auto slot = static_cast<std::uint32_t>(slots[i]);
+    if (slot >= places_.size() || !places_[slot].open)
+      throw InvalidArgument(at("slots", i, slots[i]) + "; expected one that is open");
+    if (std::exchange(seen_[slot], steps_) == steps_)
+      throw InvalidArgument(at("slots", i, slots[i]) + ", for the second time");
+    if (lengths[i] < static_cast<std::int64_t>(lengths_[slot]))
+      throw InvalidArgument(at("lengths", i, lengths[i]) + ", less than before: truncate it first");
+    if (lengths[i] > most)
+      throw InvalidArgument(at("lengths", i, lengths[i]) + "; max_tokens is " + std::to_string(most));
+  }
+}
+
+/// Streams beyond the 31st share the last bit.
+std::uint32_t KvCache::users_bit(StreamHandle stream) {
+  const auto found = std::ranges::find(streams_, stream);
+  const auto i = static_cast<std::size_t>(found - streams_.begin());
+  if (found == streams_.end()) {
+    streams_.push_back(stream);
+    slots_->pool().epochs().join(stream);
+  }
+  return std::uint32_t{1} << std::min<std::size_t>(i, 31);
+}
+
+/// The work that may still read a slot: a step says which slots its epoch uses.
+Fence KvCache::readers(std::uint32_t slot, StreamHandle stream) {
+  Fence fence = slots_->pool().epochs().fence();
+  std::erase_if(fence, [&](const StreamEpoch& entry) {
+    if (entry.stream == stream || std::ranges::find(streams_, entry.stream) == streams_.end()) return false;
+    return (users_[slot] & users_bit(entry.stream)) == 0;
+  });
+  return fence;
+}
+
+/// Whether a step on `stream` would overwrite what work on other streams may still read of a slot, for the
+/// sequence before.
+bool KvCache::is_read(std::span<const std::int32_t> slots, StreamHandle stream) {
+  if (fresh_ == 0) return false;
+  const Epochs& epochs = slots_->pool().epochs();
+  for (const std::int32_t slot : slots) {
+    const Place& place = places_[static_cast<std::uint32_t>(slot)];
+    if (!place.fresh || epochs.complete(place.fence, stream)) continue;
+    if (!epochs.waits_for_open_epoch(place.fence, stream)) return true;
+    throw Error("slot " + std::to_string(slot) +
+                " was closed in an epoch of another stream that is open still: end it there first");
+  }
+  return false;
+}
+
+void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
+                  StreamHandle stream) {
+  try {
+    slots_->advance(crossing_);
+  } catch (const OutOfPages& error) {
+    std::int64_t left = slots_->pool().obtainable(stream);
+    Bytes missing;
+    std::vector<std::uint32_t> fitting;
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      const auto slot = static_cast<std::uint32_t>(slots[i]);
+      const Tokens length{static_cast<std::uint64_t>(lengths[i])};
+      const std::int64_t cost = slots_->cost(slot, length, stream);
+      const Bytes missing_with = missing + slots_->missing(slot, length);
+      // Even a budget that is exceeded has room for what is all there.
+      if (cost > left && missing_with.count != 0) continue;
+      left -= cost;
+      missing = missing_with;
+      fitting.push_back(slot);
+    }
+    throw OutOfPages(error, std::move(fitting));
+  }
+}
+
+void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
+                   StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  pool.fork_guard().require_parent("this cache");
+  std::unique_lock lock(mutex_);
+  // 1. Nothing has changed if any of this throws, but that the next epoch is open: the last one ends by
+  // itself now, so what waits for it can be waited for.
+  check(slots, lengths);
+  if (steps_ % steps_between_polls == 0) pool.epochs().poll();
+  pool.epochs().step(stream);
+  const std::uint32_t user = users_bit(stream);
+  while (is_read(slots, stream)) {
+    lock.unlock();  // others go on with their sequences meanwhile
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    pool.epochs().poll();
+    lock.lock();
+    check(slots, lengths);
+  }
+  crossing_.clear();
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const auto slot = static_cast<std::uint32_t>(slots[i]);
+    const auto length = static_cast<std::uint32_t>(lengths[i]);
+    if (length > limits_[slot]) crossing_.push_back({slot, {length}, {lengths_[slot]}});
+  }
+  if (!crossing_.empty()) map(slots, lengths, stream);
+  // 2. Commit.
+  for (const SlotLength& each : crossing_)
+    limits_[each.slot] = static_cast<std::uint32_t>(slots_->limit(each.slot).count);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const auto slot = static_cast<std::uint32_t>(slots[i]);
+    lengths_[slot] = static_cast<std::uint32_t>(lengths[i]);
+    users_[slot] |= user;
+    if (fresh_ == 0 || !places_[slot].fresh) continue;
+    places_[slot].fresh = false;
+    places_[slot].fence.clear();
+    --fresh_;
+  }
+  // 3. What comes due.
+  predictor_.iteration(pool.clock().now());
+  if (const Nanoseconds delay = slots_->take_delay(); delay.count() != 0) predictor_.delay(delay);
+  announce(slots);
+}
+
+/// Where one slot is within the horizon of a new page, all that are within twice the horizon are announced:
+/// so most steps wake nobody, which costs more than everything else they do.
+void KvCache::announce(std::span<const std::int32_t> slots) {
+  const std::uint64_t ahead = options_.tokens_per_step.count * predictor_.horizon();
+  const std::uint64_t most = slots_->max_tokens().count;
+  coming_.clear();
+  bool due = false;
+  for (const std::int32_t number : slots) {
+    const auto slot = static_cast<std::uint32_t>(number);
+    const std::uint64_t to = std::min(lengths_[slot] + 2 * ahead, most);
+    if (to <= covered_[slot]) continue;
+    coming_.push_back({slot, {to}});
+    due |= std::min(lengths_[slot] + ahead, most) > covered_[slot];
+  }
+  if (!due) return;
+  slots_->announce(coming_);
+  for (const SlotLength& each : coming_)
+    covered_[each.slot] = static_cast<std::uint32_t>(slots_->covered(each.slot).count);
+}
+
+void KvCache::end(StreamHandle stream) {
+  slots_->pool().fork_guard().require_parent("this cache");
+  std::lock_guard lock(mutex_);
+  slots_->pool().epochs().end(stream);
+}
+
+}  // namespace vmm
