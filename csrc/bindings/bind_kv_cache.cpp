@@ -70,8 +70,8 @@ void bind_kv_cache(py::module_& m) {
           "close", [](KvCache& c, std::uint32_t slot, std::uint64_t stream) { c.close(slot, {stream}); },
           py::arg("slot"), py::arg("stream") = 0, NoGil())
       .def(
-          "computed", [](const KvCache& c, std::uint32_t slot) { return c.computed(slot).count; },
-          py::arg("slot"))
+          "previous_length",
+          [](const KvCache& c, std::uint32_t slot) { return c.previous_length(slot).count; }, py::arg("slot"))
       .def(
           "length", [](const KvCache& c, std::uint32_t slot) { return c.length(slot).count; },
           py::arg("slot"))

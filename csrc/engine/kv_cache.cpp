@@ -24,6 +24,7 @@ KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std:
     : slots_(Slots::make(std::move(pager), std::move(parts), count, slots_options(options))),
       options_(options),
       lengths_(count),
+      previous_(count),
       limits_(count),
       covered_(count),
       seen_(count),
@@ -57,10 +58,10 @@ Tokens KvCache::length(std::uint32_t slot) const {
   return {lengths_[slot]};
 }
 
-Tokens KvCache::computed(std::uint32_t slot) const {
+Tokens KvCache::previous_length(std::uint32_t slot) const {
   std::lock_guard lock(mutex_);
   require_open(slot);
-  return slots_->computed(slot);
+  return {previous_[slot]};
 }
 
 std::uint32_t KvCache::open_slots() const {
@@ -124,7 +125,7 @@ std::uint32_t KvCache::open(Tokens prompt, Tokens announced, StreamHandle stream
   place.open = place.fresh = true;
   ++open_;
   ++fresh_;
-  lengths_[slot] = limits_[slot] = covered_[slot] = users_[slot] = 0;
+  lengths_[slot] = previous_[slot] = limits_[slot] = covered_[slot] = users_[slot] = 0;
   if (announced.count != 0) announce(slot, static_cast<std::uint32_t>(announced.count));
   prepare_another();
   return slot;
@@ -159,9 +160,13 @@ void KvCache::truncate(std::uint32_t slot, Tokens to) {
   if (to.count > lengths_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; the sequence has " +
                           std::to_string(lengths_[slot]));
+  if (slots_->has_windows() && to.count != 0 && to.count < previous_[slot])
+    throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
+                          std::to_string(previous_[slot]) + ", as before the last step, or to 0");
   // Slots have not heard of what was written within the limit, which ends in the same page.
   if (to < slots_->frontier(slot)) slots_->truncate(slot, to);
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
+  previous_[slot] = std::min(previous_[slot], lengths_[slot]);
   limits_[slot] = static_cast<std::uint32_t>(slots_->limit(slot).count);
   covered_[slot] = 0;  // to be announced again
 }

@@ -47,15 +47,16 @@ class KvCache {
 
   /// Tokens up to `to` will be needed soon: a prompt that waits, the next chunk.
   void announce_tokens(std::uint32_t slot, Tokens to);
-  /// Tokens from `to` on are needed no more. Throws as Slots::truncate.
+  /// Tokens from `to` on are needed no more. Throws InvalidArgument for more than there are, and where there
+  /// are windows for less than before the last step, but 0.
   void truncate(std::uint32_t slot, Tokens to);
   /// The slot is free, but stays mapped until memory is short. The epochs that it was stepped in, and what is
   /// on `stream`, may still read it; other streams that are stepped may not.
   void close(std::uint32_t slot, StreamHandle stream);
 
   Tokens length(std::uint32_t slot) const;
-  /// Tokens before this one may be out of a layer's window, and gone.
-  Tokens computed(std::uint32_t slot) const;
+  /// Before the last step: where there are windows, what those tokens do not need is gone.
+  Tokens previous_length(std::uint32_t slot) const;
   std::uint32_t open_slots() const;
   /// Of all open slots together, bytes: of K and V, and of the pages that are kept for them or announced.
   Bytes live() const;
@@ -91,10 +92,11 @@ class KvCache {
   GrowthPredictor predictor_;
   // By slot; what every step looks at, in arrays of their own.
   std::vector<std::uint32_t> lengths_;
-  std::vector<std::uint32_t> limits_;   // usable without asking
-  std::vector<std::uint32_t> covered_;  // announced
-  std::vector<std::uint32_t> seen_;     // in the step of this number
-  std::vector<std::uint32_t> users_;    // a bit for each of streams_ that stepped it
+  std::vector<std::uint32_t> previous_;  // lengths before the last step
+  std::vector<std::uint32_t> limits_;    // usable without asking
+  std::vector<std::uint32_t> covered_;   // announced
+  std::vector<std::uint32_t> seen_;      // in the step of this number
+  std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped it
   std::vector<Place> places_;
   std::vector<StreamHandle> streams_;  // that were stepped
   std::vector<SlotLength> crossing_;   // scratch of step()
@@ -104,6 +106,6 @@ class KvCache {
   std::uint32_t open_ = 0;
 };
 
-constexpr std::size_t KvCache::bytes_per_slot() { return 5 * sizeof(std::uint32_t) + sizeof(Place); }
+constexpr std::size_t KvCache::bytes_per_slot() { return 6 * sizeof(std::uint32_t) + sizeof(Place); }
 
 }  // namespace vmm

@@ -130,7 +130,7 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
     limits_[each.slot] = static_cast<std::uint32_t>(slots_->limit(each.slot).count);
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
-    lengths_[slot] = static_cast<std::uint32_t>(lengths[i]);
+    previous_[slot] = std::exchange(lengths_[slot], static_cast<std::uint32_t>(lengths[i]));
     users_[slot] |= user;
     if (fresh_ == 0 || !places_[slot].fresh) continue;
     places_[slot].fresh = false;

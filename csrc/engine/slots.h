@@ -65,13 +65,12 @@ class Slots final : public Growing {
   Bytes live(Tokens length) const;
   /// Tokens that the pages hold which were announced last.
   Tokens covered(std::uint32_t slot) const;
-  /// Tokens before this one may be out of a window, and gone.
-  Tokens computed(std::uint32_t slot) const { return {slots_.at(slot).computed}; }
   /// Tokens that may be in use without another call.
   Tokens limit(std::uint32_t slot) const { return {slots_.at(slot).limit}; }
   Tokens frontier(std::uint32_t slot) const { return {slots_.at(slot).frontier}; }
   std::uint32_t count() const noexcept { return static_cast<std::uint32_t>(slots_.size()); }
   Tokens max_tokens() const noexcept { return max_tokens_; }
+  bool has_windows() const noexcept { return has_windows_; }
   /// Throws InvalidArgument, naming the argument, past max_tokens.
   void check_length(const char* argument, Tokens tokens) const;
   Pool& pool() const noexcept override;
@@ -107,6 +106,7 @@ class Slots final : public Growing {
   const bool look_ahead_;
   const bool write_intent_;
   Tokens max_tokens_;
+  bool has_windows_ = false;
   std::mutex owner_mutex_;
   std::vector<Slot> slots_;
   std::vector<SlotLength> crossing_;  // scratch of advance()

@@ -47,6 +47,8 @@ class NaiveSequence:
     sequence: object
     tokens: list[int] = field(default_factory=list)
     computed: int = 0  # tokens before the last step
+    reached: int = 0  # tokens, with the tail, when it last came into a new page
+    passed: int = 0  # computed, then: what no window reached is given up
     stream: int | None = None  # of the last step
     coming: dict[int, int] = field(default_factory=dict)  # by token: the number that a kernel is to write
 
@@ -119,11 +121,9 @@ class NaiveCache:
     def compare(self, model):
         sequence, length = model.sequence, len(model.tokens)
         assert sequence.length == length
-        assert self.computed(model) <= model.computed
         for layer, (heads, dim) in enumerate(zip(self.heads, self.dims, strict=True)):
             for which, (of_all, own) in enumerate(zip(self.cache.kv(layer), sequence.kv(layer), strict=True)):
-                first = length - own.shape[0]
-                assert first <= self.first(model.computed, self.windows[layer])
+                first = self.first(model.computed, self.windows[layer])
                 assert own.shape == (length - first, heads, dim)
                 tokens = model.tokens[first:]
                 written = torch.tensor(tokens) != UNWRITTEN
@@ -133,8 +133,21 @@ class NaiveCache:
                 same = of_all[sequence.slot, first:length].view(self.bits)
                 assert torch.equal(same[written], expected[written]), (layer, which)
 
-    def computed(self, model):
-        return self.cache._engine.computed(model.sequence.slot)
+    def grow(self, model, count):
+        """As a step does that succeeds; the tokens themselves are the caller's to add."""
+        model.computed = len(model.tokens)
+        reach = self.reach(model.computed + count)
+        pages = zip(self.pieces(reach), self.pieces(model.reached), strict=True)
+        if any(new > old for (_, _, new, _), (_, _, old, _) in pages):
+            model.reached, model.passed = reach, model.computed
+
+    def truncate(self, model, to):
+        del model.tokens[to:]
+        model.computed, model.passed = min(model.computed, to), min(model.passed, to)
+        model.reached = min(model.reached, self.reach(to))
+
+    def reach(self, length):
+        return length + self.cache._tail if length else 0
 
     def first(self, computed, window):
         """The first token that is needed when so many are there."""
@@ -144,7 +157,7 @@ class NaiveCache:
         length = len(model.tokens)
         if length == 0 or tail == 0:
             return
-        assert self.unmapped_pages(model.sequence.slot, length + tail, self.computed(model)) == 0
+        assert self.unmapped_pages(model.sequence.slot, length + tail, model.passed) == 0
         for layer in range(len(self.heads)):
             for view in self.cache.kv(layer):
                 assert view[model.sequence.slot, length : length + tail].isfinite().all(), layer
@@ -171,7 +184,7 @@ class NaiveCache:
         return sum(
             extents * (pages - out)
             for model in running
-            for _, extents, pages, out in self.pieces(len(model.tokens) + tail, self.computed(model))
+            for _, extents, pages, out in self.pieces(len(model.tokens) + tail, model.passed)
         )
 
     def live_bytes(self):

@@ -163,7 +163,8 @@ class KVCacheMachine(PoolMachine):
             self.core_step(naive, chosen, [0] * len(chosen), stream)
             return
         for model, count in zip(chosen, grown, strict=True):
-            start = model.computed = len(model.tokens)
+            start = len(model.tokens)
+            naive.grow(model, count)
             numbers = list(range(self.written, self.written + count))
             self.written += count
             model.tokens += [UNWRITTEN] * count
@@ -200,7 +201,7 @@ class KVCacheMachine(PoolMachine):
             models, counts = zip(*(growth[slot] for slot in fitting), strict=True)
             self.core_step(naive, models, counts, stream)
             for model, count in zip(models, counts, strict=True):
-                model.computed = len(model.tokens)
+                naive.grow(model, count)
                 model.tokens += [UNWRITTEN] * count
 
     @precondition(lambda self: any(naive.sequences for naive in self.caches))
@@ -214,8 +215,8 @@ class KVCacheMachine(PoolMachine):
             assert any(naive.windows)
             assert 0 < to < model.computed
             return
-        del model.tokens[to:]
-        model.computed = min(model.computed, to)
+        assert not (any(naive.windows) and 0 < to < model.computed)
+        naive.truncate(model, to)
 
     @precondition(lambda self: any(naive.sequences for naive in self.caches))
     @rule(data=st.data(), tokens=st.integers(0, MOST))

@@ -44,13 +44,14 @@ class Sequence(Closing):
         return self.cache._engine.length(self.slot)
 
     def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of this sequence so far: ``[length, heads, dim]`` each. In a layer with a window the first
-        rows are missing that no token to come attends to; the last row is always token ``length - 1``."""
+        """K and V of this sequence so far: ``[length, heads, dim]`` each. In a layer with a window the rows
+        are missing that no token of the last step attends to, nor a kernel's tile reaches; the last row is
+        token ``length - 1``."""
         k, v = self.cache.kv(layer)
         slot, length = self.slot, self.length
         first = 0
         if window := self.cache._shapes[layer].window:
-            first = max(0, self.cache._engine.computed(slot) + 1 - window)
+            first = max(0, self.cache._engine.previous_length(slot) + 1 - window)
         return k[slot, first:length], v[slot, first:length]
 
     def announce(self, tokens: int) -> None:
@@ -59,9 +60,8 @@ class Sequence(Closing):
 
     def truncate(self, n: int) -> None:
         """Forgets tokens from ``n`` on: what speculation got wrong. Their memory stays mapped until it is
-        short. Raises InvalidArgument for more than there are; and, if a layer has a window, where what it
-        holds before ``n`` may be gone: going back to before the last step is not always possible, going back
-        to 0 is."""
+        short. Raises InvalidArgument for more than there are; and, if a layer has a window, for fewer than
+        before the last step, but 0: what the window holds before them is gone."""
         self.cache._engine.truncate(self.slot, checked_number("n", n, 0, self.cache.max_tokens))
 
     def close(self, stream: Any = None) -> None:
