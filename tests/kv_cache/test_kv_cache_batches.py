@@ -1,6 +1,7 @@
 """Several batches in flight, on streams of their own; and CUDA graphs."""
 
 import ctypes
+import gc
 import random
 import threading
 
@@ -105,11 +106,17 @@ def test_two_caches_share_the_epochs_of_a_stream(standin, gpu_pool, streams):
     assert other.over
 
 
-def test_a_cache_of_its_own_leaves_nothing_although_it_never_ended_an_epoch():
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_cache_of_its_own_leaves_nothing_although_it_never_ended_an_epoch(forgotten):
     cache = KVCache(1, 1, 64, torch.float32, max_tokens=100, max_sequences=2, budget="1MiB")
     step(cache, None, (cache.open(), 100))
     core = cache.pool._core
-    cache.close()
+    if forgotten:
+        del cache
+        gc.collect()
+        core.trim(1 << 40)
+    else:
+        cache.close()
     assert core.stats()["created_bytes"] == 0
     assert core.budget.taken_bytes == 0
 

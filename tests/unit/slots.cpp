@@ -125,6 +125,7 @@ TEST(a_failure_holds_nothing_back) {
   TestSlots test(1_MiB);
   test.pool->epochs().step({});
   CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {40}}, {2, {4}}, {1, {250}}}));
+  CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {174}}}));  // the narrow part fails: 16 pages are wide
   test.slots->advance(std::vector<SlotLength>{{2, {150}}});  // takes all there is, in the open epoch
   CHECK((test.mapped(2) == Mapped{7, 7, 1}));
   test.pool->epochs().end({});
@@ -191,8 +192,10 @@ TEST(what_no_window_reaches_is_given_up) {
   CHECK(!mapped(5) && mapped(6) && mapped(10));
   slots->truncate(1, {});
   CHECK(test.pool->stats().kept == Bytes{});
-  advance(10, 0);
+  advance(200, 0);
   CHECK(mapped(0));
+  advance(220, 200);
+  CHECK(!mapped(5) && mapped(6));
   test.pool->check();
 }
 
