@@ -45,6 +45,22 @@ def test_a_sequence_that_changed_its_batch_is_read_by_both(standin, gpu_pool, st
     cache.close()
 
 
+def test_the_stream_that_is_named_is_waited_for_although_its_batch_is_another(standin, gpu_pool, streams):
+    """A copy of a prefix, say, on the stream of the batch that wants it."""
+    cache = make(gpu_pool)
+    old, beside = cache.open(), cache.open()
+    step(cache, streams[0], (old, TOKENS))
+    step(cache, streams[1], (beside, TOKENS))
+    kernel = Kernel(standin, streams[1], old)
+    old.close(streams[1])
+    for stream in streams:
+        cache.end(stream)
+    new = cache.open(stream=streams[0])
+    step(cache, streams[0], (new, TOKENS))
+    assert kernel.over
+    cache.close()
+
+
 def test_a_step_that_waits_lets_others_go_on():
     pool = faulty_pool(64)
     core = pool._core

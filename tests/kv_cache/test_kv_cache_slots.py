@@ -174,3 +174,18 @@ def test_those_that_fit_are_named_in_the_order_given(pool):
             step(cache, (a, 16), (b, 24), (c, 1))
         assert list(caught.value.fitting) == [b.slot, c.slot]  # they need nothing
         del caught
+
+
+def test_what_is_mapped_ahead_for_one_may_go_to_another(pool):
+    """Then the one does not fit any more, although nothing of it is missing yet."""
+    core = pool._core
+    with make(pool, **PAGE_EACH) as cache:
+        a, b = cache.open(), cache.open()
+        core.budget.set_limit(40 * PAGE)
+        a.announce(24)
+        settle(core)
+        for order, fitting in (((b, a), (b,)), ((a, b), (a,))):
+            with pytest.raises(OutOfPages) as caught:
+                step(cache, *((sequence, {a: 24, b: 30}[sequence]) for sequence in order))
+            assert list(caught.value.fitting) == [sequence.slot for sequence in fitting]
+            del caught
