@@ -1,6 +1,7 @@
 """What is done with libcuda while its calls fail: together the scenarios reach every call of the driver."""
 
 import contextlib
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,27 @@ def _make_room(pool, _):
     pool.trim(1 << 40)
 
 
+def _serve(pool, _):
+    """Sequences of four tokens a page, in slots of eight pages: one grows, goes back, ends, and is followed."""
+    lease = pool.reserve(page_bytes=PAGE, extent_bytes=8 * PAGE, extents=2)
+    cache = _core.KvCache(pool, [(lease, 1, PAGE // 4, 0)], 2)
+
+    def step(slot, length):
+        numbers = array("i", [slot, length])
+        address = numbers.buffer_info()[0]
+        cache.step(address, 1, address + numbers.itemsize, 1)
+
+    slot = cache.open(4, 4)
+    step(slot, 4)
+    settle(pool)
+    step(slot, 9)
+    cache.truncate(slot, 2)
+    pool.trim(2 * PAGE)
+    step(slot, 12)
+    cache.close(slot)
+    step(cache.open(20, 0), 20)
+
+
 def _map_after_a_failure(pool, _):
     lease = reserve(pool, 8)
     _insist(lambda: lease.map([(0, 8)]))
@@ -173,6 +195,7 @@ SCENARIOS = {
     "copy on a stream, with a context": Scenario(_copy_on_a_stream, _with_a_context),
     "copy and release": Scenario(_copy_and_release, lambda pool, _: pool.create_stream()),
     "make room": Scenario(_make_room),
+    "serve": Scenario(_serve),
     "map after a failure": Scenario(_map_after_a_failure),
     "map over what is stuck": Scenario(_map_over_what_is_stuck, _stuck),
     "end with something stuck": Scenario(_end_with_something_stuck, _pool_with_something_stuck, True),

@@ -141,6 +141,22 @@ def test_decoding_never_waits_where_the_pager_keeps_up(pool):
         assert core.stats()["pages_mapped_waiting"] == 1
 
 
+def test_decoding_goes_on_without_waiting_after_going_back(pool):
+    core = pool._core
+    with make(pool, **PAGE_EACH) as cache:
+        sequence = cache.open(20)
+        step(cache, (sequence, 20))
+        sequence.truncate(2)
+        cache.end()
+        core.trim(1 << 40)
+        step(cache, (sequence, 3))
+        stalls = core.stats()["stalls"]
+        for length in range(4, 15):
+            settle(core)
+            step(cache, (sequence, length))
+        assert core.stats()["stalls"] == stalls
+
+
 def test_the_best_fit(pool):
     """A closed slot that holds a prompt, the smallest such; else the largest."""
     with make(pool, **PAGE_EACH) as cache:
