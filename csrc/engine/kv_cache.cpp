@@ -166,7 +166,6 @@ void KvCache::truncate(std::uint32_t slot, Tokens to) {
   // Slots have not heard of what was written within the limit, which ends in the same page.
   if (to < slots_->frontier(slot)) slots_->truncate(slot, to);
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
-  previous_[slot] = std::min(previous_[slot], lengths_[slot]);
   limits_[slot] = static_cast<std::uint32_t>(slots_->limit(slot).count);
   covered_[slot] = 0;  // to be announced again
 }

@@ -104,7 +104,7 @@ def _make_room(pool, _):
 
 
 def _serve(pool, _):
-    """Sequences of four tokens a page, in slots of eight pages: one grows, goes back, ends, and is followed."""
+    """Sequences of four tokens a page: one grows, goes back, ends, and is followed by another."""
     lease = pool.reserve(page_bytes=PAGE, extent_bytes=8 * PAGE, extents=2)
     cache = _core.KvCache(pool, [(lease, 1, PAGE // 4, 0)], 2)
 
