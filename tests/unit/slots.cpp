@@ -126,7 +126,7 @@ TEST(a_failure_holds_nothing_back) {
   test.pool->epochs().step({});
   CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {40}}, {2, {4}}, {1, {250}}}));
   CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {174}}}));  // the narrow part fails: 16 pages are wide
-  test.slots->advance(std::vector<SlotLength>{{2, {150}}});  // takes all there is, in the open epoch
+  test.slots->advance(std::vector<SlotLength>{{2, {150}}});        // takes all there is, in the open epoch
   CHECK((test.mapped(2) == Mapped{7, 7, 1}));
   test.pool->epochs().end({});
 }
