@@ -106,6 +106,8 @@ class KvCache {
   std::uint32_t open_ = 0;
 };
 
-constexpr std::size_t KvCache::bytes_per_slot() { return 6 * sizeof(std::uint32_t) + sizeof(Place); }
+constexpr std::size_t KvCache::bytes_per_slot() {
+  return 6 * sizeof(std::uint32_t) + sizeof(Place) + Slots::bytes_per_slot();
+}
 
 }  // namespace vmm

@@ -74,6 +74,8 @@ class Slots final : public Growing {
   /// Throws InvalidArgument, naming the argument, past max_tokens.
   void check_length(const char* argument, Tokens tokens) const;
   Pool& pool() const noexcept override;
+  /// Of bookkeeping, for each slot.
+  static constexpr std::size_t bytes_per_slot();
   /// Work that may still use the slots' memory from when it was another's.
   Fence earlier_work() const;
 
@@ -116,5 +118,7 @@ class Slots final : public Growing {
   Nanoseconds due_since_{};
   std::atomic<std::int64_t> delay_{0};
 };
+
+constexpr std::size_t Slots::bytes_per_slot() { return sizeof(Slot) + sizeof(std::uint32_t); }
 
 }  // namespace vmm

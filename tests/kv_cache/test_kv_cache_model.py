@@ -161,6 +161,8 @@ class KVCacheMachine(PoolMachine):
                 raise
             self.finish_work()
             self.core_step(naive, chosen, [0] * len(chosen), stream)
+            for model in chosen:
+                naive.grow(model, 0)
             return
         for model, count in zip(chosen, grown, strict=True):
             start = len(model.tokens)

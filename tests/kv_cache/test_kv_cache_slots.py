@@ -129,16 +129,17 @@ def test_a_fresh_sequence_s_announcement_of_nothing_announces_nothing(pool):
         assert core.stats()["stalls"] == 0
 
 
-def test_decoding_never_waits_where_the_pager_keeps_up(pool):
+@pytest.mark.parametrize("tail", [0, 5])
+def test_decoding_never_waits_where_the_pager_keeps_up(pool, tail):
     core = pool._core
-    with make(pool, **PAGE_EACH, max_tokens=20) as cache:
+    with make(pool, **PAGE_EACH, max_tokens=15, tail_tokens=tail) as cache:
         sequences = [cache.open() for _ in range(3)]
         settle(core)
-        for length in range(1, 21):
+        for length in range(1, 16):
             step(cache, *((sequence, length) for sequence in sequences))
             settle(core)
             assert core.stats()["stalls"] == 1  # of the first: the others had been prepared
-        assert core.stats()["pages_mapped_waiting"] == 1
+        assert core.stats()["pages_mapped_waiting"] == 1 + tail
 
 
 def test_decoding_goes_on_without_waiting_after_going_back(pool):

@@ -1,0 +1,122 @@
+// What a step does where nothing is due: next to nothing.
+#include "engine/kv_cache.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "check.h"
+#include "fixtures.h"
+
+namespace {
+
+std::atomic<int> allocations{0};
+
+}  // namespace
+
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* made = std::malloc(size)) return made;
+  throw std::bad_alloc();
+}
+void operator delete(void* made) noexcept { std::free(made); }
+void operator delete(void* made, std::size_t) noexcept { std::free(made); }
+
+using namespace vmm;
+
+namespace {
+
+constexpr std::uint32_t slot_count = 64;
+constexpr Bytes record{1'024};  // 64 tokens a page
+
+struct Steady : TestPool {
+  Steady() : TestPool(32_MiB), cache(pager, {{reserve(256_KiB, slot_count), 0, 1, record}}, slot_count, {}) {
+    for (std::uint32_t i = 0; i < slot_count; ++i) {
+      slots.push_back(static_cast<std::int32_t>(cache.open({}, {}, {})));
+      lengths.push_back(1);
+    }
+    step(20);
+  }
+  void step(int times) {
+    for (int i = 0; i < times; ++i) cache.step(slots, lengths, {});
+  }
+  void grow() {
+    for (std::int32_t& length : lengths) ++length;
+  }
+
+  KvCache cache;
+  std::vector<std::int32_t> slots, lengths;
+};
+
+/// Allocations.
+template <class Work>
+int count(Work work) {
+  const int before = allocations;
+  work();
+  return allocations - before;
+}
+
+}  // namespace
+
+TEST(a_step_with_nothing_due_allocates_nothing_and_wakes_nobody) {
+  Steady test;
+  test.settle();
+  int wakes = 0;
+  test.pager->set_waker([&] { ++wakes; });
+  Epochs& epochs = test.pool->epochs();
+  const int by_steps = count([&] {
+    for (int i = 0; i < 40; ++i) {
+      test.grow();
+      test.step(1);
+    }
+  });
+  const int by_epochs = count([&] {
+    for (int i = 0; i < 40; ++i) {
+      if (i % 8 == 0) epochs.poll();
+      epochs.step({});
+    }
+  });
+  CHECK(by_steps <= by_epochs + 1);  // what is not over is listed in blocks, which may end here or there
+  CHECK(wakes == 0);
+  test.pager->set_waker([] {});
+}
+
+TEST(what_comes_due_wakes_the_pager_once_for_all) {
+  Steady test;
+  test.settle();
+  int wakes = 0;
+  test.pager->set_waker([&] { ++wakes; });
+  for (int i = 0; i < 62; ++i) {
+    test.grow();
+    test.step(1);
+  }
+  CHECK(wakes == 1);  // all 64 are near the end of their page
+  test.settle();
+  CHECK(test.pool->counters().stalls.get() == 1);  // the first step of all
+  CHECK(test.pool->counters().pages_mapped_ahead.get() >= slot_count);
+  test.pager->set_waker([] {});
+}
+
+TEST(a_lost_driver_call_changes_nothing) {
+  for (std::int64_t n = 1; n < 100; ++n) {
+    Steady test;
+    test.lengths.assign(slot_count, 100);
+    test.faults->fail_at(n, 1, Fault::error);
+    bool failed = false;
+    try {
+      test.step(1);
+    } catch (const DriverError&) {
+      failed = true;
+    }
+    test.faults->fail_at(0, 0, Fault::error);
+    for (std::int32_t slot : test.slots)
+      CHECK(test.cache.length(static_cast<std::uint32_t>(slot)) == Tokens{failed ? 1U : 100U});
+    CHECK(test.pool->stats().kept == 64_KiB * (failed ? slot_count : 2 * slot_count));
+    test.pool->check();
+    test.step(1);
+    if (failed) continue;
+    CHECK(n > 2);
+    return;
+  }
+  CHECK(!"it fails for ever");
+}
