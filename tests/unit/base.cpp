@@ -1,3 +1,5 @@
+#include <pthread.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -6,6 +8,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "check.h"
 
 using namespace vmm;
@@ -66,4 +69,18 @@ TEST(a_forked_child_is_told_apart) {
   int status = 0;
   waitpid(child, &status, 0);
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+TEST(our_threads_do_not_preempt_whoever_wakes_them_and_take_no_signals) {
+  int policy = -1;
+  bool blocked = false;
+  start_thread("vmm-test", [&] {
+    sched_param parameters{};
+    pthread_getschedparam(pthread_self(), &policy, &parameters);
+    sigset_t mask;
+    pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+    blocked = sigismember(&mask, SIGINT) == 1;
+  }).join();
+  CHECK(policy == SCHED_BATCH);
+  CHECK(blocked);
 }
