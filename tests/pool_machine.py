@@ -2,6 +2,7 @@
 
 import contextlib
 
+from core_pool import settle
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
@@ -31,9 +32,9 @@ class PoolMachine(RuleBasedStateMachine):
         with self.tolerated():
             assert self.core.trim(pages * PAGE) <= self.budget_pages * PAGE
 
-    @rule(fraction=st.sampled_from([4, 3, 2, 1]), less=st.integers(0, 3))
-    def set_budget(self, fraction, less):
-        self.core.budget.set_limit((self.budget_pages // fraction - less) * PAGE)
+    @rule(percent=st.integers(25, 100))
+    def set_budget(self, percent):
+        self.core.budget.set_limit(self.budget_pages * percent // 100 * PAGE)
 
     @rule(n=st.integers(1, 6), times=st.integers(1, 4), out_of_memory=st.booleans())
     def fail(self, n, times, out_of_memory):
@@ -44,6 +45,15 @@ class PoolMachine(RuleBasedStateMachine):
     def recover(self):
         self.core.fail_at(0, 0)
         self.failing = False
+
+    def end_pool(self):
+        """When all work is over and nothing is leased: everything must come back."""
+        self.core.close()
+        settle(self.core)
+        self.core.trim(1 << 40)
+        self.core.check()
+        assert self.core.stats()["created_bytes"] == 0, self.core.stats()
+        assert self.core.budget.taken_bytes == 0
 
     @contextlib.contextmanager
     def tolerated(self):

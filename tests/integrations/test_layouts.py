@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from own_pool import FewMappings
 from tiny import (
     assert_in_place,
     assert_same_states,
@@ -22,17 +23,6 @@ from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, fits
 @pytest.fixture
 def token_major(monkeypatch):
     monkeypatch.setattr(CacheMemory, "layout", lambda memory, batch, heads: TOKEN_MAJOR)
-
-
-class FewMappings:
-    """A pool's core on a machine with a low vm.max_map_count."""
-
-    def __init__(self, core, max_mappings):
-        self._core = core
-        self.max_mappings = max_mappings
-
-    def __getattr__(self, name):
-        return getattr(self._core, name)
 
 
 @pytest.mark.parametrize(

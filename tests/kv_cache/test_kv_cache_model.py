@@ -11,6 +11,7 @@ from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
+from kinds import KINDS
 from naive_sequences import UNWRITTEN, NaiveCache, NaiveSequence
 from own_pool import PAGE, faulty_pool
 from pool_machine import PoolMachine
@@ -24,31 +25,6 @@ SLOTS = 3
 STREAMS = st.integers(0, 1)
 TAILS = st.sampled_from([0, 20])
 LATEST = 5  # queries that an event may be late by
-
-# Records of 3 heads x 5 or of differing layers, which straddle pages.
-KINDS = {
-    "all layers": {"layers": 3, "kv_heads": 3, "head_dim": 5, "dtype": torch.float32, "layers_per_extent": 3},
-    "pairs": {
-        "layers": 3,
-        "kv_heads": (3, 1, 2),
-        "head_dim": (5, 7, 12),
-        "dtype": torch.float32,
-        "layers_per_extent": 2,
-    },
-    "each": {"layers": 2, "kv_heads": 3, "head_dim": 5, "dtype": torch.float32, "layers_per_extent": 1},
-    "heads": {"layers": 1, "kv_heads": (3,), "head_dim": 15, "dtype": torch.float32, "layout": "head-major"},
-    "bfloat16": {"layers": 2, "kv_heads": 3, "head_dim": 40, "dtype": torch.bfloat16, "layers_per_extent": 2},
-    "windows": {
-        "layers": 3,
-        "kv_heads": (3, 2, 3),
-        "head_dim": (5, 12, 5),
-        "dtype": torch.float32,
-        "window": (40, None, 40),
-        "layers_per_extent": 3,
-    },
-    "window": {"layers": 1, "kv_heads": 2, "head_dim": 60, "dtype": torch.bfloat16, "window": 12},
-    "float16": {"layers": 1, "kv_heads": 2, "head_dim": 90, "dtype": torch.float16, "layout": "head-major"},
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -296,13 +272,7 @@ class KVCacheMachine(PoolMachine):
             naive.close()
         while self.streams:
             self.core.destroy_stream(self.streams.pop())
-        self.core.close()
-        while self.core.poll() or self.core.stats()["retirements_waiting"]:
-            pass
-        self.core.trim(1 << 40)
-        self.core.check()
-        assert self.core.stats()["created_bytes"] == 0, self.core.stats()
-        assert self.core.budget.taken_bytes == 0
+        self.end_pool()
         self.pool = self.core = None
         self.own_calls.close()
 
