@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-_FEW_ROWS = {"probes": 12}  # of a section, where the table is not to be complete
+SO_FAR = "so far"  # a benchmark that was cut short
+_FEW_ROWS = {"probes": 12, "questions": 12}  # of a section, where the table is not to be complete
 _ROWS = 40
+_FEW_FAILURES = 15
 _HEADLINES = ("_b1_", "_b16_", "_b64_")  # a metric of one shape is not one
 
 
@@ -17,7 +19,7 @@ def rendered(results: dict[str, Any], complete: bool = True) -> str:
         f"Commit {machine['commit']}; driver: {machine['driver'] or 'unknown'};"
         f" Python {machine['python']}, torch {machine['packages']['torch']};"
         f" {results['seconds']} of {results['seconds_allowed']} s."
-        f" **{'Correct' if results['correct'] else 'NOT CORRECT'}.**",
+        f" Sources {machine.get('sources', 'unknown')}. **{_verdict(results)}.**",
         "",
         *_table(
             ("section", "status", "s", "what"),
@@ -25,8 +27,16 @@ def rendered(results: dict[str, Any], complete: bool = True) -> str:
         ),
     ]
     for section in results["sections"]:
-        out += _failures(section) + _details(section, complete)
+        out += _failures(section, complete) + _details(section, complete)
     return "\n".join(out) + "\n"
+
+
+def _verdict(results: dict[str, Any]) -> str:
+    if not results["correct"]:
+        return "NOT CORRECT"
+    if "stopped" in results:
+        return f"Stopped by {results['stopped']}; what was done is correct"
+    return "Correct" if results.get("complete", True) else "Under way"
 
 
 def _summary(section: dict[str, Any]) -> str:
@@ -44,17 +54,18 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]], most: int | None 
     return out if most is None or len(rows) <= most else [*out, f"… and {len(rows) - most} more"]
 
 
-def _failures(section: dict[str, Any]) -> list[str]:
+def _failures(section: dict[str, Any], complete: bool) -> list[str]:
     if not section["failures"]:
         return []
     rows = [(failure[:300],) for failure in section["failures"]]
-    return ["", f"## What is wrong: {section['name']}", "", *_table(("failure",), rows)]
+    most = None if complete else _FEW_FAILURES
+    return ["", f"## What is wrong: {section['name']}", "", *_table(("failure",), rows, most)]
 
 
 def _details(section: dict[str, Any], complete: bool) -> list[str]:
     rows: list[tuple[Any, ...]] = []
     for name, item in section["items"].items():
-        result = item.get("result")
+        result = item.get("result") or (item.get("values") or {}).get(SO_FAR)
         if isinstance(result, dict) and "metrics" in result:
             rows += [
                 (key, value)
@@ -62,8 +73,10 @@ def _details(section: dict[str, Any], complete: bool) -> list[str]:
                 if not any(shape in f"{key}_" for shape in _HEADLINES)
             ]
         for key, value in (item.get("values") or {}).items():
+            if key == SO_FAR:
+                continue
             rows.append((f"{name}: {key}", _short(value)))
-        if section["name"] == "probes" and item["status"] != "ok":
+        if section["name"] in _FEW_ROWS and item["status"] != "ok":
             rows.append((name, f"{item['status']}: {item.get('error', '')}"[:120]))
     table = _table(("what", "found"), rows, None if complete else _FEW_ROWS.get(section["name"], _ROWS))
     return ["", f"## {section['name']}", "", *table] if rows else []
