@@ -1,8 +1,9 @@
 """Builds, checks and measures on this machine's GPU: ``benchmarks/gpu/run.sh``.
 
-Writes ``gpu-NAME-TIME.json`` and the same as a table, ``.md``, into $OUT, or benchmarks/results, anew whenever
-an item ends, so that a script that is killed leaves what it had. Needs no network and writes nothing outside
-the repository. Exit code 0; 1 when something is not correct or a signal stopped it; 2 without a GPU. Being slow, being cut short and benchmarks that are not there are no failures.
+Writes ``gpu-NAME-TIME.json`` and the same as a table, ``.md``, into $OUT, or benchmarks/results, anew
+whenever an item ends, so that a script that is killed leaves what it had. Needs no network and writes nothing
+outside the repository. Exit code 0; 1 when something is not correct or a signal stopped it; 2 without a GPU.
+Being slow, being cut short and benchmarks that are not there are no failures.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from benchmarks.gpu.clock import Deadline
-from benchmarks.gpu.worker import PIPE
+from benchmarks.gpu.worker import PIPE, SECONDS
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "gpu"
@@ -30,9 +30,8 @@ _MOST_DEAD_STARTS = 3  # processes in a row that begin nothing: the device is go
 UNDER_WAY = "under way"
 
 Item = dict[str, Any]
-"""``status``: ok, skipped, error (it raised), died, timed out, cut short by the section's budget, or under way
-where the whole script was stopped; with
-``result``, ``values`` (what it yielded), ``error``, ``seconds``."""
+"""``status``: ok, skipped, error (it raised), died, timed out, cut short by the section's budget, or under
+way where the whole script was stopped; with ``result``, ``values`` (yielded), ``error``, ``seconds``."""
 
 
 @dataclass
@@ -51,8 +50,8 @@ class Crew:
     def run(
         self, deadline: Deadline, items: dict[str, Item], changed: Callable[[], object] = lambda: None
     ) -> None:
-        """Fills ``items`` and calls ``changed`` whenever there is something new in it. Every item of the module
-        is in it at the end, whatever happened; only a module that never says what it has is "starting"."""
+        """Fills ``items`` and calls ``changed`` whenever there is something new in it. Every item of the
+        module is in it at the end, whatever happened; only one that never says what it has is "starting"."""
         names: list[str] = []
         last: str | None = None
         dead_starts = 0
@@ -86,7 +85,7 @@ class Crew:
         """``coming`` is the item that it should begin with, where that is known."""
         output = _Output(self.module)
         told = _Told(items)
-        process, reading, printed = self._start(arguments)
+        process, reading, printed = self._start(arguments, deadline)
         ended = "died"
         try:
             lines = _Lines(reading, printed, output, deadline.within(self.start_s))
@@ -102,7 +101,7 @@ class Crew:
             code = _end(process, grace_s=min(15, deadline.left) if ended == "died" else 0)
             output.drain(printed)
             output.close()
-            shutil.rmtree(BUILD / "tmp", ignore_errors=True)  # what it left there must not fill the disk
+            shutil.rmtree(_own_folder(), ignore_errors=True)  # what it left there must not fill the disk
         how = f"{ended} (exit {code})" if ended == "died" else ended
         if told.running is not None or told.last is None:
             lost = told.running or coming or next(iter(told.names), "starting")
@@ -111,7 +110,7 @@ class Crew:
             items[f"exit after {told.last}"] = {"status": ended, "error": how, "said": output.tail()}
         return told
 
-    def _start(self, arguments: list[str]) -> tuple[subprocess.Popen, int, int]:
+    def _start(self, arguments: list[str], deadline: Deadline) -> tuple[subprocess.Popen, int, int]:
         """The process, what it tells, and what it prints."""
         environment = self._environment()
         (reading, writing), (printed, printing) = os.pipe(), os.pipe()
@@ -119,8 +118,8 @@ class Crew:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "benchmarks.gpu.worker", self.module, *arguments],
-                cwd=BUILD / "tmp",  # not where a vmm without its extension lies
-                env={**environment, PIPE: str(writing)},
+                cwd=_own_folder(),  # not where a vmm without its extension lies
+                env={**environment, PIPE: str(writing), SECONDS: f"{deadline.left:.0f}"},
                 pass_fds=[writing],
                 stdin=subprocess.DEVNULL,
                 stdout=printing,
@@ -135,7 +134,7 @@ class Crew:
     def _environment(self) -> dict[str, str]:
         """Paths, and caches that stay inside the repository."""
         caches = {
-            "TMPDIR": BUILD / "tmp",
+            "TMPDIR": _own_folder(),
             "TRITON_CACHE_DIR": BUILD / "triton",
             "TORCHINDUCTOR_CACHE_DIR": BUILD / "inductor",
             "CUDA_CACHE_PATH": BUILD / "nv",
@@ -157,8 +156,13 @@ class Crew:
         }
 
 
+def _own_folder() -> Path:
+    """Of the workers of this process: another script may run in the same checkout."""
+    return BUILD / "tmp" / str(os.getpid())
+
+
 class _Output:
-    """What the workers of a module print: the end of it, and so much of it in a file that no disk is filled."""
+    """What the workers of a module print: the end of it, and as much in a file as fills no disk."""
 
     def __init__(self, module: str) -> None:
         self._kept = b""

@@ -19,7 +19,7 @@ _PACKAGES = (
     "torch", "transformers", "triton", "cuda-bindings", "pytest", "hypothesis", "pybind11",
     "scikit-build-core", "cmake", "ninja", "numpy", "nvidia-cudnn-cu13", "typer", "rich",
 )  # fmt: skip
-_ASKED = "name,driver_version,memory.total,memory.free,power.limit,clocks.sm,clocks.mem,temperature.gpu,mig.mode.current"
+_ASKED = "name,driver_version,memory.total,memory.free,power.limit,clocks.sm,clocks.mem,temperature.gpu"
 
 
 def cuda_devices(seconds: float = 60) -> tuple[list[dict[str, Any]], str]:

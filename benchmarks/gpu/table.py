@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-SO_FAR = "so far"  # a benchmark that was cut short
 _FEW_ROWS = {"probes": 12, "questions": 12}  # of a section, where the table is not to be complete
 _ROWS = 40
 _FEW_FAILURES = 15
@@ -65,7 +64,7 @@ def _failures(section: dict[str, Any], complete: bool) -> list[str]:
 def _details(section: dict[str, Any], complete: bool) -> list[str]:
     rows: list[tuple[Any, ...]] = []
     for name, item in section["items"].items():
-        result = item.get("result") or (item.get("values") or {}).get(SO_FAR)
+        result = item.get("result")
         if isinstance(result, dict) and "metrics" in result:
             rows += [
                 (key, value)
@@ -73,8 +72,6 @@ def _details(section: dict[str, Any], complete: bool) -> list[str]:
                 if not any(shape in f"{key}_" for shape in _HEADLINES)
             ]
         for key, value in (item.get("values") or {}).items():
-            if key == SO_FAR:
-                continue
             rows.append((f"{name}: {key}", _short(value)))
         if section["name"] in _FEW_ROWS and item["status"] != "ok":
             rows.append((name, f"{item['status']}: {item.get('error', '')}"[:120]))

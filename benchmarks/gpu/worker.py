@@ -23,6 +23,7 @@ from typing import Any
 from unittest import SkipTest
 
 PIPE = "VMM_GPU_PIPE"
+SECONDS = "VMM_GPU_SECONDS"  # how long the process may take
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,11 +35,6 @@ def _say(**line: Any) -> None:
             {key: value if isinstance(value, str | int) else repr(value) for key, value in line.items()}
         )
     os.write(int(os.environ[PIPE]), text.encode() + b"\n")
-
-
-def tell(name: str, key: str, value: Any) -> None:
-    """Something that is known of a running item before it ends, for one that is no generator."""
-    _say(name=name, key=key, value=value)
 
 
 def _die_with_the_script() -> None:
@@ -67,9 +63,12 @@ def _result_of(name: str, work: Callable[[], Any]) -> Any:
     result = work()
     if not inspect.isgenerator(result):
         return result
-    for key, value in result:
+    while True:
+        try:
+            key, value = next(result)
+        except StopIteration as end:
+            return end.value
         _say(name=name, key=key, value=value)
-    return None
 
 
 def _report(name: str, work: Callable[[], Any]) -> bool:

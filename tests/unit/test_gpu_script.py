@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from cuda_standin import library
 
 from benchmarks.gpu import __main__ as script
@@ -19,6 +20,7 @@ from benchmarks.gpu import bench_items
 from benchmarks.gpu.clock import Deadline
 from benchmarks.gpu.sections import Outcome, Section, sections
 from benchmarks.gpu.table import rendered
+from vmm.benchmarks import growth
 from vmm.benchmarks.report import Report
 
 ROOT = Path(__file__).parents[2]
@@ -374,3 +376,22 @@ def test_programs_that_hang_or_are_not_there():
     assert script.machine.bounded([sys.executable, "-c", "import time; time.sleep(60)"], 0.2) is None
     assert script.machine.bounded(["/no/such/program"], 5) is None
     assert script.machine.bounded([sys.executable, "-c", "print(7)"], 30).stdout == "7\n"
+
+
+def test_a_benchmark_is_told_how_long_it_may_take(made_bench, monkeypatch):
+    monkeypatch.setenv("VMM_GPU_SECONDS", "85")
+    told = []
+    made_bench.run = lambda progress, device, seconds=7.0: (
+        told.append(seconds) or Report("made", device, {"speed": 2.0})
+    )
+    bench_items.measured("made")
+    monkeypatch.setenv("VMM_GPU_SECONDS", "3")
+    bench_items.measured("made")
+    assert told == [60.0, 1.0]
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_growth_that_has_no_time_says_so():
+    report = growth.run(lambda stage: None, "cpu", seconds=-1.0)
+    assert "tokens" in report.environment["skipped"]
+    assert report.metrics == {}
