@@ -13,7 +13,7 @@ from conformance_bench import Bench
 from cuda_calls import Cuda
 
 # Modules with QUESTIONS: by name, functions of a Bench that yield (what, answer), or return it.
-MODULES = ("probe_unmapped", "probe_graphs", "probe_refusals", "probe_captures", "probe_over_read")
+MODULES = ("probe_graphs", "probe_over_read", "probe_unmapped", "probe_refusals", "probe_captures")
 
 
 def items() -> dict[str, Callable[[], Any]]:

@@ -127,7 +127,7 @@ def sections(build: bool = True) -> list[Section]:
     made = [
         Section("build", crew("build", 200), 200, _broken),
         Section("conformance", crew("conformance_items", 20), 60, _differences, least_s=20),
-        asked("questions", "questions", 15, 80),
+        asked("questions", "questions", 20, 100),
         Section("gpu tests", crew("gpu_test_items", 60), 120, _broken, stands_on="build", least_s=40),
         asked("probes", "probes", 40, 120, separate=True),
         bench("map", 80, least_s=40),
