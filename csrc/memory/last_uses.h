@@ -22,6 +22,11 @@ class LastUses {
   bool over(std::uint16_t number) const;
   /// Whether it will be over without anybody's doing, but that `stream` goes on.
   bool ends(std::uint16_t number, StreamHandle stream) const;
+  /// Calls visit(number) for each that was not over when last looked at.
+  template <class Visit>
+  void for_each_not_over(Visit visit) const {
+    for (std::size_t i = 0; i < pending_.size(); ++i) visit(number_at(i));
+  }
   /// Finds out what is over; true while something else will be, without anybody's doing.
   bool refresh();
 

@@ -233,14 +233,13 @@ PoolStats Pool::stats() const {
   out.created = taken_;
   out.free = physical_.free_bytes();
   out.peak_created = peak_taken_;
-  out.reclaimable = reclaimable();
+  out.mapped = mapped_.all();
+  out.kept = mapped_.kept();
+  out.reclaimable = mapped_.reclaimable();
   out.runs = physical_.run_count();
   out.retirements_waiting = retired_.size();
-  for (const auto& [id, reservation] : reservations_) {
-    out.mapped += reservation->shape.page_bytes * reservation->table.resident().count;
-    out.kept += reservation->shape.page_bytes * reservation->table.kept().count;
+  for (const auto& [id, reservation] : reservations_)
     ++(reservation->leased ? out.reservations_leased : out.reservations_idle);
-  }
   return out;
 }
 

@@ -200,7 +200,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes budget_left() const;
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
-  Bytes reclaimable() const;
   bool is_obtainable(const VirtualPage& page, StreamHandle stream) const;
   Bytes coming() const;
   void make_room(Bytes asked, const Shortage&, Need whose);
@@ -258,6 +257,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   LastUses last_uses_;
   PhysicalPages physical_;
   Contents contents_;
+  MappedBytes mapped_;
   std::map<std::uint32_t, std::unique_ptr<Reservation>> reservations_;
   std::uint32_t next_reservation_ = 0;
   std::uint64_t recyclings_ = 0;
