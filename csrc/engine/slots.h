@@ -88,7 +88,7 @@ class Slots final : public Growing {
   Fence earlier_work() const;
 
   /// What is announced first, then the look-ahead.
-  bool map_ahead(Bytes batch, Pages lookahead) override;
+  Ahead map_ahead(Bytes batch, Pages lookahead) override;
 
  private:
   struct Slot {
@@ -110,6 +110,8 @@ class Slots final : public Growing {
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
   bool map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most);
   void put_due(std::uint32_t slot);
+  MapResult map_what_fits(Lease& lease, std::span<const PageRange> ranges, MapOptions& options,
+                          Pages& at_most);
   void set_need(std::uint32_t slot, Tokens from, Tokens to, Need need);
 
   std::shared_ptr<Pager> pager_;
@@ -126,6 +128,7 @@ class Slots final : public Growing {
   mutable std::mutex due_mutex_;
   std::vector<std::uint32_t> due_;  // the pager has something to map for these
   Nanoseconds due_since_{};
+  bool starved_ = false;  // all of due_: time is no delay until it is asked for again
   std::atomic<std::int64_t> delay_{0};
 };
 

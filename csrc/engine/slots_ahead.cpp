@@ -36,7 +36,7 @@ void Slots::announce(std::span<const SlotLength> coming) {
 }
 
 void Slots::put_due(std::uint32_t slot) {
-  if (due_.empty()) due_since_ = pool().clock().now();
+  if (due_.empty() || std::exchange(starved_, false)) due_since_ = pool().clock().now();
   if (!std::exchange(slots_.at(slot).due, true)) due_.push_back(slot);
 }
 
@@ -84,6 +84,20 @@ void Slots::take(std::uint32_t number, Tokens announced) {
   announce(number, announced);
 }
 
+/// Maps up to `at_most` pages; where there is no memory for so many, lowers that.
+MapResult Slots::map_what_fits(Lease& lease, std::span<const PageRange> ranges, MapOptions& options,
+                               Pages& at_most) {
+  for (;;) {
+    options.at_most = at_most;
+    try {
+      return pool().map(lease.reservation(), ranges, options);
+    } catch (const OutOfPages&) {
+      if (at_most.count == 1) throw;
+      at_most = {at_most.count / 2};
+    }
+  }
+}
+
 /// False when there is more to map than `at_most`, which it lowers.
 bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most) {
   MapOptions options;
@@ -96,8 +110,7 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
       const std::uint64_t to = need == Need::guess ? slot.prepared.load() : slot.announced.load();
       part.append_pages(number, part.pages_for({slot.kept.load()}), part.pages_for({to}) + lookahead, ranges);
     }
-    options.at_most = at_most;
-    const MapResult result = pool().map(part.lease->reservation(), ranges, options);
+    const MapResult result = map_what_fits(*part.lease, ranges, options, at_most);
     pool().counters().pages_mapped_ahead.add(result.mapped.count);
     at_most -= result.mapped;
     if (at_most.count == 0) return false;
@@ -105,32 +118,44 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
   return true;
 }
 
-bool Slots::map_ahead(Bytes batch, Pages lookahead) {
+Ahead Slots::map_ahead(Bytes batch, Pages lookahead) {
   std::lock_guard ahead(ahead_mutex_);
-  if (parts_.empty()) return false;  // closed
+  if (parts_.empty()) return Ahead::done;  // closed
   std::vector<std::uint32_t> slots;
   Nanoseconds since;
   {
     std::lock_guard lock(due_mutex_);
-    if (due_.empty()) return false;
-    since = due_since_;
+    if (due_.empty()) return Ahead::done;
+    since = std::exchange(starved_, false) ? pool().clock().now() : due_since_;
     slots.swap(due_);
     for (std::uint32_t slot : slots) slots_[slot].due = false;
   }
   // What is announced will be used, so it may cost others what they do not need; what is prepared, what
-  // nobody has prepared; the look-ahead nothing.
+  // nobody has prepared; the look-ahead nothing, and it is asked for again with the next page.
   Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().page_bytes())};
-  if (map_ahead(slots, Need::announced, {}, at_most)) {
-    const Nanoseconds now = pool().clock().now();
-    delay_ = std::max(delay_.load(), (now - std::exchange(since, now)).count());
-    if (map_ahead(slots, Need::guess, {}, at_most) &&
-        (!look_ahead_ || map_ahead(slots, Need::none, lookahead, at_most)))
-      return false;
+  Need need = Need::announced;
+  bool starved = false;
+  try {
+    if (map_ahead(slots, need, {}, at_most)) {
+      const Nanoseconds now = pool().clock().now();
+      delay_ = std::max(delay_.load(), (now - std::exchange(since, now)).count());
+      need = Need::guess;
+      if (map_ahead(slots, need, {}, at_most)) {
+        need = Need::none;
+        if (!look_ahead_ || map_ahead(slots, need, lookahead, at_most)) return Ahead::done;
+      }
+    }
+  } catch (const OutOfPages& error) {
+    if (need == Need::none) throw;
+    pool().log().write(LogLevel::debug, error.what());
+    starved = true;
   }
   std::lock_guard lock(due_mutex_);
-  if (due_.empty()) due_since_ = since;
+  const bool alone = due_.empty();
+  if (alone) due_since_ = since;
   for (std::uint32_t slot : slots) put_due(slot);
-  return true;
+  starved_ = starved && alone;
+  return starved ? Ahead::starved : Ahead::more;
 }
 
 }  // namespace vmm

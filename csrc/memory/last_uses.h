@@ -29,6 +29,8 @@ class LastUses {
   }
   /// Finds out what is over; true while something else will be, without anybody's doing.
   bool refresh();
+  /// How many are over.
+  std::uint64_t ended() const noexcept { return ended_; }
 
  private:
   static constexpr std::uint16_t numbers = 65535;  // from 1
@@ -43,6 +45,7 @@ class LastUses {
 
   Epochs& epochs_;
   std::deque<Fence> pending_;
+  std::uint64_t ended_ = 0;
   std::uint16_t first_ = 1;  // the number of the first pending
 };
 

@@ -95,7 +95,7 @@ void Pool::make_room(Bytes asked, const Shortage& shortage, Need whose) {
     std::lock_guard lock(mutex_);
     if (budget_left() >= shortage.to_create) return;  // somebody else has made room
   }
-  if (whose == Need::guess || !await_coming(whose))
+  if (whose != Need::kept || !await_coming(whose))
     throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
 }
 

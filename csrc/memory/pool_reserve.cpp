@@ -99,6 +99,7 @@ void Pool::recycle(Reservation& reservation) noexcept {
     reservation.leased = false;
     reservation.idle_since = ++recyclings_;
     reservation.idle_fence = epochs_.fence();
+    note_given_up(last_uses_.over(last_use));
     erase_if_empty(reservation);
     tear_down = closed_;
   }
