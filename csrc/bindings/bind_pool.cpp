@@ -141,6 +141,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().step({stream});
+            h.pool().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -148,6 +149,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().end({stream});
+            h.pool().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(

@@ -1,6 +1,7 @@
 #include "engine/pager.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
@@ -10,6 +11,7 @@ namespace {
 using namespace std::chrono_literals;
 constexpr Nanoseconds retired_recheck = 200us;  // an event completes without telling anybody
 constexpr Nanoseconds owed_recheck = 5ms;       // the same, where nobody waits for it
+constexpr Nanoseconds starved_recheck = 1ms;    // … and where somebody may soon
 
 }  // namespace
 
@@ -64,7 +66,26 @@ void Pager::map_one_batch() {
   if (!growing) return;
   // Cleared before the work: a frontier that moves meanwhile puts it in the inbox again.
   growing->due_ = false;
-  if (growing->map_ahead(options_.batch_bytes, options_.lookahead)) put_back(growing);
+  const std::uint64_t before = pool_->given_up();
+  const Ahead ahead = growing->map_ahead(options_.batch_bytes, options_.lookahead);
+  if (ahead == Ahead::more) put_back(growing);
+  if (ahead != Ahead::starved || std::exchange(growing->starved_, true)) return;
+  if (starved_.empty()) given_up_ = before;
+  starved_.push_back(growing);
+}
+
+/// Who starved tries again when something has been given up since, and only then.
+void Pager::ask_again() {
+  if (starved_.empty()) return;
+  const std::uint64_t now = pool_->given_up();
+  if (std::exchange(given_up_, now) == now) return;
+  const auto starved = std::exchange(starved_, {});
+  for (auto entry = starved.rbegin(); entry != starved.rend(); ++entry) {
+    const auto growing = entry->lock();
+    if (!growing) continue;
+    growing->starved_ = false;
+    put_back(growing);
+  }
 }
 
 /// Runs one kind of work; false when it failed. One that keeps failing must not stop the others.
@@ -94,8 +115,14 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
     if (wanted.count != 0) pool_->trim(wanted);
   });
   if (!next.at && pool_->owed().count != 0) next.at = now + owed_recheck;
+  ask_again();
   guarded([&] { map_one_batch(); });
-  next.now = anything_due();
+  if (!starved_.empty()) {
+    const bool ending = pool_->await_given_up();
+    next.now = pool_->given_up() != given_up_;
+    if (ending) next.at = std::min(next.at.value_or(now + starved_recheck), now + starved_recheck);
+  }
+  next.now |= anything_due();
   return next;
 }
 

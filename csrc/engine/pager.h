@@ -45,6 +45,7 @@ class Pager {
 
  private:
   void map_one_batch();
+  void ask_again();
   template <class Work>
   bool guarded(Work work) noexcept;
   std::shared_ptr<Growing> take_due();
@@ -54,6 +55,8 @@ class Pager {
 
   std::shared_ptr<Pool> pool_;
   const PagerOptions options_;
+  std::vector<std::weak_ptr<Growing>> starved_;  // poll()'s own, as is
+  std::uint64_t given_up_ = 0;                   // the pool's number before they starved
   std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
   std::deque<std::weak_ptr<Growing>> due_;
   std::function<void()> wake_ = [] {};

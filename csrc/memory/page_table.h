@@ -5,37 +5,21 @@
 #include <cstdint>
 #include <vector>
 
-#include "base/types.h"
+#include "memory/mapped_bytes.h"
 #include "memory/page_bits.h"
+#include "memory/virtual_page.h"
 
 namespace vmm {
-
-/// Unmapped → Mapping → Resident → Retiring → Unmapped. Mapping falls back to Unmapped when a driver call
-/// fails, or to Retiring when even the undoing fails. Retiring → Resident when its owner wants it after all.
-enum class VirtualState : std::uint8_t { unmapped, mapping, resident, retiring };
-
-/// How much a Resident page is needed. Who maps pages may take those that are needed less.
-enum class Need : std::uint8_t {
-  none,       // surplus, or a look-ahead
-  guess,      // ready for who may come
-  announced,  // will be used soon
-  kept,       // in use: never reclaimed
-};
-
-struct VirtualPage {
-  ContentId content;
-  VirtualState state = VirtualState::unmapped;
-  Need need = Need::none;
-  std::uint16_t last_use = 0;  // of one that is not kept: see LastUses
-
-  bool kept() const { return need == Need::kept; }
-};
 
 /// Not thread-safe: the pool's lock guards it.
 class PageTable {
  public:
-  explicit PageTable(Pages size)
-      : pages_(size.count), reclaimable_{PageBits(size), PageBits(size), PageBits(size)} {}
+  /// `sums`: of all tables of a pool; what is counted here is counted there, too.
+  PageTable(Pages size, Bytes page_bytes, MappedBytes& sums)
+      : pages_(size.count),
+        reclaimable_{PageBits(size), PageBits(size), PageBits(size)},
+        page_bytes_(page_bytes),
+        sums_(sums) {}
 
   Pages size() const noexcept { return {pages_.size()}; }
   const VirtualPage& operator[](PageIndex page) const { return pages_.at(page.value); }
@@ -60,6 +44,8 @@ class PageTable {
 
   std::vector<VirtualPage> pages_;
   std::array<PageBits, 3> reclaimable_;  // by need
+  const Bytes page_bytes_;
+  MappedBytes& sums_;
   Pages in_use_;
   Pages resident_;
   Pages kept_;

@@ -136,6 +136,12 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
   /// What there is to give back of a budget that was lowered below what is taken of it.
   Bytes owed() const;
+  /// A number that changes when memory is given up, or when what was given up may be had at last.
+  std::uint64_t given_up();
+  /// Somebody waits for that number to change. Returns whether it will without anybody's doing.
+  bool await_given_up();
+  /// An epoch was closed, and what was given up in it may be had soon.
+  void epoch_closed();
   /// `wake` is called, from any thread, when one of these may have changed, or when what could not be
   /// unmapped was retired.
   void on_pressure(std::function<void()> wake);
@@ -200,9 +206,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes budget_left() const;
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
-  Bytes reclaimable() const;
   bool is_obtainable(const VirtualPage& page, StreamHandle stream) const;
   Bytes coming() const;
+  Bytes waiting() const;
   void make_room(Bytes asked, const Shortage&, Need whose);
   Bytes recycle_runs(Bytes wanted, Bytes page_bytes, Need whose);
   bool await_coming(Need whose);
@@ -233,6 +239,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void give_back(Bytes) noexcept;
   void wake_pager();
   void wake_pager_if_over_budget();
+  void note_given_up(bool at_once);
 
   // pool_check.cpp
   void check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t held,
@@ -247,6 +254,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Epochs epochs_;
   Bytes run_bytes_;
   std::atomic<std::uint64_t> pressure_bytes_{0};
+  std::atomic<bool> awaited_{false};    // what will be given up
+  std::atomic<std::uint64_t> room_{0};  // times that there was more of the budget
   Budget::ListenerId listener_ = 0;
   std::mutex wake_mutex_;  // guards wake_; never held while the pool's lock is taken
   std::function<void()> wake_ = [] {};
@@ -258,9 +267,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
   LastUses last_uses_;
   PhysicalPages physical_;
   Contents contents_;
+  MappedBytes mapped_;
   std::map<std::uint32_t, std::unique_ptr<Reservation>> reservations_;
   std::uint32_t next_reservation_ = 0;
   std::uint64_t recyclings_ = 0;
+  std::uint64_t given_up_ = 0;
   std::deque<Retirement> retired_;
   Bytes taken_;  // of the budget: every page that is not absent
   Bytes peak_taken_;

@@ -66,6 +66,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
     for (PageIndex page : kept_here)
       if (reservation.table[page].state == VirtualState::resident)
         reservation.table.set_need(page, Need::none);
+    if (options.need == Need::kept) note_given_up(true);  // what was created, too
     throw;
   }
 }

@@ -64,7 +64,8 @@ Reservation& Pool::make_reservation(const ReservationShape& shape) {
   }
   std::lock_guard lock(mutex_);
   const ReservationId id{next_reservation_++};
-  auto owned = std::make_unique<Reservation>(id, *base, shape, physical_.pages_per_run(shape.page_bytes));
+  const Pages per_run = physical_.pages_per_run(shape.page_bytes);
+  auto owned = std::make_unique<Reservation>(id, *base, shape, per_run, mapped_);
   return *(reservations_[id.value] = std::move(owned));
 }
 
@@ -98,6 +99,7 @@ void Pool::recycle(Reservation& reservation) noexcept {
     reservation.leased = false;
     reservation.idle_since = ++recyclings_;
     reservation.idle_fence = epochs_.fence();
+    note_given_up(last_uses_.over(last_use));
     erase_if_empty(reservation);
     tear_down = closed_;
   }

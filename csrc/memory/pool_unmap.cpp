@@ -88,6 +88,7 @@ void Pool::end_unmap(Unmapping& what, std::size_t done) {
     drop_window_if_unused(reservation, page);
     counters_.pages_unmapped.add();
   }
+  if (done != 0) note_given_up(true);
   what.pages.erase(what.pages.begin(), what.pages.begin() + static_cast<std::ptrdiff_t>(done));
   if (!what.pages.empty())
     retired_.push_back({std::move(what), {}, false});

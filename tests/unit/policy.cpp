@@ -41,7 +41,7 @@ TEST(the_horizon_covers_the_delay) {
     for (std::int64_t interval = 7; interval < 100'000'000; interval = interval * 5) {
       GrowthPredictor predictor;
       iterate(predictor, 3, Nanoseconds{interval});
-      predictor.delay(Nanoseconds{delay});
+      for (int i = 0; i < 20; ++i) predictor.delay(Nanoseconds{delay});
       const auto horizon = static_cast<std::int64_t>(predictor.horizon());
       const bool capped = predictor.horizon() == GrowthPredictor::most;
       CHECK(capped || (horizon - 1) * interval >= delay);
@@ -52,7 +52,7 @@ TEST(the_horizon_covers_the_delay) {
 TEST(the_horizon_is_bounded) {
   GrowthPredictor predictor;
   iterate(predictor, 3, 1ns);
-  predictor.delay(100s);
+  for (int i = 0; i < 20; ++i) predictor.delay(100s);
   CHECK(predictor.horizon() == GrowthPredictor::most);
 }
 
@@ -65,17 +65,30 @@ TEST(iterations_at_one_time_are_no_division_by_zero) {
 
 TEST(the_longest_delay_counts_and_is_forgotten_slowly) {
   GrowthPredictor predictor;
-  iterate(predictor, 3, 1ms);
-  predictor.delay(10ms);
-  CHECK(predictor.horizon() == 11);
+  Nanoseconds now = iterate(predictor, 3, 1ms);
+  predictor.delay(4ms);
+  CHECK(predictor.horizon() == 5);
   predictor.delay(1us);
+  CHECK(predictor.horizon() == 5);
+  now = iterate(predictor, 300, 1ms, now);
+  CHECK(predictor.horizon() >= 4);
+  predictor.delay(10ms);  // at once
   CHECK(predictor.horizon() == 11);
-  for (int i = 0; i < 40; ++i) predictor.delay(1us);
-  CHECK(predictor.horizon() < 8 && predictor.horizon() > 4);
-  for (int i = 0; i < 1'000; ++i) predictor.delay(1us);
+  now = iterate(predictor, 700, 1ms, now);
+  CHECK(predictor.horizon() > 5 && predictor.horizon() < 8);
+  iterate(predictor, 10'000, 1ms, now);
   CHECK(predictor.horizon() == 2);
-  predictor.delay(20ms);  // at once
-  CHECK(predictor.horizon() == 21);
+}
+
+TEST(one_long_interruption_is_not_taken_for_the_rule) {
+  GrowthPredictor predictor;
+  iterate(predictor, 10, 1ms);
+  predictor.delay(1ms);
+  predictor.delay(1s);
+  CHECK(predictor.horizon() == 9);
+  predictor.delay(1s);
+  predictor.delay(1s);
+  CHECK(predictor.horizon() > 100);
 }
 
 TEST(iterations_that_become_slower_or_faster_are_followed) {
