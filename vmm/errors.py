@@ -43,19 +43,27 @@ class OutOfPages(Error, MemoryError):
 
     Attributes, all in bytes: ``asked``; ``free`` (budget not taken, and free pages of the pool);
     ``reclaimable`` (mapped, but needed by nobody); ``budget``. ``fitting``: of a KVCache's step, the slots,
-    in the order given, that could have had what they need.
+    in the order given, that could have had what they need. ``of_device``: the budget would have allowed it,
+    but the device had no more memory, though torch's cache was emptied.
     """
 
     fitting: tuple[int, ...] = ()
 
     def __init__(
-        self, message: str, asked: int = 0, free: int = 0, reclaimable: int = 0, budget: int = 0
+        self,
+        message: str,
+        asked: int = 0,
+        free: int = 0,
+        reclaimable: int = 0,
+        budget: int = 0,
+        of_device: bool = False,
     ) -> None:
-        super().__init__(message, asked, free, reclaimable, budget)
+        super().__init__(message, asked, free, reclaimable, budget, of_device)
         self.asked = asked
         self.free = free
         self.reclaimable = reclaimable
         self.budget = budget
+        self.of_device = of_device
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -19,8 +19,8 @@ void bind_errors() {
     } catch (const OutOfPages& error) {
       const MemoryFigures& f = error.figures();
       const py::object type = py::module_::import("vmm.errors").attr("out_of_pages_type")(f.of_gpu);
-      const py::object value =
-          type(error.what(), f.asked.count, f.free.count, f.reclaimable.count, f.budget.count);
+      const py::object value = type(error.what(), f.asked.count, f.free.count, f.reclaimable.count,
+                                    f.budget.count, !f.refused.empty());
       if (!error.fitting().empty()) value.attr("fitting") = py::tuple(py::cast(error.fitting()));
       PyErr_SetObject(type.ptr(), value.ptr());
     } catch (const InvalidArgument& error) {

@@ -18,11 +18,13 @@
 
 #include "base/clock.h"
 #include "base/counters.h"
+#include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
 #include "memory/arena.h"
 #include "memory/budget.h"
 #include "memory/contents.h"
+#include "memory/device_limit.h"
 #include "memory/fences.h"
 #include "memory/last_uses.h"
 #include "memory/physical_pages.h"
@@ -136,6 +138,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
   /// What there is to give back of a budget that was lowered below what is taken of it.
   Bytes owed() const;
+  /// Something was done that the device may have more now than when it refused: let it be asked again.
+  void forget_device_limit();
   /// `wake` is called, from any thread, when one of these may have changed, or when what could not be
   /// unmapped was retired.
   void on_pressure(std::function<void()> wake);
@@ -186,7 +190,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void call_driver(Reservation&, MapPlan&, const MapOptions&);
   void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
   void commit(Reservation&, MapPlan&, const MapOptions&);
-  void roll_back(Reservation&, MapPlan&);
+  Bytes roll_back(Reservation&, MapPlan&);
+  void note_refusal(Bytes refused, Bytes asked, const DriverOutOfMemory& error);
   void become_resident(Reservation&, const Claim&);
   void drop_window_if_unused(Reservation&, PageIndex);
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
@@ -198,6 +203,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   // pool_reclaim.cpp
   Bytes budget_left() const;
+  Bytes device_left() const;
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
   Bytes reclaimable() const;
@@ -264,6 +270,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::deque<Retirement> retired_;
   Bytes taken_;  // of the budget: every page that is not absent
   Bytes peak_taken_;
+  DeviceLimit device_limit_;
   Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
 };
 
