@@ -13,7 +13,8 @@ constexpr Nanoseconds owed_recheck = 5ms;       // the same, where nobody waits 
 
 }  // namespace
 
-Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options) : pool_(std::move(pool)), options_(options) {
+Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options)
+    : pool_(std::move(pool)), options_(options), batch_(options.batch_bytes.count) {
   pool_->on_pressure([this] { wake(); });
 }
 
@@ -64,7 +65,10 @@ void Pager::map_one_batch() {
   if (!growing) return;
   // Cleared before the work: a frontier that moves meanwhile puts it in the inbox again.
   growing->due_ = false;
-  if (growing->map_ahead(options_.batch_bytes, options_.lookahead)) put_back(growing);
+  const Nanoseconds start = pool_->clock().now();
+  const bool more = growing->map_ahead({batch_.bytes()}, options_.lookahead);
+  batch_.took(pool_->clock().now() - start, more);
+  if (more) put_back(growing);
 }
 
 /// Runs one kind of work; false when it failed. One that keeps failing must not stop the others.
@@ -84,6 +88,18 @@ bool Pager::guarded(Work work) noexcept {
   }
 }
 
+/// When to look again. Nothing wakes anybody while nothing idles.
+std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
+  if (options_.idle_time.count() == 0 || !pool_->may_idle()) return {};
+  if (idle_at_ && now >= *idle_at_) {
+    idle_at_.reset();
+    guarded([&] { pool_->give_back_idle(); });
+    if (!pool_->may_idle()) return {};
+  }
+  if (!idle_at_) idle_at_ = now + options_.idle_time;
+  return idle_at_;
+}
+
 Pager::Next Pager::poll(Nanoseconds now) noexcept {
   Next next;
   bool waiting = false;
@@ -96,6 +112,7 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
   if (!next.at && pool_->owed().count != 0) next.at = now + owed_recheck;
   guarded([&] { map_one_batch(); });
   next.now = anything_due();
+  if (const auto idle_at = look_for_idle(now)) next.at = std::min(next.at.value_or(*idle_at), *idle_at);
   return next;
 }
 

@@ -128,6 +128,7 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
       return true;
     });
   }
+  note_idle();
   wake_pager_if_over_budget();
 }
 
@@ -139,6 +140,7 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
     reservation.table.set_need(page, Need::none);
     return true;
   });
+  note_idle();
 }
 
 void Pool::set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
@@ -150,6 +152,7 @@ void Pool::set_need(Reservation& reservation, std::span<const PageRange> ranges,
     if (entry.state == VirtualState::resident && !entry.kept()) reservation.table.set_need(page, need);
     return true;
   });
+  if (need == Need::none) note_idle();
 }
 
 void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {

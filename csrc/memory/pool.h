@@ -28,41 +28,12 @@
 #include "memory/fences.h"
 #include "memory/last_uses.h"
 #include "memory/physical_pages.h"
+#include "memory/pool_options.h"
 #include "memory/reservation.h"
 
 namespace vmm {
 
 class Lease;
-
-struct PoolOptions {
-  Bytes arena_bytes;  // 0: 256 times the budget, but at least 2 TiB and at most 16, so that many pools fit
-  Bytes run_bytes;    // 0: the larger of 1 MiB and budget ÷ 16,384, so that a full budget is ≤ 16,384 runs
-};
-
-struct PoolStats {
-  Bytes budget, created, free, mapped, kept, reclaimable, peak_created;
-  std::uint64_t reservations_leased, reservations_idle, runs, retirements_waiting;
-};
-
-/// Bytes [offset, offset + size) of a reservation.
-struct ByteRange {
-  Bytes offset;
-  Bytes size;
-};
-
-struct MapOptions {
-  Need need = Need::kept;            // until unkept. What is needed less may be taken when the budget is
-                                     // used up; for Need::none nothing is
-  bool wait = true;                  // for pages that others are mapping or unmapping
-  Pages at_most{~std::uint64_t{0}};  // stop after so many pages that were missing
-  std::span<const ByteRange> overwritten;  // write intent, in order: the caller overwrites these, so they
-                                           // need no zeroing; should the write fail, it calls zero()
-};
-
-struct MapResult {
-  Pages mapped;         // that were missing
-  bool waited = false;  // for another thread
-};
 
 /// Safe from any thread.
 class Pool : public std::enable_shared_from_this<Pool> {
@@ -138,6 +109,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
   /// What there is to give back of a budget that was lowered below what is taken of it.
   Bytes owed() const;
+  /// Whether there may be mappings that nobody needs: so it must be called again, after a while.
+  bool may_idle() const noexcept { return may_idle_; }
+  /// Gives back those that nobody has needed since it was last called.
+  void give_back_idle();
   /// Something was done that the device may have more now than when it refused: let it be asked again.
   void forget_device_limit();
   /// `wake` is called, from any thread, when one of these may have changed, or when what could not be
@@ -233,6 +208,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void check_shape(const ReservationShape&) const;
   void erase_if_empty(Reservation&);
 
+  // pool_idle.cpp
+  void note_idle();
+  std::vector<Unmapping> choose_idle();
+
   // pool.cpp
   static void check_ranges(const Reservation&, std::span<const PageRange>);
   void require_open() const;
@@ -253,6 +232,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Epochs epochs_;
   Bytes run_bytes_;
   std::atomic<std::uint64_t> pressure_bytes_{0};
+  std::atomic<bool> may_idle_{false};
   Budget::ListenerId listener_ = 0;
   std::mutex wake_mutex_;  // guards wake_; never held while the pool's lock is taken
   std::function<void()> wake_ = [] {};

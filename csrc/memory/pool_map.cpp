@@ -66,6 +66,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
     for (PageIndex page : kept_here)
       if (reservation.table[page].state == VirtualState::resident)
         reservation.table.set_need(page, Need::none);
+    note_idle();
     throw;
   }
 }
@@ -159,6 +160,12 @@ void Pool::call_driver(Reservation& reservation, MapPlan& plan, const MapOptions
 void Pool::zero_claims(const Reservation& reservation, const MapPlan& plan, const MapOptions& options) {
   const Bytes page_bytes = reservation.shape.page_bytes;
   std::vector<MemoryRange> ranges;
+  auto append = [&](Address start, Bytes size) {
+    if (!ranges.empty() && ranges.back().start + ranges.back().size == start)
+      ranges.back().size += size;
+    else
+      ranges.push_back({start, size});
+  };
   auto skip = options.overwritten.begin();
   for (const Claim& claim : plan.claims) {
     if (!claim.zero) continue;
@@ -168,7 +175,7 @@ void Pool::zero_claims(const Reservation& reservation, const MapPlan& plan, cons
     for (auto next = skip; at < end; ++next) {
       const bool none = next == options.overwritten.end() || next->offset >= end;
       const Bytes stop = none ? end : std::max(at, next->offset);
-      if (stop > at) ranges.push_back({reservation.base + at, stop - at});
+      if (stop > at) append(reservation.base + at, stop - at);
       if (none) break;
       at = next->offset + next->size;
     }
@@ -197,6 +204,7 @@ void Pool::commit(Reservation& reservation, MapPlan& plan, const MapOptions& opt
   counters_.pages_created.add(plan.created.size());
   in_transit_ -= plan.in_transit;
   changed_.notify_all();
+  if (options.need == Need::none) note_idle();
 }
 
 /// Pages that were created stay, free: they are paid for, and the next try needs them. Where even the

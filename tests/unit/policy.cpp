@@ -1,5 +1,6 @@
 // Policies: pure objects, told what was measured.
 #include "check.h"
+#include "policy/batch_size.h"
 #include "policy/growth_predictor.h"
 
 using namespace vmm;
@@ -95,4 +96,27 @@ TEST(one_slow_iteration_does_not_blind_it) {
   predictor.delay(8ms);
   predictor.iteration(now + 9ms);  // of ten times the length
   CHECK(predictor.horizon() >= 4);
+}
+
+TEST(a_batch_comes_to_take_about_a_millisecond) {
+  BatchSize batch(2 << 20);
+  for (int i = 0; i < 20; ++i)  // 100 us for 2 MiB
+    batch.took(Nanoseconds{static_cast<std::int64_t>(batch.bytes() * 100'000 / (2 << 20))}, true);
+  CHECK(batch.bytes() > 19 << 20 && batch.bytes() < 21 << 20);
+  for (int i = 0; i < 20; ++i)  // now 4 ms
+    batch.took(Nanoseconds{static_cast<std::int64_t>(batch.bytes() * 4'000'000 / (2 << 20))}, true);
+  CHECK(batch.bytes() > 400 << 10 && batch.bytes() < 600 << 10);
+}
+
+TEST(a_batch_that_was_not_full_says_only_that_it_was_too_much) {
+  BatchSize batch(2 << 20);
+  batch.took(1us, false);
+  batch.took(Nanoseconds{0}, true);  // by a clock that stands still
+  CHECK(batch.bytes() == 2 << 20);
+  batch.took(1s, false);
+  CHECK(batch.bytes() == 1 << 20);  // one delay by others says little
+  for (int i = 0; i < 100; ++i) batch.took(1s, true);
+  CHECK(batch.bytes() == BatchSize::least);
+  for (int i = 0; i < 100; ++i) batch.took(1ns, true);
+  CHECK(batch.bytes() == BatchSize::most);
 }

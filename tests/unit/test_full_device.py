@@ -1,6 +1,8 @@
 """A device that is fuller than the budget, because others have grown on it. On the stand-in."""
 
+import contextlib
 import gc
+import pickle
 from types import SimpleNamespace
 
 import cuda_standin
@@ -9,7 +11,7 @@ import torch
 from core_pool import settle
 
 import vmm.pool
-from vmm import KVTensor, OutOfPages, _core
+from vmm import InvalidArgument, KVTensor, OutOfPages, _core
 
 PAGE = 2**21
 CAPACITY = 64 * PAGE
@@ -217,4 +219,106 @@ def test_a_tensor_and_a_cache(standin, pool, monkeypatch):
             assert emptied.emptied == pages + 1
         sequence.close()
         cache.close()
-        del tensor
+        tensor.close()
+
+
+@pytest.fixture
+def own(standin, pool, monkeypatch):
+    """A vmm.Pool with a budget of half the device."""
+    if not cuda_standin.ON_CUDA:
+        monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 0))
+        monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    with vmm.Pool(32 * PAGE) as made:
+        yield made
+
+
+def test_a_budget_can_be_lowered_on_a_full_device(own, pool):
+    lease = own.reserve(page_bytes=PAGE, extent_bytes=32 * PAGE, extents=1)
+    lease.map([(0, 10)])
+    pool.leave(10)  # nothing is free
+    own.budget_bytes = 20 * PAGE
+    own.budget_bytes = 15 * PAGE
+    with pytest.raises(InvalidArgument, match=r"budget is .*; expected at most"):
+        own.budget_bytes = 16 * PAGE
+    assert own.budget_bytes == 15 * PAGE
+    own.budget_bytes = 5 * PAGE
+    own.budget_bytes = 10 * PAGE  # as much as it holds
+    del lease
+
+
+def test_a_default_pool_can_be_lowered_on_a_full_device(own, pool):
+    vmm.configure(budget=32 * PAGE)
+    try:
+        lease = vmm.default_pool().reserve(page_bytes=PAGE, extent_bytes=32 * PAGE, extents=1)
+        lease.map([(0, 10)])
+        pool.leave(10)
+        vmm.configure(budget=20 * PAGE)
+        assert vmm.default_pool().budget_bytes == 20 * PAGE
+        with pytest.raises(InvalidArgument, match="budget"):
+            vmm.configure(budget=21 * PAGE)
+        assert vmm.default_pool().budget_bytes == 20 * PAGE
+        vmm.configure()  # half of what is free and what it holds
+        assert vmm.default_pool().budget_bytes == 5 * PAGE
+        del lease
+        vmm.default_pool().close()
+    finally:
+        pool.leave(40)
+        vmm.configure()
+
+
+def test_questions_make_no_context(standin, monkeypatch):
+    """Of device 1, which nobody uses."""
+    monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cuda:1", 1))
+    before, retained = standin.live()["contexts"], standin.count("cuDevicePrimaryCtxRetain")
+    assert "1" not in before
+    assert _core.cuda_free_bytes(1) == CAPACITY  # all of it: what is free cannot be asked
+    assert _core.cuda_name(1)
+    vmm.configure(budget="1MiB")
+    vmm.configure()
+    assert standin.live()["contexts"] == before
+    assert standin.count("cuDevicePrimaryCtxRetain") == retained
+    context = _core.CudaContext(1)  # as torch's
+    standin.set(others=PAGE)
+    assert context.free_bytes() == _core.cuda_free_bytes(1) == CAPACITY - PAGE
+    del context
+    assert standin.live()["contexts"] == before
+
+
+def test_a_pool_s_questions_retain_nothing(own, standin):
+    before = standin.count("cuDevicePrimaryCtxRetain")
+    own.budget_bytes = 20 * PAGE
+    own.budget_bytes = 21 * PAGE
+    assert standin.count("cuDevicePrimaryCtxRetain") == before
+
+
+def test_a_pool_with_a_bad_budget_leaves_no_context(standin, monkeypatch):
+    monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 1))
+    with contextlib.suppress(InvalidArgument):
+        vmm.Pool("1TiB")
+    assert "1" not in standin.live()["contexts"]
+
+
+def test_accelerate_s_search_recognises_it(pool):
+    """By these conditions of accelerate.utils.memory.should_reduce_batch_size, 1.15."""
+    with pytest.raises(OutOfPages) as raised:
+        lease_of(pool, 33).map([(0, 33)])
+    error = raised.value
+    assert isinstance(error, torch.OutOfMemoryError)
+    assert isinstance(error, RuntimeError)
+    assert len(error.args) == 1
+    assert " out of memory." in error.args[0]
+    copied = pickle.loads(pickle.dumps(error))
+    assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))
+    assert copied.asked == 33 * PAGE
+
+
+def test_neighbours_are_zeroed_by_one_call(pool, standin):
+    lease = lease_of(pool, 8, zeroed=True)
+    before = standin.count("cuMemsetD8Async"), standin.count("cuStreamSynchronize")
+    lease.map([(0, 4), (6, 2)])
+    assert standin.count("cuMemsetD8Async") == before[0] + 2
+    assert standin.count("cuStreamSynchronize") == before[1] + 1
+
+
+def test_zeroing_goes_before_what_is_queued(pool, standin):
+    assert -5 in {stream["priority"] for stream in standin.live()["streams"]}  # the highest there
