@@ -25,6 +25,7 @@ struct Options {
   bool faults;
   int cuda_device;  // none: -1
   bool cuda_host_accessible;
+  std::int64_t idle_ns;
 };
 
 std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<LocalBudget> budget) {
@@ -32,7 +33,9 @@ std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<Lo
   handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
   std::unique_ptr<Driver> driver;
   if (options.cuda_device >= 0) {
-    driver = std::make_unique<CudaDriver>(options.cuda_device, options.cuda_host_accessible);
+    auto cuda = std::make_unique<CudaDriver>(options.cuda_device, options.cuda_host_accessible);
+    handle->cuda = cuda.get();
+    driver = std::move(cuda);
   } else {
     auto host = std::make_unique<HostDriver>(options.name.c_str());
     handle->host = host.get();
@@ -48,6 +51,7 @@ std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<Lo
   pool_options.run_bytes = {options.run_bytes};
   PagerOptions pager_options;
   pager_options.lookahead = {options.lookahead_pages};
+  pager_options.idle_time = Nanoseconds{options.idle_ns};
   auto pool = Pool::make(std::move(driver), handle->budget, std::make_shared<RealClock>(), pool_options);
   handle->engine = std::make_unique<Engine>(std::move(pool), pager_options, options.pager_thread);
   return handle;
@@ -105,16 +109,16 @@ void bind_pool(py::module_& m) {
   py::class_<PoolHandle>(m, "Pool")
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
-                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device,
-                       bool cuda_host_accessible) {
+                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device, bool cuda_host_accessible,
+                       std::int64_t idle_ns) {
              return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, cuda_device,
-                               cuda_host_accessible},
+                               cuda_host_accessible, idle_ns},
                               std::move(shared_budget));
            }),
            py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
            py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
            py::arg("faults") = false, py::arg("shared_budget") = nullptr, py::arg("cuda_device") = -1,
-           py::arg("cuda_host_accessible") = false)
+           py::arg("cuda_host_accessible") = false, py::arg("idle_ns") = PagerOptions{}.idle_time.count())
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
@@ -197,6 +201,9 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
       .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
+      .def(
+          "device_free_bytes", [](const PoolHandle& h) { return h.require_cuda().free_bytes().count; },
+          NoGil())
       .def_property_readonly("memfd", [](PoolHandle& h) { return h.require_host().memfd(); })
       .def("drain_log", &drain_log)
       .def(

@@ -15,7 +15,8 @@ constexpr Nanoseconds starved_recheck = 1ms;    // … and where somebody may so
 
 }  // namespace
 
-Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options) : pool_(std::move(pool)), options_(options) {
+Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options)
+    : pool_(std::move(pool)), options_(options), batch_(options.batch_bytes.count) {
   pool_->on_pressure([this] { wake(); });
 }
 
@@ -67,7 +68,9 @@ void Pager::map_one_batch() {
   // Cleared before the work: a frontier that moves meanwhile puts it in the inbox again.
   growing->due_ = false;
   const std::uint64_t before = pool_->given_up();
-  const Ahead ahead = growing->map_ahead(options_.batch_bytes, options_.lookahead);
+  const Nanoseconds start = pool_->clock().now();
+  const Ahead ahead = growing->map_ahead({batch_.bytes()}, options_.lookahead);
+  batch_.took(pool_->clock().now() - start, ahead == Ahead::more);
   if (ahead == Ahead::more) put_back(growing);
   if (ahead != Ahead::starved || std::exchange(growing->starved_, true)) return;
   if (starved_.empty()) given_up_ = before;
@@ -105,6 +108,18 @@ bool Pager::guarded(Work work) noexcept {
   }
 }
 
+/// When to look again. Nothing wakes anybody while nothing idles.
+std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
+  if (options_.idle_time.count() == 0 || !pool_->may_idle()) return {};
+  if (idle_at_ && now >= *idle_at_) {
+    idle_at_.reset();
+    guarded([&] { pool_->give_back_idle(); });
+    if (!pool_->may_idle()) return {};
+  }
+  if (!idle_at_) idle_at_ = now + options_.idle_time;
+  return idle_at_;
+}
+
 Pager::Next Pager::poll(Nanoseconds now) noexcept {
   Next next;
   bool waiting = false;
@@ -123,6 +138,7 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
     if (ending) next.at = std::min(next.at.value_or(now + starved_recheck), now + starved_recheck);
   }
   next.now |= anything_due();
+  if (const auto idle_at = look_for_idle(now)) next.at = std::min(next.at.value_or(*idle_at), *idle_at);
   return next;
 }
 

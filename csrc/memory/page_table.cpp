@@ -61,6 +61,7 @@ void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
     in ? kept_ += one : kept_ -= one;
   else
     reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
+  if (!in) idle_.set(page, false);
 }
 
 void PageTable::set_need(PageIndex page, Need need) {

@@ -18,6 +18,7 @@ class PageTable {
   PageTable(Pages size, Bytes page_bytes, MappedBytes& sums)
       : pages_(size.count),
         reclaimable_{PageBits(size), PageBits(size), PageBits(size)},
+        idle_(size),
         page_bytes_(page_bytes),
         sums_(sums) {}
 
@@ -38,12 +39,23 @@ class PageTable {
   Pages kept() const noexcept { return kept_; }
   /// Resident pages of that need, less than kept.
   const PageBits& reclaimable(Need need) const { return reclaimable_.at(static_cast<std::size_t>(need)); }
+  /// Calls visit(page), from the last to the first, for those that nobody has needed since it was last
+  /// called.
+  template <class Visit>
+  void age(Visit visit) {
+    const PageBits& surplus = reclaimable(Need::none);
+    for (auto page = surplus.last_before(pages_.size()); page; page = surplus.last_before(page->value)) {
+      if (idle_.has(*page)) visit(*page);
+      idle_.set(*page, true);
+    }
+  }
 
  private:
   void count(PageIndex page, const VirtualPage& entry, bool in);
 
   std::vector<VirtualPage> pages_;
   std::array<PageBits, 3> reclaimable_;  // by need
+  PageBits idle_;                        // needed by nobody when age() was last called, nor since
   const Bytes page_bytes_;
   MappedBytes& sums_;
   Pages in_use_;

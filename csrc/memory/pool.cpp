@@ -165,6 +165,7 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
     });
     if (any) note_given_up(at_once);
   }
+  note_idle();
   wake_pager_if_over_budget();
 }
 
@@ -177,6 +178,7 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
     return true;
   });
   note_given_up(true);
+  note_idle();
 }
 
 void Pool::set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
@@ -192,6 +194,7 @@ void Pool::set_need(Reservation& reservation, std::span<const PageRange> ranges,
     return true;
   });
   if (less) note_given_up(true);
+  if (need == Need::none) note_idle();
 }
 
 void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {

@@ -18,49 +18,22 @@
 
 #include "base/clock.h"
 #include "base/counters.h"
+#include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
 #include "memory/arena.h"
 #include "memory/budget.h"
 #include "memory/contents.h"
+#include "memory/device_limit.h"
 #include "memory/fences.h"
 #include "memory/last_uses.h"
 #include "memory/physical_pages.h"
+#include "memory/pool_options.h"
 #include "memory/reservation.h"
 
 namespace vmm {
 
 class Lease;
-
-struct PoolOptions {
-  Bytes arena_bytes;  // 0: 256 times the budget, but at least 2 TiB and at most 16, so that many pools fit
-  Bytes run_bytes;    // 0: the larger of 1 MiB and budget ÷ 16,384, so that a full budget is ≤ 16,384 runs
-};
-
-struct PoolStats {
-  Bytes budget, created, free, mapped, kept, reclaimable, peak_created;
-  std::uint64_t reservations_leased, reservations_idle, runs, retirements_waiting;
-};
-
-/// Bytes [offset, offset + size) of a reservation.
-struct ByteRange {
-  Bytes offset;
-  Bytes size;
-};
-
-struct MapOptions {
-  Need need = Need::kept;            // until unkept. What is needed less may be taken when the budget is
-                                     // used up; for Need::none nothing is
-  bool wait = true;                  // for pages that others are mapping or unmapping
-  Pages at_most{~std::uint64_t{0}};  // stop after so many pages that were missing
-  std::span<const ByteRange> overwritten;  // write intent, in order: the caller overwrites these, so they
-                                           // need no zeroing; should the write fail, it calls zero()
-};
-
-struct MapResult {
-  Pages mapped;         // that were missing
-  bool waited = false;  // for another thread
-};
 
 /// Safe from any thread.
 class Pool : public std::enable_shared_from_this<Pool> {
@@ -142,6 +115,12 @@ class Pool : public std::enable_shared_from_this<Pool> {
   bool await_given_up();
   /// An epoch was closed, and what was given up in it may be had soon.
   void epoch_closed();
+  /// Whether there may be mappings that nobody needs: so it must be called again, after a while.
+  bool may_idle() const noexcept { return may_idle_; }
+  /// Gives back those that nobody has needed since it was last called.
+  void give_back_idle();
+  /// Something was done that the device may have more now than when it refused: let it be asked again.
+  void forget_device_limit();
   /// `wake` is called, from any thread, when one of these may have changed, or when what could not be
   /// unmapped was retired.
   void on_pressure(std::function<void()> wake);
@@ -192,7 +171,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void call_driver(Reservation&, MapPlan&, const MapOptions&);
   void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
   void commit(Reservation&, MapPlan&, const MapOptions&);
-  void roll_back(Reservation&, MapPlan&);
+  Bytes roll_back(Reservation&, MapPlan&);
+  void note_refusal(Bytes refused, Bytes asked, const DriverOutOfMemory& error);
   void become_resident(Reservation&, const Claim&);
   void drop_window_if_unused(Reservation&, PageIndex);
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
@@ -204,6 +184,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   // pool_reclaim.cpp
   Bytes budget_left() const;
+  Bytes device_left() const;
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
   bool is_obtainable(const VirtualPage& page, StreamHandle stream) const;
@@ -233,6 +214,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void check_shape(const ReservationShape&) const;
   void erase_if_empty(Reservation&);
 
+  // pool_idle.cpp
+  void note_idle();
+  std::vector<Unmapping> choose_idle();
+
   // pool.cpp
   static void check_ranges(const Reservation&, std::span<const PageRange>);
   void require_open() const;
@@ -256,6 +241,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::atomic<std::uint64_t> pressure_bytes_{0};
   std::atomic<bool> awaited_{false};    // what will be given up
   std::atomic<std::uint64_t> room_{0};  // times that there was more of the budget
+  std::atomic<bool> may_idle_{false};
   Budget::ListenerId listener_ = 0;
   std::mutex wake_mutex_;  // guards wake_; never held while the pool's lock is taken
   std::function<void()> wake_ = [] {};
@@ -275,6 +261,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::deque<Retirement> retired_;
   Bytes taken_;  // of the budget: every page that is not absent
   Bytes peak_taken_;
+  DeviceLimit device_limit_;
   Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
 };
 

@@ -7,9 +7,17 @@
 
 namespace vmm {
 
+/// Of what may be created, by the budget and by what the device has.
 Bytes Pool::budget_left() const {
   const Bytes limit = budget_->limit();
-  return limit - std::min(limit, budget_->taken());
+  return std::min(limit - std::min(limit, budget_->taken()), device_left());
+}
+
+Bytes Pool::device_left() const { return device_limit_.left(taken_, clock_->now()); }
+
+void Pool::forget_device_limit() {
+  std::lock_guard lock(mutex_);
+  device_limit_.forget();
 }
 
 MemoryFigures Pool::figures(Bytes asked) const {
@@ -18,8 +26,15 @@ MemoryFigures Pool::figures(Bytes asked) const {
 }
 
 MemoryFigures Pool::figures_locked(Bytes asked) const {
-  return {asked, budget_left() + physical_.free_bytes(), mapped_.reclaimable(), budget_->limit(),
-          driver_->capabilities().gpu};
+  const Bytes limit = budget_->limit(), taken = budget_->taken();
+  const bool of_device = taken + device_left() < limit;
+  return {asked,
+          budget_left() + physical_.free_bytes(),
+          mapped_.reclaimable(),
+          limit,
+          driver_->capabilities().gpu,
+          std::max(limit, taken) - limit,
+          of_device ? device_limit_.words() : ""};
 }
 
 bool Pool::is_obtainable(const VirtualPage& page, StreamHandle stream) const {
@@ -29,11 +44,13 @@ bool Pool::is_obtainable(const VirtualPage& page, StreamHandle stream) const {
 std::int64_t Pool::obtainable(StreamHandle stream) const {
   fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
-  Bytes sum = budget_->limit() + physical_.free_bytes() + coming() + mapped_.reclaimable();
+  const Bytes taken = budget_->taken();
+  Bytes sum = std::min(budget_->limit(), taken + device_left()) + physical_.free_bytes() + coming() +
+              mapped_.reclaimable();
   last_uses_.for_each_not_over([&](std::uint16_t number) {
     if (!last_uses_.ends(number, stream)) sum -= mapped_.last_used(number);
   });
-  return static_cast<std::int64_t>(sum.count) - static_cast<std::int64_t>(budget_->taken().count);
+  return static_cast<std::int64_t>(sum.count) - static_cast<std::int64_t>(taken.count);
 }
 
 std::int64_t Pool::cost(const Reservation& reservation, std::span<const PageRange> ranges,

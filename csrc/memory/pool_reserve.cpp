@@ -103,6 +103,7 @@ void Pool::recycle(Reservation& reservation) noexcept {
     erase_if_empty(reservation);
     tear_down = closed_;
   }
+  note_idle();
   wake_pager_if_over_budget();
   if (!tear_down) return;
   try {

@@ -1,5 +1,6 @@
 // Policies: pure objects, told what was measured.
 #include "check.h"
+#include "policy/batch_size.h"
 #include "policy/growth_predictor.h"
 
 using namespace vmm;
@@ -94,7 +95,7 @@ TEST(one_long_interruption_is_not_taken_for_the_rule) {
 TEST(iterations_that_become_slower_or_faster_are_followed) {
   GrowthPredictor predictor;
   Nanoseconds now = iterate(predictor, 50, 1ms);
-  predictor.delay(8ms);
+  for (int i = 0; i < 3; ++i) predictor.delay(8ms);
   CHECK(predictor.horizon() == 9);
   now = iterate(predictor, 100, 8ms, now);
   CHECK(predictor.horizon() == 2 || predictor.horizon() == 3);
@@ -105,7 +106,30 @@ TEST(iterations_that_become_slower_or_faster_are_followed) {
 TEST(one_slow_iteration_does_not_blind_it) {
   GrowthPredictor predictor;
   const Nanoseconds now = iterate(predictor, 50, 1ms);
-  predictor.delay(8ms);
+  for (int i = 0; i < 3; ++i) predictor.delay(8ms);
   predictor.iteration(now + 9ms);  // of ten times the length
   CHECK(predictor.horizon() >= 4);
+}
+
+TEST(a_batch_comes_to_take_about_a_millisecond) {
+  BatchSize batch(2 << 20);
+  for (int i = 0; i < 20; ++i)  // 100 us for 2 MiB
+    batch.took(Nanoseconds{static_cast<std::int64_t>(batch.bytes() * 100'000 / (2 << 20))}, true);
+  CHECK(batch.bytes() > 19 << 20 && batch.bytes() < 21 << 20);
+  for (int i = 0; i < 20; ++i)  // now 4 ms
+    batch.took(Nanoseconds{static_cast<std::int64_t>(batch.bytes() * 4'000'000 / (2 << 20))}, true);
+  CHECK(batch.bytes() > 400 << 10 && batch.bytes() < 600 << 10);
+}
+
+TEST(a_batch_that_was_not_full_says_only_that_it_was_too_much) {
+  BatchSize batch(2 << 20);
+  batch.took(1us, false);
+  batch.took(Nanoseconds{0}, true);  // by a clock that stands still
+  CHECK(batch.bytes() == 2 << 20);
+  batch.took(1s, false);
+  CHECK(batch.bytes() == 1 << 20);  // one delay by others says little
+  for (int i = 0; i < 100; ++i) batch.took(1s, true);
+  CHECK(batch.bytes() == BatchSize::least);
+  for (int i = 0; i < 100; ++i) batch.took(1ns, true);
+  CHECK(batch.bytes() == BatchSize::most);
 }
