@@ -54,6 +54,7 @@ class Pager {
 
   std::shared_ptr<Pool> pool_;
   const PagerOptions options_;
+  Nanoseconds refused_recheck_{200'000};
   std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
   std::deque<std::weak_ptr<Growing>> due_;
   std::function<void()> wake_ = [] {};

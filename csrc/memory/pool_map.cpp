@@ -45,6 +45,10 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
       if (!plan.claims.empty()) {
         try {
           call_driver(reservation, plan, options);
+        } catch (const MappingLimit&) {
+          roll_back(reservation, plan);
+          if (!relieve_mappings(options.need)) throw;
+          continue;
         } catch (const DriverOutOfMemory& error) {
           roll_back(reservation, plan);
           throw OutOfPages(figures(asked), error.what());
@@ -235,7 +239,10 @@ void Pool::roll_back(Reservation& reservation, MapPlan& plan) {
     drop_window_if_unused(reservation, claim.page);
   }
   const bool refused = !left.pages.empty();
-  if (refused) retired_.push_back({std::move(left), {}, false});
+  if (refused) {
+    left.mappings.reserve(left.pages.size());
+    retired_.push_back({std::move(left), {}, false});
+  }
   in_transit_ -= plan.in_transit;
   changed_.notify_all();
   lock.unlock();
@@ -257,6 +264,7 @@ void Pool::wait_until_unblocked(Reservation& reservation, std::span<const PageRa
     for_each_page(ranges, [&](PageIndex page) {
       const VirtualState state = reservation.table[page].state;
       blocked |= state == VirtualState::mapping || state == VirtualState::retiring;
+      if (state == VirtualState::retiring) require_not_refused(reservation, page);
       return !blocked;
     });
     if (!blocked) return;
