@@ -5,7 +5,9 @@ import functools
 import itertools
 import logging
 import os
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ logger.addHandler(logging.NullHandler())
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _DEFAULT_FRACTION = 0.5  # of available memory: the rest is for weights, activations and everybody else
 
+_EXIT_PATIENCE = 5.0  # seconds, for work that is still under way at exit: it may never end
 _names = itertools.count()
 # The CPU can touch a GPU's pages: true only of the stand-in that the tests run on (tests/cuda_standin.py).
 _cuda_host_accessible = False
@@ -153,12 +156,19 @@ class Pool(Closing):
     # What integrations stand on.
 
     def reserve(
-        self, *, page_bytes: int, extent_bytes: int, extents: int, stream: int | None = None
+        self,
+        *,
+        page_bytes: int,
+        extent_bytes: int,
+        extents: int,
+        longer: bool = False,
+        stream: int | None = None,
     ) -> "_core.Lease":
         """Address space for ``extents`` pieces of ``extent_bytes``, recycled and still mapped if possible.
-        ``stream``: where it will be used first, so that it need not wait for what is there now."""
+        ``longer``: recycled pieces may be longer, as the lease's ``extent_bytes`` then tells. ``stream``:
+        where it will be used first, so that it need not wait for what is there now."""
         return self._core.reserve(
-            page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents, stream=stream
+            page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents, longer=longer, stream=stream
         )
 
     def growth(self, parts: Sequence[tuple["_core.Lease", int, int, int]]) -> "_core.Growth":
@@ -255,9 +265,19 @@ def _budget_bytes(budget: int | str | None, available_now: Callable[[], int], al
 
 @atexit.register
 def _close_all() -> None:
+    """A pool that cannot be closed, or not in time, must hold up neither the others nor the exit."""
+    deadline = time.monotonic() + _EXIT_PATIENCE
     for pool in list(_open_pools):
-        if not pool._core.in_child:
-            pool.close()
+        try:
+            if pool._core.in_child:
+                continue
+            pool._forward_log()
+            pool._core.close(patience_s=max(0.0, deadline - time.monotonic()))
+            unsaid = [text for level, text in pool._core.drain_log() if _LEVELS[level] >= logging.WARNING]
+        except Exception as error:
+            unsaid = [str(error)]
+        for text in unsaid:
+            print(f"vmm: closing {pool.device} at exit: {text}", file=sys.stderr)
 
 
 def _forget_lock_of_parent() -> None:

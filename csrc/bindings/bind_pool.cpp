@@ -122,16 +122,17 @@ void bind_pool(py::module_& m) {
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
-             std::uint32_t tenant, bool zeroed, std::optional<std::uint64_t> stream) {
+             std::uint32_t tenant, bool zeroed, bool longer, std::optional<std::uint64_t> stream) {
             const ReservationShape shape{.page_bytes = {page_bytes},
                                          .extent_bytes = {extent_bytes},
                                          .extents = extents,
                                          .tenant = {tenant},
+                                         .longer = longer,
                                          .zeroed = zeroed};
             return h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt);
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
-          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("stream") = py::none(), NoGil())
+          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longer") = false, py::arg("stream") = py::none(), NoGil())
       .def("stats", &stats)
       .def(
           "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
@@ -191,7 +192,12 @@ void bind_pool(py::module_& m) {
           "synchronize", [](PoolHandle& h, std::uint64_t stream) { h.pool().synchronize({stream}); },
           py::arg("stream"), NoGil())
       .def(
-          "close", [](PoolHandle& h) { h.engine->close(); }, NoGil())
+          "close",
+          [](PoolHandle& h, std::optional<double> patience_s) {
+            if (!patience_s) return h.engine->close();
+            h.engine->close(std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
+          },
+          py::arg("patience_s") = py::none(), NoGil())
       .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
       .def_property_readonly("in_child", [](PoolHandle& h) { return h.pool().fork_guard().in_child(); })

@@ -10,6 +10,7 @@ namespace {
 
 using namespace std::chrono_literals;
 constexpr Nanoseconds retired_recheck = 200us;  // an event completes without telling anybody
+constexpr Nanoseconds refused_recheck_max = 1s;
 constexpr Nanoseconds owed_recheck = 5ms;       // the same, where nobody waits for it
 constexpr Nanoseconds starved_recheck = 1ms;    // … and where somebody may soon
 
@@ -124,7 +125,13 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
   Next next;
   bool waiting = false;
   const bool drained = guarded([&] { waiting = pool_->drain_retired(); });
-  if (waiting || !drained) next.at = now + retired_recheck;
+  // What the driver refuses, it may refuse for a long time.
+  const bool refused = pool_->refused();
+  refused_recheck_ = refused ? std::min(refused_recheck_ * 2, refused_recheck_max) : retired_recheck;
+  if (waiting)
+    next.at = now + retired_recheck;
+  else if (refused || !drained)
+    next.at = now + refused_recheck_;
   guarded([&] {
     const Bytes wanted = std::max(pool_->take_pressure(), pool_->owed());
     if (wanted.count != 0) pool_->trim(wanted);

@@ -64,7 +64,8 @@ class Pager {
   std::optional<Nanoseconds> idle_at_;  // when to look for what idles
   std::vector<std::weak_ptr<Growing>> starved_;
   std::uint64_t given_up_ = 0;  // the pool's number before they starved
-  std::mutex inbox_mutex_;      // guards what follows; never held while the pool or the driver is called
+  Nanoseconds refused_recheck_{200'000};
+  std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
   std::deque<std::weak_ptr<Growing>> due_;
   std::function<void()> wake_ = [] {};
 };

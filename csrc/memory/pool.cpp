@@ -63,10 +63,10 @@ Pool::~Pool() {
   if (taken_.count == 0) return;  // nor are streams looked at, which may be gone
   try {
     epochs_.poll();
+    drain_retired();
     while (free_an_idle_range()) {
     }
-    drain_retired();
-  } catch (const Error&) {  // what stays mapped is lost to this process, and nothing more
+  } catch (const std::exception&) {  // what stays mapped is lost to this process, and nothing more
   }
   give_back(taken_);
 }
@@ -260,14 +260,32 @@ Bytes Pool::mapped(const Reservation& reservation) const {
   return reservation.shape.page_bytes * reservation.table.resident().count;
 }
 
-void Pool::close() {
+void Pool::close(Nanoseconds patience) {
   fork_guard_.require_parent("this pool");
   {
     std::lock_guard lock(mutex_);
+    if (patience != Nanoseconds::max()) stop_waiting_at_ = clock_->now() + patience;
     if (closed_) return;
     closed_ = true;
   }
-  trim({~std::uint64_t{0}}, true);
+  tear_down();
+}
+
+bool Pool::may_wait() const {
+  std::lock_guard lock(mutex_);
+  return stop_waiting_at_ == Nanoseconds::max() || clock_->now() < stop_waiting_at_;
+}
+
+/// Gives back what a closed pool can give back.
+void Pool::tear_down() noexcept {
+  try {
+    drain_retired();
+    trim({~std::uint64_t{0}}, true);
+  } catch (const std::exception& error) {
+    log_.write(LogLevel::warning, error.what());
+  }
+  if (!may_wait())
+    log_.write(LogLevel::warning, "closed without what work under way still uses: it did not end in time");
 }
 
 PoolStats Pool::stats() const {

@@ -7,8 +7,8 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -60,8 +60,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void call_off(Reservation& reservation, std::span<const PageRange> ranges);
   /// Unmaps the Resident pages among these once `fence` is complete; see drain_retired.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
-  /// Unmaps what was retired and is over. True when something is left.
+  /// Unmaps what was retired and is over. True when something is left that only has to be waited for.
   bool drain_retired();
+  /// Whether the driver has refused to unmap something, so that drain_retired must try again.
+  bool refused() const;
   /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
@@ -89,8 +91,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// that is ending still uses if it may wait for that. Returns what it gave back.
   Bytes trim(Bytes wanted, bool wait = false);
 
-  /// No new work from here on; idle memory is given back, leased memory when its lease ends.
-  void close();
+  /// No new work from here on; idle memory is given back, leased memory when its lease ends. What work still
+  /// uses is waited for, but from now on not longer than `patience`. What the driver refuses is logged.
+  void close(Nanoseconds patience = Nanoseconds::max());
   bool closed() const;
 
   PoolStats stats() const;
@@ -157,12 +160,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   struct Unmapping {
     Reservation* reservation;
     std::vector<PageIndex> pages;
+    std::vector<PageMapping> mappings{};  // with room for all pages: where mappings run out, so may the heap
+    std::size_t done = 0;
   };
   struct Retirement {
     Unmapping what;  // its pages ascending
     Fence fence;
-    bool intact;  // mapped and accessible as before, so that it may become Resident again
+    bool intact;  // mapped and accessible as before, so that it may become Resident again; else refused by
+                  // the driver: tried again, but nobody waits for it
   };
+  using Retirements = std::list<Retirement>;  // so that what was refused can be put back without memory
 
   // pool_map.cpp
   Shortage plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&,
@@ -175,6 +182,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void note_refusal(Bytes refused, Bytes asked, const DriverOutOfMemory& error);
   void become_resident(Reservation&, const Claim&);
   void drop_window_if_unused(Reservation&, PageIndex);
+  void require_not_refused(const Reservation&, PageIndex) const;
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
 
   // pool_retire.cpp
@@ -198,18 +206,22 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void add_victims(Bytes wanted, bool idle, Need need, Bytes& found, std::vector<Unmapping>& out);
 
   // pool_unmap.cpp
-  static Bytes size(const std::vector<Unmapping>&);
-  Bytes unmap(std::vector<Unmapping> batch);
-  Bytes unmap_victims(std::vector<Unmapping> victims);
-  std::vector<PageMapping> begin_unmap(const Unmapping&);
-  void end_unmap(Unmapping&, std::size_t done);
+  static Bytes size(const Retirements&);
+  static Retirements prepared(std::vector<Unmapping>);
+  Bytes unmap(Retirements batch);
+  Bytes unmap_victims(Retirements victims);
+  bool unmap_in_driver(Retirement&, std::exception_ptr& failure) noexcept;
+  void begin_unmap(Unmapping&);
+  void end_unmap(Retirements& batch, Retirements::iterator);
   Bytes release_free(Bytes wanted, bool strays_only);
   bool free_an_idle_range();
+  bool relieve_mappings(Need whose);
 
   // pool_reserve.cpp
   void recycle(Reservation&) noexcept;
   Reservation* find_adoptable(const ReservationShape&, std::optional<StreamHandle>);
   std::optional<Address> allocate_addresses(const ReservationShape&);
+  void set_gap(Address start, Bytes size, Gap);
   Reservation& make_reservation(const ReservationShape&);
   void check_shape(const ReservationShape&) const;
   void erase_if_empty(Reservation&);
@@ -222,6 +234,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   static void check_ranges(const Reservation&, std::span<const PageRange>);
   void require_open() const;
   void give_back(Bytes) noexcept;
+  void tear_down() noexcept;
+  bool may_wait() const;
   void wake_pager();
   void wake_pager_if_over_budget();
   void note_given_up(bool at_once);
@@ -258,7 +272,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::uint32_t next_reservation_ = 0;
   std::uint64_t recyclings_ = 0;
   std::uint64_t given_up_ = 0;
-  std::deque<Retirement> retired_;
+  Retirements retired_;
+  Nanoseconds stop_waiting_at_ = Nanoseconds::max();
   Bytes taken_;  // of the budget: every page that is not absent
   Bytes peak_taken_;
   DeviceLimit device_limit_;

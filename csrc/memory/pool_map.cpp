@@ -45,6 +45,10 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
       if (!plan.claims.empty()) {
         try {
           call_driver(reservation, plan, options);
+        } catch (const MappingLimit&) {
+          roll_back(reservation, plan);
+          if (!relieve_mappings(options.need)) throw;
+          continue;
         } catch (const DriverOutOfMemory& error) {
           note_refusal(roll_back(reservation, plan), asked, error);
           continue;  // as under a budget that is as short
@@ -247,7 +251,10 @@ Bytes Pool::roll_back(Reservation& reservation, MapPlan& plan) {
     drop_window_if_unused(reservation, claim.page);
   }
   const bool refused = !left.pages.empty();
-  if (refused) retired_.push_back({std::move(left), {}, false});
+  if (refused) {
+    left.mappings.reserve(left.pages.size());
+    retired_.push_back({std::move(left), {}, false});
+  }
   in_transit_ -= plan.in_transit;
   changed_.notify_all();
   lock.unlock();
@@ -283,6 +290,7 @@ void Pool::wait_until_unblocked(Reservation& reservation, std::span<const PageRa
     for_each_page(ranges, [&](PageIndex page) {
       const VirtualState state = reservation.table[page].state;
       blocked |= state == VirtualState::mapping || state == VirtualState::retiring;
+      if (state == VirtualState::retiring) require_not_refused(reservation, page);
       return !blocked;
     });
     if (!blocked) return;

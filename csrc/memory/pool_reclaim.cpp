@@ -71,7 +71,7 @@ std::int64_t Pool::cost(const Reservation& reservation, std::span<const PageRang
 Bytes Pool::coming() const {
   Bytes sum = in_transit_;
   for (const Retirement& entry : retired_)
-    if (!epochs_.waits_for_open_epoch(entry.fence))
+    if (entry.intact && !epochs_.waits_for_open_epoch(entry.fence))
       sum += entry.what.reservation->shape.page_bytes * entry.what.pages.size();
   return sum;
 }
@@ -145,12 +145,13 @@ bool Pool::await_coming(Need whose) {
 }
 
 Bytes Pool::reclaim(Bytes wanted, Need whose) {
-  std::vector<Unmapping> victims;
+  Retirements victims;
   {
     std::lock_guard lock(mutex_);
-    victims = choose_victims(wanted, whose);
-    for (const Unmapping& victim : victims)
-      for (PageIndex page : victim.pages) victim.reservation->table.move(page, VirtualState::retiring);
+    victims = prepared(choose_victims(wanted, whose));
+    for (const Retirement& victim : victims)
+      for (PageIndex page : victim.what.pages)
+        victim.what.reservation->table.move(page, VirtualState::retiring);
     in_transit_ += size(victims);
   }
   return unmap_victims(std::move(victims));
@@ -204,10 +205,16 @@ Bytes Pool::trim(Bytes wanted, bool wait) {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
   Bytes given_back;
-  for (;;) {
-    given_back += release_free(wanted - given_back, false);
-    if (given_back >= wanted) break;
-    if (reclaim(wanted - given_back, Need::kept).count == 0 && !(wait && await_coming(Need::kept))) break;
+  try {
+    for (;;) {
+      given_back += release_free(wanted - given_back, false);
+      if (given_back >= wanted) break;
+      if (reclaim(wanted - given_back, Need::kept).count == 0 &&
+          !(wait && may_wait() && await_coming(Need::kept)))
+        break;
+    }
+  } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager
+    if (given_back.count == 0) throw;
   }
   return given_back;
 }
