@@ -5,11 +5,11 @@ import sys
 import cuda_standin
 import pytest
 import torch
-from child import run_child
 from transformers import LlamaConfig
 
 import vmm
 import vmm.pool
+from child import run_child
 from vmm import InvalidArgument, KVCache, KVTensor, Pool
 from vmm.integrations.transformers import VmmCache
 
@@ -66,7 +66,8 @@ def test_cuda_is_the_current_device(current, kind, device):
         lease = pool.reserve(page_bytes=2**21, extent_bytes=2**21, extents=1)
         assert lease.map([(0, 1)]) == 1
         used = cuda_standin.loaded().live()["bytes"]
-        assert used.get("1") and not used.get("0")
+        assert used.get("1")
+        assert not used.get("0")
     current(0)
     with MAKERS[kind](device) as pool:
         assert pool.device == "cuda:0"
