@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmm.errors import InvalidArgument
+from vmm.kv_tensor.dispatching import native
 from vmm.kv_tensor.indexing import Selection, advanced, along, normalized, scattered
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 Rule = Callable[[str, Callable[..., Any], "KVTensor", tuple[Any, ...], dict[str, Any]], Any]
 
-native = torch._C.DisableTorchFunctionSubclass
-
 
 def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)  # and on to dispatching.py
     name = func.__name__
     if name in {"__get__", "__set__", "__delete__"}:  # of a property
         name = f"{name.strip('_')}:{func.__self__.__name__}"  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from vmm.kv_tensor.arguments import (
     require_fitting,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
+from vmm.kv_tensor.dispatching import dispatched, native
 from vmm.kv_tensor.lifecycle import Lifecycle
 from vmm.kv_tensor.memory import KVMemory, rebuild_memory
 from vmm.pool import Pool
@@ -80,7 +81,7 @@ class KVTensor(Lifecycle, torch.Tensor):
     @classmethod
     def _over(cls, memory: KVMemory, raw: torch.Tensor | None = None) -> Self:
         raw = memory.raw if raw is None else raw
-        with operations.native():
+        with native():
             made = raw.as_subclass(cls)
         made._memory = memory
         made._raw = raw
@@ -116,7 +117,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         with memory.lock:
             memory.touch(region)
             if gradients or memory.tracks_gradients:
-                with operations.native():
+                with native():
                     _set_item(self, index, value)
             elif isinstance(value, torch.Tensor) and value.dim() <= region.dim():
                 region.copy_(value)
@@ -131,12 +132,12 @@ class KVTensor(Lifecycle, torch.Tensor):
         region = view(self._raw)
         if not any(map(self._counts_tokens, dims)):
             memory.require_open()
-            with operations.native():
+            with native():
                 return self._wrap(view(self._viewable()))
         if not memory.tracks_gradients:
             return memory.plain(region)
         memory.touch(region)
-        with operations.native():
+        with native():
             return view(self)
 
     def _counts_tokens(self, dim: int) -> bool:
@@ -165,7 +166,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         )
         with memory.lock:
             memory.touch_each(selection.offsets, selection.region)
-            with operations.native():
+            with native():
                 result = work(self if gradients or memory.tracks_gradients else self._raw)
         if not in_place:
             return result
@@ -189,7 +190,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         if not (for_gradients or memory.tracks_gradients):
             return memory.plain(self._raw)
         memory.touch(self._raw)
-        with operations.native():
+        with native():
             return super().as_subclass(torch.Tensor)
 
     def _note_written(
@@ -213,6 +214,12 @@ class KVTensor(Lifecycle, torch.Tensor):
     ) -> Any:
         return operations.call(func, args, kwargs or {})
 
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return dispatched(func, args, kwargs or {})
+
     # Copies and text.
 
     def __copy__(self) -> Self:
@@ -221,7 +228,7 @@ class KVTensor(Lifecycle, torch.Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         from copy import deepcopy
 
-        with operations.native():
+        with native():
             leaf, requires_grad = self.is_leaf, self.requires_grad
         if not leaf:
             raise RuntimeError("only KVTensors created explicitly by the user can be copied deeply")
@@ -232,7 +239,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         return made  # type: ignore[return-value]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        with operations.native():
+        with native():
             requires_grad = self.requires_grad
         return rebuild_tensor, (self._memory, _geometry(self._raw), requires_grad)
 
