@@ -33,6 +33,11 @@ def chosen_pool(pool: Any, device: Any) -> Pool:
     return default_pool(device) if pool is None else checked_pool(pool, device)
 
 
+def is_meta(device: Any) -> bool:
+    """Whether a tensor is asked for that has a shape and no memory."""
+    return (torch.get_default_device() if device is None else torch.device(device)).type == "meta"
+
+
 def checked_grow_dim(grow_dim: Any, sizes: tuple[int, ...]) -> int:
     if type(grow_dim) is not int or not -len(sizes) <= grow_dim < len(sizes):
         raise InvalidArgument(

@@ -238,7 +238,7 @@ _NAMES = {
         size dim ndimension stride numel nelement __len__ data_ptr storage_offset is_contiguous element_size
         get_device is_floating_point is_complex is_signed is_inference is_conj is_neg is_shared is_pinned
         is_coalesced has_names is_same_size is_set_to __hash__ register_hook retain_grad backward
-        register_post_accumulate_grad_hook storage untyped_storage _typed_storage storage_type
+        register_post_accumulate_grad_hook untyped_storage _typed_storage storage_type
         empty_like zeros_like ones_like full_like rand_like randn_like randint_like new new_empty new_zeros
         new_ones new_full new_empty_strided result_type can_cast __dlpack_device__
         _has_compatible_shallow_copy_type _is_view _is_zerotensor

@@ -16,6 +16,7 @@ from vmm.kv_tensor.arguments import (
     checked_page_bytes,
     checked_shape,
     chosen_pool,
+    is_meta,
     require_fitting,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
@@ -50,6 +51,9 @@ class KVTensor(Lifecycle, torch.Tensor):
     that part and returns a plain tensor over it. Other views stay KVTensors and map nothing. Every other
     operation maps what it uses, or raises OutOfPages. docs/kvtensor.md has the rule in full.
 
+    On the device ``"meta"``, or within ``with torch.device("meta")`` where no pool is given, it is what
+    ``torch.empty`` makes there: a plain tensor that stays one.
+
     Raises InvalidArgument, naming the argument, and OutOfPages when the address space is used up.
     Thread-safety: every method is safe from any thread, different tensors and the same one; tokens that one
     thread releases or truncates must not be in use by another, except through slices taken before.
@@ -71,6 +75,8 @@ class KVTensor(Lifecycle, torch.Tensor):
         dtype = checked_dtype(dtype)
         sizes = checked_shape(shape, dtype)
         grow_dim = checked_grow_dim(grow_dim, sizes)
+        if pool is None and is_meta(device):
+            return torch.empty(sizes, dtype=dtype, device="meta")  # type: ignore[return-value]
         pool = chosen_pool(pool, device)
         page_bytes = pool.default_page_bytes if page_bytes is None else page_bytes
         page_bytes = checked_page_bytes(page_bytes, sizes, dtype)
