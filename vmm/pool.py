@@ -193,6 +193,15 @@ def checked_pool(pool: object, device: object) -> Pool:
     return pool
 
 
+def pool_of_address(address: int) -> Pool | None:
+    """The pool whose address it is, mapped or not."""
+    for reference in tuple(_open_pools.data):
+        pool = reference()
+        if pool is not None and not pool._core.in_child and pool._core.holds(address):
+            return pool
+    return None
+
+
 def _parsed_device(device: object) -> tuple[str, int]:
     """The device's name, and the CUDA device's number or -1."""
     kind, _, number = str(device).partition(":")
