@@ -1,7 +1,7 @@
 """``tensor.record_stream(stream)``, for every tensor over a pool's memory.
 
-torch's own tells torch's allocator, which silently ignores memory that is not its own: a slice of a KVTensor, a
-KVCache's K, a view of either. Their types must be torch.Tensor's, so its method is what is replaced.
+torch's own tells torch's allocator, which silently ignores memory that is not its own: a slice of a KVTensor,
+a KVCache's K, a view of either. Their type must be torch.Tensor, so its method is what is replaced.
 """
 
 from __future__ import annotations

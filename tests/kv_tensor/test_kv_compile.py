@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from child import run_child
-from vmm import InvalidArgument, KVTensor
+from vmm import KVTensor
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,8 @@ def test_closures_and_modules(make, backend):
 def test_where_no_break_is_allowed_it_is_refused_by_name(make):
     for name in set(FUNCTIONS) - {"branch", "returned"}:
         with pytest.raises(
-            RuntimeError, match=r"vmm\.KVTensor maps memory where it is touched|method `mul_` of class `KVTensor`"
+            RuntimeError,
+            match=r"vmm\.KVTensor maps memory where it is touched|method `mul_` of class `KVTensor`",
         ):
             torch.compile(FUNCTIONS[name], backend="eager", fullgraph=True)(
                 filled(make), torch.ones(2, 2, 3, 4)

@@ -1,5 +1,6 @@
-"""What reaches a KVTensor by torch's dispatcher, past Python: from functorch's transforms, autograd's backward,
-C++ code, custom operations and ``torch.ops``. It comes below autograd, so values are all that counts."""
+"""What reaches a KVTensor by torch's dispatcher, past Python's functions: from functorch's transforms, autograd,
+C++ code, custom operations and ``torch.ops``. It comes below autograd, so values are all that counts.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from vmm.kv_tensor.tensor import KVTensor
 
 
-class native:  # noqa: N801 - as torch's own guards
+class native:
     """Within it torch does with a KVTensor what it does with any tensor: what is touched must be mapped."""
 
     def __enter__(self) -> None:
@@ -30,18 +31,55 @@ class native:  # noqa: N801 - as torch's own guards
 
 # Read no memory, and return none of it.
 _LOOKS = frozenset(
-    """
-    empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_empty_strided
-    new_zeros new_ones new_full is_same_size is_set_to is_pinned result_type can_cast sym_size sym_stride
-    sym_numel sym_storage_offset size stride numel dim storage_offset
-    """.split()
+    [
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "new_empty",
+        "new_empty_strided",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "is_same_size",
+        "is_set_to",
+        "is_pinned",
+        "result_type",
+        "can_cast",
+        "sym_size",
+        "sym_stride",
+        "sym_numel",
+        "sym_storage_offset",
+        "size",
+        "stride",
+        "numel",
+        "dim",
+        "storage_offset",
+    ]
 )
 # Give a tensor other memory, or another shape.
 _REFUSED = frozenset(
-    """
-    resize_ resize_as_ set_ set swap_ squeeze_ unsqueeze_ transpose_ t_ detach_ swapaxes_ swapdims_ as_strided_
-    rename_ set_data resize
-    """.split()
+    [
+        "resize_",
+        "resize_as_",
+        "set_",
+        "set",
+        "swap_",
+        "squeeze_",
+        "unsqueeze_",
+        "transpose_",
+        "t_",
+        "detach_",
+        "swapaxes_",
+        "swapdims_",
+        "as_strided_",
+        "rename_",
+        "set_data",
+        "resize",
+    ]
 )
 
 

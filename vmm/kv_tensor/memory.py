@@ -35,7 +35,9 @@ class AddressesOnly(torch.UntypedStorage):
     """A KVTensor's storage, of which most is not mapped: something to look at."""
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise InvalidArgument("storage: most of a KVTensor's is not mapped; expected writes through the tensor")
+        raise InvalidArgument(
+            "storage: most of a KVTensor's is not mapped; expected writes through the tensor"
+        )
 
     fill_ = copy_ = resize_ = byteswap = share_memory_ = __setitem__ = _refuse
     _share_fd_cpu_ = _share_filename_cpu_ = _set_from_file = _refuse
