@@ -66,8 +66,8 @@ class Pool(Closing):
     ``VMM_BUDGET``, else half of the memory now available (machine and cgroup, or the GPU's free memory).
     ``lookahead_pages`` are kept mapped beyond the end of every growing extent. What is mapped and needed by
     nobody stays so, because it may be used again, but is given back after ``idle_seconds`` (at most twice as
-    long; None: never) so that others can have the memory. ``device`` is ``"cpu"``, or a
-    GPU: ``"cuda"`` (the first), ``"cuda:1"``, or such a torch.device.
+    long; None: never) so that others can have the memory. ``device`` is ``"cpu"``, or a GPU: ``"cuda"``
+    (torch's current device; the first where torch is not loaded), ``"cuda:1"``, or such a torch.device.
 
     Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, DriverError when
     the system has no memfd. Every method is safe from any thread; after ``close`` and in a forked child they
@@ -209,9 +209,18 @@ def checked_pool(pool: object, device: object) -> Pool:
     """``pool``, which must be one, and on ``device`` unless that is None. Raises InvalidArgument."""
     if not isinstance(pool, Pool):
         raise InvalidArgument(f"pool is {pool!r}; expected a vmm.Pool")
-    if device is not None and _parsed_device(device)[0] != pool.device:
-        raise InvalidArgument(f"device is {device}; the pool is on {pool.device}")
+    if device is not None and (name := _parsed_device(device)[0]) != pool.device:
+        raise InvalidArgument(f"device is {name}; the pool is on {pool.device}")
     return pool
+
+
+def pool_of_address(address: int) -> Pool | None:
+    """The pool whose address it is, mapped or not."""
+    for reference in tuple(_open_pools.data):
+        pool = reference()
+        if pool is not None and not pool._core.in_child and pool._core.holds(address):
+            return pool
+    return None
 
 
 def _parsed_device(device: object) -> tuple[str, int]:
@@ -220,8 +229,15 @@ def _parsed_device(device: object) -> tuple[str, int]:
     if kind == "cpu" and number in {"", "0"}:
         return "cpu", -1
     if kind == "cuda" and (number == "" or number.isdecimal()):
-        return f"cuda:{int(number or 0)}", int(number or 0)
+        ordinal = int(number) if number else _current_cuda_device()
+        return f"cuda:{ordinal}", ordinal
     raise InvalidArgument(f"device is {str(device)!r}; expected 'cpu', 'cuda' or 'cuda:0', 'cuda:1', …")
+
+
+def _current_cuda_device() -> int:
+    """torch's, in this thread; the first where torch, which vmm does not import for this, is not loaded."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
 
 
 def _idle_ns(idle_seconds: float | None) -> int:

@@ -34,7 +34,7 @@ void bind_lease(py::module_& m) {
       .def_property_readonly("extent_bytes", [](const Lease& l) { return l.shape().extent_bytes.count; })
       .def_property_readonly("extents", &Lease::extents)
       .def_property_readonly("mapped_bytes",
-                             [](const Lease& l) { return l.pool().mapped(l.reservation()).count; })
+                             no_gil([](const Lease& l) { return l.pool().mapped(l.reservation()).count; }))
       .def(
           "map",
           [](Lease& l, const Ranges& ranges, bool keep) {
@@ -76,9 +76,9 @@ void bind_growths(py::module_& m) {
              std::vector<GrowthPart> out;
              for (const auto& [lease, first_extent, extents, record_bytes] : parts)
                out.push_back({lease, first_extent, extents, {record_bytes}});
-             return Growth::make(h.engine->pager(), std::move(out));
+             return ends_without_gil(Growth::make(h.engine->pager(), std::move(out)));
            }),
-           py::arg("pool"), py::arg("parts"))
+           py::arg("pool"), py::arg("parts"), NoGil())
       .def(
           "advance",
           [](Growth& g, std::uint64_t to) {

@@ -28,8 +28,9 @@ struct Options {
   std::int64_t idle_ns;
 };
 
-std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<LocalBudget> budget) {
-  auto handle = std::make_unique<PoolHandle>();
+std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
+                                                        std::shared_ptr<LocalBudget> budget) {
+  std::unique_ptr<PoolHandle, DeleteWithoutGil> handle(new PoolHandle);
   handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
   std::unique_ptr<Driver> driver;
   if (options.cuda_device >= 0) {
@@ -58,7 +59,10 @@ std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<Lo
 }
 
 py::dict stats(const PoolHandle& handle) {
-  const PoolStats s = handle.pool().stats();
+  const PoolStats s = [&] {
+    const ReleaseGil released;
+    return handle.pool().stats();
+  }();
   const Counters& c = handle.pool().counters();
   py::dict out;
   out["budget_bytes"] = s.budget.count;
@@ -100,13 +104,13 @@ void bind_pool(py::module_& m) {
   py::class_<LocalBudget, std::shared_ptr<LocalBudget>>(m, "Budget")
       .def(py::init([](std::uint64_t limit) { return std::make_shared<LocalBudget>(Bytes{limit}); }),
            py::arg("limit_bytes"))
-      .def_property_readonly("limit_bytes", [](const LocalBudget& b) { return b.limit().count; })
-      .def_property_readonly("taken_bytes", [](const LocalBudget& b) { return b.taken().count; })
+      .def_property_readonly("limit_bytes", no_gil([](const LocalBudget& b) { return b.limit().count; }))
+      .def_property_readonly("taken_bytes", no_gil([](const LocalBudget& b) { return b.taken().count; }))
       .def(
           "set_limit", [](LocalBudget& b, std::uint64_t limit) { b.set_limit({limit}); },
           py::arg("limit_bytes"), NoGil());
 
-  py::class_<PoolHandle>(m, "Pool")
+  py::class_<PoolHandle, std::unique_ptr<PoolHandle, DeleteWithoutGil>>(m, "Pool")
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
                        std::shared_ptr<LocalBudget> shared_budget, int cuda_device, bool cuda_host_accessible,
@@ -118,7 +122,8 @@ void bind_pool(py::module_& m) {
            py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
            py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
            py::arg("faults") = false, py::arg("shared_budget") = nullptr, py::arg("cuda_device") = -1,
-           py::arg("cuda_host_accessible") = false, py::arg("idle_ns") = PagerOptions{}.idle_time.count())
+           py::arg("cuda_host_accessible") = false, py::arg("idle_ns") = PagerOptions{}.idle_time.count(),
+           NoGil())
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
@@ -129,10 +134,12 @@ void bind_pool(py::module_& m) {
                                          .tenant = {tenant},
                                          .longer = longer,
                                          .zeroed = zeroed};
-            return h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt);
+            return ends_without_gil(
+                h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt));
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
-          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longer") = false, py::arg("stream") = py::none(), NoGil())
+          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longer") = false,
+          py::arg("stream") = py::none(), NoGil())
       .def("stats", &stats)
       .def(
           "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
@@ -171,11 +178,13 @@ void bind_pool(py::module_& m) {
             h.pool().epochs().watch({stream});
           },
           py::arg("stream"), NoGil())
-      .def("create_stream",
-           [](PoolHandle& h) {
-             h.require_parent();
-             return h.pool().driver().create_stream().value;
-           })
+      .def(
+          "create_stream",
+          [](PoolHandle& h) {
+            h.require_parent();
+            return h.pool().driver().create_stream().value;
+          },
+          NoGil())
       .def(
           "destroy_stream",
           [](PoolHandle& h, std::uint64_t stream) {
@@ -195,10 +204,14 @@ void bind_pool(py::module_& m) {
           "close",
           [](PoolHandle& h, std::optional<double> patience_s) {
             if (!patience_s) return h.engine->close();
-            h.engine->close(std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
+            h.engine->close(
+                std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
           },
           py::arg("patience_s") = py::none(), NoGil())
-      .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })
+      .def(
+          "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().holds({address}); },
+          py::arg("address"))
+      .def_property_readonly("closed", no_gil([](PoolHandle& h) { return h.pool().closed(); }))
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
       .def_property_readonly("in_child", [](PoolHandle& h) { return h.pool().fork_guard().in_child(); })
       .def_property_readonly("granularity", [](PoolHandle& h) { return h.capabilities().granularity.count; })
@@ -211,21 +224,22 @@ void bind_pool(py::module_& m) {
           "device_free_bytes", [](const PoolHandle& h) { return h.require_cuda().free_bytes().count; },
           NoGil())
       .def_property_readonly("memfd", [](PoolHandle& h) { return h.require_host().memfd(); })
-      .def("drain_log", &drain_log)
+      .def("drain_log", &drain_log, NoGil())
       .def(
           "fail_at",
           [](PoolHandle& h, std::int64_t n, std::int64_t times, bool out_of_memory) {
             h.require_faults().fail_at(n, times, out_of_memory ? Fault::out_of_memory : Fault::error);
           },
-          py::arg("n"), py::arg("times") = 1, py::arg("out_of_memory") = false)
+          py::arg("n"), py::arg("times") = 1, py::arg("out_of_memory") = false, NoGil())
       .def(
           "hold_events", [](PoolHandle& h, bool hold) { h.require_faults().hold_events(hold); },
-          py::arg("hold"))
+          py::arg("hold"), NoGil())
       .def(
           "delay_events", [](PoolHandle& h, std::uint64_t n) { h.require_faults().delay_events(n); },
-          py::arg("queries"))
-      .def_property_readonly("last_failed",
-                             [](PoolHandle& h) { return h.faults ? h.faults->last_failed() : ""; });
+          py::arg("queries"), NoGil())
+      .def_property_readonly("last_failed", no_gil([](PoolHandle& h) -> std::string {
+                               return h.faults ? h.faults->last_failed() : "";
+                             }));
 }
 
 }  // namespace vmm

@@ -40,6 +40,9 @@ class Rows final : public Growing {
     Pin(const Pin&) = delete;
     Pin& operator=(const Pin&) = delete;
 
+    /// Whether its end may call the driver, or wait for who does.
+    bool gives_back() const { return rows_->ended() || rows_->pool().closed(); }
+
    private:
     friend class Rows;
     std::shared_ptr<Rows> rows_;

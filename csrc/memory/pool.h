@@ -80,6 +80,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
   Bytes mapped(const Reservation& reservation) const;
+  /// Whether the address is one of this pool's, mapped or not.
+  bool holds(Address address) const noexcept { return arena_.contains(address); }
   /// Pages of the range that are Resident, up to the first that is not.
   Pages resident(const Reservation& reservation, const PageRange& range) const;
   /// What could be kept beside what is, once `stream` has gone on; negative while the budget is exceeded.

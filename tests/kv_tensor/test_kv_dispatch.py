@@ -1,0 +1,13 @@
+"""What reaches a KVTensor past Python: none of it may touch what is not mapped."""
+
+import isolated
+import pytest
+
+
+def test_every_way_to_the_dispatcher():
+    isolated.run("dispatches", "check_fills", "")
+
+
+@pytest.mark.parametrize("way", ["called", "vmap"])
+def test_every_operation_that_writes(way):
+    isolated.run("dispatches", "check", repr(way))
