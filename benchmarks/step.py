@@ -67,8 +67,8 @@ def _measure(report: Report, progress: Callable[[str], None]) -> None:
 def _busy_processes(count: int) -> Iterator[None]:
     """So many that compute for as long as the context lasts, or this process."""
     # Each stops by itself when its standard input ends, however this process does.
-    program = "import os, threading\nthreading.Thread(target=lambda: os._exit(os.read(0, 1) != b'')).start()\n"
-    command = [sys.executable, "-c", program + "while True: pass"]
+    end = "import os, threading\nthreading.Thread(target=lambda: os._exit(os.read(0, 1) != b'')).start()\n"
+    command = [sys.executable, "-c", end + "while True: pass"]
     running = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(count)]
     try:
         yield

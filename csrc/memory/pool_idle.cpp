@@ -29,12 +29,12 @@ void Pool::give_back_idle() {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
   may_idle_ = false;  // first: what comes to idle meanwhile must be noted
-  std::vector<Unmapping> idle;
+  Retirements idle;
   {
     std::lock_guard lock(mutex_);
-    idle = choose_idle();
-    for (const Unmapping& each : idle)
-      for (PageIndex page : each.pages) each.reservation->table.move(page, VirtualState::retiring);
+    idle = prepared(choose_idle());
+    for (const auto& [what, fence, intact] : idle)
+      for (PageIndex page : what.pages) what.reservation->table.move(page, VirtualState::retiring);
     in_transit_ += size(idle);
     for (const auto& [id, reservation] : reservations_)
       if (!reservation->table.reclaimable(Need::none).empty()) may_idle_ = true;
