@@ -22,6 +22,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
   fork_guard_.require_parent("this pool");
   MapResult result;
   std::vector<PageIndex> kept_here;
+  bool refused = false;  // by the device
   try {
     for (;;) {
       MapPlan plan;
@@ -38,7 +39,13 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
       }
       if (shortage.lacking.count != 0) {
         if (options.need == Need::none) throw OutOfPages(figures(asked), "nothing may be reclaimed for this");
-        make_room(asked, shortage, options.need);
+        try {
+          make_room(asked, shortage, options.need);
+        } catch (const OutOfPages& error) {
+          // What the device refused somebody a while ago it may have now: whoever must have it asks again.
+          if (refused || options.need != Need::kept || error.figures().refused.empty()) throw;
+          forget_device_limit();
+        }
         continue;
       }
       // 2. Work outside the lock. 3. Commit.
@@ -51,6 +58,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
           continue;
         } catch (const DriverOutOfMemory& error) {
           note_refusal(roll_back(reservation, plan), asked, error);
+          refused = true;
           continue;  // as under a budget that is as short
         } catch (...) {
           roll_back(reservation, plan);
