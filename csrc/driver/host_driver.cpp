@@ -168,8 +168,9 @@ std::int64_t HostDriver::borders(std::span<const PageMapping> pages) const {
   return static_cast<std::int64_t>(sum);
 }
 
-/// Throws MappingLimit, with nothing added, where the system might not have that many mappings.
-void HostDriver::add_mappings(std::span<const PageMapping> pages) {
+/// Throws MappingLimit, with nothing added, where the system might not have that many mappings. Returns how
+/// many they will be, which are planned until they are made.
+std::int64_t HostDriver::add_mappings(std::span<const PageMapping> pages) {
   std::int64_t more = 0;
   {
     std::lock_guard lock(mutex_);
@@ -177,13 +178,16 @@ void HostDriver::add_mappings(std::span<const PageMapping> pages) {
     ledger_.add_mappings(pages);
     more += borders(pages);
     host::MappingCount::of_process().add(more);
+    host::MappingCount::of_process().plan(more);
   }
   try {
     host::MappingCount::of_process().require(0);
   } catch (...) {
+    host::MappingCount::of_process().plan(-more);
     remove_mappings(pages);
     throw;
   }
+  return more;
 }
 
 void HostDriver::remove_mappings(std::span<const PageMapping> pages) {
@@ -194,7 +198,11 @@ void HostDriver::remove_mappings(std::span<const PageMapping> pages) {
 }
 
 void HostDriver::map(std::span<const PageMapping> pages) {
-  add_mappings(pages);
+  struct Planned {
+    std::int64_t more;
+    ~Planned() { host::MappingCount::of_process().plan(-more); }
+  };
+  const Planned planned{add_mappings(pages)};
   std::size_t mapped = 0;
   try {
     for_each_stretch(pages, true, [&](const Stretch& stretch) {

@@ -55,7 +55,7 @@ class HostDriver final : public Driver {
   std::vector<GapPiece> gaps_in(Address start, Bytes size);
   int restore_gap(Address start, Bytes size);
   std::int64_t borders(std::span<const PageMapping> pages) const;
-  void add_mappings(std::span<const PageMapping> pages);
+  std::int64_t add_mappings(std::span<const PageMapping> pages);
   void remove_mappings(std::span<const PageMapping> pages);
   void refuse_in_use(std::span<const PageMapping> pages) const;
 

@@ -15,6 +15,7 @@ namespace vmm::host {
 namespace {
 
 constexpr std::int64_t kept_back_fraction = 16;
+constexpr int count_attempts = 4;
 constexpr std::size_t reserved = 64;  // a mapping and the one after it give way to at most three
 
 std::size_t least_page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
@@ -59,8 +60,14 @@ void MappingCount::require(std::int64_t more) {
 }
 
 void MappingCount::count() {
-  const std::int64_t ours = ours_;
-  others_ = static_cast<std::int64_t>(count_process_mappings()) - ours;
+  std::int64_t ours = 0, planned = 0, all = 0;
+  for (int attempt = 0; attempt < count_attempts; ++attempt) {
+    ours = ours_;
+    planned = planned_;
+    all = static_cast<std::int64_t>(count_process_mappings());
+    if (ours == ours_ && planned == planned_) break;  // else other threads have mapped or unmapped meanwhile
+  }
+  others_ = all - (ours - planned);
   counted_at_ = ours;
 }
 

@@ -24,6 +24,8 @@ class MappingCount {
 
   /// Ours are so many more, or fewer.
   void add(std::int64_t more) noexcept { ours_ += more; }
+  /// So many of those added are not made yet, or (if negative) are made now.
+  void plan(std::int64_t more) noexcept { planned_ += more; }
   /// Throws MappingLimit unless `more` may be made beside those that were added.
   void require(std::int64_t more);
   /// Counts everybody's.
@@ -43,6 +45,7 @@ class MappingCount {
   const std::int64_t limit_;
   const std::int64_t kept_back_;
   std::atomic<std::int64_t> ours_{0};
+  std::atomic<std::int64_t> planned_{0};
   std::atomic<std::int64_t> others_{0};
   std::atomic<std::int64_t> counted_at_;  // what ours were then
 };

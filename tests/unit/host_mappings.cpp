@@ -1,0 +1,168 @@
+// The host driver at the end of a process's mappings: counted, used up by others, and refused call by call.
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <vector>
+
+#include "base/error.h"
+#include "driver/host_driver.h"
+#include "driver/host_mappings.h"
+#include "memory/pool.h"
+
+#include "check.h"
+
+using namespace vmm;
+
+namespace {
+
+// System calls of this executable to fail with ENOMEM: none before `first`, and then so many.
+std::atomic<int> calls{0};
+std::atomic<int> first{0};
+std::atomic<int> failing{0};
+
+bool fails() {
+  const int call = ++calls;
+  if (first == 0 || call < first || call >= first + failing) return false;
+  errno = ENOMEM;
+  return true;
+}
+
+struct Failing {
+  Failing(int from, int count) {
+    calls = 0;
+    failing = count;
+    first = from;
+  }
+  ~Failing() { first = 0; }
+  bool reached() const { return calls >= first; }
+};
+
+}  // namespace
+
+extern "C" {
+void* mmap(void* start, size_t size, int access, int flags, int fd, off_t offset) noexcept {
+  if (fails()) return MAP_FAILED;
+  return reinterpret_cast<void*>(syscall(SYS_mmap, start, size, access, flags, fd, offset));
+}
+int munmap(void* start, size_t size) noexcept {
+  return fails() ? -1 : static_cast<int>(syscall(SYS_munmap, start, size));
+}
+int mprotect(void* start, size_t size, int access) noexcept {
+  return fails() ? -1 : static_cast<int>(syscall(SYS_mprotect, start, size, access));
+}
+int madvise(void* start, size_t size, int advice) noexcept {
+  return fails() ? -1 : static_cast<int>(syscall(SYS_madvise, start, size, advice));
+}
+}
+
+namespace {
+
+struct HostPool {
+  HostPool() {
+    PoolOptions options;
+    options.arena_bytes = 8_GiB;
+    pool = Pool::make(std::make_unique<HostDriver>("vmm-test"), budget, std::make_shared<RealClock>(), options);
+  }
+
+  std::shared_ptr<Lease> mapped(std::uint64_t extents) {
+    auto lease = pool->reserve({.page_bytes = 4_KiB, .extent_bytes = 64_KiB, .extents = extents});
+    std::vector<PageRange> ranges;
+    for (std::uint32_t i = 0; i < extents; ++i) ranges.push_back({{i * 16}, {2}});
+    pool->map(lease->reservation(), ranges, {});
+    return lease;
+  }
+
+  std::shared_ptr<LocalBudget> budget = std::make_shared<LocalBudget>(64_MiB);
+  std::shared_ptr<Pool> pool;
+};
+
+/// All mappings that are left to the process, until it dies.
+class Filler {
+ public:
+  Filler() {
+    const std::size_t page = 4096;
+    pages_ = host::max_process_mappings() + 1000;
+    start_ = static_cast<char*>(
+        mmap(nullptr, pages_ * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    for (std::size_t i = 1; i < pages_; i += 2)
+      if (mprotect(start_ + i * page, page, PROT_READ) != 0) return;
+  }
+  ~Filler() { munmap(start_, pages_ * 4096); }
+
+ private:
+  char* start_;
+  std::size_t pages_;
+};
+
+}  // namespace
+
+TEST(the_count_is_what_the_system_counts) {
+  HostPool test;
+  host::MappingCount& count = host::MappingCount::of_process();
+  count.count();
+  const auto off = static_cast<std::int64_t>(count.used() - host::count_process_mappings());
+  auto lease = test.mapped(500);
+  const auto used = static_cast<std::int64_t>(count.used());
+  CHECK(std::abs(used - off - static_cast<std::int64_t>(host::count_process_mappings())) <= 8);
+  const PageRange middle{{1}, {1}};
+  test.pool->unkeep(lease->reservation(), std::span(&middle, 1));
+  lease.reset();
+  test.pool->trim({~std::uint64_t{0}});
+  CHECK(std::abs(static_cast<std::int64_t>(count.used() - host::count_process_mappings()) - off) <= 8);
+}
+
+TEST(idle_mappings_are_given_up_before_any_is_refused) {
+  HostPool test;
+  auto idle = test.mapped(12'000);
+  idle.reset();
+  auto other = test.mapped(10'000);  // of another shape
+  auto third = test.mapped(9'000);
+  third.reset();
+  for (int i = 0; i < 6; ++i) test.mapped(11'000 + i);
+  CHECK(test.pool->stats().kept == 8_KiB * 10'000);
+  CHECK_THROWS(MappingLimit, "max_map_count", auto lease = test.mapped(30'000));
+  test.pool->check();
+}
+
+TEST(what_is_mapped_is_given_back_where_others_have_used_up_all_mappings) {
+  HostPool test;
+  auto lease = test.mapped(300);
+  auto idle = test.mapped(200);
+  idle.reset();
+  {
+    Filler filler;
+    CHECK(test.pool->trim({~std::uint64_t{0}}, true) == 8_KiB * 200);
+    lease.reset();
+    test.pool->close();
+    CHECK(test.pool->stats().created == Bytes{});
+  }
+}
+
+TEST(close_and_trim_end_whichever_call_fails) {
+  for (const int times : {1, 3, 1'000'000}) {
+    for (int n = 1;; ++n) {
+      HostPool test;
+      test.mapped(3);
+      auto held = test.mapped(4);
+      bool reached = false;
+      {
+        Failing failure(n, times);
+        try {
+          test.pool->trim({~std::uint64_t{0}}, true);
+        } catch (const Error&) {
+        }
+        test.pool->close();
+        held.reset();
+        reached = failure.reached();
+      }
+      test.pool->check();
+      test.pool->drain_retired();
+      test.pool->trim({~std::uint64_t{0}}, true);
+      CHECK(test.pool->stats().created == Bytes{});
+      if (!reached) break;
+    }
+  }
+}

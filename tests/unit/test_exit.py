@@ -1,0 +1,51 @@
+"""The end of a process whose pools cannot be closed, or whose work never ends."""
+
+from child import run_child
+
+WORK_THAT_NEVER_ENDS = """
+import ctypes, sys
+import vmm
+from vmm import _core
+from vmm import pool as pools
+
+pools._EXIT_PATIENCE = 0.2
+pool = vmm.Pool("16MiB")
+pool._core.close()
+pool._core = _core.Pool(1 << 24, faults=True, pager_thread=PAGER)  # whose events can be held back
+lease = pool._core.reserve(page_bytes=65536, extent_bytes=1 << 20)
+lease.map([(0, 4)])
+pool._core.hold_events(True)
+pool._core.step(pool._core.create_stream())
+pool._core.end(1)
+lease.unkeep([(0, 4)])
+"""
+
+
+def test_work_that_never_ends_does_not_keep_the_process():
+    for pager in ("True", "False"):
+        for leased in ("del lease", ""):
+            result = run_child(WORK_THAT_NEVER_ENDS.replace("PAGER", pager) + leased)
+            assert result.returncode == 0, result.stderr
+            assert result.stderr.count("did not end in time") == 1, result.stderr
+
+
+def test_a_pool_that_cannot_be_closed_does_not_keep_the_others_from_closing():
+    result = run_child("""
+        import vmm
+
+        good = [vmm.Pool("16MiB") for _ in range(4)]
+        bad = vmm.Pool("16MiB")
+
+        class Broken:
+            in_child = False
+
+            def __getattr__(self, name):
+                raise RuntimeError("nothing works here")
+
+        bad._core = Broken()
+        from vmm import pool as pools
+        pools._close_all()
+        print([pool.closed for pool in good])
+    """)
+    assert (result.returncode, result.stdout.strip()) == (0, "[True, True, True, True]"), result.stderr
+    assert "nothing works here" in result.stderr
