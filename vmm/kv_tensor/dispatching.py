@@ -1,9 +1,10 @@
-"""What reaches a KVTensor by torch's dispatcher, past Python's functions: from functorch's transforms, autograd,
-C++ code, custom operations and ``torch.ops``. It comes below autograd, so values are all that counts.
+"""What reaches a KVTensor by torch's dispatcher, past Python's functions: from functorch's transforms,
+C++ code, custom operations and ``torch.ops``. It comes below autograd: values are all that counts.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,14 +20,12 @@ class native:
     """Within it torch does with a KVTensor what it does with any tensor: what is touched must be mapped."""
 
     def __enter__(self) -> None:
-        self._functions = torch._C.DisableTorchFunctionSubclass()
-        self._functions.__enter__()
-        self._dispatch = torch._C._DisableTorchDispatch()
-        self._dispatch.__enter__()
+        self._guards = ExitStack()
+        self._guards.enter_context(torch._C.DisableTorchFunctionSubclass())
+        self._guards.enter_context(torch._C._DisableTorchDispatch())
 
-    def __exit__(self, *error: object) -> None:
-        self._dispatch.__exit__(*error)
-        self._functions.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._guards.close()
 
 
 # Read no memory, and return none of it.
