@@ -1,13 +1,15 @@
 """The pool: physical memory under a budget, shared by every cache and tensor of a device."""
 
 import atexit
+import functools
 import itertools
 import logging
 import os
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vmm import _core
@@ -22,6 +24,7 @@ logger.addHandler(logging.NullHandler())
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _DEFAULT_FRACTION = 0.5  # of available memory: the rest is for weights, activations and everybody else
 
+_EXIT_PATIENCE = 5.0  # seconds, for work that is still under way at exit: it may never end
 _names = itertools.count()
 # The CPU can touch a GPU's pages: true only of the stand-in that the tests run on (tests/cuda_standin.py).
 _cuda_host_accessible = False
@@ -61,9 +64,10 @@ class Pool(Closing):
 
     ``budget`` is the most physical memory the pool may hold: bytes, or text like ``"12GiB"``; by default
     ``VMM_BUDGET``, else half of the memory now available (machine and cgroup, or the GPU's free memory).
-    ``lookahead_pages`` are kept mapped beyond the end of every growing extent. ``device`` is ``"cpu"``, or a
-    GPU: ``"cuda"`` (torch's current device; the first where torch is not loaded), ``"cuda:1"``, or such a
-    torch.device.
+    ``lookahead_pages`` are kept mapped beyond the end of every growing extent. What is mapped and needed by
+    nobody stays so, because it may be used again, but is given back after ``idle_seconds`` (at most twice as
+    long; None: never) so that others can have the memory. ``device`` is ``"cpu"``, or a GPU: ``"cuda"``
+    (torch's current device; the first where torch is not loaded), ``"cuda:1"``, or such a torch.device.
 
     Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, DriverError when
     the system has no memfd. Every method is safe from any thread; after ``close`` and in a forked child they
@@ -76,15 +80,21 @@ class Pool(Closing):
         *,
         device: object = "cpu",
         lookahead_pages: int = 1,
+        idle_seconds: float | None = 60.0,
     ) -> None:
         self.device, ordinal = _parsed_device(device)
         if not 0 <= lookahead_pages < 2**16:
             raise InvalidArgument(f"lookahead_pages is {lookahead_pages}; expected 0 to 65535")
+        idle_ns = _idle_ns(idle_seconds)
         self._ordinal = ordinal
+        # Held until the pool has its own: to make a context for each question would take long.
+        context = _core.CudaContext(ordinal) if ordinal >= 0 else None
+        budget_bytes = _budget_bytes(budget, context.free_bytes if context else available_bytes)
         self._core = _core.Pool(
-            _budget_bytes(budget, ordinal),
+            budget_bytes,
             name=f"vmm-{next(_names)}",
             lookahead_pages=lookahead_pages,
+            idle_ns=idle_ns,
             cuda_device=ordinal,
             cuda_host_accessible=_cuda_host_accessible,
         )
@@ -94,12 +104,14 @@ class Pool(Closing):
 
     @property
     def budget_bytes(self) -> int:
-        """The most physical memory this pool may hold. Lowering it gives back what nobody needs, soon."""
+        """The most physical memory this pool may hold. Lowering it gives back what nobody needs, soon.
+        Raises InvalidArgument for more than what is free and what the pool holds already, unless it is less
+        than before."""
         return self._core.budget.limit_bytes
 
     @budget_bytes.setter
     def budget_bytes(self, budget: int | str) -> None:
-        self._core.budget.set_limit(_budget_bytes(budget, self._ordinal))
+        self._core.budget.set_limit(_changed_budget_bytes(budget, self._core, self._ordinal))
 
     @property
     def default_page_bytes(self) -> int:
@@ -144,12 +156,19 @@ class Pool(Closing):
     # What integrations stand on.
 
     def reserve(
-        self, *, page_bytes: int, extent_bytes: int, extents: int, stream: int | None = None
+        self,
+        *,
+        page_bytes: int,
+        extent_bytes: int,
+        extents: int,
+        longer: bool = False,
+        stream: int | None = None,
     ) -> "_core.Lease":
         """Address space for ``extents`` pieces of ``extent_bytes``, recycled and still mapped if possible.
-        ``stream``: where it will be used first, so that it need not wait for what is there now."""
+        ``longer``: recycled pieces may be longer, as the lease's ``extent_bytes`` then tells. ``stream``:
+        where it will be used first, so that it need not wait for what is there now."""
         return self._core.reserve(
-            page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents, stream=stream
+            page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents, longer=longer, stream=stream
         )
 
     def growth(self, parts: Sequence[tuple["_core.Lease", int, int, int]]) -> "_core.Growth":
@@ -166,11 +185,13 @@ def configure(*, budget: int | str | None = None, device: object = "cpu") -> Non
     """Sets the budget of a device's default pool: now, if there is one, and of those to come. ``None`` is
     ``VMM_BUDGET``, else half of the available memory. Raises InvalidArgument; then nothing has changed."""
     name, ordinal = _parsed_device(device)
-    budget_bytes = _budget_bytes(budget, ordinal)
     with _default_lock:
+        pool = _defaults.get(name)
+        if pool is not None and not pool._core.in_child and not pool.closed:
+            pool._core.budget.set_limit(_changed_budget_bytes(budget, pool._core, ordinal))
+        else:
+            _budget_bytes(budget, functools.partial(_free_bytes, ordinal))
         _default_budgets[name] = budget
-        if (pool := _defaults.get(name)) is not None and not pool._core.in_child and not pool.closed:
-            pool._core.budget.set_limit(budget_bytes)
 
 
 def default_pool(device: object = "cpu") -> Pool:
@@ -219,16 +240,38 @@ def _current_cuda_device() -> int:
     return torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
 
 
-def _budget_bytes(budget: int | str | None, ordinal: int) -> int:
+def _idle_ns(idle_seconds: float | None) -> int:
+    if idle_seconds is None:
+        return 0
+    if not isinstance(idle_seconds, int | float) or not 1e-3 <= idle_seconds <= 1e9:
+        raise InvalidArgument(f"idle_seconds is {idle_seconds!r}; expected 0.001 to 1e9, or None")
+    return int(idle_seconds * 1e9)
+
+
+def _free_bytes(ordinal: int) -> int:
+    return available_bytes() if ordinal < 0 else _core.cuda_free_bytes(ordinal)
+
+
+def _changed_budget_bytes(budget: int | str | None, core: _core.Pool, ordinal: int) -> int:
+    """Of a pool, which may keep what it has, though nothing is free; and may always have less."""
+
+    def reachable_bytes() -> int:
+        free = available_bytes() if ordinal < 0 else core.device_free_bytes()
+        return free + core.budget.taken_bytes
+
+    return _budget_bytes(budget, reachable_bytes, core.budget.limit_bytes)
+
+
+def _budget_bytes(budget: int | str | None, available_now: Callable[[], int], always: int = 0) -> int:
+    """``always``: so much is never too much."""
     argument = "budget"
     if budget is None:
         budget = os.environ.get("VMM_BUDGET")
         argument = "VMM_BUDGET"
-    available = available_bytes() if ordinal < 0 else _core.cuda_free_bytes(ordinal)
     if budget is None:
-        return max(2**20, int(available * _DEFAULT_FRACTION))
+        return max(2**20, int(available_now() * _DEFAULT_FRACTION))
     count = parse_bytes(budget, argument)
-    if count > available:
+    if count > always and count > (available := available_now()):
         raise InvalidArgument(
             f"{argument} is {format_bytes(count)}; expected at most {format_bytes(available)},"
             " the memory available now"
@@ -238,9 +281,19 @@ def _budget_bytes(budget: int | str | None, ordinal: int) -> int:
 
 @atexit.register
 def _close_all() -> None:
+    """A pool that cannot be closed, or not in time, must hold up neither the others nor the exit."""
+    deadline = time.monotonic() + _EXIT_PATIENCE
     for pool in list(_open_pools):
-        if not pool._core.in_child:
-            pool.close()
+        try:
+            if pool._core.in_child:
+                continue
+            pool._forward_log()
+            pool._core.close(patience_s=max(0.0, deadline - time.monotonic()))
+            unsaid = [text for level, text in pool._core.drain_log() if _LEVELS[level] >= logging.WARNING]
+        except Exception as error:
+            unsaid = [str(error)]
+        for text in unsaid:
+            print(f"vmm: closing {pool.device} at exit: {text}", file=sys.stderr)
 
 
 def _forget_lock_of_parent() -> None:

@@ -21,8 +21,11 @@ struct LogRecord {
 /// Safe from any thread. Keeps the newest `capacity` records; older ones are dropped.
 class Log {
  public:
-  void write(LogLevel level, std::string text) noexcept {
+  void write(LogLevel level, std::string text) noexcept { write(level, text.c_str(), ""); }
+  /// The same text in two pieces, for whoever may have no memory to join them.
+  void write(LogLevel level, const char* what, const char* why) noexcept {
     try {
+      std::string text = std::string(what) + why;
       std::lock_guard lock(mutex_);
       if (records_.size() == capacity) records_.pop_front();
       records_.push_back({level, std::move(text)});

@@ -100,6 +100,10 @@ void bind_driver(py::module_& m) {
           "destroy_event", [](Driver& d, std::uint64_t event) { d.destroy_event({event}); }, py::arg("event"),
           NoGil());
   m.def("cuda_free_bytes", [](int device) { return cuda::free_bytes(device); }, py::arg("device"), NoGil());
+  py::class_<cuda::Calls>(m, "CudaContext")
+      .def(py::init([](int device) { return std::make_unique<cuda::Calls>(device); }), py::arg("device"),
+           NoGil())
+      .def("free_bytes", [](const cuda::Calls& calls) { return cuda::free_bytes(calls); }, NoGil());
   m.def("cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
   py::class_<CudaDriver, Driver, std::unique_ptr<CudaDriver, DeleteWithoutGil>>(m, "CudaDriver")
       .def(py::init<int, bool>(), py::arg("device") = 0, py::arg("host_accessible") = false, NoGil());

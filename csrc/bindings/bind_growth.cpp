@@ -8,6 +8,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/dlpack.h"
+#include "bindings/full_device.h"
 #include "bindings/pool_handle.h"
 #include "engine/growth.h"
 
@@ -39,9 +40,11 @@ void bind_lease(py::module_& m) {
           [](Lease& l, const Ranges& ranges, bool keep) {
             MapOptions options;
             options.need = keep ? Need::kept : Need::announced;
-            return l.pool().map(l.reservation(), to_ranges(ranges), options).mapped.count;
+            return with_full_device(l.pool(), [&] {
+              return l.pool().map(l.reservation(), to_ranges(ranges), options).mapped.count;
+            });
           },
-          py::arg("ranges"), py::arg("keep") = true, NoGil())
+          py::arg("ranges"), py::arg("keep") = true)
       .def(
           "unkeep", [](Lease& l, const Ranges& r) { l.pool().unkeep(l.reservation(), to_ranges(r)); },
           py::arg("ranges"), NoGil())
@@ -77,8 +80,11 @@ void bind_growths(py::module_& m) {
            }),
            py::arg("pool"), py::arg("parts"), NoGil())
       .def(
-          "advance", [](Growth& g, std::uint64_t to) { return g.advance({to}).count; }, py::arg("to"),
-          NoGil())
+          "advance",
+          [](Growth& g, std::uint64_t to) {
+            return with_full_device(g.pool(), [&] { return g.advance({to}).count; });
+          },
+          py::arg("to"))
       .def(
           "announce", [](Growth& g, std::uint64_t to) { g.announce({to}); }, py::arg("to"), NoGil())
       .def(
@@ -97,8 +103,10 @@ void bind_growths(py::module_& m) {
       .def_property_readonly("frontier", [](const Growth& g) { return g.frontier().count; });
   m.def(
       "admit",
-      [](const std::vector<std::shared_ptr<Growth>>& growths, std::uint64_t to) { admit(growths, {to}); },
-      py::arg("growths"), py::arg("to"), NoGil());
+      [](const std::vector<std::shared_ptr<Growth>>& growths, std::uint64_t to) {
+        if (!growths.empty()) with_full_device(growths.front()->pool(), [&] { admit(growths, {to}); });
+      },
+      py::arg("growths"), py::arg("to"));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/full_device.h"
 #include "bindings/pool_handle.h"
 #include "engine/kv_cache.h"
 
@@ -48,10 +49,12 @@ void bind_kv_cache(py::module_& m) {
           "step",
           [](KvCache& c, std::uintptr_t slots, std::size_t slot_count, std::uintptr_t lengths,
              std::size_t length_count, std::uint64_t stream) {
-            c.step(numbers(slots, slot_count), numbers(lengths, length_count), {stream});
+            with_full_device(c.slots().pool(), [&] {
+              c.step(numbers(slots, slot_count), numbers(lengths, length_count), {stream});
+            });
           },
           py::arg("slots"), py::arg("slot_count"), py::arg("lengths"), py::arg("length_count"),
-          py::arg("stream") = 0, NoGil())
+          py::arg("stream") = 0)
       .def(
           "end", [](KvCache& c, std::uint64_t stream) { c.end({stream}); }, py::arg("stream") = 0, NoGil())
       .def(

@@ -25,6 +25,7 @@ struct Options {
   bool faults;
   int cuda_device;  // none: -1
   bool cuda_host_accessible;
+  std::int64_t idle_ns;
 };
 
 std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
@@ -33,7 +34,9 @@ std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
   handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
   std::unique_ptr<Driver> driver;
   if (options.cuda_device >= 0) {
-    driver = std::make_unique<CudaDriver>(options.cuda_device, options.cuda_host_accessible);
+    auto cuda = std::make_unique<CudaDriver>(options.cuda_device, options.cuda_host_accessible);
+    handle->cuda = cuda.get();
+    driver = std::move(cuda);
   } else {
     auto host = std::make_unique<HostDriver>(options.name.c_str());
     handle->host = host.get();
@@ -49,6 +52,7 @@ std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
   pool_options.run_bytes = {options.run_bytes};
   PagerOptions pager_options;
   pager_options.lookahead = {options.lookahead_pages};
+  pager_options.idle_time = Nanoseconds{options.idle_ns};
   auto pool = Pool::make(std::move(driver), handle->budget, std::make_shared<RealClock>(), pool_options);
   handle->engine = std::make_unique<Engine>(std::move(pool), pager_options, options.pager_thread);
   return handle;
@@ -109,30 +113,33 @@ void bind_pool(py::module_& m) {
   py::class_<PoolHandle, std::unique_ptr<PoolHandle, DeleteWithoutGil>>(m, "Pool")
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
-                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device,
-                       bool cuda_host_accessible) {
+                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device, bool cuda_host_accessible,
+                       std::int64_t idle_ns) {
              return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, cuda_device,
-                               cuda_host_accessible},
+                               cuda_host_accessible, idle_ns},
                               std::move(shared_budget));
            }),
            py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
            py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
            py::arg("faults") = false, py::arg("shared_budget") = nullptr, py::arg("cuda_device") = -1,
-           py::arg("cuda_host_accessible") = false, NoGil())
+           py::arg("cuda_host_accessible") = false, py::arg("idle_ns") = PagerOptions{}.idle_time.count(),
+           NoGil())
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
-             std::uint32_t tenant, bool zeroed, std::optional<std::uint64_t> stream) {
+             std::uint32_t tenant, bool zeroed, bool longer, std::optional<std::uint64_t> stream) {
             const ReservationShape shape{.page_bytes = {page_bytes},
                                          .extent_bytes = {extent_bytes},
                                          .extents = extents,
                                          .tenant = {tenant},
+                                         .longer = longer,
                                          .zeroed = zeroed};
             return ends_without_gil(
                 h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt));
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
-          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("stream") = py::none(), NoGil())
+          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longer") = false,
+          py::arg("stream") = py::none(), NoGil())
       .def("stats", &stats)
       .def(
           "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
@@ -146,6 +153,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().step({stream});
+            h.pool().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -153,6 +161,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().end({stream});
+            h.pool().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -192,7 +201,13 @@ void bind_pool(py::module_& m) {
           "synchronize", [](PoolHandle& h, std::uint64_t stream) { h.pool().synchronize({stream}); },
           py::arg("stream"), NoGil())
       .def(
-          "close", [](PoolHandle& h) { h.engine->close(); }, NoGil())
+          "close",
+          [](PoolHandle& h, std::optional<double> patience_s) {
+            if (!patience_s) return h.engine->close();
+            h.engine->close(
+                std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
+          },
+          py::arg("patience_s") = py::none(), NoGil())
       .def(
           "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().holds({address}); },
           py::arg("address"))
@@ -205,6 +220,9 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
       .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
+      .def(
+          "device_free_bytes", [](const PoolHandle& h) { return h.require_cuda().free_bytes().count; },
+          NoGil())
       .def_property_readonly("memfd", [](PoolHandle& h) { return h.require_host().memfd(); })
       .def("drain_log", &drain_log, NoGil())
       .def(

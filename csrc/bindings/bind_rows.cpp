@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/dlpack.h"
+#include "bindings/full_device.h"
 #include "bindings/pool_handle.h"
 #include "engine/rows.h"
 
@@ -59,8 +60,7 @@ class TypedRows {
     if (rows_->usable(spans)) {  // the GIL is kept: to give it away could cost a switch interval
       pin = rows_->pin(spans);
     } else {
-      const ReleaseGil guard;
-      pin = rows_->pin(spans);
+      pin = with_full_device(rows_->pool(), [&] { return rows_->pin(spans); });
     }
     const bool holes = spans.size() > 1;  // what lies between them may be unmapped at any time
     std::shared_ptr<const void> keep(pin.get(), [pin](const void*) mutable {
@@ -76,8 +76,7 @@ class TypedRows {
   void touch(std::uint64_t offset, const py::tuple& shape, const py::tuple& steps) const {
     const Rows::Spans spans = rows_->spans_of(region(offset, to_sizes(shape), to_sizes(steps)));
     if (rows_->usable(spans)) return rows_->touch(spans);
-    const ReleaseGil guard;
-    rows_->touch(spans);
+    with_full_device(rows_->pool(), [&] { rows_->touch(spans); });
   }
 
   /// The same region at each of `count` offsets, an array of int64 at `offsets`.
@@ -85,14 +84,16 @@ class TypedRows {
                   const Sizes& strides) const {
     const auto* first = reinterpret_cast<const std::int64_t*>(offsets);
     std::vector<std::int64_t> places(first, first + count);
-    const ReleaseGil guard;
+    std::optional<ReleaseGil> released(std::in_place);
     std::ranges::sort(places);
     places.erase(std::unique(places.begin(), places.end()), places.end());
     Rows::Spans all;
     for (std::int64_t place : places)
       for (const ByteRange& span : rows_->spans_of(region(static_cast<std::uint64_t>(place), sizes, strides)))
         all.push_back(span);
-    rows_->touch(merged(std::move(all)));
+    const Rows::Spans spans = merged(std::move(all));
+    released.reset();
+    with_full_device(rows_->pool(), [&] { rows_->touch(spans); });
   }
 
   /// False, with nothing done, when the region is not dense.
@@ -147,8 +148,11 @@ void bind_rows(py::module_& m) {
       .def("zero_mapped", &TypedRows::zero_mapped, py::arg("offset"), py::arg("sizes"), py::arg("strides"),
            py::arg("stream") = 0)
       .def(
-          "reserve", [](const TypedRows& t, std::uint64_t to) { t.rows().reserve({to}); }, py::arg("to"),
-          NoGil())
+          "reserve",
+          [](const TypedRows& t, std::uint64_t to) {
+            with_full_device(t.rows().pool(), [&] { t.rows().reserve({to}); });
+          },
+          py::arg("to"))
       .def(
           "release",
           [](const TypedRows& t, std::uint64_t start, std::uint64_t end) {

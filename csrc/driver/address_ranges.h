@@ -47,6 +47,8 @@ class AddressRanges {
     }
   }
 
+  std::size_t size() const { return ranges_.size(); }
+
  private:
   Ranges::const_iterator first_ending_after(std::uintptr_t value) const {
     const auto next = ranges_.upper_bound(value);

@@ -68,6 +68,9 @@ struct AccessDescriptor {
   CALL(cuDeviceGetAttribute, 2000, (int* value, int attribute, Device device))                               \
   CALL(cuDevicePrimaryCtxRetain, 7000, (Context * context, Device device))                                   \
   CALL(cuDevicePrimaryCtxRelease, 11000, (Device device))                                                    \
+  CALL(cuDevicePrimaryCtxGetState, 7000, (Device device, unsigned* flags, int* active))                      \
+  CALL(cuDeviceTotalMem, 3020, (std::size_t* bytes, Device device))                                          \
+  CALL(cuCtxGetStreamPriorityRange, 5050, (int* least, int* greatest))                                       \
   CALL(cuCtxGetCurrent, 4000, (Context * context))                                                           \
   CALL(cuCtxSetCurrent, 4000, (Context context))                                                             \
   CALL(cuCtxPushCurrent, 4000, (Context context))                                                            \
@@ -93,6 +96,7 @@ struct AccessDescriptor {
   CALL(cuMemcpyAsync, 4000, (DevicePointer to, DevicePointer from, std::size_t size, Stream stream))         \
   CALL(cuMemsetD8Async, 3020, (DevicePointer address, unsigned char value, std::size_t size, Stream stream)) \
   CALL(cuStreamCreate, 2000, (Stream * stream, unsigned flags))                                              \
+  CALL(cuStreamCreateWithPriority, 5050, (Stream * stream, unsigned flags, int priority))                    \
   CALL(cuStreamDestroy, 4000, (Stream stream))                                                               \
   CALL(cuStreamSynchronize, 2000, (Stream stream))                                                           \
   CALL(cuStreamIsCapturing, 10000, (Stream stream, int* status))                                             \

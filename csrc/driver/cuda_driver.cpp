@@ -42,7 +42,16 @@ CudaDriver::CudaDriver(int ordinal, bool host_accessible)
       capabilities_(capabilities_of(cuda_, properties_, host_accessible)),
       ledger_(capabilities_.granularity) {
   const Scope scope(*this);
-  cuda_("cuStreamCreate", cuda_.api().cuStreamCreate, &own_stream_, cuda::stream_non_blocking);
+  int least = 0, greatest = 0;
+  cuda_("cuCtxGetStreamPriorityRange", cuda_.api().cuCtxGetStreamPriorityRange, &least, &greatest);
+  // What is zeroed on it is waited for: it goes before the kernels that are queued.
+  cuda_("cuStreamCreateWithPriority", cuda_.api().cuStreamCreateWithPriority, &own_stream_,
+        cuda::stream_non_blocking, greatest);
+}
+
+Bytes CudaDriver::free_bytes() const {
+  const Scope scope(*this);
+  return {cuda::free_bytes(cuda_)};
 }
 
 Address CudaDriver::reserve(Bytes size, Bytes alignment) {

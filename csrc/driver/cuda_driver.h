@@ -43,6 +43,8 @@ class CudaDriver final : public Driver {
   void wait(EventHandle event) override;
   void destroy_event(EventHandle event) override;
   void bind_thread() override;
+  /// Of the device's memory, now.
+  Bytes free_bytes() const;
 
  private:
   /// What every call needs: that this is not a forked child, and the context.

@@ -113,6 +113,9 @@ class Driver {
 
   /// Called once on a thread before it makes other calls here.
   virtual void bind_thread() = 0;
+
+  /// Mappings of the process that may still be made before `map` throws MappingLimit; an estimate.
+  virtual std::uint64_t mappings_left() const noexcept { return ~std::uint64_t{0}; }
 };
 
 }  // namespace vmm

@@ -8,11 +8,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <string>
 
 #include "base/error.h"
+#include "driver/host_mappings.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22  // Linux 5.14; older headers lack it
@@ -102,8 +101,10 @@ int map_gap(Address address, Bytes size, Gap gap) {
   // The flags are those of every other gap, so that neighbouring gaps merge into one mapping.
   constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
   const int access = gap == Gap::zeros ? PROT_READ : PROT_NONE;
-  if (mmap(pointer(address), size.count, access, flags, -1, 0) == MAP_FAILED) return errno;
-  return madvise(pointer(address), size.count, MADV_DONTFORK) != 0 ? errno : 0;
+  return MappingReserve::of_process().spend([&] {
+    if (mmap(pointer(address), size.count, access, flags, -1, 0) == MAP_FAILED) return errno;
+    return madvise(pointer(address), size.count, MADV_DONTFORK) != 0 ? errno : 0;
+  });
 }
 
 int populate(Address address, Bytes size) { return in_steps(address, size, populate_step); }
@@ -115,28 +116,15 @@ void unpopulate(Address address, Bytes size) {
   });
 }
 
-std::uint64_t max_process_mappings() {
-  std::uint64_t limit = 0;
-  std::ifstream("/proc/sys/vm/max_map_count") >> limit;
-  return limit;
-}
-
-std::uint64_t count_process_mappings() {
-  std::ifstream maps("/proc/self/maps");
-  return static_cast<std::uint64_t>(
-      std::count(std::istreambuf_iterator<char>(maps), std::istreambuf_iterator<char>(), '\n'));
-}
-
 void fail(const char* call, Address address, Bytes size, int error) {
   const std::string where = std::string(call) + "(address " + std::to_string(address.value) + ", " +
                             std::to_string(size.count) + " bytes): " + std::strerror(error);
   if (error == ENOMEM) {
-    const std::uint64_t count = count_process_mappings();
-    const std::uint64_t limit = max_process_mappings();
-    if (limit != 0 && count + limit_slack >= limit)
-      throw MappingLimit(where + "; this process has " + std::to_string(count) +
-                         " memory mappings and vm.max_map_count is " + std::to_string(limit) +
-                         ": raise it (sysctl -w vm.max_map_count=...) or use larger pages");
+    MappingCount& mappings = MappingCount::of_process();
+    mappings.count();
+    if (mappings.limit() != 0 && mappings.used() + limit_slack >= mappings.limit())
+      throw MappingLimit(where + "; this process has " + std::to_string(mappings.used()) +
+                         " memory mappings of " + std::to_string(mappings.limit()) + mapping_advice);
   }
   if (error == ENOMEM || error == EFAULT || error == ENOSPC) throw DriverOutOfMemory(where);
   throw DriverError(where);

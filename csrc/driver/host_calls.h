@@ -16,15 +16,12 @@ int commit_zeros(int fd, Place place, Bytes size);
 int punch(int fd, PageHandle page, Bytes size);
 
 /// Makes a range what it is when no page is mapped there: without memory, and absent from forked children.
+/// Spends the reserve of mappings if it must.
 int map_gap(Address address, Bytes size, Gap gap);
 /// Fills the page tables of a mapping whose memory is committed.
 int populate(Address address, Bytes size);
 /// Empties them; the memory keeps its bytes.
 void unpopulate(Address address, Bytes size);
-
-/// vm.max_map_count, and lines of /proc/self/maps.
-std::uint64_t max_process_mappings();
-std::uint64_t count_process_mappings();
 
 /// Throws the exception that fits `error`: MappingLimit, DriverOutOfMemory or DriverError.
 [[noreturn]] void fail(const char* call, Address address, Bytes size, int error);

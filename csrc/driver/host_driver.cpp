@@ -18,6 +18,10 @@ namespace vmm {
 using host::fail;
 using host::pointer;
 
+namespace {
+constexpr std::int64_t mappings_of_a_gap = 2;  // that reads as zeros: its own, and one of what it cuts in two
+}
+
 HostDriver::HostDriver(const char* name)
     : capabilities_{.name = "host",
                     .granularity = Bytes{static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE))},
@@ -29,7 +33,7 @@ HostDriver::HostDriver(const char* name)
                     .zero_gaps = true,
                     .foreign_streams = false,
                     .device = 0,
-                    .max_mappings = host::max_process_mappings()},
+                    .max_mappings = host::MappingCount::of_process().limit()},
       memfd_(host::open_memfd(name)),
       ledger_(capabilities_.granularity) {}
 
@@ -73,7 +77,9 @@ Address HostDriver::reserve(Bytes size, Bytes alignment) {
 void HostDriver::free_reservation(Address base, Bytes size) {
   std::lock_guard lock(mutex_);
   ledger_.check_free(base, size);
-  if (munmap(pointer(base), size.count) != 0) fail("free_reservation", base, size, errno);
+  const int error = host::MappingReserve::of_process().spend(
+      [&] { return munmap(pointer(base), size.count) != 0 ? errno : 0; });
+  if (error != 0) fail("free_reservation", base, size, error);
   ledger_.remove_reservation(base);
   zero_gaps_.remove(base, size);
 }
@@ -95,14 +101,18 @@ void HostDriver::set_gap(Address start, Bytes size, Gap gap) {
   const int access = gap == Gap::zeros ? PROT_READ : PROT_NONE;
   for (const GapPiece& piece : gaps_in(start, size)) {
     if (piece.gap == gap) continue;
+    if (gap == Gap::zeros) host::MappingCount::of_process().require(mappings_of_a_gap);
     if (mprotect(pointer(piece.start), piece.size.count, access) != 0)
       fail("set_gap", piece.start, piece.size, errno);
     if (gap == Gap::faults) host::unpopulate(piece.start, piece.size);
     std::lock_guard lock(mutex_);
+    const auto before = static_cast<std::int64_t>(zero_gaps_.size());
     if (gap == Gap::zeros)
       zero_gaps_.add(piece.start, piece.size);
     else
       zero_gaps_.remove(piece.start, piece.size);
+    host::MappingCount::of_process().add(
+        mappings_of_a_gap * (static_cast<std::int64_t>(zero_gaps_.size()) - before));
   }
 }
 
@@ -151,11 +161,40 @@ void HostDriver::release(PageHandle page) {
   }
 }
 
-void HostDriver::map(std::span<const PageMapping> pages) {
+std::int64_t HostDriver::borders(std::span<const PageMapping> pages) const {
+  std::uint64_t sum = 0;
+  for_each_stretch(pages, false,
+                   [&](const Stretch& stretch) { sum += ledger_.borders(stretch.address, stretch.size); });
+  return static_cast<std::int64_t>(sum);
+}
+
+/// Throws MappingLimit, with nothing added, where the system might not have that many mappings.
+void HostDriver::add_mappings(std::span<const PageMapping> pages) {
+  std::int64_t more = 0;
   {
     std::lock_guard lock(mutex_);
+    more = -borders(pages);
     ledger_.add_mappings(pages);
+    more += borders(pages);
+    host::MappingCount::of_process().add(more);
   }
+  try {
+    host::MappingCount::of_process().require(0);
+  } catch (...) {
+    remove_mappings(pages);
+    throw;
+  }
+}
+
+void HostDriver::remove_mappings(std::span<const PageMapping> pages) {
+  std::lock_guard lock(mutex_);
+  const std::int64_t before = borders(pages);
+  ledger_.remove_mappings(pages);
+  host::MappingCount::of_process().add(borders(pages) - before);
+}
+
+void HostDriver::map(std::span<const PageMapping> pages) {
+  add_mappings(pages);
   std::size_t mapped = 0;
   try {
     for_each_stretch(pages, true, [&](const Stretch& stretch) {
@@ -170,8 +209,7 @@ void HostDriver::map(std::span<const PageMapping> pages) {
   } catch (...) {
     for_each_stretch(pages.first(mapped), false,
                      [this](const Stretch& stretch) { restore_gap(stretch.address, stretch.size); });
-    std::lock_guard lock(mutex_);
-    ledger_.remove_mappings(pages);
+    remove_mappings(pages);
     throw;
   }
 }
@@ -213,8 +251,7 @@ void HostDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
     host::unpopulate(stretch.address, stretch.size);
     if (const int error = restore_gap(stretch.address, stretch.size))
       fail("unmap", stretch.address, stretch.size, error);
-    std::lock_guard lock(mutex_);
-    ledger_.remove_mappings(pages.subspan(done, stretch.entries));
+    remove_mappings(pages.subspan(done, stretch.entries));
     done += stretch.entries;
   });
 }

@@ -7,6 +7,7 @@
 
 #include "driver/address_ranges.h"
 #include "driver/driver.h"
+#include "driver/host_mappings.h"
 #include "driver/host_streams.h"
 #include "driver/ledger.h"
 
@@ -39,6 +40,7 @@ class HostDriver final : public Driver {
   void wait(EventHandle event) override { streams_.wait(event); }
   void destroy_event(EventHandle event) override { streams_.destroy(event); }
   void bind_thread() override {}
+  std::uint64_t mappings_left() const noexcept override { return host::MappingCount::of_process().left(); }
 
   int memfd() const noexcept { return memfd_; }
   /// What the memfd's pages take, by the kernel's account.
@@ -52,6 +54,9 @@ class HostDriver final : public Driver {
   };
   std::vector<GapPiece> gaps_in(Address start, Bytes size);
   int restore_gap(Address start, Bytes size);
+  std::int64_t borders(std::span<const PageMapping> pages) const;
+  void add_mappings(std::span<const PageMapping> pages);
+  void remove_mappings(std::span<const PageMapping> pages);
   void refuse_in_use(std::span<const PageMapping> pages) const;
 
   Capabilities capabilities_;

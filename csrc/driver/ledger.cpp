@@ -153,6 +153,21 @@ void Ledger::check_accessible(const char* argument, Address address, Bytes size)
   }
 }
 
+std::uint64_t Ledger::borders(Address start, Bytes size) const {
+  const std::uintptr_t last = start.value + size.count;
+  std::uint64_t count = 0;
+  auto next = mappings_.lower_bound(start.value);
+  auto before = next == mappings_.begin() ? mappings_.end() : std::prev(next);
+  for (;; before = next++) {
+    const bool none = next == mappings_.end() || next->first > last;
+    const std::uintptr_t end = before == mappings_.end() ? 0 : before->first + before->second.size.count;
+    const bool touch = !none && end == next->first;
+    if (!touch) count += end >= start.value && end <= last;
+    if (none) return count;
+    count += !touch || before->second.page.value + before->second.size.count != next->second.page.value;
+  }
+}
+
 void Ledger::remove_mappings(std::span<const PageMapping> pages) {
   for (const PageMapping& entry : pages) {
     mappings_.erase(entry.address.value);

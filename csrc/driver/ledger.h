@@ -43,6 +43,10 @@ class Ledger {
   void check_accessible(const char* argument, Address address, Bytes size) const;
   void remove_mappings(std::span<const PageMapping> pages);
 
+  /// From `start` to the range's end, both included: places where what is mapped on one side does not go on,
+  /// by address and place, on the other. Of so many mappings the system makes one more.
+  std::uint64_t borders(Address start, Bytes size) const;
+
  private:
   struct Page {
     Bytes size;

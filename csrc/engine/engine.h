@@ -26,14 +26,19 @@ class Engine {
   const std::shared_ptr<Pool>& pool() const noexcept { return pool_; }
   const std::shared_ptr<Pager>& pager() const noexcept { return pager_; }
 
-  /// Stops the pager and gives back what nobody uses. Leases, and tensors over them, stay valid.
-  void close() {
+  /// Stops the pager and gives back what nobody uses. Leases, and tensors over them, stay valid. With
+  /// `patience` it waits for the driver no longer than this, twice; what it leaves is logged.
+  void close(Nanoseconds patience = Nanoseconds::max()) {
     pool_->fork_guard().require_parent("this pool");
     {
       std::lock_guard lock(mutex_);
+      if (thread_ && patience != Nanoseconds::max() && !thread_->stop(patience)) {
+        (void)thread_.release();  // its thread still uses it
+        pool_->log().write(LogLevel::warning, "closed although the pager waits for the driver");
+      }
       thread_.reset();
     }
-    pool_->close();
+    pool_->close(patience);
   }
 
  private:

@@ -33,7 +33,22 @@ PagerThread::~PagerThread() {
   thread_.join();
 }
 
+bool PagerThread::stop(Nanoseconds patience) {
+  pager_->set_waker([] {});
+  std::unique_lock lock(mutex_);
+  stop_ = true;
+  wake_.notify_one();
+  return ended_.wait_for(lock, patience, [this] { return over_; });
+}
+
 void PagerThread::run() {
+  poll_until_stopped();
+  std::lock_guard lock(mutex_);
+  over_ = true;
+  ended_.notify_all();
+}
+
+void PagerThread::poll_until_stopped() {
   Pool& pool = pager_->pool();
   try {
     pool.driver().bind_thread();

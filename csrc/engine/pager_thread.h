@@ -15,15 +15,20 @@ class PagerThread {
   explicit PagerThread(std::shared_ptr<Pager> pager);
   /// Stops and joins. Not to be called in a forked child, where the thread does not exist.
   ~PagerThread();
+  /// Whether it has stopped within `patience`; else it is in a call of the driver's that does not come back.
+  bool stop(Nanoseconds patience);
   PagerThread(const PagerThread&) = delete;
   PagerThread& operator=(const PagerThread&) = delete;
 
  private:
   void run();
+  void poll_until_stopped();
 
   std::shared_ptr<Pager> pager_;
   std::mutex mutex_;
   std::condition_variable wake_;
+  std::condition_variable ended_;
+  bool over_ = false;
   bool woken_ = false;
   bool stop_ = false;
   std::thread thread_;

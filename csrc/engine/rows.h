@@ -86,7 +86,7 @@ class Rows final : public Growing {
   /// Keeps the addresses, but is no owner.
   std::shared_ptr<Rows> observer() const;
 
-  bool map_ahead(Bytes batch, Pages lookahead) override;
+  Ahead map_ahead(Bytes batch, Pages lookahead) override;
 
  private:
   void close() noexcept override;

@@ -39,7 +39,9 @@ RunId PhysicalPages::take_run(Bytes page_bytes) {
     if (found == list.rend()) continue;
     const RunId taken = *found;
     list.erase(std::next(found).base());
-    runs_[taken.value].owned = true;
+    Run& run = runs_[taken.value];
+    run.owned = true;
+    recycled_[page_bytes] -= page_bytes * run.free;
     return taken;
   }
   const auto count = static_cast<std::uint32_t>(pages_per_run(page_bytes).count);
@@ -52,6 +54,7 @@ RunId PhysicalPages::take_run(Bytes page_bytes) {
       {.page_bytes = page_bytes, .place = {next_place_}, .first = first, .pages = count, .owned = true});
   warm_[page_bytes].reserve(runs_.capacity());  // so that give_back_run() never allocates
   empty_[page_bytes].reserve(runs_.capacity());
+  recycled_.try_emplace(page_bytes);
   next_place_ += page_bytes.count * count;
   return made;
 }
@@ -61,6 +64,7 @@ void PhysicalPages::give_back_run(RunId id) {
   if (!run.owned || run.in_use != 0)
     throw InvariantViolation("run " + std::to_string(id.value) + " is given back while it is in use or free");
   run.owned = false;
+  recycled_[run.page_bytes] += run.page_bytes * run.free;
   (run.free != 0 ? warm_ : empty_)[run.page_bytes].push_back(id);
 }
 
@@ -83,10 +87,12 @@ void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
   if (page.state == PhysicalState::free) {
     --run.free;
     free_bytes_ -= run.page_bytes;
+    if (!run.owned) recycled_[run.page_bytes] -= run.page_bytes;
   }
   if (to == PhysicalState::free) {
     ++run.free;
     free_bytes_ += run.page_bytes;
+    if (!run.owned) recycled_[run.page_bytes] += run.page_bytes;
   }
   if (page.state == PhysicalState::releasing) {
     --run.releasing;
@@ -99,14 +105,6 @@ void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
   run.in_use += in_use(to);
   run.in_use -= in_use(page.state);
   page.state = to;
-}
-
-Bytes PhysicalPages::recycled(Bytes page_bytes) const {
-  const auto found = warm_.find(page_bytes);
-  if (found == warm_.end()) return {};
-  std::uint64_t free = 0;
-  for (RunId id : found->second) free += run(id).free;
-  return page_bytes * free;
 }
 
 std::vector<PhysicalPageId> PhysicalPages::some_free(Bytes wanted, bool strays_only) const {

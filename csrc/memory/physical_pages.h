@@ -73,7 +73,10 @@ class PhysicalPages {
   std::uint64_t releasing() const noexcept { return releasing_; }
   Bytes free_bytes() const noexcept { return free_bytes_; }
   /// Free pages of runs that no window owns.
-  Bytes recycled(Bytes page_bytes) const;
+  Bytes recycled(Bytes page_bytes) const {
+    const auto found = recycled_.find(page_bytes);
+    return found == recycled_.end() ? Bytes{} : found->second;
+  }
   std::uint32_t size() const noexcept { return static_cast<std::uint32_t>(pages_.size()); }
   std::uint32_t run_count() const noexcept { return static_cast<std::uint32_t>(runs_.size()); }
 
@@ -85,6 +88,7 @@ class PhysicalPages {
   std::vector<PhysicalPage> pages_;
   std::map<Bytes, std::vector<RunId>> warm_;   // free lists, one per page size: runs with free pages,
   std::map<Bytes, std::vector<RunId>> empty_;  // and runs without
+  std::map<Bytes, Bytes> recycled_;            // by page size
   Bytes free_bytes_;
   std::uint64_t releasing_ = 0;
 };

@@ -7,8 +7,8 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,49 +18,22 @@
 
 #include "base/clock.h"
 #include "base/counters.h"
+#include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
 #include "memory/arena.h"
 #include "memory/budget.h"
 #include "memory/contents.h"
+#include "memory/device_limit.h"
 #include "memory/fences.h"
 #include "memory/last_uses.h"
 #include "memory/physical_pages.h"
+#include "memory/pool_options.h"
 #include "memory/reservation.h"
 
 namespace vmm {
 
 class Lease;
-
-struct PoolOptions {
-  Bytes arena_bytes;  // 0: 256 times the budget, but at least 2 TiB and at most 16, so that many pools fit
-  Bytes run_bytes;    // 0: the larger of 1 MiB and budget ÷ 16,384, so that a full budget is ≤ 16,384 runs
-};
-
-struct PoolStats {
-  Bytes budget, created, free, mapped, kept, reclaimable, peak_created;
-  std::uint64_t reservations_leased, reservations_idle, runs, retirements_waiting;
-};
-
-/// Bytes [offset, offset + size) of a reservation.
-struct ByteRange {
-  Bytes offset;
-  Bytes size;
-};
-
-struct MapOptions {
-  Need need = Need::kept;            // until unkept. What is needed less may be taken when the budget is
-                                     // used up; for Need::none nothing is
-  bool wait = true;                  // for pages that others are mapping or unmapping
-  Pages at_most{~std::uint64_t{0}};  // stop after so many pages that were missing
-  std::span<const ByteRange> overwritten;  // write intent, in order: the caller overwrites these, so they
-                                           // need no zeroing; should the write fail, it calls zero()
-};
-
-struct MapResult {
-  Pages mapped;         // that were missing
-  bool waited = false;  // for another thread
-};
 
 /// Safe from any thread.
 class Pool : public std::enable_shared_from_this<Pool> {
@@ -87,8 +60,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void call_off(Reservation& reservation, std::span<const PageRange> ranges);
   /// Unmaps the Resident pages among these once `fence` is complete; see drain_retired.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
-  /// Unmaps what was retired and is over. True when something is left.
+  /// Unmaps what was retired and is over. True when something is left that only has to be waited for.
   bool drain_retired();
+  /// Whether the driver has refused to unmap something, so that drain_retired must try again.
+  bool refused() const;
   /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
@@ -118,8 +93,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// that is ending still uses if it may wait for that. Returns what it gave back.
   Bytes trim(Bytes wanted, bool wait = false);
 
-  /// No new work from here on; idle memory is given back, leased memory when its lease ends.
-  void close();
+  /// No new work from here on; idle memory is given back, leased memory when its lease ends. What work still
+  /// uses is waited for, but from now on not longer than `patience`. What the driver refuses is logged.
+  void close(Nanoseconds patience = Nanoseconds::max());
   bool closed() const;
 
   PoolStats stats() const;
@@ -138,6 +114,18 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
   /// What there is to give back of a budget that was lowered below what is taken of it.
   Bytes owed() const;
+  /// A number that changes when memory is given up, or when what was given up may be had at last.
+  std::uint64_t given_up();
+  /// Somebody waits for that number to change. Returns whether it will without anybody's doing.
+  bool await_given_up();
+  /// An epoch was closed, and what was given up in it may be had soon.
+  void epoch_closed();
+  /// Whether there may be mappings that nobody needs: so it must be called again, after a while.
+  bool may_idle() const noexcept { return may_idle_; }
+  /// Gives back those that nobody has needed since it was last called.
+  void give_back_idle();
+  /// Something was done that the device may have more now than when it refused: let it be asked again.
+  void forget_device_limit();
   /// `wake` is called, from any thread, when one of these may have changed, or when what could not be
   /// unmapped was retired.
   void on_pressure(std::function<void()> wake);
@@ -174,12 +162,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   struct Unmapping {
     Reservation* reservation;
     std::vector<PageIndex> pages;
+    std::vector<PageMapping> mappings{};  // with room for all pages: where mappings run out, so may the heap
+    std::size_t done = 0;
   };
   struct Retirement {
     Unmapping what;  // its pages ascending
     Fence fence;
-    bool intact;  // mapped and accessible as before, so that it may become Resident again
+    bool intact;  // mapped and accessible as before, so that it may become Resident again; else refused by
+                  // the driver: tried again, but nobody waits for it
   };
+  using Retirements = std::list<Retirement>;  // so that what was refused can be put back without memory
 
   // pool_map.cpp
   Shortage plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&,
@@ -188,9 +180,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void call_driver(Reservation&, MapPlan&, const MapOptions&);
   void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
   void commit(Reservation&, MapPlan&, const MapOptions&);
-  void roll_back(Reservation&, MapPlan&);
+  Bytes roll_back(Reservation&, MapPlan&);
+  void note_refusal(Bytes refused, Bytes asked, const DriverOutOfMemory& error);
   void become_resident(Reservation&, const Claim&);
   void drop_window_if_unused(Reservation&, PageIndex);
+  void require_not_refused(const Reservation&, PageIndex) const;
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
 
   // pool_retire.cpp
@@ -200,11 +194,12 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   // pool_reclaim.cpp
   Bytes budget_left() const;
+  Bytes device_left() const;
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
-  Bytes reclaimable() const;
   bool is_obtainable(const VirtualPage& page, StreamHandle stream) const;
   Bytes coming() const;
+  Bytes waiting() const;
   void make_room(Bytes asked, const Shortage&, Need whose);
   Bytes recycle_runs(Bytes wanted, Bytes page_bytes, Need whose);
   bool await_coming(Need whose);
@@ -213,28 +208,39 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void add_victims(Bytes wanted, bool idle, Need need, Bytes& found, std::vector<Unmapping>& out);
 
   // pool_unmap.cpp
-  static Bytes size(const std::vector<Unmapping>&);
-  Bytes unmap(std::vector<Unmapping> batch);
-  Bytes unmap_victims(std::vector<Unmapping> victims);
-  std::vector<PageMapping> begin_unmap(const Unmapping&);
-  void end_unmap(Unmapping&, std::size_t done);
+  static Bytes size(const Retirements&);
+  static Retirements prepared(std::vector<Unmapping>);
+  Bytes unmap(Retirements batch);
+  Bytes unmap_victims(Retirements victims);
+  bool unmap_in_driver(Retirement&, std::exception_ptr& failure) noexcept;
+  void begin_unmap(Unmapping&);
+  void end_unmap(Retirements& batch, Retirements::iterator);
   Bytes release_free(Bytes wanted, bool strays_only);
   bool free_an_idle_range();
+  bool relieve_mappings(Need whose);
 
   // pool_reserve.cpp
   void recycle(Reservation&) noexcept;
   Reservation* find_adoptable(const ReservationShape&, std::optional<StreamHandle>);
   std::optional<Address> allocate_addresses(const ReservationShape&);
+  void set_gap(Address start, Bytes size, Gap);
   Reservation& make_reservation(const ReservationShape&);
   void check_shape(const ReservationShape&) const;
   void erase_if_empty(Reservation&);
+
+  // pool_idle.cpp
+  void note_idle();
+  std::vector<Unmapping> choose_idle();
 
   // pool.cpp
   static void check_ranges(const Reservation&, std::span<const PageRange>);
   void require_open() const;
   void give_back(Bytes) noexcept;
+  void tear_down() noexcept;
+  bool may_wait() const;
   void wake_pager();
   void wake_pager_if_over_budget();
+  void note_given_up(bool at_once);
 
   // pool_check.cpp
   void check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t held,
@@ -249,6 +255,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Epochs epochs_;
   Bytes run_bytes_;
   std::atomic<std::uint64_t> pressure_bytes_{0};
+  std::atomic<bool> awaited_{false};    // what will be given up
+  std::atomic<std::uint64_t> room_{0};  // times that there was more of the budget
+  std::atomic<bool> may_idle_{false};
   Budget::ListenerId listener_ = 0;
   std::mutex wake_mutex_;  // guards wake_; never held while the pool's lock is taken
   std::function<void()> wake_ = [] {};
@@ -260,12 +269,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   LastUses last_uses_;
   PhysicalPages physical_;
   Contents contents_;
+  MappedBytes mapped_;
   std::map<std::uint32_t, std::unique_ptr<Reservation>> reservations_;
   std::uint32_t next_reservation_ = 0;
   std::uint64_t recyclings_ = 0;
-  std::deque<Retirement> retired_;
+  std::uint64_t given_up_ = 0;
+  Retirements retired_;
+  Nanoseconds stop_waiting_at_ = Nanoseconds::max();
   Bytes taken_;  // of the budget: every page that is not absent
   Bytes peak_taken_;
+  DeviceLimit device_limit_;
   Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
 };
 

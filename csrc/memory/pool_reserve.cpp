@@ -1,5 +1,6 @@
 // Reservations: made, leased, recycled whole and still mapped, ended.
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "base/error.h"
@@ -32,11 +33,15 @@ Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<
   for (auto& [id, candidate] : reservations_) {
     const ReservationShape& shape = candidate->shape;
     if (candidate->leased || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
-        shape.extent_bytes != wanted.extent_bytes || shape.extents < wanted.extents ||
+        (wanted.longer ? shape.extent_bytes < wanted.extent_bytes
+                       : shape.extent_bytes != wanted.extent_bytes) ||
+        shape.extents < wanted.extents ||
         shape.tenant != wanted.tenant || !epochs_.complete(candidate->idle_fence, stream))
       continue;
     // The closest fit, then the one with most pages mapped.
-    auto rank = [](const Reservation& r) { return std::pair(r.shape.extents, ~r.table.resident().count); };
+    auto rank = [](const Reservation& r) {
+      return std::tuple(r.shape.extent_bytes, r.shape.extents, ~r.table.resident().count);
+    };
     if (best == nullptr || rank(*candidate) < rank(*best)) best = candidate.get();
   }
   return best;
@@ -47,6 +52,17 @@ std::optional<Address> Pool::allocate_addresses(const ReservationShape& shape) {
   return arena_.allocate(shape.extent_bytes * shape.extents, shape.page_bytes);
 }
 
+void Pool::set_gap(Address start, Bytes size, Gap gap) {
+  if (!driver_->capabilities().zero_gaps) return;
+  for (;;) {
+    try {
+      return driver_->set_gap(start, size, gap);
+    } catch (const MappingLimit&) {
+      if (!relieve_mappings(Need::kept)) throw;
+    }
+  }
+}
+
 Reservation& Pool::make_reservation(const ReservationShape& shape) {
   const Bytes size = shape.extent_bytes * shape.extents;
   std::optional<Address> base;
@@ -55,8 +71,7 @@ Reservation& Pool::make_reservation(const ReservationShape& shape) {
       throw OutOfPages(figures(size), "the pool's address space of " + std::to_string(arena_.size().count) +
                                           " bytes is used up");
   try {
-    if (driver_->capabilities().zero_gaps)
-      driver_->set_gap(*base, size, shape.zeroed ? Gap::zeros : Gap::faults);
+    set_gap(*base, size, shape.zeroed ? Gap::zeros : Gap::faults);
   } catch (...) {
     std::lock_guard lock(mutex_);
     arena_.free(*base, size);
@@ -64,7 +79,8 @@ Reservation& Pool::make_reservation(const ReservationShape& shape) {
   }
   std::lock_guard lock(mutex_);
   const ReservationId id{next_reservation_++};
-  auto owned = std::make_unique<Reservation>(id, *base, shape, physical_.pages_per_run(shape.page_bytes));
+  const Pages per_run = physical_.pages_per_run(shape.page_bytes);
+  auto owned = std::make_unique<Reservation>(id, *base, shape, per_run, mapped_);
   return *(reservations_[id.value] = std::move(owned));
 }
 
@@ -89,7 +105,7 @@ std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape, std::optiona
 
 void Pool::recycle(Reservation& reservation) noexcept {
   if (fork_guard_.in_child()) return;
-  bool tear_down = false;
+  bool last = false;
   {
     std::lock_guard lock(mutex_);
     const std::uint16_t last_use = last_uses_.now();
@@ -98,16 +114,13 @@ void Pool::recycle(Reservation& reservation) noexcept {
     reservation.leased = false;
     reservation.idle_since = ++recyclings_;
     reservation.idle_fence = epochs_.fence();
+    note_given_up(last_uses_.over(last_use));
     erase_if_empty(reservation);
-    tear_down = closed_;
+    last = closed_;
   }
+  note_idle();
   wake_pager_if_over_budget();
-  if (!tear_down) return;
-  try {
-    trim({~std::uint64_t{0}}, true);
-  } catch (const Error& error) {
-    log_.write(LogLevel::warning, std::string("giving back the memory of a closed pool: ") + error.what());
-  }
+  if (last) tear_down();
 }
 
 void Pool::erase_if_empty(Reservation& reservation) {

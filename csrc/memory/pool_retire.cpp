@@ -11,8 +11,9 @@ void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, F
   fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   check_ranges(reservation, ranges);
-  Retirement retirement{{&reservation, {}}, std::move(fence), true};
-  std::vector<PageIndex>& pages = retirement.what.pages;
+  Retirements retirement;
+  retirement.push_back({{&reservation, {}}, std::move(fence), true});
+  std::vector<PageIndex>& pages = retirement.back().what.pages;
   for_each_page(ranges, [&](PageIndex page) {
     if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
     return true;
@@ -20,29 +21,41 @@ void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, F
   std::ranges::sort(pages);  // the ranges may overlap, in any order
   pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
   if (pages.empty()) return;
-  retired_.push_back(std::move(retirement));
+  retirement.back().what.mappings.reserve(pages.size());
+  retired_.splice(retired_.end(), retirement);
   for (PageIndex page : retired_.back().what.pages) reservation.table.move(page, VirtualState::retiring);
 }
 
 bool Pool::drain_retired() {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
-  std::vector<Unmapping> over;
+  Retirements over;
   {
     std::lock_guard lock(mutex_);
-    std::deque<Retirement> waiting;
-    for (Retirement& entry : retired_) {
-      if (epochs_.complete(entry.fence))
-        over.push_back(std::move(entry.what));
-      else
-        waiting.push_back(std::move(entry));
+    for (auto entry = retired_.begin(); entry != retired_.end();) {
+      const auto next = std::next(entry);
+      if (epochs_.complete(entry->fence)) over.splice(over.end(), retired_, entry);
+      entry = next;
     }
-    retired_ = std::move(waiting);
     in_transit_ += size(over);
   }
   unmap(std::move(over));
   std::lock_guard lock(mutex_);
-  return !retired_.empty();
+  return std::ranges::any_of(retired_, &Retirement::intact);
+}
+
+bool Pool::refused() const {
+  std::lock_guard lock(mutex_);
+  return !std::ranges::all_of(retired_, &Retirement::intact);
+}
+
+/// Who wants a page that the driver does not unmap would wait for ever.
+void Pool::require_not_refused(const Reservation& reservation, PageIndex page) const {
+  for (const Retirement& entry : retired_)
+    if (!entry.intact && entry.what.reservation == &reservation &&
+        std::ranges::binary_search(entry.what.pages, page))
+      throw DriverError("page " + std::to_string(page.value) +
+                        " is to be unmapped first, which the driver refuses: see the log");
 }
 
 /// A Retiring page that its owner wants back becomes Resident again, bytes and all; whoever ordered the old

@@ -7,76 +7,93 @@
 
 namespace vmm {
 
-Bytes Pool::size(const std::vector<Unmapping>& batch) {
+Bytes Pool::size(const Retirements& batch) {
   Bytes sum;
-  for (const Unmapping& what : batch) sum += what.reservation->shape.page_bytes * what.pages.size();
+  for (const Retirement& entry : batch)
+    sum += entry.what.reservation->shape.page_bytes * entry.what.pages.size();
   return sum;
 }
 
+/// With all the memory that unmapping will need: from here on it cannot fail for want of any.
+Pool::Retirements Pool::prepared(std::vector<Unmapping> victims) {
+  Retirements batch;
+  for (Unmapping& victim : victims) {
+    victim.mappings.reserve(victim.pages.size());
+    batch.push_back({std::move(victim), {}, true});
+  }
+  return batch;
+}
+
 /// Unmaps Retiring pages, which the caller has counted as in transit. Those the driver refuses are retired
-/// again. Throws only when none was unmapped.
-Bytes Pool::unmap(std::vector<Unmapping> batch) {
+/// again. Throws only when none was unmapped, and the refusal is news.
+Bytes Pool::unmap(Retirements batch) {
   if (batch.empty()) return {};
   const Bytes in_transit = size(batch);
-  std::vector<std::vector<PageMapping>> mappings;
   {
     std::lock_guard lock(mutex_);
-    for (const Unmapping& what : batch) mappings.push_back(begin_unmap(what));
+    for (Retirement& entry : batch) begin_unmap(entry.what);
   }
-  std::vector<std::size_t> done(batch.size(), 0);
   std::exception_ptr failure;
-  for (std::size_t i = 0; i < batch.size(); ++i) {
-    try {
-      driver_->unmap(mappings[i], done[i]);
-    } catch (const Error& error) {
-      failure = std::current_exception();
-      counters_.driver_failures.add();
-      log_.write(LogLevel::warning, std::string("unmap, to be tried again: ") + error.what());
-    }
-  }
+  bool news = false;
+  for (Retirement& entry : batch) news |= !unmap_in_driver(entry, failure) && entry.intact;
   Bytes freed;
   std::lock_guard lock(mutex_);
-  for (std::size_t i = 0; i < batch.size(); ++i) {
-    freed += batch[i].reservation->shape.page_bytes * done[i];
-    end_unmap(batch[i], done[i]);
+  for (auto entry = batch.begin(); entry != batch.end();) {
+    const auto next = std::next(entry);
+    freed += entry->what.reservation->shape.page_bytes * entry->what.done;
+    end_unmap(batch, entry);
+    entry = next;
   }
   in_transit_ -= in_transit;
   changed_.notify_all();
-  if (failure && freed.count == 0) std::rethrow_exception(failure);
+  if (news && freed.count == 0) std::rethrow_exception(failure);
   return freed;
 }
 
+bool Pool::unmap_in_driver(Retirement& entry, std::exception_ptr& failure) noexcept {
+  try {
+    driver_->unmap(entry.what.mappings, entry.what.done);
+    return true;
+  } catch (const std::exception& error) {
+    failure = std::current_exception();
+    counters_.driver_failures.add();
+    if (entry.intact) log_.write(LogLevel::warning, "unmap, to be tried again: ", error.what());
+    return false;
+  }
+}
+
 /// As unmap(), of pages that were not retired before: nobody would look after what the driver refuses.
-Bytes Pool::unmap_victims(std::vector<Unmapping> victims) {
+Bytes Pool::unmap_victims(Retirements victims) {
   const Bytes all = size(victims);
   try {
     const Bytes freed = unmap(std::move(victims));
     if (freed < all) wake_pager();
     return freed;
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     wake_pager();
     throw;
   }
 }
 
-std::vector<PageMapping> Pool::begin_unmap(const Unmapping& what) {
-  std::vector<PageMapping> out;
-  out.reserve(what.pages.size());
+void Pool::begin_unmap(Unmapping& what) {
+  what.mappings.clear();
+  what.done = 0;
   for (PageIndex page : what.pages) {
     const PhysicalPageId id = contents_[what.reservation->table[page].content].page;
     physical_.move(id, PhysicalState::busy);
-    out.push_back({what.reservation->address_of(page), physical_[id].handle.get(), physical_.page_bytes(id)});
+    what.mappings.push_back(
+        {what.reservation->address_of(page), physical_[id].handle.get(), physical_.page_bytes(id)});
   }
-  return out;
 }
 
-void Pool::end_unmap(Unmapping& what, std::size_t done) {
+void Pool::end_unmap(Retirements& batch, Retirements::iterator entry) {
+  Unmapping& what = entry->what;
   Reservation& reservation = *what.reservation;
   for (std::size_t i = 0; i < what.pages.size(); ++i) {
     const PageIndex page = what.pages[i];
     const ContentId content = reservation.table[page].content;
     const PhysicalPageId id = contents_[content].page;
-    if (i >= done) {
+    if (i >= what.done) {
       physical_.move(id, PhysicalState::mapped);
       continue;
     }
@@ -88,11 +105,12 @@ void Pool::end_unmap(Unmapping& what, std::size_t done) {
     drop_window_if_unused(reservation, page);
     counters_.pages_unmapped.add();
   }
-  what.pages.erase(what.pages.begin(), what.pages.begin() + static_cast<std::ptrdiff_t>(done));
-  if (!what.pages.empty())
-    retired_.push_back({std::move(what), {}, false});
-  else
-    erase_if_empty(reservation);
+  if (what.done != 0) note_given_up(true);
+  what.pages.erase(what.pages.begin(), what.pages.begin() + static_cast<std::ptrdiff_t>(what.done));
+  if (what.pages.empty()) return erase_if_empty(reservation);
+  entry->intact = false;
+  entry->fence = {};
+  retired_.splice(retired_.end(), batch, entry);
 }
 
 Bytes Pool::release_free(Bytes wanted, bool strays_only) {
@@ -143,7 +161,7 @@ Bytes Pool::release_free(Bytes wanted, bool strays_only) {
 
 /// Ends the reservation that has been idle longest, to get its addresses back.
 bool Pool::free_an_idle_range() {
-  std::vector<Unmapping> batch;
+  Retirements batch;
   {
     std::lock_guard lock(mutex_);
     Reservation* oldest = nullptr;
@@ -156,11 +174,23 @@ bool Pool::free_an_idle_range() {
     Unmapping all{oldest, {}};
     for (std::uint32_t i = 0; i < oldest->table.size().count; ++i)
       if (oldest->table[{i}].state == VirtualState::resident) all.pages.push_back({i});
-    for (PageIndex page : all.pages) oldest->table.move(page, VirtualState::retiring);
-    batch.push_back(std::move(all));
+    batch = prepared({std::move(all)});
+    for (PageIndex page : batch.front().what.pages) oldest->table.move(page, VirtualState::retiring);
     in_transit_ += size(batch);
   }
   return unmap_victims(std::move(batch)).count != 0;
+}
+
+/// Ends idle reservations, the longest idle first, until mappings are plentiful again, so that this is not
+/// done for each; or else unmaps what is needed less than `whose`. False when there was nothing of either.
+bool Pool::relieve_mappings(Need whose) {
+  constexpr std::uint64_t plenty_fraction = 16;
+  const std::uint64_t plenty = driver_->capabilities().max_mappings / plenty_fraction;
+  epochs_.poll();
+  bool relieved = false;
+  while (driver_->mappings_left() < plenty && free_an_idle_range()) relieved = true;
+  if (relieved || driver_->mappings_left() >= plenty) return true;  // perhaps by another thread
+  return reclaim({~std::uint64_t{0}}, whose).count != 0;
 }
 
 }  // namespace vmm

@@ -17,18 +17,20 @@ struct ReservationShape {
   Bytes extent_bytes;  // a multiple of page_bytes
   std::uint64_t extents = 1;
   TenantId tenant{0};
+  bool longer = false;  // extents of an adopted reservation may be longer: its shape tells
   bool zeroed = false;  // reads as zeros where nothing was written, unmapped pages included where the driver
                         // can; recycled ones are not adopted
 };
 
 /// Owned by its pool, guarded by the pool's lock but for the constants.
 struct Reservation {
-  Reservation(ReservationId id_, Address base_, const ReservationShape& shape_, Pages pages_per_window_)
+  Reservation(ReservationId id_, Address base_, const ReservationShape& shape_, Pages pages_per_window_,
+              MappedBytes& sums)
       : id(id_),
         base(base_),
         shape(shape_),
         pages_per_window(pages_per_window_),
-        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}),
+        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums),
         window_runs((table.size().count + pages_per_window_.count - 1) / pages_per_window_.count) {}
 
   const ReservationId id;

@@ -128,12 +128,13 @@ class CacheMemory:
             page_bytes=self.page_bytes,
             extent_bytes=extent_bytes,
             extents=extents,
+            longer=True,
             stream=torch_stream(self.pool),
         )
         capsule = lease.dlpack(
             offset_bytes=0,
             shape=(batch, heads, self.max_tokens, dim),
-            strides=layout.strides(extent_bytes // dtype.itemsize, heads, dim),
+            strides=layout.strides(lease.extent_bytes // dtype.itemsize, heads, dim),
             type_code=_TYPE_CODES[dtype],
             type_bits=8 * dtype.itemsize,
         )

@@ -183,6 +183,10 @@ def _with_a_context(pool, standin):
 
 
 def _ask_about_the_device(pool, _):
+    context = _core.CudaContext(0)
+    assert context.free_bytes() > 0
+    assert _core.cuda_free_bytes(0) > 0
+    del context
     assert _core.cuda_free_bytes(0) > 0
     assert _core.cuda_name(0)
 

@@ -60,7 +60,8 @@ CUresult check(const Call& call, const CUmemAllocationProp* properties, int& dev
 
 std::optional<Size> take(State& s, int device, Size size) {
   Size& used = s.ledger.used[device];
-  if (size > s.settings.capacity || used > s.settings.capacity - size) return std::nullopt;
+  const Size taken = used + (device == Memory::host ? 0 : s.settings.others);
+  if (size > s.settings.capacity || taken > s.settings.capacity - size) return std::nullopt;
   const auto offset = s.memory.take(device, size);
   if (!offset) return std::nullopt;
   if (!s.memory.fill(*offset, size, s.settings.fill)) {
@@ -153,7 +154,7 @@ STANDIN_API cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp* properti
 STANDIN_API cuMemGetInfo_v2(std::size_t* free_bytes, std::size_t* total) {
   return enter("cuMemGetInfo", needs_context, [&](Call& call) -> CUresult {
     if (free_bytes == nullptr || total == nullptr) return CUDA_ERROR_INVALID_VALUE;
-    const Size used = call.s.ledger.used[call.context->device];
+    const Size used = call.s.ledger.used[call.context->device] + call.s.settings.others;
     *total = call.s.settings.capacity;
     *free_bytes = *total - std::min<Size>(used, *total);
     return CUDA_SUCCESS;

@@ -12,9 +12,9 @@ namespace standin {
 namespace {
 
 std::atomic<bool> is_child{false};
-constexpr std::array names{"capacity",       "granularity", "version",          "low_alignment",
-                           "devices",        "site_depth",  "queue_limit",      "seed",
-                           "missing_result", "fill",        "undefined_counts", "reuse_handles"};
+constexpr std::array names{"capacity",         "granularity",   "version", "low_alignment",  "devices",
+                           "site_depth",       "queue_limit",   "seed",    "missing_result", "fill",
+                           "undefined_counts", "reuse_handles", "others"};
 
 void read_environment(Settings& settings) {
   for (const char* name : names) {
@@ -38,6 +38,8 @@ bool Settings::set(const std::string& name, std::int64_t value) {
   const auto size = static_cast<Size>(value);
   if (name == "capacity")
     capacity = size;
+  else if (name == "others")
+    others = size;
   else if (name == "granularity")
     granularity = size;
   else if (name == "version")

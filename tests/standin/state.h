@@ -21,6 +21,7 @@ namespace standin {
 struct Settings {
   std::uint64_t seed = 1;
   Size capacity = Size{1} << 30;  // of each device
+  Size others = 0;                // of that, what other processes have
   Size granularity = Size{2} << 20;
   int version = 13000;         // of the driver
   bool low_alignment = false;  // a reservation without alignment is aligned to 64 KiB and no better

@@ -3,6 +3,7 @@
 import ctypes.util
 import logging
 import os
+import time
 
 import pytest
 
@@ -60,6 +61,36 @@ def test_the_default_budget_is_a_part_of_what_is_available(monkeypatch):
     monkeypatch.delenv("VMM_BUDGET", raising=False)
     monkeypatch.setattr("vmm.pool.available_bytes", lambda: 2**30)
     assert Pool().budget_bytes == 2**29
+
+
+def test_a_budget_can_be_lowered_on_a_full_machine(monkeypatch):
+    pool = Pool(32 * PAGE)
+    lease = map_pages(pool, 10)
+    free = "vmm.pool.available_bytes" if pool._ordinal < 0 else "vmm._core.Pool.device_free_bytes"
+    monkeypatch.setattr(free, lambda *_: 0)
+    pool.budget_bytes = 20 * PAGE
+    with pytest.raises(InvalidArgument, match="budget"):
+        pool.budget_bytes = 21 * PAGE
+    pool.budget_bytes = 5 * PAGE
+    pool.budget_bytes = 10 * PAGE  # as much as it holds
+    assert lease.mapped_bytes == 10 * PAGE
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1e-9, 2e9, float("nan"), "60"])
+def test_bad_idle_times(bad):
+    with pytest.raises(InvalidArgument, match="idle_seconds is"):
+        Pool("1MiB", idle_seconds=bad)
+
+
+def test_what_idles_is_given_back_by_itself():
+    with Pool(32 * PAGE, idle_seconds=0.001) as pool, Pool(32 * PAGE, idle_seconds=None) as other:
+        used, keeps = map_pages(pool, 4), map_pages(other, 8)
+        idle = map_pages(pool, 8)
+        del idle, keeps
+        while pool.stats().created_bytes > 4 * PAGE:
+            time.sleep(0.001)  # the pager does it
+        assert used.mapped_bytes == 4 * PAGE
+        assert other.stats().mapped_bytes == 8 * PAGE
 
 
 def test_the_default_pool_is_remade_after_close():

@@ -85,9 +85,8 @@ _REFUSED = frozenset(
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``func``, an operation of the dispatcher, where every KVTensor is mapped that it reads or writes."""
     name = func._schema.name.partition("::")[2]
-    if name in _REFUSED and _is_kv_tensor(args[0]):
-        raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
-    if name in _LOOKS:
+    refuse(name, args)
+    if name in _LOOKS and not func._schema.is_mutable:
         return func(*tree_map(_raw, args), **tree_map(_raw, kwargs))
     if _is_view(func._schema):
         tensor = args[0]  # of every view operation
@@ -96,6 +95,12 @@ def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if all(view.dtype.itemsize == tensor._memory.dtype.itemsize for view in made):
             return tree_map(tensor._wrap, result)  # else it counts in other units than the memory
     return _on_mapped(func, args, kwargs)
+
+
+def refuse(name: str, args: tuple[Any, ...]) -> None:
+    """Raises InvalidArgument where the operation of this name would give a KVTensor other memory."""
+    if name in _REFUSED and args and _is_kv_tensor(args[0]):
+        raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
 
 
 def _on_mapped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

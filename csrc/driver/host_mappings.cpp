@@ -1,0 +1,92 @@
+#include "driver/host_mappings.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+
+#include "base/error.h"
+
+namespace vmm::host {
+namespace {
+
+constexpr std::int64_t kept_back_fraction = 16;
+constexpr std::size_t reserved = 64;  // a mapping and the one after it give way to at most three
+
+std::size_t least_page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+
+}  // namespace
+
+std::uint64_t max_process_mappings() {
+  std::uint64_t limit = 0;
+  std::ifstream("/proc/sys/vm/max_map_count") >> limit;
+  const char* lower = std::getenv("VMM_MAX_MAPPINGS");
+  const std::uint64_t wanted = lower == nullptr ? 0 : std::strtoull(lower, nullptr, 10);
+  return wanted != 0 && (limit == 0 || wanted < limit) ? wanted : limit;
+}
+
+std::uint64_t count_process_mappings() {
+  char buffer[16 * 1024];  // not on the heap: there may be no mapping left for it to grow
+  const int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (maps < 0) return 0;
+  std::uint64_t lines = 0;
+  for (ssize_t got; (got = read(maps, buffer, sizeof buffer)) > 0;)
+    lines += static_cast<std::uint64_t>(std::count(buffer, buffer + got, '\n'));
+  close(maps);
+  return lines;
+}
+
+MappingCount& MappingCount::of_process() {
+  static MappingCount the_one;
+  return the_one;
+}
+
+MappingCount::MappingCount()
+    : limit_(static_cast<std::int64_t>(max_process_mappings())), kept_back_(limit_ / kept_back_fraction) {
+  count();
+}
+
+void MappingCount::require(std::int64_t more) {
+  if (fits(more) && ours_ - counted_at_ <= kept_back_) return;
+  count();  // others have come or gone since
+  if (fits(more)) return;
+  throw MappingLimit("this process has " + std::to_string(used()) + " memory mappings of at most " +
+                     std::to_string(limit()) + ", some of which are kept back" + mapping_advice);
+}
+
+void MappingCount::count() {
+  const std::int64_t ours = ours_;
+  others_ = static_cast<std::int64_t>(count_process_mappings()) - ours;
+  counted_at_ = ours;
+}
+
+std::uint64_t MappingCount::left() const noexcept {
+  if (limit_ == 0) return ~std::uint64_t{0};
+  return static_cast<std::uint64_t>(std::max<std::int64_t>(0, limit_ - kept_back_ - ours_ - others_));
+}
+
+MappingReserve& MappingReserve::of_process() {
+  static MappingReserve the_one;
+  return the_one;
+}
+
+void MappingReserve::fill() noexcept {
+  constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const std::size_t page = least_page();
+  void* start = mmap(nullptr, reserved * page, PROT_NONE, flags, -1, 0);
+  if (start == MAP_FAILED) return;
+  start_ = start;
+  // Every other page readable, or the system would make one mapping of all.
+  for (std::size_t i = 1; i < reserved; i += 2)
+    if (mprotect(static_cast<char*>(start) + i * page, page, PROT_READ) != 0) return;
+}
+
+void MappingReserve::give_up() noexcept {
+  if (start_ != nullptr && munmap(start_, reserved * least_page()) == 0) start_ = nullptr;
+}
+
+}  // namespace vmm::host

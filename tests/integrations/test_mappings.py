@@ -1,0 +1,51 @@
+"""A process may have only so many memory mappings: caches of ever other lengths must not use them up."""
+
+import sys
+
+import pytest
+from child import run_child
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the host driver is Linux's")
+
+# 160 extents, which are two mappings each: without reclaiming 500 caches would take 160,000.
+CACHES = """
+import collections, os, sys
+os.environ["VMM_BUDGET"] = "256MiB"
+
+def mappings():
+    return sum(1 for _ in open("/proc/self/maps"))
+
+import torch, transformers, vmm
+from vmm.integrations.transformers import VmmCache
+
+config = transformers.LlamaConfig(
+    hidden_size=128, num_hidden_layers=20, num_attention_heads=4, num_key_value_heads=4
+)
+states = torch.ones(1, 4, 3, 32)
+limit = mappings() + 3000
+os.environ["VMM_MAX_MAPPINGS"] = str(limit)
+pool = vmm.Pool("256MiB")
+alive = collections.deque(maxlen=ALIVE)
+most = 0
+for i in range(500):
+    cache = VmmCache(config, max_tokens=32 * (i + 1), pool=pool, page_bytes=4096)
+    for layer in range(20):
+        keys, values = cache.update(states * i, states, layer)
+    assert (keys == i).all()
+    alive.append(cache)
+    del cache, keys, values
+    most = max(most, mappings())
+assert most <= limit, (most, limit)
+pool.check()
+pool.trim()
+alive.clear()
+END
+print("ends", flush=True)
+"""
+
+
+@pytest.mark.parametrize("alive", [0, 3])
+@pytest.mark.parametrize("end", ["pool.close()", ""], ids=["closed", "left open"])
+def test_caches_of_500_lengths_share_the_processes_mappings(alive, end):
+    result = run_child(CACHES.replace("ALIVE", str(alive)).replace("END", end), timeout=120)
+    assert (result.returncode, result.stdout.strip()) == (0, "ends"), result.stdout + result.stderr
