@@ -216,8 +216,8 @@ def checked_pool(pool: object, device: object) -> Pool:
 
 def pool_of_address(address: int) -> Pool | None:
     """The pool whose address it is, mapped or not."""
-    for reference in tuple(_open_pools.data):
-        pool = reference()
+    for reference in tuple(_open_pools.data):  # type: ignore[attr-defined] # pools may be made meanwhile
+        pool: Pool | None = reference()
         if pool is not None and not pool._core.in_child and pool._core.holds(address):
             return pool
     return None

@@ -1,7 +1,7 @@
 """A step that is inside a call to the driver, while other threads ask everything that can be asked. Who waits
 for a lock with the GIL stops the interpreter, which is what the watchdog ends."""
 
-# ruff: noqa: E402
+# ruff: noqa: E402, PLW0108
 import faulthandler
 import gc
 import sys

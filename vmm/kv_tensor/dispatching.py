@@ -1,9 +1,10 @@
-"""What reaches a KVTensor by torch's dispatcher, past Python's functions: from functorch's transforms, autograd,
-C++ code, custom operations and ``torch.ops``. It comes below autograd, so values are all that counts.
+"""What reaches a KVTensor by torch's dispatcher, past Python's functions: from functorch's transforms,
+C++ code, custom operations and ``torch.ops``. It comes below autograd: values are all that counts.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,14 +20,12 @@ class native:
     """Within it torch does with a KVTensor what it does with any tensor: what is touched must be mapped."""
 
     def __enter__(self) -> None:
-        self._functions = torch._C.DisableTorchFunctionSubclass()
-        self._functions.__enter__()
-        self._dispatch = torch._C._DisableTorchDispatch()
-        self._dispatch.__enter__()
+        self._guards = ExitStack()
+        self._guards.enter_context(torch._C.DisableTorchFunctionSubclass())
+        self._guards.enter_context(torch._C._DisableTorchDispatch())
 
-    def __exit__(self, *error: object) -> None:
-        self._dispatch.__exit__(*error)
-        self._functions.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._guards.close()
 
 
 # Read no memory, and return none of it.
@@ -86,9 +85,8 @@ _REFUSED = frozenset(
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``func``, an operation of the dispatcher, where every KVTensor is mapped that it reads or writes."""
     name = func._schema.name.partition("::")[2]
-    if name in _REFUSED and _is_kv_tensor(args[0]):
-        raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
-    if name in _LOOKS:
+    refuse(name, args)
+    if name in _LOOKS and not func._schema.is_mutable:
         return func(*tree_map(_raw, args), **tree_map(_raw, kwargs))
     if _is_view(func._schema):
         tensor = args[0]  # of every view operation
@@ -97,6 +95,12 @@ def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if all(view.dtype.itemsize == tensor._memory.dtype.itemsize for view in made):
             return tree_map(tensor._wrap, result)  # else it counts in other units than the memory
     return _on_mapped(func, args, kwargs)
+
+
+def refuse(name: str, args: tuple[Any, ...]) -> None:
+    """Raises InvalidArgument where the operation of this name would give a KVTensor other memory."""
+    if name in _REFUSED and args and _is_kv_tensor(args[0]):
+        raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
 
 
 def _on_mapped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

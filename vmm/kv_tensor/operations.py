@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmm.errors import InvalidArgument
-from vmm.kv_tensor.dispatching import native
+from vmm.kv_tensor.dispatching import native, refuse
 from vmm.kv_tensor.indexing import Selection, advanced, along, normalized, scattered
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ Rule = Callable[[str, Callable[..., Any], "KVTensor", tuple[Any, ...], dict[str,
 
 def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        refuse(func.__name__.partition(".")[0], args)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)  # and on to dispatching.py
     name = func.__name__

@@ -221,7 +221,9 @@ class KVTensor(Lifecycle, torch.Tensor):
         return operations.call(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         return dispatched(func, args, kwargs or {})
 
     # Copies and text.
