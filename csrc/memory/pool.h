@@ -14,6 +14,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -116,6 +117,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// that is ending still uses if it may wait for that. Returns what it gave back.
   Bytes trim(Bytes wanted, bool wait = false);
 
+  /// Creates pages until `wanted` bytes of such pages lie free, as far as the budget and the device allow, in
+  /// whole runs, and with `at_most` stops there. Returns what it created. Throws InvalidArgument, Closed, or
+  /// what the driver throws but for a lack of memory.
+  Bytes warm(Bytes wanted, Bytes page_bytes, Bytes at_most);
+  struct Created {
+    Bytes size, page_bytes;
+  };
+  /// What map() has had to create since the last call, and the size of the last page.
+  Created take_created();
+
   /// No new work from here on; idle memory is given back, leased memory when its lease ends.
   void close();
   bool closed() const;
@@ -169,6 +180,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
     std::uint64_t new_window = ~std::uint64_t{0};  // the last one that was given a run for this
     Bytes in_transit;  // what it maps for nobody in particular, and so reclaimable soon
   };
+  struct Filling {
+    RunId run;
+    std::vector<std::pair<PhysicalPageId, Place>> pages;
+    std::vector<CreatedPage> created;  // for the first of them
+  };
   struct Shortage {
     Bytes page_bytes;
     Bytes to_create;
@@ -196,6 +212,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void become_resident(Reservation&, const Claim&);
   void drop_window_if_unused(Reservation&, PageIndex);
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
+
+  // pool_warm.cpp
+  bool plan_filling(Bytes wanted, Bytes page_bytes, Filling&);
+  void commit_filling(Filling&);
 
   // pool_retire.cpp
   void rescue(Reservation&, PageIndex);
@@ -230,6 +250,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Reservation* find_adoptable(const ReservationShape&, std::optional<StreamHandle>);
   std::optional<Address> allocate_addresses(const ReservationShape&);
   Reservation& make_reservation(const ReservationShape&);
+  void check_page_size(Bytes page_bytes) const;
   void check_shape(const ReservationShape&) const;
   void erase_if_empty(Reservation&);
 
@@ -266,6 +287,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Arena arena_;
   LastUses last_uses_;
   PhysicalPages physical_;
+  std::vector<RunId> filling_;  // runs that no window owns, being filled
+  Created created_;
   Contents contents_;
   MappedBytes mapped_;
   std::map<std::uint32_t, std::unique_ptr<Reservation>> reservations_;

@@ -7,12 +7,16 @@
 
 namespace vmm {
 
-void Pool::check_shape(const ReservationShape& shape) const {
+void Pool::check_page_size(Bytes page_bytes) const {
   const Bytes granularity = driver_->capabilities().granularity;
-  if (!is_power_of_two(shape.page_bytes.count) || shape.page_bytes < granularity)
-    throw InvalidArgument("page_bytes is " + std::to_string(shape.page_bytes.count) +
+  if (!is_power_of_two(page_bytes.count) || page_bytes < granularity)
+    throw InvalidArgument("page_bytes is " + std::to_string(page_bytes.count) +
                           "; expected a power of two of at least " + std::to_string(granularity.count) +
                           ", the granularity of the " + driver_->capabilities().name + " driver");
+}
+
+void Pool::check_shape(const ReservationShape& shape) const {
+  check_page_size(shape.page_bytes);
   if (shape.extent_bytes.count == 0 || (shape.extent_bytes % shape.page_bytes).count != 0)
     throw InvalidArgument("extent_bytes is " + std::to_string(shape.extent_bytes.count) +
                           "; expected a positive multiple of page_bytes, " +
