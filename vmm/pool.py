@@ -25,6 +25,8 @@ _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _DEFAULT_FRACTION = 0.5  # of available memory: the rest is for weights, activations and everybody else
 
 _EXIT_PATIENCE = 5.0  # seconds, for work that is still under way at exit: it may never end
+_WARMED_AT_ONCE = 2**28  # bytes between two looks at Ctrl-C
+
 _names = itertools.count()
 # The CPU can touch a GPU's pages: true only of the stand-in that the tests run on (tests/cuda_standin.py).
 _cuda_host_accessible = False
@@ -135,6 +137,30 @@ class Pool(Closing):
         """Gives memory that nobody needs back to the system: all of it, or at least ``wanted`` bytes if there
         are so many. Waits for work under way that may still use it. Returns the bytes given back."""
         return self._core.trim(2**62 if wanted is None else parse_bytes(wanted, "wanted"))
+
+    def warm(self, wanted: int | str, *, page_bytes: int | None = None) -> int:
+        """Creates physical memory before it is needed: afterwards ``wanted`` bytes (or text like ``"4GiB"``)
+        lie free, or as much as the budget and the device have left, which is no error. New memory is what the
+        first prompts wait for: on a GPU creating 2 MiB takes 14–190 µs by published figures (CUDA 12, A100)
+        beside 40 for mapping it, on the host faulting in a GiB 0.4 s of the 0.5.
+
+        Free memory serves whoever needs pages of ``page_bytes`` (default: ``default_page_bytes``), counts
+        against the budget, and is given back by ``trim`` and under pressure. Rounded up to what is created as
+        a whole: a page on a GPU, 1 MiB or more on the host. Returns the bytes created: 0 if so much lay free
+        already. Safe from any thread, beside all other use; others run meanwhile, and Ctrl-C ends it.
+
+        Raises InvalidArgument for sizes that do not parse, more than the budget, and page sizes the device
+        does not have; DriverError where the device fails otherwise than for lack of memory."""
+        count = parse_bytes(wanted, "wanted")
+        if count > (budget := self.budget_bytes):
+            raise InvalidArgument(
+                f"wanted is {format_bytes(count)}; expected at most {format_bytes(budget)}, the budget"
+            )
+        page = self.default_page_bytes if page_bytes is None else parse_bytes(page_bytes, "page_bytes")
+        created = 0
+        while created < count and (made := self._core.warm(count, page, _WARMED_AT_ONCE)):
+            created += made
+        return created
 
     def close(self) -> None:
         """Stops the pager and gives back what nobody uses. Tensors over the pool's memory stay valid, and

@@ -147,6 +147,12 @@ void bind_pool(py::module_& m) {
           "trim", [](PoolHandle& h, std::uint64_t bytes) { return h.pool().trim({bytes}, true).count; },
           py::arg("bytes"), NoGil())
       .def(
+          "warm",
+          [](PoolHandle& h, std::uint64_t wanted, std::uint64_t page_bytes, std::uint64_t at_most) {
+            return h.pool().warm({wanted}, {page_bytes}, {at_most}).count;
+          },
+          py::arg("wanted"), py::arg("page_bytes"), py::arg("at_most"), NoGil())
+      .def(
           "poll", [](PoolHandle& h) { return h.engine->pager()->poll(h.pool().clock().now()).now; }, NoGil())
       .def(
           "step",

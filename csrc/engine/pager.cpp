@@ -11,8 +11,10 @@ namespace {
 using namespace std::chrono_literals;
 constexpr Nanoseconds retired_recheck = 200us;  // an event completes without telling anybody
 constexpr Nanoseconds refused_recheck_max = 1s;
-constexpr Nanoseconds owed_recheck = 5ms;       // the same, where nobody waits for it
-constexpr Nanoseconds starved_recheck = 1ms;    // … and where somebody may soon
+constexpr Nanoseconds owed_recheck = 5ms;     // the same, where nobody waits for it
+constexpr Nanoseconds starved_recheck = 1ms;  // … and where somebody may soon
+
+constexpr std::uint64_t most_of_budget_free = 64;  // one part of so many
 
 }  // namespace
 
@@ -92,6 +94,23 @@ void Pager::ask_again() {
   }
 }
 
+/// When there is nothing else to do: as much as lately had to be created at once, and once after each time
+/// that something had to be. On a host memory that lies free is taken from everybody else: there, only
+/// Pool::warm. True when there may be more to create.
+bool Pager::create_ahead() {
+  if (!pool_->driver().capabilities().gpu) return false;
+  if (const Pool::Created created = pool_->take_created(); created.size.count != 0) {
+    creations_.created(created.size);
+    page_bytes_ = created.page_bytes;
+    reserve_ = true;
+  }
+  if (!std::exchange(reserve_, false)) return false;
+  Bytes wanted = std::min(creations_.reserve(), pool_->budget().limit() / most_of_budget_free);
+  wanted = page_bytes_ * (wanted / page_bytes_);
+  guarded([&] { reserve_ = pool_->warm(wanted, page_bytes_, options_.batch_bytes).count != 0; });
+  return reserve_;
+}
+
 /// Runs one kind of work; false when it failed. One that keeps failing must not stop the others.
 template <class Work>
 bool Pager::guarded(Work work) noexcept {
@@ -134,7 +153,10 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
     next.at = now + refused_recheck_;
   guarded([&] {
     const Bytes wanted = std::max(pool_->take_pressure(), pool_->owed());
-    if (wanted.count != 0) pool_->trim(wanted);
+    if (wanted.count == 0) return;
+    pool_->take_created();  // others need it more than a reserve
+    reserve_ = false;
+    pool_->trim(wanted);
   });
   if (!next.at && pool_->owed().count != 0) next.at = now + owed_recheck;
   ask_again();
@@ -145,6 +167,7 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
     if (ending) next.at = std::min(next.at.value_or(now + starved_recheck), now + starved_recheck);
   }
   next.now |= anything_due();
+  if (!next.now) next.now = create_ahead();
   if (const auto idle_at = look_for_idle(now)) next.at = std::min(next.at.value_or(*idle_at), *idle_at);
   return next;
 }

@@ -10,6 +10,7 @@
 #include "engine/growing.h"
 #include "memory/pool.h"
 #include "policy/batch_size.h"
+#include "policy/creation_predictor.h"
 
 namespace vmm {
 
@@ -49,6 +50,7 @@ class Pager {
  private:
   void map_one_batch();
   void ask_again();
+  bool create_ahead();
   template <class Work>
   bool guarded(Work work) noexcept;
   std::shared_ptr<Growing> take_due();
@@ -65,6 +67,9 @@ class Pager {
   std::vector<std::weak_ptr<Growing>> starved_;
   std::uint64_t given_up_ = 0;  // the pool's number before they starved
   Nanoseconds refused_recheck_{200'000};
+  CreationPredictor creations_;
+  Bytes page_bytes_;        // of what was created last
+  bool reserve_ = false;    // it may lack something
   std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
   std::deque<std::weak_ptr<Growing>> due_;
   std::function<void()> wake_ = [] {};

@@ -14,6 +14,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -93,6 +94,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// that is ending still uses if it may wait for that. Returns what it gave back.
   Bytes trim(Bytes wanted, bool wait = false);
 
+  /// Creates pages until `wanted` bytes of such pages lie free, as far as the budget and the device allow, in
+  /// whole runs, and with `at_most` stops there. Returns what it created. Throws InvalidArgument, Closed, or
+  /// what the driver throws but for a lack of memory.
+  Bytes warm(Bytes wanted, Bytes page_bytes, Bytes at_most);
+  struct Created {
+    Bytes size, page_bytes;
+  };
+  /// What map() has had to create since the last call, and the size of the last page.
+  Created take_created();
+
   /// No new work from here on; idle memory is given back, leased memory when its lease ends. What work still
   /// uses is waited for, but from now on not longer than `patience`. What the driver refuses is logged.
   void close(Nanoseconds patience = Nanoseconds::max());
@@ -153,6 +164,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
     std::uint64_t new_window = ~std::uint64_t{0};  // the last one that was given a run for this
     Bytes in_transit;  // what it maps for nobody in particular, and so reclaimable soon
   };
+  struct Filling {
+    RunId run;
+    std::vector<std::pair<PhysicalPageId, Place>> pages;
+    std::vector<CreatedPage> created;  // for the first of them
+  };
   struct Shortage {
     Bytes page_bytes;
     Bytes to_create;
@@ -186,6 +202,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void drop_window_if_unused(Reservation&, PageIndex);
   void require_not_refused(const Reservation&, PageIndex) const;
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
+
+  // pool_warm.cpp
+  bool plan_filling(Bytes wanted, Bytes page_bytes, Filling&);
+  void commit_filling(Filling&);
 
   // pool_retire.cpp
   void rescue(Reservation&, PageIndex);
@@ -225,6 +245,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::optional<Address> allocate_addresses(const ReservationShape&);
   void set_gap(Address start, Bytes size, Gap);
   Reservation& make_reservation(const ReservationShape&);
+  void check_page_size(Bytes page_bytes) const;
   void check_shape(const ReservationShape&) const;
   void erase_if_empty(Reservation&);
 
@@ -268,6 +289,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Arena arena_;
   LastUses last_uses_;
   PhysicalPages physical_;
+  std::vector<RunId> filling_;  // runs that no window owns, being filled
+  Created created_;
   Contents contents_;
   MappedBytes mapped_;
   std::map<std::uint32_t, std::unique_ptr<Reservation>> reservations_;

@@ -1,4 +1,5 @@
 // The invariants of the three tables, as docs/architecture.md numbers them.
+#include <algorithm>
 #include <map>
 #include <string>
 
@@ -68,10 +69,12 @@ void Pool::check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t 
                           std::uint64_t mapping) const {
   Bytes free_bytes, taken;
   std::map<Bytes, Bytes> recycled;
-  std::uint64_t in_use = 0;
+  std::uint64_t in_use = 0, filling = 0;
   for (std::uint32_t r = 0; r < physical_.run_count(); ++r) {
     const Run& run = physical_.run({r});
-    require(run.owned == (owned[r] != 0), "I9: a run has one owner", r);
+    const bool being_filled = std::ranges::find(filling_, RunId{r}) != filling_.end();
+    require(run.owned == (owned[r] != 0 || being_filled), "I9: a run has one owner", r);
+    if (being_filled) filling += run.in_use;
     std::uint32_t run_free = 0, run_in_use = 0;
     for (std::uint32_t i = 0; i < run.pages; ++i) {
       const PhysicalPage& page = physical_[{run.first.value + i}];
@@ -91,9 +94,9 @@ void Pool::check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t 
     require(size == physical_.recycled(page_bytes), "I14: the recycled bytes are true", 0);
   require(taken == taken_, "I15: the pool took from the budget what it created", 0);
   require(taken_ <= budget_->taken(), "I15: the budget knows what the pool took", 0);
-  require(held + mapping + physical_.releasing() != 0 || in_transit_.count == 0,
+  require(held + mapping + filling + physical_.releasing() != 0 || in_transit_.count == 0,
           "I17: nothing is in transit when nothing moves", 0);
-  require(in_use == held + mapping, "I16: every physical page in use has a user", 0);
+  require(in_use == held + mapping + filling, "I16: every physical page in use has a user", 0);
 }
 
 }  // namespace vmm

@@ -215,6 +215,10 @@ void Pool::commit(Reservation& reservation, MapPlan& plan, const MapOptions& opt
     reservation.table.set_need(claim.page, options.need);
   }
   counters_.pages_created.add(plan.created.size());
+  if (!plan.created.empty()) {
+    created_.page_bytes = reservation.shape.page_bytes;
+    created_.size += created_.page_bytes * plan.created.size();
+  }
   in_transit_ -= plan.in_transit;
   changed_.notify_all();
   if (options.need == Need::none) note_idle();

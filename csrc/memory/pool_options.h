@@ -1,10 +1,11 @@
-// What a pool is made with, told of itself, and asked for.
+// What a pool is told, and what it tells.
 #pragma once
 
 #include <cstdint>
 #include <span>
 
-#include "memory/page_table.h"
+#include "base/types.h"
+#include "memory/virtual_page.h"
 
 namespace vmm {
 

@@ -8,12 +8,16 @@
 
 namespace vmm {
 
-void Pool::check_shape(const ReservationShape& shape) const {
+void Pool::check_page_size(Bytes page_bytes) const {
   const Bytes granularity = driver_->capabilities().granularity;
-  if (!is_power_of_two(shape.page_bytes.count) || shape.page_bytes < granularity)
-    throw InvalidArgument("page_bytes is " + std::to_string(shape.page_bytes.count) +
+  if (!is_power_of_two(page_bytes.count) || page_bytes < granularity)
+    throw InvalidArgument("page_bytes is " + std::to_string(page_bytes.count) +
                           "; expected a power of two of at least " + std::to_string(granularity.count) +
                           ", the granularity of the " + driver_->capabilities().name + " driver");
+}
+
+void Pool::check_shape(const ReservationShape& shape) const {
+  check_page_size(shape.page_bytes);
   if (shape.extent_bytes.count == 0 || (shape.extent_bytes % shape.page_bytes).count != 0)
     throw InvalidArgument("extent_bytes is " + std::to_string(shape.extent_bytes.count) +
                           "; expected a positive multiple of page_bytes, " +
@@ -35,8 +39,8 @@ Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<
     if (candidate->leased || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
         (wanted.longer ? shape.extent_bytes < wanted.extent_bytes
                        : shape.extent_bytes != wanted.extent_bytes) ||
-        shape.extents < wanted.extents ||
-        shape.tenant != wanted.tenant || !epochs_.complete(candidate->idle_fence, stream))
+        shape.extents < wanted.extents || shape.tenant != wanted.tenant ||
+        !epochs_.complete(candidate->idle_fence, stream))
       continue;
     // The closest fit, then the one with most pages mapped.
     auto rank = [](const Reservation& r) {

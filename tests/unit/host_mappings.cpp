@@ -1,4 +1,6 @@
 // The host driver at the end of a process's mappings: counted, used up by others, and refused call by call.
+#include "driver/host_mappings.h"
+
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -8,11 +10,9 @@
 #include <vector>
 
 #include "base/error.h"
-#include "driver/host_driver.h"
-#include "driver/host_mappings.h"
-#include "memory/pool.h"
-
 #include "check.h"
+#include "driver/host_driver.h"
+#include "memory/pool.h"
 
 using namespace vmm;
 
@@ -64,7 +64,8 @@ struct HostPool {
   HostPool() {
     PoolOptions options;
     options.arena_bytes = 8_GiB;
-    pool = Pool::make(std::make_unique<HostDriver>("vmm-test"), budget, std::make_shared<RealClock>(), options);
+    pool =
+        Pool::make(std::make_unique<HostDriver>("vmm-test"), budget, std::make_shared<RealClock>(), options);
   }
 
   std::shared_ptr<Lease> mapped(std::uint64_t extents) {

@@ -4,6 +4,7 @@ import ctypes.util
 import logging
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -132,6 +133,61 @@ def test_trim_gives_back_what_nobody_needs():
     assert pool.trim("128KiB") == 2 * PAGE
     assert pool.trim() == 6 * PAGE
     assert os.fstat(pool._core.memfd).st_blocks * 512 == used.mapped_bytes == 4 * PAGE
+
+
+def test_what_is_warm_need_not_be_created_again():
+    pool = Pool("64MiB")
+    assert pool.warm("16MiB") == 2**24
+    assert pool.warm(2**24) == 0
+    before = pool.stats()
+    assert before.free_bytes == before.created_bytes == 2**24
+    lease = pool.reserve(page_bytes=pool.default_page_bytes, extent_bytes=2**24, extents=1)
+    lease.map([(0, 2**24 // pool.default_page_bytes)])
+    assert pool.stats().pages_created == before.pages_created
+    assert lease.mapped_bytes == 2**24
+    pool.check()
+    del lease
+    assert pool.trim() == 2**24
+
+
+def test_warm_is_as_much_as_the_budget_has_left():
+    pool = Pool(64 * PAGE)
+    lease = map_pages(pool, 48)
+    assert pool.warm(64 * PAGE, page_bytes=PAGE) == 16 * PAGE
+    assert pool.warm(64 * PAGE, page_bytes=PAGE) == 0
+    assert lease.mapped_bytes == 48 * PAGE
+    pool.check()
+
+
+@pytest.mark.parametrize("bad", ["12 XB", "", 0, -1, 2**63, 3.5, True, None])
+def test_bad_sizes_of_what_is_to_be_warm(bad):
+    pool = Pool("1MiB")
+    with pytest.raises(InvalidArgument, match="wanted"):
+        pool.warm(bad)
+    assert pool.stats().created_bytes == 0
+
+
+def test_bad_uses_of_warm():
+    pool = Pool("64MiB")
+    with pytest.raises(InvalidArgument, match=r"wanted is 64.1 MiB; expected at most 64.0 MiB, the budget"):
+        pool.warm(2**26 + 2**17)
+    for page_bytes in (1000, 3 * 2**21, 0, "x"):
+        with pytest.raises(InvalidArgument, match="page_bytes"):
+            pool.warm("1MiB", page_bytes=page_bytes)
+    pool.close()
+    with pytest.raises(Closed):
+        pool.warm("1MiB")
+    assert pool.stats().created_bytes == 0
+
+
+def test_others_run_while_memory_is_made_warm():
+    pool = Pool("256MiB")
+    with ThreadPoolExecutor(1) as worker:
+        job = worker.submit(pool.warm, "256MiB")
+        leases = [map_pages(pool, 1 + i % 32) for i in range(20)]
+        job.result()
+    assert sum(lease.mapped_bytes for lease in leases) == pool.stats().mapped_bytes
+    pool.check()
 
 
 def test_use_after_close():
