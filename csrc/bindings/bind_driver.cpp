@@ -101,7 +101,11 @@ void bind_driver(py::module_& m) {
   m.def("cuda_free_bytes", [](int device) { return cuda::free_bytes(device); }, py::arg("device"), NoGil());
   m.def("cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
   py::class_<CudaDriver, Driver>(m, "CudaDriver")
-      .def(py::init<int, bool>(), py::arg("device") = 0, py::arg("host_accessible") = false);
+      .def(py::init([](int device, bool host_accessible) {
+             return std::make_unique<CudaDriver>(
+                 CudaOptions{.device = device, .host_accessible = host_accessible});
+           }),
+           py::arg("device") = 0, py::arg("host_accessible") = false);
   py::class_<HostDriver, Driver>(m, "HostDriver")
       .def(py::init([](const std::string& name) { return std::make_unique<HostDriver>(name.c_str()); }),
            py::arg("name") = "vmm")

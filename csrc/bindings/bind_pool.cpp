@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -23,16 +24,15 @@ struct Options {
   std::uint64_t lookahead_pages;
   bool pager_thread;
   bool faults;
-  int cuda_device;  // none: -1
-  bool cuda_host_accessible;
+  CudaOptions cuda;  // device: -1 for none
 };
 
 std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<LocalBudget> budget) {
   auto handle = std::make_unique<PoolHandle>();
   handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
   std::unique_ptr<Driver> driver;
-  if (options.cuda_device >= 0) {
-    driver = std::make_unique<CudaDriver>(options.cuda_device, options.cuda_host_accessible);
+  if (options.cuda.device >= 0) {
+    driver = std::make_unique<CudaDriver>(options.cuda);
   } else {
     auto host = std::make_unique<HostDriver>(options.name.c_str());
     handle->host = host.get();
@@ -105,16 +105,17 @@ void bind_pool(py::module_& m) {
   py::class_<PoolHandle>(m, "Pool")
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
-                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device,
-                       bool cuda_host_accessible) {
-             return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, cuda_device,
-                               cuda_host_accessible},
+                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device, bool cuda_host_accessible,
+                       std::vector<int> peers, bool rdma, bool shareable) {
+             CudaOptions cuda{cuda_device, cuda_host_accessible, std::move(peers), rdma, shareable};
+             return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, std::move(cuda)},
                               std::move(shared_budget));
            }),
            py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
            py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
            py::arg("faults") = false, py::arg("shared_budget") = nullptr, py::arg("cuda_device") = -1,
-           py::arg("cuda_host_accessible") = false)
+           py::arg("cuda_host_accessible") = false, py::arg("peers") = std::vector<int>{},
+           py::arg("rdma") = false, py::arg("shareable") = false)
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
@@ -185,6 +186,15 @@ void bind_pool(py::module_& m) {
           "synchronize", [](PoolHandle& h, std::uint64_t stream) { h.pool().synchronize({stream}); },
           py::arg("stream"), NoGil())
       .def(
+          "export_page",
+          [](PoolHandle& h, std::uintptr_t address) {
+            h.require_parent();
+            if (h.pool().closed()) throw Closed("this pool was closed");
+            const ExportedPage page = h.pool().driver().export_page({address});
+            return std::tuple(page.file, page.offset.count, page.page_bytes.count);
+          },
+          py::arg("address"), NoGil())
+      .def(
           "close", [](PoolHandle& h) { h.engine->close(); }, NoGil())
       .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
@@ -193,6 +203,9 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("default_page_bytes",
                              [](PoolHandle& h) { return h.capabilities().default_page_bytes.count; })
       .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
+      .def_property_readonly("compute_capability",
+                             [](PoolHandle& h) { return h.capabilities().compute_capability; })
+      .def_property_readonly("arena_bytes", [](PoolHandle& h) { return h.pool().arena_bytes().count; })
       .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
       .def_property_readonly("memfd", [](PoolHandle& h) { return h.require_host().memfd(); })

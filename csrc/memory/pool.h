@@ -132,6 +132,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Log& log() noexcept { return log_; }
   const ForkGuard& fork_guard() const noexcept { return fork_guard_; }
   Bytes run_bytes() const noexcept { return run_bytes_; }
+  Bytes arena_bytes() const noexcept { return arena_.size(); }
   /// What other owners of the budget lack since the last call.
   Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
   /// What there is to give back of a budget that was lowered below what is taken of it.
