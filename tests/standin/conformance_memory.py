@@ -289,6 +289,7 @@ def an_import_is_the_same_memory_and_outlives_what_it_came_from(b):
     b.map(base, handle)
     b.allow(base)
     b.cuda.do("cuMemsetD8", base, 5, b.page)
+    b.cuda.do("cuCtxSynchronize")
     fd, imported = ctypes.c_int(-1), ctypes.c_uint64()
     b.expect(SUCCESS, "cuMemExportToShareableHandle", ctypes.byref(fd), handle, POSIX_FD, 0)
     b.expect(SUCCESS, "cuMemImportFromShareableHandle", ctypes.byref(imported), fd.value, POSIX_FD)
