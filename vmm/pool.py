@@ -150,10 +150,10 @@ class Pool(Closing):
 
         The two processes share the memory itself: neither waits for the other's kernels, so order them
         yourself. What is exported is the page, not the tensor, with whatever neighbours the tensor has there.
-        The pool does not know when the other process is done: keep the tensor or the sequence until then.
-        Once nobody here needs the page, the pool unmaps it and uses the same memory for its next owner, and
-        who imported it sees (and can write) those bytes. So export only to processes that may see all of the
-        pool; a pool of its own for what is exported keeps the rest apart.
+        An exported page never passes to another tensor or cache: when it is unmapped its memory goes back to
+        the device (once nobody has it), not to the pool's free pages. But within a KVCache the next sequence
+        of the slot writes to it, and so does whatever else the page's owner does: keep the tensor or the
+        sequence until the other process, of which the pool knows nothing, is done.
 
         Raises InvalidArgument where nothing is mapped or the pool is not shareable, DriverError, Closed and
         Forked. Safe from any thread.

@@ -188,9 +188,7 @@ void bind_pool(py::module_& m) {
       .def(
           "export_page",
           [](PoolHandle& h, std::uintptr_t address) {
-            h.require_parent();
-            if (h.pool().closed()) throw Closed("this pool was closed");
-            const ExportedPage page = h.pool().driver().export_page({address});
+            const ExportedPage page = h.pool().export_page({address});
             return std::tuple(page.file, page.offset.count, page.page_bytes.count);
           },
           py::arg("address"), NoGil())

@@ -9,16 +9,17 @@
 namespace vmm {
 namespace {
 
-Capabilities capabilities_of(const cuda::Calls& cuda, Bytes granularity, bool host_accessible) {
+Capabilities capabilities_of(const cuda::Calls& cuda, Bytes granularity, const CudaOptions& options) {
   return {.name = "cuda",
           .granularity = granularity,
           .default_page_bytes = granularity,  // 2 MiB on every GPU so far
           .merges_neighbours = false,
           .fresh_pages_are_zero = false,
           .gpu = true,
-          .host_accessible = host_accessible,
+          .host_accessible = options.host_accessible,
           .zero_gaps = false,
           .foreign_streams = true,
+          .shareable = options.shareable,
           .compute_capability = compute_capability(cuda),
           .device = cuda.ordinal(),
           .max_mappings = 0};
@@ -31,9 +32,8 @@ CudaDriver::Scope::Scope(const CudaDriver& driver)
 
 CudaDriver::CudaDriver(const CudaOptions& options)
     : cuda_(options.device),
-      shareable_(options.shareable),
       properties_(cuda_, options),
-      capabilities_(capabilities_of(cuda_, properties_.granularity(), options.host_accessible)),
+      capabilities_(capabilities_of(cuda_, properties_.granularity(), options)),
       ledger_(capabilities_.granularity) {
   const Scope scope(*this);
   if (options.special()) cuda::try_one_page(cuda_, properties_, options);
@@ -185,7 +185,7 @@ void CudaDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
 }
 
 ExportedPage CudaDriver::export_page(Address address) {
-  if (!shareable_) throw InvalidArgument("export: the pool was made without shareable=True");
+  if (!capabilities_.shareable) return Driver::export_page(address);
   const Scope scope(*this);
   std::lock_guard lock(mutex_);  // nobody may release the page meanwhile
   const PageMapping found = ledger_.page_at("address", address);

@@ -67,7 +67,6 @@ class CudaDriver final : public Driver {
 
   ForkGuard fork_guard_;
   cuda::Calls cuda_;
-  bool shareable_;
   cuda::PageProperties properties_;
   Capabilities capabilities_;
   cuda::Stream own_stream_ = nullptr;

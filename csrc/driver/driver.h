@@ -73,6 +73,7 @@ struct Capabilities {
   bool host_accessible;        // the CPU can read and write mapped pages
   bool zero_gaps;              // see set_gap
   bool foreign_streams;        // streams may be anybody's: a handle that is none cannot be told, and kills
+  bool shareable;              // pages can be exported
   int compute_capability;      // of a GPU, like 90; 0 elsewhere
   int device;                  // the platform's number of it
   std::uint64_t max_mappings;  // of the whole process; 0: no limit known
@@ -112,9 +113,10 @@ class Driver {
   virtual void zero(std::span<const MemoryRange> ranges, StreamHandle stream) = 0;
 
   /// The mapped page that holds the address, by a file descriptor that keeps its memory alive. Only where
-  /// pages were created to be shared.
+  /// `shareable` is set.
   virtual ExportedPage export_page(Address) {
-    throw InvalidArgument(std::string("export: not a capability of the ") + capabilities().name + " driver");
+    throw InvalidArgument(std::string("export_page: not a capability of this ") + capabilities().name +
+                          " driver");
   }
 
   virtual StreamHandle create_stream() = 0;

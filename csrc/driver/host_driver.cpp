@@ -28,6 +28,7 @@ HostDriver::HostDriver(const char* name)
                     .host_accessible = true,
                     .zero_gaps = true,
                     .foreign_streams = false,
+                    .shareable = false,
                     .compute_capability = 0,
                     .device = 0,
                     .max_mappings = host::max_process_mappings()},

@@ -89,6 +89,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
   /// Unmaps what was retired and is over. True when something is left.
   bool drain_retired();
+  /// The mapped page that holds the address, for another process. Its memory has no other owner in this pool
+  /// from now on: when its reservation no longer needs it, it goes back to the driver.
+  ExportedPage export_page(Address address);
   /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
@@ -216,9 +219,20 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes unmap(std::vector<Unmapping> batch);
   Bytes unmap_victims(std::vector<Unmapping> victims);
   std::vector<PageMapping> begin_unmap(const Unmapping&);
-  void end_unmap(Unmapping&, std::size_t done);
+  void end_unmap(Unmapping&, std::size_t done, std::vector<PhysicalPageId>& exported);
+  struct Releasing {
+    std::vector<PhysicalPageId> pages;
+    std::vector<CreatedPage> handles;
+    Bytes size;
+  };
+  Releasing begin_release(std::vector<PhysicalPageId> pages);
+  Bytes release(Releasing);
   Bytes release_free(Bytes wanted, bool strays_only);
   bool free_an_idle_range();
+
+  // pool_export.cpp
+  std::optional<std::pair<PhysicalPageId, Reservation*>> page_at(Address);
+  void release_exported(Releasing) noexcept;
 
   // pool_reserve.cpp
   void recycle(Reservation&) noexcept;

@@ -35,13 +35,19 @@ Bytes Pool::unmap(std::vector<Unmapping> batch) {
     }
   }
   Bytes freed;
-  std::lock_guard lock(mutex_);
-  for (std::size_t i = 0; i < batch.size(); ++i) {
-    freed += batch[i].reservation->shape.page_bytes * done[i];
-    end_unmap(batch[i], done[i]);
+  Releasing exported;
+  {
+    std::lock_guard lock(mutex_);
+    std::vector<PhysicalPageId> pages;
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      freed += batch[i].reservation->shape.page_bytes * done[i];
+      end_unmap(batch[i], done[i], pages);
+    }
+    in_transit_ -= in_transit;
+    exported = begin_release(std::move(pages));
+    changed_.notify_all();
   }
-  in_transit_ -= in_transit;
-  changed_.notify_all();
+  release_exported(std::move(exported));
   if (failure && freed.count == 0) std::rethrow_exception(failure);
   return freed;
 }
@@ -70,7 +76,7 @@ std::vector<PageMapping> Pool::begin_unmap(const Unmapping& what) {
   return out;
 }
 
-void Pool::end_unmap(Unmapping& what, std::size_t done) {
+void Pool::end_unmap(Unmapping& what, std::size_t done, std::vector<PhysicalPageId>& exported) {
   Reservation& reservation = *what.reservation;
   for (std::size_t i = 0; i < what.pages.size(); ++i) {
     const PageIndex page = what.pages[i];
@@ -85,6 +91,7 @@ void Pool::end_unmap(Unmapping& what, std::size_t done) {
     reservation.table.move(page, VirtualState::unmapped);
     physical_[id].mapped_by = {};
     physical_.move(id, PhysicalState::free);
+    if (physical_[id].exported) exported.push_back(id);
     drop_window_if_unused(reservation, page);
     counters_.pages_unmapped.add();
   }
@@ -96,21 +103,31 @@ void Pool::end_unmap(Unmapping& what, std::size_t done) {
 }
 
 Bytes Pool::release_free(Bytes wanted, bool strays_only) {
-  std::vector<PhysicalPageId> pages;
-  std::vector<CreatedPage> handles;
-  Bytes in_transit;
+  Releasing what;
   {
     std::lock_guard lock(mutex_);
-    pages = physical_.some_free(wanted, strays_only);
-    if (pages.empty()) return {};
-    for (PhysicalPageId page : pages) in_transit += physical_.page_bytes(page);
-    in_transit_ += in_transit;
-    handles.reserve(pages.size());
-    for (PhysicalPageId page : pages) {
-      handles.push_back(std::move(physical_[page].handle));
-      physical_.move(page, PhysicalState::releasing);
-    }
+    what = begin_release(physical_.some_free(wanted, strays_only));
   }
+  return release(std::move(what));
+}
+
+/// Takes free pages away from everybody.
+Pool::Releasing Pool::begin_release(std::vector<PhysicalPageId> pages) {
+  Releasing what{std::move(pages), {}, {}};
+  for (PhysicalPageId page : what.pages) what.size += physical_.page_bytes(page);
+  in_transit_ += what.size;
+  what.handles.reserve(what.pages.size());
+  for (PhysicalPageId page : what.pages) {
+    what.handles.push_back(std::move(physical_[page].handle));
+    physical_.move(page, PhysicalState::releasing);
+  }
+  return what;
+}
+
+/// Throws only when none was given back.
+Bytes Pool::release(Releasing what) {
+  auto& [pages, handles, in_transit] = what;
+  if (pages.empty()) return {};
   std::exception_ptr failure;
   for (CreatedPage& handle : handles) {
     try {
@@ -131,6 +148,7 @@ Bytes Pool::release_free(Bytes wanted, bool strays_only) {
     }
     physical_.move(pages[i], PhysicalState::absent);
     page.last_tenant = {};
+    page.exported = false;
     give_back(physical_.page_bytes(pages[i]));
     freed += physical_.page_bytes(pages[i]);
     counters_.pages_released.add();
