@@ -12,11 +12,11 @@ namespace vmm {
 
 struct CudaOptions {
   int device = 0;
-  bool host_accessible =
-      false;               // the CPU can touch this device's pages: only the tests' stand-in makes it so
-  std::vector<int> peers;  // other devices that may read and write the pages
-  bool rdma = false;       // network cards may, too (GPUDirect RDMA)
-  bool shareable = false;  // pages can be exported to other processes
+  /// The CPU can touch the pages, which only the tests' stand-in makes true.
+  bool host_accessible = false;
+  std::vector<int> peers{};  // other devices that may read and write the pages
+  bool rdma = false;         // network cards may, too (GPUDirect RDMA)
+  bool shareable = false;    // pages can be exported to other processes
 
   /// Whether anything is asked for that hardware or system may lack.
   bool special() const noexcept { return !peers.empty() || rdma || shareable; }
