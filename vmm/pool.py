@@ -4,6 +4,7 @@ import atexit
 import functools
 import itertools
 import logging
+import operator
 import os
 import sys
 import threading
@@ -12,10 +13,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vmm import _core
+from vmm import _core, sharing
 from vmm.closing import Closing
 from vmm.errors import InvalidArgument
 from vmm.host_memory import available_bytes
+from vmm.sharing import ExportedPage
 from vmm.units import format_bytes, parse_bytes
 
 logger = logging.getLogger("vmm")
@@ -71,9 +73,15 @@ class Pool(Closing):
     long; None: never) so that others can have the memory. ``device`` is ``"cpu"``, or a GPU: ``"cuda"``
     (torch's current device; the first where torch is not loaded), ``"cuda:1"``, or such a torch.device.
 
-    Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, DriverError when
-    the system has no memfd. Every method is safe from any thread; after ``close`` and in a forked child they
-    raise Closed and Forked.
+    For a GPU's memory: ``peers`` are the numbers of other CUDA devices whose kernels may read and write it
+    (``cudaDeviceEnablePeerAccess`` does not reach mapped memory); opening a page costs one more grant for
+    each. ``rdma`` lets network cards at it (GPUDirect RDMA). ``shareable`` lets `export` give pages to other
+    processes. All of it is tried out with one page when the pool is made.
+
+    Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, and for peers,
+    ``rdma`` or ``shareable`` where there are no such devices or they cannot do it; DriverError when they
+    cannot although they say so, or the system has no memfd. Every method is safe from any thread; after
+    ``close`` and in a forked child they raise Closed and Forked.
     """
 
     def __init__(
@@ -83,12 +91,19 @@ class Pool(Closing):
         device: object = "cpu",
         lookahead_pages: int = 1,
         idle_seconds: float | None = 60.0,
+        peers: Sequence[int] = (),
+        rdma: bool = False,
+        shareable: bool = False,
     ) -> None:
         self.device, ordinal = _parsed_device(device)
         if not 0 <= lookahead_pages < 2**16:
             raise InvalidArgument(f"lookahead_pages is {lookahead_pages}; expected 0 to 65535")
         idle_ns = _idle_ns(idle_seconds)
         self._ordinal = ordinal
+        kind = "cpu" if ordinal < 0 else self.device
+        peers = sharing.checked_peers(peers, kind)
+        rdma = sharing.checked_flag("rdma", rdma, kind)
+        shareable = sharing.checked_flag("shareable", shareable, kind)
         # Held until the pool has its own: to make a context for each question would take long.
         context = _core.CudaContext(ordinal) if ordinal >= 0 else None
         budget_bytes = _budget_bytes(budget, context.free_bytes if context else available_bytes)
@@ -99,7 +114,12 @@ class Pool(Closing):
             idle_ns=idle_ns,
             cuda_device=ordinal,
             cuda_host_accessible=_cuda_host_accessible,
+            arena_bytes=0 if ordinal < 0 else sharing.arena_bytes(budget_bytes),
+            peers=peers,
+            rdma=rdma,
+            shareable=shareable,
         )
+        sharing.warn_of_old_devices(self.device, self._core.compute_capability)
         self._runs_late = ordinal >= 0 and not _cuda_host_accessible  # torch's work there outlasts its calls
         self._watched_streams: set[int] = set()  # see stream.torch_stream
         _open_pools.add(self)
@@ -161,6 +181,31 @@ class Pool(Closing):
         while created < count and (made := self._core.warm(count, page, _WARMED_AT_ONCE)):
             created += made
         return created
+
+    def export(self, address: int) -> ExportedPage:
+        """The mapped page that holds ``address`` (a tensor's ``data_ptr()``, say), for another process, which
+        imports the descriptor with ``cuMemImportFromShareableHandle``. Only of a pool made with
+        ``shareable=True``. Close the descriptor when it was passed on.
+
+        The two processes share the memory itself: neither waits for the other's kernels, so order them
+        yourself. What is exported is the page, not the tensor, with whatever neighbours the tensor has there.
+        An exported page never passes to another tensor or cache: when it is unmapped its memory goes back to
+        the device (once nobody has it), not to the pool's free pages. But within a KVCache the next sequence
+        of the slot writes to it, and so does whatever else the page's owner does: keep the tensor or the
+        sequence until the other process, of which the pool knows nothing, is done.
+
+        Raises InvalidArgument where nothing is mapped or the pool is not shareable, DriverError, Closed and
+        Forked. Safe from any thread.
+        """
+        try:
+            number = operator.index(address)
+        except TypeError:
+            number = -1
+        if not 0 <= number < 2**64:
+            raise InvalidArgument(f"address is {address!r}; expected one of a mapped page, as a number")
+        page = ExportedPage(*self._core.export_page(number))
+        os.set_inheritable(page.file_descriptor, False)
+        return page
 
     def close(self) -> None:
         """Stops the pager and gives back what nobody uses. Tensors over the pool's memory stay valid, and

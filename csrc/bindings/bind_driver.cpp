@@ -106,7 +106,11 @@ void bind_driver(py::module_& m) {
       .def("free_bytes", [](const cuda::Calls& calls) { return cuda::free_bytes(calls); }, NoGil());
   m.def("cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
   py::class_<CudaDriver, Driver, std::unique_ptr<CudaDriver, DeleteWithoutGil>>(m, "CudaDriver")
-      .def(py::init<int, bool>(), py::arg("device") = 0, py::arg("host_accessible") = false, NoGil());
+      .def(py::init([](int device, bool host_accessible) {
+             return std::unique_ptr<CudaDriver, DeleteWithoutGil>(
+                 new CudaDriver({.device = device, .host_accessible = host_accessible}));
+           }),
+           py::arg("device") = 0, py::arg("host_accessible") = false, NoGil());
   py::class_<HostDriver, Driver, std::unique_ptr<HostDriver, DeleteWithoutGil>>(m, "HostDriver")
       .def(py::init([](const std::string& name) {
              return std::unique_ptr<HostDriver, DeleteWithoutGil>(new HostDriver(name.c_str()));

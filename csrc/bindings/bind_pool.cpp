@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -23,9 +24,8 @@ struct Options {
   std::uint64_t lookahead_pages;
   bool pager_thread;
   bool faults;
-  int cuda_device;  // none: -1
-  bool cuda_host_accessible;
   std::int64_t idle_ns;
+  CudaOptions cuda;  // device: -1 for none
 };
 
 std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
@@ -33,8 +33,8 @@ std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
   std::unique_ptr<PoolHandle, DeleteWithoutGil> handle(new PoolHandle);
   handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
   std::unique_ptr<Driver> driver;
-  if (options.cuda_device >= 0) {
-    auto cuda = std::make_unique<CudaDriver>(options.cuda_device, options.cuda_host_accessible);
+  if (options.cuda.device >= 0) {
+    auto cuda = std::make_unique<CudaDriver>(options.cuda);
     handle->cuda = cuda.get();
     driver = std::move(cuda);
   } else {
@@ -114,15 +114,17 @@ void bind_pool(py::module_& m) {
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
                        std::shared_ptr<LocalBudget> shared_budget, int cuda_device, bool cuda_host_accessible,
-                       std::int64_t idle_ns) {
-             return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, cuda_device,
-                               cuda_host_accessible, idle_ns},
-                              std::move(shared_budget));
+                       std::int64_t idle_ns, std::vector<int> peers, bool rdma, bool shareable) {
+             CudaOptions cuda{cuda_device, cuda_host_accessible, std::move(peers), rdma, shareable};
+             return make_pool(
+                 {budget, name, arena, run, lookahead, pager_thread, faults, idle_ns, std::move(cuda)},
+                 std::move(shared_budget));
            }),
            py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
            py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
            py::arg("faults") = false, py::arg("shared_budget") = nullptr, py::arg("cuda_device") = -1,
            py::arg("cuda_host_accessible") = false, py::arg("idle_ns") = PagerOptions{}.idle_time.count(),
+           py::arg("peers") = std::vector<int>{}, py::arg("rdma") = false, py::arg("shareable") = false,
            NoGil())
       .def(
           "reserve",
@@ -215,6 +217,13 @@ void bind_pool(py::module_& m) {
           },
           py::arg("patience_s") = py::none(), NoGil())
       .def(
+          "export_page",
+          [](PoolHandle& h, std::uintptr_t address) {
+            const ExportedPage page = h.pool().export_page({address});
+            return std::tuple(page.file, page.offset.count, page.page_bytes.count);
+          },
+          py::arg("address"), NoGil())
+      .def(
           "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().holds({address}); },
           py::arg("address"))
       .def_property_readonly("closed", no_gil([](PoolHandle& h) { return h.pool().closed(); }))
@@ -224,6 +233,9 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("default_page_bytes",
                              [](PoolHandle& h) { return h.capabilities().default_page_bytes.count; })
       .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
+      .def_property_readonly("compute_capability",
+                             [](PoolHandle& h) { return h.capabilities().compute_capability; })
+      .def_property_readonly("arena_bytes", [](PoolHandle& h) { return h.pool().arena_bytes().count; })
       .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
       .def(

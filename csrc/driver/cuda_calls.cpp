@@ -1,21 +1,13 @@
 #include "driver/cuda_calls.h"
 
-#include <algorithm>
 #include <array>
 #include <cstdio>
 
 #include "base/undo.h"
+#include "driver/cuda_results.h"
 
 namespace vmm::cuda {
 namespace {
-
-// CUresults after which, by cuda.h, the process must be ended and started again: illegal address, launch
-// timeout, assert, hardware stack error, illegal instruction, misaligned address, invalid address space,
-// invalid program counter, launch failed, ECC uncorrectable, NVLink uncorrectable, contained, external
-// device.
-constexpr std::array<Result, 13> endings{700, 702, 710, 714, 715, 716, 717, 718, 719, 214, 220, 721, 726};
-
-bool ends_context(Result result) { return std::ranges::find(endings, result) != endings.end(); }
 
 std::string described(const Api& api, Result result) {
   const char* name = nullptr;

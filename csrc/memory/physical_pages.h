@@ -29,7 +29,8 @@ struct PhysicalPage {
   CreatedPage handle;
   RunId run;
   PhysicalState state = PhysicalState::absent;
-  TenantId last_tenant;  // whose bytes it holds; none: still as the driver made it
+  bool exported = false;  // another process may have it: given back to the driver, never to a new owner
+  TenantId last_tenant;   // whose bytes it holds; none: still as the driver made it
   VirtualRef mapped_by;
 };
 

@@ -65,6 +65,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   bool drain_retired();
   /// Whether the driver has refused to unmap something, so that drain_retired must try again.
   bool refused() const;
+  /// The mapped page that holds the address, for another process. Its memory has no other owner in this pool
+  /// from now on: when its reservation no longer needs it, it goes back to the driver.
+  ExportedPage export_page(Address address);
   /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
@@ -121,6 +124,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Log& log() noexcept { return log_; }
   const ForkGuard& fork_guard() const noexcept { return fork_guard_; }
   Bytes run_bytes() const noexcept { return run_bytes_; }
+  Bytes arena_bytes() const noexcept { return arena_.size(); }
   /// What other owners of the budget lack since the last call.
   Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
   /// What there is to give back of a budget that was lowered below what is taken of it.
@@ -228,16 +232,27 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void add_victims(Bytes wanted, bool idle, Need need, Bytes& found, std::vector<Unmapping>& out);
 
   // pool_unmap.cpp
+  struct Releasing {
+    std::vector<PhysicalPageId> pages;
+    std::vector<CreatedPage> handles;
+    Bytes size;
+  };
   static Bytes size(const Retirements&);
   static Retirements prepared(std::vector<Unmapping>);
   Bytes unmap(Retirements batch);
   Bytes unmap_victims(Retirements victims);
   bool unmap_in_driver(Retirement&, std::exception_ptr& failure) noexcept;
   void begin_unmap(Unmapping&);
-  void end_unmap(Retirements& batch, Retirements::iterator);
+  void end_unmap(Retirements& batch, Retirements::iterator, std::vector<PhysicalPageId>& exported);
+  Releasing begin_release(std::vector<PhysicalPageId> pages);
+  Bytes release(Releasing);
   Bytes release_free(Bytes wanted, bool strays_only);
   bool free_an_idle_range();
   bool relieve_mappings(Need whose);
+
+  // pool_export.cpp
+  std::optional<std::pair<PhysicalPageId, Reservation*>> page_at(Address);
+  void release_exported(Releasing) noexcept;
 
   // pool_reserve.cpp
   void recycle(Reservation&) noexcept;

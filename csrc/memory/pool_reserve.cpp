@@ -36,7 +36,7 @@ Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<
   if (wanted.zeroed) return nullptr;
   for (auto& [id, candidate] : reservations_) {
     const ReservationShape& shape = candidate->shape;
-    if (candidate->leased || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
+    if (candidate->leased || candidate->exported || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
         (wanted.longer ? shape.extent_bytes < wanted.extent_bytes
                        : shape.extent_bytes != wanted.extent_bytes) ||
         shape.extents < wanted.extents || shape.tenant != wanted.tenant ||

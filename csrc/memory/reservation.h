@@ -41,6 +41,7 @@ struct Reservation {
   PageTable table;
   std::vector<RunId> window_runs;  // the run behind each window; none while nothing is mapped there
   bool leased = true;
+  bool exported = false;         // a page of it was: nobody else adopts it
   std::uint64_t idle_since = 0;  // the pool's count of recyclings: the smallest is the oldest
   Fence idle_fence;              // work that may still touch it
 
