@@ -128,7 +128,8 @@ void bind_pool(py::module_& m) {
             return h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt);
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
-          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longer") = false, py::arg("stream") = py::none(), NoGil())
+          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longer") = false,
+          py::arg("stream") = py::none(), NoGil())
       .def("stats", &stats)
       .def(
           "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
@@ -189,7 +190,8 @@ void bind_pool(py::module_& m) {
           "close",
           [](PoolHandle& h, std::optional<double> patience_s) {
             if (!patience_s) return h.engine->close();
-            h.engine->close(std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
+            h.engine->close(
+                std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
           },
           py::arg("patience_s") = py::none(), NoGil())
       .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })

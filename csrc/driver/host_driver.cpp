@@ -111,8 +111,8 @@ void HostDriver::set_gap(Address start, Bytes size, Gap gap) {
       zero_gaps_.add(piece.start, piece.size);
     else
       zero_gaps_.remove(piece.start, piece.size);
-    host::MappingCount::of_process().add(
-        mappings_of_a_gap * (static_cast<std::int64_t>(zero_gaps_.size()) - before));
+    host::MappingCount::of_process().add(mappings_of_a_gap *
+                                         (static_cast<std::int64_t>(zero_gaps_.size()) - before));
   }
 }
 

@@ -10,7 +10,7 @@ namespace {
 using namespace std::chrono_literals;
 constexpr Nanoseconds retired_recheck = 200us;  // an event completes without telling anybody
 constexpr Nanoseconds refused_recheck_max = 1s;
-constexpr Nanoseconds owed_recheck = 5ms;       // the same, where nobody waits for it
+constexpr Nanoseconds owed_recheck = 5ms;  // the same, where nobody waits for it
 
 }  // namespace
 

@@ -35,8 +35,8 @@ Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<
     if (candidate->leased || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
         (wanted.longer ? shape.extent_bytes < wanted.extent_bytes
                        : shape.extent_bytes != wanted.extent_bytes) ||
-        shape.extents < wanted.extents ||
-        shape.tenant != wanted.tenant || !epochs_.complete(candidate->idle_fence, stream))
+        shape.extents < wanted.extents || shape.tenant != wanted.tenant ||
+        !epochs_.complete(candidate->idle_fence, stream))
       continue;
     // The closest fit, then the one with most pages mapped.
     auto rank = [](const Reservation& r) {

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+
 from child import run_child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the host driver is Linux's")

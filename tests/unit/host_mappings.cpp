@@ -1,18 +1,19 @@
 // The host driver at the end of a process's mappings: counted, used up by others, and refused call by call.
+#include "driver/host_mappings.h"
+
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <vector>
 
 #include "base/error.h"
-#include "driver/host_driver.h"
-#include "driver/host_mappings.h"
-#include "memory/pool.h"
-
 #include "check.h"
+#include "driver/host_driver.h"
+#include "memory/pool.h"
 
 using namespace vmm;
 
@@ -64,7 +65,8 @@ struct HostPool {
   HostPool() {
     PoolOptions options;
     options.arena_bytes = 8_GiB;
-    pool = Pool::make(std::make_unique<HostDriver>("vmm-test"), budget, std::make_shared<RealClock>(), options);
+    pool =
+        Pool::make(std::make_unique<HostDriver>("vmm-test"), budget, std::make_shared<RealClock>(), options);
   }
 
   std::shared_ptr<Lease> mapped(std::uint64_t extents) {
@@ -75,7 +77,7 @@ struct HostPool {
     return lease;
   }
 
-  std::shared_ptr<LocalBudget> budget = std::make_shared<LocalBudget>(64_MiB);
+  std::shared_ptr<LocalBudget> budget = std::make_shared<LocalBudget>(512_MiB);
   std::shared_ptr<Pool> pool;
 };
 
@@ -100,18 +102,20 @@ class Filler {
 }  // namespace
 
 TEST(the_count_is_what_the_system_counts) {
+  constexpr std::int64_t allowance = 16;  // the heap's, and what a run of neighbouring windows merges
   HostPool test;
   host::MappingCount& count = host::MappingCount::of_process();
   count.count();
-  const auto off = static_cast<std::int64_t>(count.used() - host::count_process_mappings());
+  auto excess = [&] {
+    return static_cast<std::int64_t>(count.used()) -
+           static_cast<std::int64_t>(host::count_process_mappings());
+  };
   auto lease = test.mapped(500);
-  const auto used = static_cast<std::int64_t>(count.used());
-  CHECK(std::abs(used - off - static_cast<std::int64_t>(host::count_process_mappings())) <= 8);
-  const PageRange middle{{1}, {1}};
-  test.pool->unkeep(lease->reservation(), std::span(&middle, 1));
+  CHECK(std::abs(excess()) <= allowance);
+  CHECK(count.used() > 1000);
   lease.reset();
-  test.pool->trim({~std::uint64_t{0}});
-  CHECK(std::abs(static_cast<std::int64_t>(count.used() - host::count_process_mappings()) - off) <= 8);
+  CHECK(test.pool->trim({~std::uint64_t{0}}) == 8_KiB * 500);
+  CHECK(std::abs(excess()) <= allowance);
 }
 
 TEST(idle_mappings_are_given_up_before_any_is_refused) {
