@@ -18,7 +18,9 @@ Gall. Outputs of all arms are compared in the same run. peers: milliseconds of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend
@@ -35,13 +37,30 @@ from vmm.errors import InvalidArgument
 ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cuda",)
 
+# cuDNN has an arm of its own, after the others: it makes a plan for every shape and its strides, 0.4 s each
+# on a B200 by a report to PyTorch, which would be all the time there is.
+_CUDNN_S = 20.0
+_CUDNN_SHAPES: dict[str, Any] = {
+    "models": FULL.models[:1],
+    "decode_batches": (16,),
+    "decode_contexts": (4096, 32_768),
+    "prefill_contexts": (8192,),
+    "page_bytes": FULL.page_bytes[:1],
+}
 
-def run(progress: Callable[[str], None], device: str) -> Report:
+
+def run(progress: Callable[[str], None], device: str, seconds: float = FULL.total_s) -> Report:
+    """``seconds`` at most, but for the shape it is at then and the start of cuDNN's arm."""
     report = Report("attention", device_name(device), environment=environment("torch", "triton"))
     if not torch.cuda.is_available():
         raise InvalidArgument(f"device is {device}; this torch, {torch.__version__}, has no CUDA device")
     with torch.cuda.device(device):
-        results = measured(FULL, device, cuda_kernels(), progress)
+        end = monotonic() + seconds
+        results = measured(
+            replace(FULL, total_s=seconds - min(_CUDNN_S, seconds / 4)), device, cuda_kernels(), progress
+        )
+        rest = replace(FULL, total_s=end - monotonic(), **_CUDNN_SHAPES)
+        measured(rest, device, {"cudnn": sdpa(SDPBackend.CUDNN_ATTENTION)}, progress, results)
     report.metrics = rounded(results.metrics().items())
     peers = results.peers()
     report.peers = {
@@ -54,17 +73,21 @@ def cuda_kernels() -> dict[str, Kernel]:
     return {
         FLASH: sdpa(SDPBackend.FLASH_ATTENTION),
         "seqused": seqused,
-        "cudnn": sdpa(SDPBackend.CUDNN_ATTENTION),
     }
 
 
 def measured(
-    scale: Scale, device: str, kernels: dict[str, Kernel], progress: Callable[[str], None]
+    scale: Scale,
+    device: str,
+    kernels: dict[str, Kernel],
+    progress: Callable[[str], None],
+    earlier: Results | None = None,
 ) -> Results:
-    """Page sizes in turn, then models, then shapes; what no time is left for is skipped and named."""
+    """Page sizes in turn, then models, then shapes; what no time is left for is skipped and named. Added to
+    ``earlier``, which has the paged peer."""
     torch.manual_seed(0)
-    paged, what = paged_kernel(device)
-    results = Results(scale.page_bytes[0], paged_kernel=what)
+    paged, what = (None, "") if earlier else paged_kernel(device)
+    results = earlier or Results(scale.page_bytes[0], paged_kernel=what)
     setting = Setting(scale, device, timer_for(device, scale.flush_bytes), kernels, paged, results)
     end = monotonic() + scale.total_s
     with torch.no_grad():

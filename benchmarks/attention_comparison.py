@@ -121,7 +121,7 @@ class Comparison:
         except torch.OutOfMemoryError:
             self.results.skipped.append(f"{what} {case.name}: out of memory")
             return None
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # Triton's are no RuntimeError
             if self.setting.device != "cpu":
                 torch.cuda.synchronize()  # raises where the error is not a refusal but the context's end
             self.results.unavailable[what] = f"{type(error).__name__}: {error}"[:200]

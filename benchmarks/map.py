@@ -72,7 +72,8 @@ def _single_calls(report: Report, driver: _core.Driver, device: str, progress: C
     for mib in PAGES_MIB:
         for count in PAGES_PER_CALL:
             what, page_bytes = f"{count} x {mib} MiB", mib * 2**20
-            available = available_bytes() if device == "cpu" else _core.cuda_free_bytes(ordinal(device))
+            free_bytes = available_bytes if device == "cpu" else _core.CudaContext(ordinal(device)).free_bytes
+            available = free_bytes()
             if count * page_bytes > SHARE_OF_MEMORY * available:
                 skipped.append(f"{what} ({format_bytes(available)} available)")
                 continue

@@ -18,6 +18,9 @@ all, as ``{metric}``. Ratios over several runs are geometric means, beside which
 - ``peak_sequences_vs_paged16``, ``peak_sequences_vs_static``: running at once.
 - ``throughput_vs_static``, ``throughput_vs_per_layer_sync``, ``throughput_vs_paged16``. Static is left out
   where it holds no sequence of the longest length.
+- ``first_prompts_stall_ms``, ``first_prompts_longest_stall_ms``: what steps waited for pages in serving the
+  first 32 requests alone, with 80 GiB, whole prompts in one step (up to 8,192 tokens) and a KVCache that was
+  not told ``first_tokens``; ``…_warm``: the same after ``Pool.warm`` of 8 GiB.
 - ``pages_mapped_per_1000_tokens``, and ``…_without_reuse``: if every sequence had mapped all of its pages.
 """
 
@@ -27,12 +30,15 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from vmm.benchmarks.report import Report, environment, rounded
 from vmm.errors import InvalidArgument
 from vmm.simulate import ALLOCATORS, Settings, Trace, find_gpu, find_model, read_trace, replay
+from vmm.simulate.gpus import Gpu
+from vmm.simulate.models import Model
 
 ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("simulation",)
@@ -45,6 +51,9 @@ TRACES = {
 MEMORIES_GIB = (80, 24)
 GROWTH = 1.02  # of throughput, when it has not stopped growing
 MOST_LOAD = 64
+FIRST_PROMPTS = 32
+FIRST_BATCH_TOKENS = 8192
+WARM_BYTES = 2**33
 
 Metrics = dict[str, float]
 Runs = dict[str, Metrics]  # by allocator
@@ -64,7 +73,7 @@ def run(progress: Callable[[str], None], device: str) -> Report:
                 report.metrics |= _named(
                     f"{name}_{gib}gib_x{load}_", {**_absolute(runs), **_together([runs])}
                 )
-        report.metrics |= _named(f"{name}_", _together(of_trace))
+        report.metrics |= _named(f"{name}_", _together(of_trace) | first_prompts(trace, model, gpu))
         everything += of_trace
     report.metrics |= _together(everything)
     report.metrics = rounded(report.metrics.items(), 5)
@@ -112,6 +121,28 @@ def replay_with_all(trace: Trace, settings: Settings) -> Runs:
     with ThreadPoolExecutor(os.cpu_count()) as workers:
         results = workers.map(lambda name: replay(trace, settings, name), ALLOCATORS)
         return {result.allocator: result.metrics for result in results}
+
+
+def first_prompts(trace: Trace, model: Model, gpu: Gpu) -> Metrics:
+    """Ours, from the start on."""
+    first = replace(trace, requests=trace.requests[:FIRST_PROMPTS])
+    metrics: Metrics = {}
+    for suffix, warm_bytes in (("", 0), ("_warm", WARM_BYTES)):
+        settings = Settings(
+            model,
+            gpu,
+            MEMORIES_GIB[0] * 2**30,
+            model.max_tokens,
+            gpu.call_times,
+            batch_tokens=FIRST_BATCH_TOKENS,
+            warm_bytes=warm_bytes,
+            first_tokens_known=False,
+        )
+        ours = replay(first, settings, "vmm").metrics
+        stalls_ms = ours["stall_ms_per_1000_iterations"] * ours["iterations"] / 1000
+        metrics[f"first_prompts_stall_ms{suffix}"] = stalls_ms
+        metrics[f"first_prompts_longest_stall_ms{suffix}"] = ours["longest_stall_ms"]
+    return metrics
 
 
 def _absolute(runs: Runs) -> Metrics:

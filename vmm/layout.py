@@ -4,6 +4,7 @@ A layer's K is one tensor ``[batch, heads, tokens, dim]``; a layout says how man
 token's record in an extent holds, and the strides of the tensor. The last dimension is always contiguous.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,3 +43,21 @@ def fits(layout: Layout, tensors: int, batch: int, heads: int, max_mappings: int
     """Whether ``tensors`` K and V tensors leave the process half of its mappings (0: no limit known)."""
     mappings = MAPPINGS_PER_EXTENT * tensors * layout.extents(batch, heads)
     return max_mappings == 0 or mappings <= max_mappings // 2
+
+
+def fits_int32(elements: int) -> bool:
+    """Whether kernels that compute (row x stride) with 32 bits, and tables of strides with 32 bits, are right
+    for a sequence of so many elements."""
+    return elements < 2**31
+
+
+def warn_of_int32(what: str) -> None:
+    """Of kernels by name: https://github.com/pytorch/pytorch/pull/186075, and the key of torch's cuDNN plans
+    (aten/src/ATen/native/cudnn/MHA.cpp)."""
+    warnings.warn(
+        f"{what}: from 2^31 on torch's memory-efficient attention (until 2.11) reads other tokens' values"
+        " without an error, and cuDNN's may use a plan for other strides; FlashAttention is safe"
+        " (docs/engine.md)",
+        RuntimeWarning,
+        stacklevel=4,
+    )

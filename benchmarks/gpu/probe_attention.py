@@ -62,7 +62,7 @@ def decode_by_layout(b: Bench, device: str | None = None, scale: Any = None) -> 
     if scale is None:
         one = {"decode_batches": (16,), "decode_contexts": (4096,), "prefill_contexts": ()}
         scale = replace(FULL, models=(LLAMA_8B,), page_bytes=FULL.page_bytes[:1], **one)
-    kernels = {FLASH: sdpa(None)} if device == "cpu" else cuda_kernels()
+    kernels = {FLASH: sdpa(None)} if device == "cpu" else cuda_kernels()  # without cuDNN
     results = measured(scale, device, kernels, lambda stage: print(stage, flush=True))
     for name, value in results.metrics().items():
         if "_b" not in name:  # the means, which are the one shape here

@@ -1,23 +1,19 @@
-"""Probe 3: what mapping does to the work it runs beside: a long kernel, and launches of a graph."""
+"""Probe 3, its first part: whether calls wait for work that runs, and how long they take beside it."""
 
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Iterator
-from time import perf_counter
 from typing import Any
 
 from conformance_bench import Bench
-from cuda_calls import GLOBAL, NOT_READY, access, properties
+from cuda_calls import NOT_READY, access, properties
 
 from benchmarks.gpu.probe_times import MIB, Stopwatch, summary
 
 _WORK_BYTES = 256 * MIB  # what one memset of the long work fills
 _MEMSETS = 800  # below the depth at which launches wait
 _SLEEP_CYCLES = 400_000_000  # 0.2 s at 2 GHz
-_NODES = 20  # of the graph
-_SECONDS = 2.0  # of launching beside each kind of background
 
 
 def beside_long_work(
@@ -81,76 +77,3 @@ def _calls_beside(b: Bench, start: Callable[[int], None]) -> Iterator[tuple[str,
         running = b.cuda.cuEventQuery(over) == NOT_READY
         yield name, {**summary(watch.times[name]), "work_still_running": running}
         b.cuda.do("cuStreamSynchronize", busy)
-
-
-def launch_jitter(b: Bench, seconds: float = _SECONDS) -> Iterator[tuple[str, Any]]:
-    """A graph of small memsets launched again and again, as decoding does, while another thread of ours is
-    idle, makes a call that touches no memory (what Python's lock alone costs), maps, or creates."""
-    base = b.reserve(1)
-    b.map(base, b.create())
-    b.allow(base)
-    stream = b.stream()
-    executable = _graph(b, base, stream)
-    for name, work in _backgrounds(b).items():
-        yield name, _launched(b, executable, stream, work, seconds)
-
-
-def _graph(b: Bench, base: int, stream: int) -> ctypes.c_void_p:
-    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-    b.cuda.do("cuStreamBeginCapture", stream, GLOBAL)
-    for node in range(_NODES):
-        b.cuda.do("cuMemsetD8Async", base + 4096 * (node % 16), 1, 4096, stream)
-    b.cuda.do("cuStreamEndCapture", stream, ctypes.byref(graph))
-    b.cuda.do("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
-    b.cuda.do("cuGraphLaunch", executable, stream)
-    b.cuda.do("cuStreamSynchronize", stream)
-    return executable
-
-
-def _backgrounds(b: Bench) -> dict[str, Callable[[], None] | None]:
-    base, handle, version = b.reserve(1), b.create(), ctypes.c_int()
-    open_to, what, fresh = access(), properties(), ctypes.c_uint64()
-
-    def ask() -> None:
-        b.cuda.do("cuDriverGetVersion", ctypes.byref(version))
-
-    def remap() -> None:
-        b.cuda.do("cuMemMap", base, b.page, 0, handle, 0)
-        b.cuda.do("cuMemSetAccess", base, b.page, ctypes.byref(open_to), 1)
-        b.cuda.do("cuMemUnmap", base, b.page)
-
-    def create() -> None:
-        b.cuda.do("cuMemCreate", ctypes.byref(fresh), b.page, ctypes.byref(what), 0)
-        b.cuda.do("cuMemRelease", fresh)
-
-    return {"idle": None, "a call without memory": ask, "map and unmap": remap, "create and release": create}
-
-
-def _launched(
-    b: Bench, executable: ctypes.c_void_p, stream: int, work: Callable[[], None] | None, seconds: float
-) -> dict[str, Any]:
-    launches: list[float] = []
-    steps: list[float] = []
-    done = 0
-    end = threading.Event()
-
-    def background() -> None:
-        nonlocal done
-        b.cuda.do("cuCtxSetCurrent", b.context)
-        while work is not None and not end.is_set():
-            work()
-            done += 1
-
-    thread = threading.Thread(target=background)
-    thread.start()
-    until = perf_counter() + seconds
-    while perf_counter() < until:
-        start = perf_counter()
-        b.cuda.do("cuGraphLaunch", executable, stream)
-        launched = perf_counter()
-        b.cuda.do("cuStreamSynchronize", stream)
-        launches.append(launched - start)
-        steps.append(perf_counter() - start)
-    end.set()
-    thread.join()
-    return {"launch": summary(launches), "launch_and_end": summary(steps), "in_background": done}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from conformance_bench import Bench
@@ -61,18 +62,20 @@ CALLS: dict[str, Callable[[Props], int]] = {
 }
 
 
-def captures(b: Bench) -> Iterator[tuple[str, Any]]:
-    """For each call: its result, and that of ending the capture, by the capture's mode, the calling thread,
-    and the thread's own mode."""
-    for name, call in CALLS.items():
-        found: dict[str, str] = {}
-        for mode, number in _MODES.items():
-            for elsewhere in (False, True):
-                for relaxed in (False, True):
-                    who = f"{mode}, {'another' if elsewhere else 'own'} thread{', RELAXED' * relaxed}"
-                    found[who] = _during(Props.of(b), number, call, elsewhere, relaxed)
-        same = set(found.values())
-        yield name, same.pop() if len(same) == 1 else found
+def _ways(call: Callable[[Props], int], b: Bench) -> str | dict[str, str]:
+    """The call's result, and that of ending the capture, by the capture's mode, the calling thread, and the
+    thread's own mode; only one where all are the same."""
+    found: dict[str, str] = {}
+    for mode, number in _MODES.items():
+        for elsewhere in (False, True):
+            for relaxed in (False, True):
+                who = f"{mode}, {'another' if elsewhere else 'own'} thread{', RELAXED' * relaxed}"
+                found[who] = _during(Props.of(b), number, call, elsewhere, relaxed)
+    same = set(found.values())
+    return same.pop() if len(same) == 1 else found
+
+
+QUESTIONS = {f"5 {name}": partial(_ways, call) for name, call in CALLS.items()}
 
 
 def _during(p: Props, mode: int, call: Callable[[Props], int], elsewhere: bool, relaxed: bool) -> str:
@@ -99,4 +102,6 @@ def _during(p: Props, mode: int, call: Callable[[Props], int], elsewhere: bool, 
     ended = cuda.cuStreamEndCapture(captured, ctypes.byref(graph))
     if graph.value:
         cuda.do("cuGraphDestroy", graph)
+    if not results:
+        return f"the thread raised; capture {named(cuda, ended)}"
     return f"{named(cuda, results[0])}; capture {named(cuda, ended)}"

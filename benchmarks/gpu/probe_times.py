@@ -1,4 +1,5 @@
-"""Probe 2: how long each call takes, by page size, from one thread and from two; set-access over many."""
+"""Probe 2: how long each call takes, by page size, from one thread and from two; set-access over many; the
+calls of every step, and zeroing."""
 
 from __future__ import annotations
 
@@ -64,6 +65,14 @@ def call_times(b: Bench, in_all: int = _IN_ALL, sizes: tuple[int, ...] = SIZES) 
 
 
 def _lane(b: Bench, size: int, count: int, together: threading.Barrier) -> Times:
+    try:
+        return _timed_lane(b, size, count, together)
+    except BaseException:
+        together.abort()  # or the other thread would wait for ever
+        raise
+
+
+def _timed_lane(b: Bench, size: int, count: int, together: threading.Barrier) -> Times:
     b.cuda.do("cuCtxSetCurrent", b.context)
     watch = Stopwatch(b)
     base, what, open_to = ctypes.c_uint64(), properties(), access()
@@ -103,3 +112,76 @@ def spans(b: Bench, counts: tuple[int, ...] = (1, 8, 64)) -> Iterator[tuple[str,
             watch("cuMemUnmap", base, count * b.page)
         for name, seconds in watch.times.items():
             yield f"{name} over {count} mappings", summary(seconds)
+
+
+def event_times(b: Bench, rounds: int = 2000) -> Iterator[tuple[str, Any]]:
+    """The calls of a step that maps nothing, from one thread and from two; and whether the driver gives the
+    handle of a destroyed stream, event or page to the next one."""
+    for threads in (1, 2):
+        with ThreadPoolExecutor(threads) as pool:
+            lanes = [pool.submit(_events, b, rounds) for _ in range(threads)]
+            times = [lane.result() for lane in lanes]
+        for name in times[0]:
+            yield f"{name}, {threads} thread(s)", summary([each for lane in times for each in lane[name]])
+    for kind, flags in (("Stream", 1), ("Event", 2)):
+        first = b.cuda.get_number(f"cu{kind}Create", flags)
+        b.cuda.do(f"cu{kind}Destroy", first)
+        yield (
+            f"the handle of a destroyed {kind.lower()} comes again",
+            first in [b.cuda.get_number(f"cu{kind}Create", flags) for _ in range(8)],
+        )
+
+
+def _events(b: Bench, rounds: int) -> Times:
+    b.cuda.do("cuCtxSetCurrent", b.context)
+    watch, stream = Stopwatch(b), b.stream()
+    event, now = ctypes.c_void_p(), ctypes.c_void_p()
+    capturing, mode = ctypes.c_int(), ctypes.c_int(2)
+    for _ in range(rounds):
+        watch("cuCtxGetCurrent", ctypes.byref(now))
+        watch("cuCtxSetCurrent", b.context)
+        watch("cuStreamIsCapturing", stream, ctypes.byref(capturing))
+        watch("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        watch("cuEventCreate", ctypes.byref(event), 2)
+        watch("cuEventRecord", event, stream)
+        watch("cuStreamWaitEvent", stream, event, 0)
+        watch("cuStreamSynchronize", stream)
+        watch("cuEventQuery", event)
+        watch("cuEventDestroy", event)
+    return watch.times
+
+
+def zeroing(
+    b: Bench, sizes: tuple[int, ...] = (2 * MIB, 16 * MIB, 64 * MIB, 256 * MIB)
+) -> Iterator[tuple[str, Any]]:
+    """How long memory takes to be set to zero, by the size of one call, until it is; and what a page holds
+    that was written, released and created anew."""
+    pages = max(1, max(sizes) // b.page)
+    base = b.reserve(pages)
+    for at in range(pages):
+        b.map(base + at * b.page, b.create())
+    b.allow(base, pages)
+    stream = b.stream()
+    for size in sizes:
+        times = []
+        for _ in range(_ROUNDS):
+            start = perf_counter()
+            b.cuda.do("cuMemsetD32Async", base, 0, size // 4, stream)
+            b.cuda.do("cuStreamSynchronize", stream)
+            times.append(perf_counter() - start)
+        yield f"{size // 1024} KiB", summary(times)
+    yield "bytes of pages created anew", sorted(_bytes_anew(b) for _ in range(4))
+
+
+def _bytes_anew(b: Bench) -> int:
+    base, byte = b.reserve(1), ctypes.create_string_buffer(1)
+    for _ in range(2):
+        handle = b.cuda.get_number("cuMemCreate", b.page, ctypes.byref(properties()), 0)
+        b.cuda.do("cuMemMap", base, b.page, 0, handle, 0)
+        b.allow(base)
+        b.cuda.do("cuMemcpyDtoH", byte, base, 1)
+        b.cuda.do("cuMemsetD8", base, 7, b.page)
+        b.cuda.do("cuCtxSynchronize")
+        b.cuda.do("cuMemUnmap", base, b.page)
+        b.cuda.do("cuMemRelease", handle)
+    return byte.raw[0]

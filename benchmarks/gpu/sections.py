@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from benchmarks.gpu.clock import Deadline
-from benchmarks.gpu.crew import Crew, Item
+from benchmarks.gpu.crew import UNDER_WAY, Crew, Item
 
 Items = dict[str, Item]
 _HUNG_OR_CRASHED = ("died", "timed out")
@@ -16,7 +16,7 @@ _HUNG_OR_CRASHED = ("died", "timed out")
 
 @dataclass
 class Outcome:
-    """``status``: passed, failed (of correctness), measured, cut short or not run."""
+    """``status``: passed, failed (of correctness), measured, cut short, not run, or under way."""
 
     name: str
     status: str = "not run"
@@ -29,7 +29,8 @@ class Outcome:
 @dataclass
 class Section:
     """``judge`` names what is wrong; ``checks``: something was proved when nothing is; ``stands_on``: the
-    section without which it makes no sense."""
+    section without which it makes no sense. It takes ``budget_s`` at most, and ``least_s`` are kept for it
+    while those before it run."""
 
     name: str
     crew: Crew
@@ -37,15 +38,22 @@ class Section:
     judge: Callable[[Items], list[str]]
     checks: bool = True
     stands_on: str = ""
+    least_s: float = 0
 
-    def run(self, deadline: Deadline) -> Outcome:
-        outcome = Outcome(self.name)
+    def run(self, deadline: Deadline, outcome: Outcome, changed: Callable[[], object] = lambda: None) -> None:
+        """Fills ``outcome``; calls ``changed`` whenever it has. Where it is stopped, it says what it had."""
         if deadline.over:
             outcome.reason = "no time was left"
-            return outcome
+            return
+        outcome.status = UNDER_WAY
         start = monotonic()
-        outcome.items = self.crew.run(deadline.within(self.budget_s))
-        outcome.seconds = round(monotonic() - start, 1)
+        try:
+            self.crew.run(deadline.within(self.budget_s), outcome.items, changed)
+        finally:
+            outcome.seconds = round(monotonic() - start, 1)
+            self._say_what_became_of(outcome)
+
+    def _say_what_became_of(self, outcome: Outcome) -> None:
         outcome.failures = self.judge(outcome.items)
         states = {item["status"] for item in outcome.items.values()}
         reasons = {item.get("error", "") for item in outcome.items.values() if item["status"] != "ok"}
@@ -54,11 +62,10 @@ class Section:
             outcome.status = "failed"
         elif states <= {"skipped"}:
             outcome.status = "not run"
-        elif "cut short" in states or (not self.checks and states & {"timed out"}):
+        elif states & {"cut short", UNDER_WAY} or (not self.checks and "timed out" in states):
             outcome.status = "cut short"
         else:
             outcome.status = "passed" if self.checks else "measured"
-        return outcome
 
 
 def _broken(items: Items) -> list[str]:
@@ -91,7 +98,7 @@ def _wrong_results(items: Items) -> list[str]:
     return [
         f"{name}: {item['error']}"
         for name, item in items.items()
-        if item["status"] == "error" and item["kind"] in ("WrongData", "Mismatch")
+        if item["status"] == "error" and item.get("kind") in ("WrongData", "Mismatch")
     ]
 
 
@@ -108,17 +115,23 @@ def sections(build: bool = True) -> list[Section]:
     def crew(module: str, each_s: float, **options: Any) -> Crew:
         return Crew(f"benchmarks.gpu.{module}", each_s, built=build, **options)
 
-    def bench(name: str, budget_s: float) -> Section:
+    def bench(name: str, budget_s: float, least_s: float) -> Section:
         alone = crew("bench_items", budget_s, only=name)
-        return Section(name, alone, budget_s, _bench_failures, checks=False, stands_on="build")
+        return Section(
+            name, alone, budget_s, _bench_failures, checks=False, stands_on="build", least_s=least_s
+        )
+
+    def asked(name: str, module: str, each_s: float, budget_s: float, **options: Any) -> Section:
+        return Section(name, crew(module, each_s, **options), budget_s, _wrong_results, checks=False)
 
     made = [
-        Section("build", crew("build", 240), 240, _broken),
-        Section("conformance", crew("conformance_items", 20), 60, _differences),
-        Section("gpu tests", crew("gpu_test_items", 30), 120, _broken, stands_on="build"),
-        Section("probes", crew("probes", 40, separate=True), 110, _wrong_results, checks=False),
-        bench("attention", 150),
-        bench("map", 80),
-        bench("growth", 80),
+        Section("build", crew("build", 200), 200, _broken),
+        Section("conformance", crew("conformance_items", 20), 60, _differences, least_s=20),
+        asked("questions", "questions", 20, 100),
+        Section("gpu tests", crew("gpu_test_items", 60), 120, _broken, stands_on="build", least_s=40),
+        asked("probes", "probes", 40, 120, separate=True),
+        bench("map", 80, least_s=40),
+        bench("attention", 150, least_s=60),
+        bench("growth", 80, least_s=30),
     ]
     return made if build else made[1:]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-_FEW_ROWS = {"probes": 12}  # of a section, where the table is not to be complete
+_FEW_ROWS = {"probes": 12, "questions": 12}  # of a section, where the table is not to be complete
 _ROWS = 40
+_FEW_FAILURES = 15
 _HEADLINES = ("_b1_", "_b16_", "_b64_")  # a metric of one shape is not one
 
 
@@ -17,7 +18,7 @@ def rendered(results: dict[str, Any], complete: bool = True) -> str:
         f"Commit {machine['commit']}; driver: {machine['driver'] or 'unknown'};"
         f" Python {machine['python']}, torch {machine['packages']['torch']};"
         f" {results['seconds']} of {results['seconds_allowed']} s."
-        f" **{'Correct' if results['correct'] else 'NOT CORRECT'}.**",
+        f" Sources {machine.get('sources', 'unknown')}. **{_verdict(results)}.**",
         "",
         *_table(
             ("section", "status", "s", "what"),
@@ -25,8 +26,16 @@ def rendered(results: dict[str, Any], complete: bool = True) -> str:
         ),
     ]
     for section in results["sections"]:
-        out += _failures(section) + _details(section, complete)
+        out += _failures(section, complete) + _details(section, complete)
     return "\n".join(out) + "\n"
+
+
+def _verdict(results: dict[str, Any]) -> str:
+    if not results["correct"]:
+        return "NOT CORRECT"
+    if "stopped" in results:
+        return f"Stopped by {results['stopped']}; what was done is correct"
+    return "Correct" if results.get("complete", True) else "Under way"
 
 
 def _summary(section: dict[str, Any]) -> str:
@@ -44,11 +53,12 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]], most: int | None 
     return out if most is None or len(rows) <= most else [*out, f"… and {len(rows) - most} more"]
 
 
-def _failures(section: dict[str, Any]) -> list[str]:
+def _failures(section: dict[str, Any], complete: bool) -> list[str]:
     if not section["failures"]:
         return []
     rows = [(failure[:300],) for failure in section["failures"]]
-    return ["", f"## What is wrong: {section['name']}", "", *_table(("failure",), rows)]
+    most = None if complete else _FEW_FAILURES
+    return ["", f"## What is wrong: {section['name']}", "", *_table(("failure",), rows, most)]
 
 
 def _details(section: dict[str, Any], complete: bool) -> list[str]:
@@ -63,7 +73,7 @@ def _details(section: dict[str, Any], complete: bool) -> list[str]:
             ]
         for key, value in (item.get("values") or {}).items():
             rows.append((f"{name}: {key}", _short(value)))
-        if section["name"] == "probes" and item["status"] != "ok":
+        if section["name"] in _FEW_ROWS and item["status"] != "ok":
             rows.append((name, f"{item['status']}: {item.get('error', '')}"[:120]))
     table = _table(("what", "found"), rows, None if complete else _FEW_ROWS.get(section["name"], _ROWS))
     return ["", f"## {section['name']}", "", *table] if rows else []

@@ -9,10 +9,13 @@ A result that says ``dirty`` ends the process: what follows wants a fresh one.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import inspect
 import json
 import os
+import resource
+import signal
 import traceback
 from collections.abc import Callable
 from time import monotonic
@@ -20,10 +23,24 @@ from typing import Any
 from unittest import SkipTest
 
 PIPE = "VMM_GPU_PIPE"
+SECONDS = "VMM_GPU_SECONDS"  # how long the process may take
+_PR_SET_PDEATHSIG = 1
 
 
 def _say(**line: Any) -> None:
-    os.write(int(os.environ[PIPE]), json.dumps(line, default=str).encode() + b"\n")
+    try:
+        text = json.dumps(line, default=str)
+    except (TypeError, ValueError, RecursionError):  # a key that JSON has not, say
+        text = json.dumps(
+            {key: value if isinstance(value, str | int) else repr(value) for key, value in line.items()}
+        )
+    os.write(int(os.environ[PIPE]), text.encode() + b"\n")
+
+
+def _die_with_the_script() -> None:
+    """And leave no core: of a process with CUDA it has gigabytes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _chosen(names: list[str], options: argparse.Namespace) -> list[str]:
@@ -46,9 +63,12 @@ def _result_of(name: str, work: Callable[[], Any]) -> Any:
     result = work()
     if not inspect.isgenerator(result):
         return result
-    for key, value in result:
+    while True:
+        try:
+            key, value = next(result)
+        except StopIteration as end:
+            return end.value
         _say(name=name, key=key, value=value)
-    return None
 
 
 def _report(name: str, work: Callable[[], Any]) -> bool:
@@ -78,6 +98,7 @@ def _report(name: str, work: Callable[[], Any]) -> bool:
 
 
 def main() -> None:
+    _die_with_the_script()
     options = _options()
     items = importlib.import_module(options.module).items()
     _say(items=list(items))

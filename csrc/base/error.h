@@ -69,7 +69,9 @@ struct MemoryFigures {
   Bytes free;         // budget not yet taken, and free pages of the pool
   Bytes reclaimable;  // mapped, but needed by nobody
   Bytes budget;
-  bool of_gpu = false;  // what is lacking is a GPU's memory
+  bool of_gpu = false;       // what is lacking is a GPU's memory
+  Bytes owed{};              // to a budget that was lowered below what is taken of it
+  std::string refused = {};  // what the device said, where it gave less than the budget allows
 };
 
 /// The budget, or the device behind it, cannot give the pages asked for. The call had no effect.
@@ -79,7 +81,13 @@ class OutOfPages : public Error {
       : Error("out of pages: asked for " + std::to_string(figures.asked.count) + " bytes, free " +
               std::to_string(figures.free.count) + ", reclaimable " +
               std::to_string(figures.reclaimable.count) + ", budget " + std::to_string(figures.budget.count) +
-              (why.empty() ? "" : " (" + why + ")")),
+              (figures.owed.count == 0
+                   ? ""
+                   : ", owed " + std::to_string(figures.owed.count) + " to a budget that was lowered") +
+              (why.empty() ? "" : " (" + why + ")") +
+              (figures.refused.empty()
+                   ? ""
+                   : " (the device gave less than the budget allows: " + figures.refused + ")")),
         figures_(figures) {}
   OutOfPages(const OutOfPages& error, std::vector<std::uint32_t> fitting) : OutOfPages(error) {
     fitting_ = std::move(fitting);

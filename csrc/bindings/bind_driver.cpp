@@ -21,7 +21,7 @@ void bind_driver(py::module_& m) {
     for (auto [address, page, page_bytes] : entries) out.push_back({{address}, {page}, {page_bytes}});
     return out;
   };
-  py::class_<Driver>(m, "Driver")
+  py::class_<Driver, std::unique_ptr<Driver, DeleteWithoutGil>>(m, "Driver")
       .def_property_readonly("name", [](const Driver& d) { return d.capabilities().name; })
       .def_property_readonly("granularity",
                              [](const Driver& d) { return d.capabilities().granularity.count; })
@@ -84,27 +84,38 @@ void bind_driver(py::module_& m) {
             d.zero(std::span(&range, 1), {stream});
           },
           py::arg("address"), py::arg("size"), py::arg("stream") = 0, NoGil())
-      .def("create_stream", [](Driver& d) { return d.create_stream().value; })
+      .def(
+          "create_stream", [](Driver& d) { return d.create_stream().value; }, NoGil())
       .def(
           "destroy_stream", [](Driver& d, std::uint64_t stream) { d.destroy_stream({stream}); },
           py::arg("stream"), NoGil())
       .def(
           "record", [](Driver& d, std::uint64_t stream) { return d.record({stream}).value; },
-          py::arg("stream") = 0)
+          py::arg("stream") = 0, NoGil())
       .def(
-          "query", [](Driver& d, std::uint64_t event) { return d.query({event}); }, py::arg("event"))
+          "query", [](Driver& d, std::uint64_t event) { return d.query({event}); }, py::arg("event"), NoGil())
       .def(
           "wait", [](Driver& d, std::uint64_t event) { d.wait({event}); }, py::arg("event"), NoGil())
       .def(
-          "destroy_event", [](Driver& d, std::uint64_t event) { d.destroy_event({event}); },
-          py::arg("event"));
+          "destroy_event", [](Driver& d, std::uint64_t event) { d.destroy_event({event}); }, py::arg("event"),
+          NoGil());
   m.def("cuda_free_bytes", [](int device) { return cuda::free_bytes(device); }, py::arg("device"), NoGil());
+  py::class_<cuda::Calls>(m, "CudaContext")
+      .def(py::init([](int device) { return std::make_unique<cuda::Calls>(device); }), py::arg("device"),
+           NoGil())
+      .def("free_bytes", [](const cuda::Calls& calls) { return cuda::free_bytes(calls); }, NoGil());
   m.def("cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
-  py::class_<CudaDriver, Driver>(m, "CudaDriver")
-      .def(py::init<int, bool>(), py::arg("device") = 0, py::arg("host_accessible") = false);
-  py::class_<HostDriver, Driver>(m, "HostDriver")
-      .def(py::init([](const std::string& name) { return std::make_unique<HostDriver>(name.c_str()); }),
-           py::arg("name") = "vmm")
+  py::class_<CudaDriver, Driver, std::unique_ptr<CudaDriver, DeleteWithoutGil>>(m, "CudaDriver")
+      .def(py::init([](int device, bool host_accessible) {
+             return std::unique_ptr<CudaDriver, DeleteWithoutGil>(
+                 new CudaDriver({.device = device, .host_accessible = host_accessible}));
+           }),
+           py::arg("device") = 0, py::arg("host_accessible") = false, NoGil());
+  py::class_<HostDriver, Driver, std::unique_ptr<HostDriver, DeleteWithoutGil>>(m, "HostDriver")
+      .def(py::init([](const std::string& name) {
+             return std::unique_ptr<HostDriver, DeleteWithoutGil>(new HostDriver(name.c_str()));
+           }),
+           py::arg("name") = "vmm", NoGil())
       .def_property_readonly("committed_bytes", &HostDriver::committed_bytes);
 }
 

@@ -18,11 +18,11 @@ void bind_errors() {
       std::rethrow_exception(thrown);
     } catch (const OutOfPages& error) {
       const MemoryFigures& f = error.figures();
-      const py::object type = py::module_::import("vmm.errors").attr("out_of_pages_type")(f.of_gpu);
-      const py::object value =
-          type(error.what(), f.asked.count, f.free.count, f.reclaimable.count, f.budget.count);
+      const py::object make = py::module_::import("vmm.errors").attr("out_of_pages");
+      const py::object value = make(f.of_gpu, error.what(), f.asked.count, f.free.count, f.reclaimable.count,
+                                    f.budget.count, !f.refused.empty());
       if (!error.fitting().empty()) value.attr("fitting") = py::tuple(py::cast(error.fitting()));
-      PyErr_SetObject(type.ptr(), value.ptr());
+      PyErr_SetObject(py::type::of(value).ptr(), value.ptr());
     } catch (const InvalidArgument& error) {
       raise("InvalidArgument", error);
     } catch (const Closed& error) {

@@ -8,6 +8,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/dlpack.h"
+#include "bindings/full_device.h"
 #include "bindings/pool_handle.h"
 #include "engine/growth.h"
 
@@ -33,15 +34,17 @@ void bind_lease(py::module_& m) {
       .def_property_readonly("extent_bytes", [](const Lease& l) { return l.shape().extent_bytes.count; })
       .def_property_readonly("extents", &Lease::extents)
       .def_property_readonly("mapped_bytes",
-                             [](const Lease& l) { return l.pool().mapped(l.reservation()).count; })
+                             no_gil([](const Lease& l) { return l.pool().mapped(l.reservation()).count; }))
       .def(
           "map",
           [](Lease& l, const Ranges& ranges, bool keep) {
             MapOptions options;
             options.need = keep ? Need::kept : Need::announced;
-            return l.pool().map(l.reservation(), to_ranges(ranges), options).mapped.count;
+            return with_full_device(l.pool(), [&] {
+              return l.pool().map(l.reservation(), to_ranges(ranges), options).mapped.count;
+            });
           },
-          py::arg("ranges"), py::arg("keep") = true, NoGil())
+          py::arg("ranges"), py::arg("keep") = true)
       .def(
           "unkeep", [](Lease& l, const Ranges& r) { l.pool().unkeep(l.reservation(), to_ranges(r)); },
           py::arg("ranges"), NoGil())
@@ -73,12 +76,15 @@ void bind_growths(py::module_& m) {
              std::vector<GrowthPart> out;
              for (const auto& [lease, first_extent, extents, record_bytes] : parts)
                out.push_back({lease, first_extent, extents, {record_bytes}});
-             return Growth::make(h.engine->pager(), std::move(out));
+             return ends_without_gil(Growth::make(h.engine->pager(), std::move(out)));
            }),
-           py::arg("pool"), py::arg("parts"))
+           py::arg("pool"), py::arg("parts"), NoGil())
       .def(
-          "advance", [](Growth& g, std::uint64_t to) { return g.advance({to}).count; }, py::arg("to"),
-          NoGil())
+          "advance",
+          [](Growth& g, std::uint64_t to) {
+            return with_full_device(g.pool(), [&] { return g.advance({to}).count; });
+          },
+          py::arg("to"))
       .def(
           "announce", [](Growth& g, std::uint64_t to) { g.announce({to}); }, py::arg("to"), NoGil())
       .def(
@@ -97,8 +103,10 @@ void bind_growths(py::module_& m) {
       .def_property_readonly("frontier", [](const Growth& g) { return g.frontier().count; });
   m.def(
       "admit",
-      [](const std::vector<std::shared_ptr<Growth>>& growths, std::uint64_t to) { admit(growths, {to}); },
-      py::arg("growths"), py::arg("to"), NoGil());
+      [](const std::vector<std::shared_ptr<Growth>>& growths, std::uint64_t to) {
+        if (!growths.empty()) with_full_device(growths.front()->pool(), [&] { admit(growths, {to}); });
+      },
+      py::arg("growths"), py::arg("to"));
 }
 
 }  // namespace

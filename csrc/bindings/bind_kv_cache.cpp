@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/full_device.h"
 #include "bindings/pool_handle.h"
 #include "engine/kv_cache.h"
 
@@ -20,13 +21,6 @@ namespace {
 std::span<const std::int32_t> numbers(std::uintptr_t address, std::size_t count) {
   return {reinterpret_cast<const std::int32_t*>(address), count};
 }
-
-struct DeleteWithoutGil {  // it calls the driver
-  void operator()(KvCache* cache) const {
-    ReleaseGil released;
-    delete cache;
-  }
-};
 
 }  // namespace
 
@@ -44,7 +38,7 @@ void bind_kv_cache(py::module_& m) {
                                     KvCacheOptions{{tail}, {tokens_per_step}, {max_tokens}, {first_tokens}}));
           }),
           py::arg("pool"), py::arg("parts"), py::arg("count"), py::kw_only(), py::arg("tail") = 0,
-          py::arg("tokens_per_step") = 1, py::arg("max_tokens") = 0, py::arg("first_tokens") = 0)
+          py::arg("tokens_per_step") = 1, py::arg("max_tokens") = 0, py::arg("first_tokens") = 0, NoGil())
       .def(
           "open",
           [](KvCache& c, std::uint64_t prompt, std::uint64_t announced, std::uint64_t stream) {
@@ -55,10 +49,12 @@ void bind_kv_cache(py::module_& m) {
           "step",
           [](KvCache& c, std::uintptr_t slots, std::size_t slot_count, std::uintptr_t lengths,
              std::size_t length_count, std::uint64_t stream) {
-            c.step(numbers(slots, slot_count), numbers(lengths, length_count), {stream});
+            with_full_device(c.slots().pool(), [&] {
+              c.step(numbers(slots, slot_count), numbers(lengths, length_count), {stream});
+            });
           },
           py::arg("slots"), py::arg("slot_count"), py::arg("lengths"), py::arg("length_count"),
-          py::arg("stream") = 0, NoGil())
+          py::arg("stream") = 0)
       .def(
           "end", [](KvCache& c, std::uint64_t stream) { c.end({stream}); }, py::arg("stream") = 0, NoGil())
       .def(
@@ -72,14 +68,15 @@ void bind_kv_cache(py::module_& m) {
           py::arg("slot"), py::arg("stream") = 0, NoGil())
       .def(
           "previous_length",
-          [](const KvCache& c, std::uint32_t slot) { return c.previous_length(slot).count; }, py::arg("slot"))
+          [](const KvCache& c, std::uint32_t slot) { return c.previous_length(slot).count; }, py::arg("slot"),
+          NoGil())
       .def(
           "length", [](const KvCache& c, std::uint32_t slot) { return c.length(slot).count; },
-          py::arg("slot"))
-      .def_property_readonly("open_slots", &KvCache::open_slots)
-      .def_property_readonly("held_bytes", [](const KvCache& c) { return c.held().count; })
-      .def_property_readonly("live_bytes", [](const KvCache& c) { return c.live().count; })
-      .def_property_readonly("horizon", &KvCache::horizon)
+          py::arg("slot"), NoGil())
+      .def_property_readonly("open_slots", no_gil(&KvCache::open_slots))
+      .def_property_readonly("held_bytes", no_gil([](const KvCache& c) { return c.held().count; }))
+      .def_property_readonly("live_bytes", no_gil([](const KvCache& c) { return c.live().count; }))
+      .def_property_readonly("horizon", no_gil(&KvCache::horizon))
       .def_property_readonly("max_tokens", [](KvCache& c) { return c.slots().max_tokens().count; })
       .def_property_readonly_static("bytes_per_slot",
                                     [](const py::object&) { return KvCache::bytes_per_slot(); });

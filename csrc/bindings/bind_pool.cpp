@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -23,16 +24,19 @@ struct Options {
   std::uint64_t lookahead_pages;
   bool pager_thread;
   bool faults;
-  int cuda_device;  // none: -1
-  bool cuda_host_accessible;
+  std::int64_t idle_ns;
+  CudaOptions cuda;  // device: -1 for none
 };
 
-std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<LocalBudget> budget) {
-  auto handle = std::make_unique<PoolHandle>();
+std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
+                                                        std::shared_ptr<LocalBudget> budget) {
+  std::unique_ptr<PoolHandle, DeleteWithoutGil> handle(new PoolHandle);
   handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
   std::unique_ptr<Driver> driver;
-  if (options.cuda_device >= 0) {
-    driver = std::make_unique<CudaDriver>(options.cuda_device, options.cuda_host_accessible);
+  if (options.cuda.device >= 0) {
+    auto cuda = std::make_unique<CudaDriver>(options.cuda);
+    handle->cuda = cuda.get();
+    driver = std::move(cuda);
   } else {
     auto host = std::make_unique<HostDriver>(options.name.c_str());
     handle->host = host.get();
@@ -48,13 +52,17 @@ std::unique_ptr<PoolHandle> make_pool(const Options& options, std::shared_ptr<Lo
   pool_options.run_bytes = {options.run_bytes};
   PagerOptions pager_options;
   pager_options.lookahead = {options.lookahead_pages};
+  pager_options.idle_time = Nanoseconds{options.idle_ns};
   auto pool = Pool::make(std::move(driver), handle->budget, std::make_shared<RealClock>(), pool_options);
   handle->engine = std::make_unique<Engine>(std::move(pool), pager_options, options.pager_thread);
   return handle;
 }
 
 py::dict stats(const PoolHandle& handle) {
-  const PoolStats s = handle.pool().stats();
+  const PoolStats s = [&] {
+    const ReleaseGil released;
+    return handle.pool().stats();
+  }();
   const Counters& c = handle.pool().counters();
   py::dict out;
   out["budget_bytes"] = s.budget.count;
@@ -96,25 +104,28 @@ void bind_pool(py::module_& m) {
   py::class_<LocalBudget, std::shared_ptr<LocalBudget>>(m, "Budget")
       .def(py::init([](std::uint64_t limit) { return std::make_shared<LocalBudget>(Bytes{limit}); }),
            py::arg("limit_bytes"))
-      .def_property_readonly("limit_bytes", [](const LocalBudget& b) { return b.limit().count; })
-      .def_property_readonly("taken_bytes", [](const LocalBudget& b) { return b.taken().count; })
+      .def_property_readonly("limit_bytes", no_gil([](const LocalBudget& b) { return b.limit().count; }))
+      .def_property_readonly("taken_bytes", no_gil([](const LocalBudget& b) { return b.taken().count; }))
       .def(
           "set_limit", [](LocalBudget& b, std::uint64_t limit) { b.set_limit({limit}); },
           py::arg("limit_bytes"), NoGil());
 
-  py::class_<PoolHandle>(m, "Pool")
+  py::class_<PoolHandle, std::unique_ptr<PoolHandle, DeleteWithoutGil>>(m, "Pool")
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
-                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device,
-                       bool cuda_host_accessible) {
-             return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, cuda_device,
-                               cuda_host_accessible},
-                              std::move(shared_budget));
+                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device, bool cuda_host_accessible,
+                       std::int64_t idle_ns, std::vector<int> peers, bool rdma, bool shareable) {
+             CudaOptions cuda{cuda_device, cuda_host_accessible, std::move(peers), rdma, shareable};
+             return make_pool(
+                 {budget, name, arena, run, lookahead, pager_thread, faults, idle_ns, std::move(cuda)},
+                 std::move(shared_budget));
            }),
            py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
            py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
            py::arg("faults") = false, py::arg("shared_budget") = nullptr, py::arg("cuda_device") = -1,
-           py::arg("cuda_host_accessible") = false)
+           py::arg("cuda_host_accessible") = false, py::arg("idle_ns") = PagerOptions{}.idle_time.count(),
+           py::arg("peers") = std::vector<int>{}, py::arg("rdma") = false, py::arg("shareable") = false,
+           NoGil())
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
@@ -125,7 +136,8 @@ void bind_pool(py::module_& m) {
                                          .tenant = {tenant},
                                          .longer = longer,
                                          .zeroed = zeroed};
-            return h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt);
+            return ends_without_gil(
+                h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt));
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
           py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longer") = false,
@@ -137,12 +149,19 @@ void bind_pool(py::module_& m) {
           "trim", [](PoolHandle& h, std::uint64_t bytes) { return h.pool().trim({bytes}, true).count; },
           py::arg("bytes"), NoGil())
       .def(
+          "warm",
+          [](PoolHandle& h, std::uint64_t wanted, std::uint64_t page_bytes, std::uint64_t at_most) {
+            return h.pool().warm({wanted}, {page_bytes}, {at_most}).count;
+          },
+          py::arg("wanted"), py::arg("page_bytes"), py::arg("at_most"), NoGil())
+      .def(
           "poll", [](PoolHandle& h) { return h.engine->pager()->poll(h.pool().clock().now()).now; }, NoGil())
       .def(
           "step",
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().step({stream});
+            h.pool().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -150,6 +169,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().end({stream});
+            h.pool().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -166,11 +186,13 @@ void bind_pool(py::module_& m) {
             h.pool().epochs().watch({stream});
           },
           py::arg("stream"), NoGil())
-      .def("create_stream",
-           [](PoolHandle& h) {
-             h.require_parent();
-             return h.pool().driver().create_stream().value;
-           })
+      .def(
+          "create_stream",
+          [](PoolHandle& h) {
+            h.require_parent();
+            return h.pool().driver().create_stream().value;
+          },
+          NoGil())
       .def(
           "destroy_stream",
           [](PoolHandle& h, std::uint64_t stream) {
@@ -194,31 +216,48 @@ void bind_pool(py::module_& m) {
                 std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
           },
           py::arg("patience_s") = py::none(), NoGil())
-      .def_property_readonly("closed", [](PoolHandle& h) { return h.pool().closed(); })
+      .def(
+          "export_page",
+          [](PoolHandle& h, std::uintptr_t address) {
+            const ExportedPage page = h.pool().export_page({address});
+            return std::tuple(page.file, page.offset.count, page.page_bytes.count);
+          },
+          py::arg("address"), NoGil())
+      .def(
+          "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().holds({address}); },
+          py::arg("address"))
+      .def_property_readonly("closed", no_gil([](PoolHandle& h) { return h.pool().closed(); }))
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
       .def_property_readonly("in_child", [](PoolHandle& h) { return h.pool().fork_guard().in_child(); })
       .def_property_readonly("granularity", [](PoolHandle& h) { return h.capabilities().granularity.count; })
       .def_property_readonly("default_page_bytes",
                              [](PoolHandle& h) { return h.capabilities().default_page_bytes.count; })
       .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
+      .def_property_readonly("compute_capability",
+                             [](PoolHandle& h) { return h.capabilities().compute_capability; })
+      .def_property_readonly("arena_bytes", [](PoolHandle& h) { return h.pool().arena_bytes().count; })
       .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
+      .def(
+          "device_free_bytes", [](const PoolHandle& h) { return h.require_cuda().free_bytes().count; },
+          NoGil())
       .def_property_readonly("memfd", [](PoolHandle& h) { return h.require_host().memfd(); })
-      .def("drain_log", &drain_log)
+      .def("drain_log", &drain_log, NoGil())
       .def(
           "fail_at",
           [](PoolHandle& h, std::int64_t n, std::int64_t times, bool out_of_memory) {
             h.require_faults().fail_at(n, times, out_of_memory ? Fault::out_of_memory : Fault::error);
           },
-          py::arg("n"), py::arg("times") = 1, py::arg("out_of_memory") = false)
+          py::arg("n"), py::arg("times") = 1, py::arg("out_of_memory") = false, NoGil())
       .def(
           "hold_events", [](PoolHandle& h, bool hold) { h.require_faults().hold_events(hold); },
-          py::arg("hold"))
+          py::arg("hold"), NoGil())
       .def(
           "delay_events", [](PoolHandle& h, std::uint64_t n) { h.require_faults().delay_events(n); },
-          py::arg("queries"))
-      .def_property_readonly("last_failed",
-                             [](PoolHandle& h) { return h.faults ? h.faults->last_failed() : ""; });
+          py::arg("queries"), NoGil())
+      .def_property_readonly("last_failed", no_gil([](PoolHandle& h) -> std::string {
+                               return h.faults ? h.faults->last_failed() : "";
+                             }));
 }
 
 }  // namespace vmm

@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/dlpack.h"
+#include "bindings/full_device.h"
 #include "bindings/pool_handle.h"
 #include "engine/rows.h"
 
@@ -45,7 +47,8 @@ class TypedRows {
 
   /// All of it, mapped or not.
   py::capsule base(Sizes sizes, Sizes strides) const {
-    return export_tensor(rows_->lease(), rows_->observer(), spec(0, std::move(sizes), std::move(strides)));
+    return export_tensor(rows_->lease(), ends_without_gil(rows_->observer()),
+                         spec(0, std::move(sizes), std::move(strides)));
   }
 
   /// A capsule over exactly these elements, mapped and pinned; and whether there are holes between them.
@@ -57,19 +60,23 @@ class TypedRows {
     if (rows_->usable(spans)) {  // the GIL is kept: to give it away could cost a switch interval
       pin = rows_->pin(spans);
     } else {
-      const ReleaseGil guard;
-      pin = rows_->pin(spans);
+      pin = with_full_device(rows_->pool(), [&] { return rows_->pin(spans); });
     }
     const bool holes = spans.size() > 1;  // what lies between them may be unmapped at any time
-    return {export_tensor(rows_->lease(), std::move(pin), spec(offset, std::move(sizes), std::move(strides))),
-            holes};
+    std::shared_ptr<const void> keep(pin.get(), [pin](const void*) mutable {
+      std::optional<ReleaseGilIfHeld> released;  // not always, for the same reason
+      if (pin->gives_back()) released.emplace();
+      pin.reset();
+    });
+    return {
+        export_tensor(rows_->lease(), std::move(keep), spec(offset, std::move(sizes), std::move(strides))),
+        holes};
   }
 
   void touch(std::uint64_t offset, const py::tuple& shape, const py::tuple& steps) const {
     const Rows::Spans spans = rows_->spans_of(region(offset, to_sizes(shape), to_sizes(steps)));
     if (rows_->usable(spans)) return rows_->touch(spans);
-    const ReleaseGil guard;
-    rows_->touch(spans);
+    with_full_device(rows_->pool(), [&] { rows_->touch(spans); });
   }
 
   /// The same region at each of `count` offsets, an array of int64 at `offsets`.
@@ -77,14 +84,16 @@ class TypedRows {
                   const Sizes& strides) const {
     const auto* first = reinterpret_cast<const std::int64_t*>(offsets);
     std::vector<std::int64_t> places(first, first + count);
-    const ReleaseGil guard;
+    std::optional<ReleaseGil> released(std::in_place);
     std::ranges::sort(places);
     places.erase(std::unique(places.begin(), places.end()), places.end());
     Rows::Spans all;
     for (std::int64_t place : places)
       for (const ByteRange& span : rows_->spans_of(region(static_cast<std::uint64_t>(place), sizes, strides)))
         all.push_back(span);
-    rows_->touch(merged(std::move(all)));
+    const Rows::Spans spans = merged(std::move(all));
+    released.reset();
+    with_full_device(rows_->pool(), [&] { rows_->touch(spans); });
   }
 
   /// False, with nothing done, when the region is not dense.
@@ -123,14 +132,14 @@ class TypedRows {
 }  // namespace
 
 void bind_rows(py::module_& m) {
-  py::class_<TypedRows>(m, "Rows")
+  py::class_<TypedRows, std::unique_ptr<TypedRows, DeleteWithoutGil>>(m, "Rows")
       .def(py::init([](PoolHandle& pool, std::uint64_t rows, std::uint64_t tokens, std::uint64_t record_bytes,
                        std::uint64_t page_bytes, std::uint8_t type_code, std::uint8_t type_bits) {
-             return std::make_unique<TypedRows>(pool, RowsShape{rows, {tokens}, {record_bytes}},
-                                                Bytes{page_bytes}, type_code, type_bits);
+             return std::unique_ptr<TypedRows, DeleteWithoutGil>(new TypedRows(
+                 pool, RowsShape{rows, {tokens}, {record_bytes}}, Bytes{page_bytes}, type_code, type_bits));
            }),
            py::arg("pool"), py::kw_only(), py::arg("rows"), py::arg("tokens"), py::arg("record_bytes"),
-           py::arg("page_bytes"), py::arg("type_code"), py::arg("type_bits"))
+           py::arg("page_bytes"), py::arg("type_code"), py::arg("type_bits"), NoGil())
       .def("base", &TypedRows::base, py::arg("sizes"), py::arg("strides"))
       .def("slice", &TypedRows::slice, py::arg("offset"), py::arg("sizes"), py::arg("strides"))
       .def("touch", &TypedRows::touch, py::arg("offset"), py::arg("sizes"), py::arg("strides"))
@@ -139,8 +148,11 @@ void bind_rows(py::module_& m) {
       .def("zero_mapped", &TypedRows::zero_mapped, py::arg("offset"), py::arg("sizes"), py::arg("strides"),
            py::arg("stream") = 0)
       .def(
-          "reserve", [](const TypedRows& t, std::uint64_t to) { t.rows().reserve({to}); }, py::arg("to"),
-          NoGil())
+          "reserve",
+          [](const TypedRows& t, std::uint64_t to) {
+            with_full_device(t.rows().pool(), [&] { t.rows().reserve({to}); });
+          },
+          py::arg("to"))
       .def(
           "release",
           [](const TypedRows& t, std::uint64_t start, std::uint64_t end) {
@@ -149,19 +161,21 @@ void bind_rows(py::module_& m) {
           py::arg("start"), py::arg("end"), NoGil())
       .def(
           "end", [](const TypedRows& t) { t.rows().end(); }, NoGil())
-      .def("in_use",
-           [](const TypedRows& t) {
-             std::vector<std::pair<std::uint64_t, std::uint64_t>> out;
-             for (const ByteRange& span : t.rows().in_use())
-               out.emplace_back(span.offset.count, span.size.count);
-             return out;
-           })
+      .def(
+          "in_use",
+          [](const TypedRows& t) {
+            std::vector<std::pair<std::uint64_t, std::uint64_t>> out;
+            for (const ByteRange& span : t.rows().in_use())
+              out.emplace_back(span.offset.count, span.size.count);
+            return out;
+          },
+          NoGil())
       .def(
           "mark", [](const TypedRows& t, std::uint64_t row) { return t.rows().mark(row).count; },
           py::arg("row"))
-      .def_property_readonly(
-          "mapped_bytes",
-          [](const TypedRows& t) { return t.rows().pool().mapped(t.rows().lease().reservation()).count; })
+      .def_property_readonly("mapped_bytes", no_gil([](const TypedRows& t) {
+                               return t.rows().pool().mapped(t.rows().lease().reservation()).count;
+                             }))
       .def_property_readonly("page_bytes",
                              [](const TypedRows& t) { return t.rows().lease().shape().page_bytes.count; })
       .def_property_readonly("ended", [](const TypedRows& t) { return t.rows().ended(); });

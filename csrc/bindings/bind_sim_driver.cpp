@@ -23,20 +23,22 @@ std::vector<MemoryRange> memory_ranges(const Ranges& ranges) {
   return out;
 }
 
-std::unique_ptr<SimDriver> make(std::uint64_t capacity, std::uint64_t granularity, std::size_t actors,
-                                std::int64_t reserve, std::int64_t create, std::int64_t map,
-                                std::int64_t set_access, std::int64_t unmap, std::int64_t release,
-                                std::int64_t event, std::uint64_t seed, std::uint32_t failures,
-                                std::uint32_t delays, std::int64_t longest_delay) {
+std::unique_ptr<SimDriver, DeleteWithoutGil> make(std::uint64_t capacity, std::uint64_t granularity,
+                                                  std::size_t actors, std::int64_t reserve,
+                                                  std::int64_t create, std::int64_t map,
+                                                  std::int64_t set_access, std::int64_t unmap,
+                                                  std::int64_t release, std::int64_t event,
+                                                  std::uint64_t seed, std::uint32_t failures,
+                                                  std::uint32_t delays, std::int64_t longest_delay) {
   if (actors == 0) throw InvalidArgument("actors is 0; expected at least one");
-  return std::make_unique<SimDriver>(
+  return std::unique_ptr<SimDriver, DeleteWithoutGil>(new SimDriver(
       std::make_shared<SimClock>(actors),
       SimOptions{
           .capacity = {capacity},
           .granularity = {granularity},
           .times = {Nanoseconds{reserve}, Nanoseconds{create}, Nanoseconds{map}, Nanoseconds{set_access},
                     Nanoseconds{unmap}, Nanoseconds{release}, Nanoseconds{event}},
-          .faults = {seed, failures, delays, Nanoseconds{longest_delay}}});
+          .faults = {seed, failures, delays, Nanoseconds{longest_delay}}}));
 }
 
 void turn(SimDriver& driver, std::size_t actor) {
@@ -59,7 +61,7 @@ auto touch(SimDriver& driver, const Ranges& ranges, std::int64_t called) {
 void bind_sim_driver(py::module_& m) {
   const SimOptions options;
   const CallTimes& times = options.times;
-  py::class_<SimDriver, Driver>(m, "SimDriver")
+  py::class_<SimDriver, Driver, std::unique_ptr<SimDriver, DeleteWithoutGil>>(m, "SimDriver")
       .def(py::init(&make), py::arg("capacity") = options.capacity.count,
            py::arg("granularity") = options.granularity.count, py::kw_only(), py::arg("actors") = 1,
            py::arg("reserve_ns") = times.reserve.count(), py::arg("create_ns") = times.create.count(),
@@ -69,7 +71,7 @@ void bind_sim_driver(py::module_& m) {
            py::arg("failures_per_million") = 0, py::arg("delays_per_million") = 0,
            py::arg("longest_delay_ns") = 0)
       .def_property_readonly("now_ns", [](SimDriver& d) { return d.clock().now().count(); })
-      .def_property_readonly("created_bytes", [](const SimDriver& d) { return d.created().count; })
+      .def_property_readonly("created_bytes", no_gil([](const SimDriver& d) { return d.created().count; }))
       .def_property_readonly("failures", [](SimDriver& d) { return d.faults().failures(); })
       .def("stop_faults", [](SimDriver& d) { d.faults().stop(); })
       .def("turn", &turn, py::arg("actor"))
@@ -79,12 +81,12 @@ void bind_sim_driver(py::module_& m) {
           [](SimDriver& d, std::uint64_t stream, std::int64_t ns, const Ranges& uses) {
             d.run({stream}, Nanoseconds{ns}, memory_ranges(uses));
           },
-          py::arg("stream"), py::arg("ns"), py::arg("uses") = Ranges{})
+          py::arg("stream"), py::arg("ns"), py::arg("uses") = Ranges{}, NoGil())
       .def(
           "over_at_ns", [](const SimDriver& d, std::uint64_t stream) { return d.over_at({stream}).count(); },
-          py::arg("stream"))
-      .def("touch", &touch, py::arg("ranges"), py::arg("called_ns"))
-      .def("check", &SimDriver::check);
+          py::arg("stream"), NoGil())
+      .def("touch", &touch, py::arg("ranges"), py::arg("called_ns"), NoGil())
+      .def("check", &SimDriver::check, NoGil());
 }
 
 }  // namespace vmm

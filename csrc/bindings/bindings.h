@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
+#include <memory>
+#include <optional>
+#include <utility>
+
 namespace vmm {
 
 /// Gives the interpreter to others for the time of a call. Unlike pybind11's own guard it survives the end
@@ -33,8 +37,43 @@ class ReleaseGil {
   PyThreadState* state_;
 };
 
-/// For every call that can block.
+/// For every call that can block, be it for a lock that another thread holds while it is in the driver.
 using NoGil = pybind11::call_guard<ReleaseGil>;
+
+/// The same for a property.
+template <class Getter>
+pybind11::cpp_function no_gil(Getter getter) {
+  return pybind11::cpp_function(std::move(getter), NoGil());
+}
+
+/// ReleaseGil where this thread has it: what ends may end in any thread, and after the interpreter.
+class ReleaseGilIfHeld {
+ public:
+  ReleaseGilIfHeld() {
+    if (Py_IsInitialized() != 0 && PyGILState_Check() != 0) released_.emplace();
+  }
+
+ private:
+  std::optional<ReleaseGil> released_;
+};
+
+/// For what calls the driver, or waits for who does, when it ends.
+struct DeleteWithoutGil {
+  template <class T>
+  void operator()(T* thing) const {
+    const ReleaseGilIfHeld released;
+    delete thing;
+  }
+};
+
+template <class T>
+std::shared_ptr<T> ends_without_gil(std::shared_ptr<T> thing) {
+  T* raw = thing.get();
+  return {raw, [owner = std::move(thing)](auto*) mutable {
+            const ReleaseGilIfHeld released;
+            owner.reset();
+          }};
+}
 
 void bind_errors();
 void bind_driver(pybind11::module_& m);

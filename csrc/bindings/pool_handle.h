@@ -15,6 +15,7 @@ namespace vmm {
 struct PoolHandle {
   std::shared_ptr<LocalBudget> budget;
   HostDriver* host = nullptr;     // of another device: null
+  CudaDriver* cuda = nullptr;     // the same
   FaultDriver* faults = nullptr;  // null unless asked for
   std::unique_ptr<Engine> engine;
 
@@ -23,6 +24,10 @@ struct PoolHandle {
   HostDriver& require_host() const {
     if (host == nullptr) throw InvalidArgument("only the host driver has this");
     return *host;
+  }
+  const CudaDriver& require_cuda() const {
+    if (cuda == nullptr) throw InvalidArgument("only the CUDA driver has this");
+    return *cuda;
   }
   FaultDriver& require_faults() const {
     if (faults == nullptr) throw InvalidArgument("the pool was made without faults=True");

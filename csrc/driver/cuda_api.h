@@ -24,14 +24,19 @@ constexpr Result not_found = 500;
 constexpr Result not_ready = 600;
 constexpr Result capture_implicit = 906;
 
-constexpr int location_device = 1;           // CU_MEM_LOCATION_TYPE_DEVICE
-constexpr int allocation_pinned = 1;         // CU_MEM_ALLOCATION_TYPE_PINNED
-constexpr int access_none = 0;               // CU_MEM_ACCESS_FLAGS_PROT_NONE
-constexpr int access_read_write = 3;         // CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-constexpr int granularity_minimum = 0;       // CU_MEM_ALLOC_GRANULARITY_MINIMUM
-constexpr int attribute_vmm = 102;           // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
-constexpr int capture_relaxed = 2;           // CU_STREAM_CAPTURE_MODE_RELAXED
-constexpr int capture_none = 0;              // CU_STREAM_CAPTURE_STATUS_NONE
+constexpr int location_device = 1;       // CU_MEM_LOCATION_TYPE_DEVICE
+constexpr int allocation_pinned = 1;     // CU_MEM_ALLOCATION_TYPE_PINNED
+constexpr int access_none = 0;           // CU_MEM_ACCESS_FLAGS_PROT_NONE
+constexpr int access_read_write = 3;     // CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+constexpr int granularity_minimum = 0;   // CU_MEM_ALLOC_GRANULARITY_MINIMUM
+constexpr int attribute_major = 75;      // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+constexpr int attribute_minor = 76;      // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+constexpr int attribute_posix_fd = 103;  // CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED
+constexpr int attribute_rdma = 110;      // CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED
+constexpr int handle_posix_fd = 1;       // CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+constexpr int attribute_vmm = 102;       // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+constexpr int capture_relaxed = 2;       // CU_STREAM_CAPTURE_MODE_RELAXED
+constexpr int capture_none = 0;          // CU_STREAM_CAPTURE_STATUS_NONE
 constexpr unsigned stream_non_blocking = 1;  // CU_STREAM_NON_BLOCKING
 constexpr unsigned event_no_timing = 2;      // CU_EVENT_DISABLE_TIMING
 
@@ -66,8 +71,12 @@ struct AccessDescriptor {
   CALL(cuDeviceGet, 2000, (Device * device, int ordinal))                                                    \
   CALL(cuDeviceGetName, 2000, (char* name, int length, Device device))                                       \
   CALL(cuDeviceGetAttribute, 2000, (int* value, int attribute, Device device))                               \
+  CALL(cuDeviceCanAccessPeer, 4000, (int* can, Device device, Device peer))                                  \
   CALL(cuDevicePrimaryCtxRetain, 7000, (Context * context, Device device))                                   \
   CALL(cuDevicePrimaryCtxRelease, 11000, (Device device))                                                    \
+  CALL(cuDevicePrimaryCtxGetState, 7000, (Device device, unsigned* flags, int* active))                      \
+  CALL(cuDeviceTotalMem, 3020, (std::size_t* bytes, Device device))                                          \
+  CALL(cuCtxGetStreamPriorityRange, 5050, (int* least, int* greatest))                                       \
   CALL(cuCtxGetCurrent, 4000, (Context * context))                                                           \
   CALL(cuCtxSetCurrent, 4000, (Context context))                                                             \
   CALL(cuCtxPushCurrent, 4000, (Context context))                                                            \
@@ -90,9 +99,12 @@ struct AccessDescriptor {
   CALL(cuMemUnmap, 10020, (DevicePointer address, std::size_t size))                                         \
   CALL(cuMemSetAccess, 10020,                                                                                \
        (DevicePointer address, std::size_t size, const AccessDescriptor* access, std::size_t count))         \
+  CALL(cuMemExportToShareableHandle, 10020,                                                                  \
+       (void* shareable, AllocationHandle handle, int type, unsigned long long flags))                       \
   CALL(cuMemcpyAsync, 4000, (DevicePointer to, DevicePointer from, std::size_t size, Stream stream))         \
   CALL(cuMemsetD8Async, 3020, (DevicePointer address, unsigned char value, std::size_t size, Stream stream)) \
   CALL(cuStreamCreate, 2000, (Stream * stream, unsigned flags))                                              \
+  CALL(cuStreamCreateWithPriority, 5050, (Stream * stream, unsigned flags, int priority))                    \
   CALL(cuStreamDestroy, 4000, (Stream stream))                                                               \
   CALL(cuStreamSynchronize, 2000, (Stream stream))                                                           \
   CALL(cuStreamIsCapturing, 10000, (Stream stream, int* status))                                             \

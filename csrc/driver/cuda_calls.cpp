@@ -1,21 +1,13 @@
 #include "driver/cuda_calls.h"
 
-#include <algorithm>
 #include <array>
 #include <cstdio>
 
 #include "base/undo.h"
+#include "driver/cuda_results.h"
 
 namespace vmm::cuda {
 namespace {
-
-// CUresults after which, by cuda.h, the process must be ended and started again: illegal address, launch
-// timeout, assert, hardware stack error, illegal instruction, misaligned address, invalid address space,
-// invalid program counter, launch failed, ECC uncorrectable, NVLink uncorrectable, contained, external
-// device.
-constexpr std::array<Result, 13> endings{700, 702, 710, 714, 715, 716, 717, 718, 719, 214, 220, 721, 726};
-
-bool ends_context(Result result) { return std::ranges::find(endings, result) != endings.end(); }
 
 std::string described(const Api& api, Result result) {
   const char* name = nullptr;
@@ -38,7 +30,7 @@ std::string text(const void* value) {
   return text(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(value)));
 }
 
-Calls::Calls(int ordinal) : api_(load()), ordinal_(ordinal) {
+Calls::Calls(int ordinal, bool with_context) : api_(load()), ordinal_(ordinal) {
   const Result initialized = ask(api_.cuInit, 0u);
   if (initialized == not_initialized) throw Forked(used_before_fork);
   if (initialized != success) fail("cuInit", initialized, "0, ");
@@ -51,10 +43,11 @@ Calls::Calls(int ordinal) : api_(load()), ordinal_(ordinal) {
   int supported = 0;
   (*this)("cuDeviceGetAttribute", api_.cuDeviceGetAttribute, &supported, attribute_vmm, device_);
   if (supported == 0) throw DriverError("this CUDA device does not support virtual memory management");
-  (*this)("cuDevicePrimaryCtxRetain", api_.cuDevicePrimaryCtxRetain, &context_, device_);
+  if (with_context) (*this)("cuDevicePrimaryCtxRetain", api_.cuDevicePrimaryCtxRetain, &context_, device_);
 }
 
 Calls::~Calls() {
+  if (context_ == nullptr) return;
   undo_or_leak([this] { (*this)("cuDevicePrimaryCtxRelease", api_.cuDevicePrimaryCtxRelease, device_); });
 }
 
@@ -79,16 +72,27 @@ void Calls::fail(const char* name, Result result, std::string arguments) const {
   throw DriverError(ends_context(result) ? what + ". The CUDA context is lost; restart the process" : what);
 }
 
-std::uint64_t free_bytes(int ordinal) {
-  const Calls calls(ordinal);
+std::uint64_t free_bytes(const Calls& calls) {
   const Calls::Scope scope(calls);
   std::size_t free = 0, total = 0;
   calls("cuMemGetInfo", calls.api().cuMemGetInfo, &free, &total);
   return free;
 }
 
+std::uint64_t free_bytes(int ordinal) {
+  const Calls device(ordinal, false);
+  unsigned flags = 0;
+  int active = 0;
+  device("cuDevicePrimaryCtxGetState", device.api().cuDevicePrimaryCtxGetState, device.device(), &flags,
+         &active);
+  if (active != 0) return free_bytes(Calls(ordinal));
+  std::size_t total = 0;
+  device("cuDeviceTotalMem", device.api().cuDeviceTotalMem, &total, device.device());
+  return total;
+}
+
 std::string name(int ordinal) {
-  const Calls calls(ordinal);
+  const Calls calls(ordinal, false);
   std::array<char, 256> out{};
   calls("cuDeviceGetName", calls.api().cuDeviceGetName, out.data(), static_cast<int>(out.size()),
         calls.device());

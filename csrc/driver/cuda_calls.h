@@ -18,7 +18,8 @@ std::string text(const void* value);
 class Calls {
  public:
   /// Throws InvalidArgument for a device that is not there, DriverError where CUDA cannot be used.
-  explicit Calls(int ordinal);
+  /// Without its context, which is made where nobody has it yet, only the device can be asked.
+  explicit Calls(int ordinal, bool with_context = true);
   ~Calls();
   Calls(const Calls&) = delete;
   Calls& operator=(const Calls&) = delete;
@@ -84,8 +85,12 @@ class Calls {
   mutable std::atomic<Result> lost_{success};  // the error that ended the context
 };
 
-/// Of one device, now. Throw as the constructor of Calls.
+/// Of the device's memory, now.
+std::uint64_t free_bytes(const Calls& calls);
+/// The same; where nobody has the device's primary context, all of its memory: what is free cannot be asked
+/// without one, and making one takes memory and a while. Throws as the constructor of Calls.
 std::uint64_t free_bytes(int ordinal);
+/// Throws as the constructor of Calls.
 std::string name(int ordinal);
 
 }  // namespace vmm::cuda

@@ -9,20 +9,18 @@
 namespace vmm {
 namespace {
 
-Capabilities capabilities_of(const cuda::Calls& cuda, const cuda::AllocationProperties& properties,
-                             bool host_accessible) {
-  std::size_t granularity = 0;
-  cuda("cuMemGetAllocationGranularity", cuda.api().cuMemGetAllocationGranularity, &granularity, &properties,
-       cuda::granularity_minimum);
+Capabilities capabilities_of(const cuda::Calls& cuda, Bytes granularity, const CudaOptions& options) {
   return {.name = "cuda",
-          .granularity = {granularity},
-          .default_page_bytes = {granularity},  // 2 MiB on every GPU so far
+          .granularity = granularity,
+          .default_page_bytes = granularity,  // 2 MiB on every GPU so far
           .merges_neighbours = false,
           .fresh_pages_are_zero = false,
           .gpu = true,
-          .host_accessible = host_accessible,
+          .host_accessible = options.host_accessible,
           .zero_gaps = false,
           .foreign_streams = true,
+          .shareable = options.shareable,
+          .compute_capability = compute_capability(cuda),
           .device = cuda.ordinal(),
           .max_mappings = 0};
 }
@@ -32,17 +30,23 @@ Capabilities capabilities_of(const cuda::Calls& cuda, const cuda::AllocationProp
 CudaDriver::Scope::Scope(const CudaDriver& driver)
     : scope_((driver.fork_guard_.require_parent("this CUDA device's driver"), driver.cuda_)) {}
 
-CudaDriver::CudaDriver(int ordinal, bool host_accessible)
-    : cuda_(ordinal),
-      properties_{.type = cuda::allocation_pinned,
-                  .requested_handle_types = 0,
-                  .location = {cuda::location_device, ordinal},
-                  .win32_metadata = nullptr,
-                  .flags = {}},
-      capabilities_(capabilities_of(cuda_, properties_, host_accessible)),
+CudaDriver::CudaDriver(const CudaOptions& options)
+    : cuda_(options.device),
+      properties_(cuda_, options),
+      capabilities_(capabilities_of(cuda_, properties_.granularity(), options)),
       ledger_(capabilities_.granularity) {
   const Scope scope(*this);
-  cuda_("cuStreamCreate", cuda_.api().cuStreamCreate, &own_stream_, cuda::stream_non_blocking);
+  if (options.special()) cuda::try_one_page(cuda_, properties_, options);
+  int least = 0, greatest = 0;
+  cuda_("cuCtxGetStreamPriorityRange", cuda_.api().cuCtxGetStreamPriorityRange, &least, &greatest);
+  // What is zeroed on it is waited for: it goes before the kernels that are queued.
+  cuda_("cuStreamCreateWithPriority", cuda_.api().cuStreamCreateWithPriority, &own_stream_,
+        cuda::stream_non_blocking, greatest);
+}
+
+Bytes CudaDriver::free_bytes() const {
+  const Scope scope(*this);
+  return {cuda::free_bytes(cuda_)};
 }
 
 Address CudaDriver::reserve(Bytes size, Bytes alignment) {
@@ -80,7 +84,7 @@ PageHandle CudaDriver::create(Bytes page_bytes, Place) {
   }
   const Scope scope(*this);
   cuda::AllocationHandle handle = 0;
-  cuda_("cuMemCreate", cuda_.api().cuMemCreate, &handle, page_bytes.count, &properties_, 0u);
+  cuda_("cuMemCreate", cuda_.api().cuMemCreate, &handle, page_bytes.count, &properties_.allocation(), 0u);
   std::lock_guard lock(mutex_);
   ledger_.add_page({handle}, page_bytes);
   return {handle};
@@ -155,18 +159,18 @@ void CudaDriver::set_access(std::span<const PageMapping> pages) {
     std::lock_guard lock(mutex_);
     ledger_.check_mapped(pages);
   }
-  const cuda::AccessDescriptor access{properties_.location, cuda::access_read_write};
+  const auto access = properties_.access(cuda::access_read_write);
   std::size_t opened = 0;
   try {
     for_each_stretch(pages, false, [&](const Stretch& stretch) {
-      cuda_("cuMemSetAccess", cuda_.api().cuMemSetAccess, stretch.address.value, stretch.size.count, &access,
-            1u);
+      cuda_("cuMemSetAccess", cuda_.api().cuMemSetAccess, stretch.address.value, stretch.size.count,
+            access.data(), access.size());
       opened += stretch.entries;
     });
   } catch (...) {
-    const cuda::AccessDescriptor none{properties_.location, cuda::access_none};
+    const auto none = properties_.access(cuda::access_none);
     for_each_stretch(pages.first(opened), false, [&](const Stretch& stretch) {
-      cuda_.api().cuMemSetAccess(stretch.address.value, stretch.size.count, &none, 1);
+      cuda_.api().cuMemSetAccess(stretch.address.value, stretch.size.count, none.data(), none.size());
     });
     throw;
   }
@@ -187,6 +191,17 @@ void CudaDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
     ledger_.remove_mappings(pages.subspan(done, stretch.entries));
     done += stretch.entries;
   });
+}
+
+ExportedPage CudaDriver::export_page(Address address) {
+  if (!capabilities_.shareable) return Driver::export_page(address);
+  const Scope scope(*this);
+  std::lock_guard lock(mutex_);  // nobody may release the page meanwhile
+  const PageMapping found = ledger_.page_at("address", address);
+  int file = -1;
+  cuda_("cuMemExportToShareableHandle", cuda_.api().cuMemExportToShareableHandle, &file, found.page.value,
+        cuda::handle_posix_fd, 0u);
+  return {file, address - found.address, found.page_bytes};
 }
 
 }  // namespace vmm

@@ -8,6 +8,7 @@
 
 #include "base/fork.h"
 #include "driver/cuda_calls.h"
+#include "driver/cuda_properties.h"
 #include "driver/driver.h"
 #include "driver/ledger.h"
 
@@ -18,9 +19,9 @@ namespace vmm {
 /// that nobody's work is held up.
 class CudaDriver final : public Driver {
  public:
-  /// `host_accessible`: the CPU can touch this device's pages, which only the tests' stand-in makes true.
-  /// Throws InvalidArgument for a device that is not there, DriverError where CUDA cannot be used.
-  explicit CudaDriver(int ordinal, bool host_accessible = false);
+  /// Throws InvalidArgument for devices that are not there or cannot do what is asked of them, DriverError
+  /// where CUDA cannot be used.
+  explicit CudaDriver(const CudaOptions& options);
   ~CudaDriver() override;
   CudaDriver(const CudaDriver&) = delete;
   CudaDriver& operator=(const CudaDriver&) = delete;
@@ -36,6 +37,7 @@ class CudaDriver final : public Driver {
   void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
   void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
   void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override;
+  ExportedPage export_page(Address address) override;
   StreamHandle create_stream() override;
   void destroy_stream(StreamHandle stream) override;
   EventHandle record(StreamHandle stream) override;
@@ -43,6 +45,8 @@ class CudaDriver final : public Driver {
   void wait(EventHandle event) override;
   void destroy_event(EventHandle event) override;
   void bind_thread() override;
+  /// Of the device's memory, now.
+  Bytes free_bytes() const;
 
  private:
   /// What every call needs: that this is not a forked child, and the context.
@@ -65,10 +69,11 @@ class CudaDriver final : public Driver {
 
   ForkGuard fork_guard_;
   cuda::Calls cuda_;
-  cuda::AllocationProperties properties_{};
+  cuda::PageProperties properties_;
   Capabilities capabilities_;
   cuda::Stream own_stream_ = nullptr;
-  std::mutex mutex_;  // guards what follows; of libcuda only cuMemAddressFree is called under it
+  std::mutex mutex_;  // guards what follows; of libcuda only what names a thing that others could end is
+                      // called under it: cuMemAddressFree, cuMemExportToShareableHandle
   Ledger ledger_;
   std::set<std::uint64_t> streams_;  // those we made
   std::set<std::uint64_t> events_;

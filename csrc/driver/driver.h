@@ -17,7 +17,9 @@
 #pragma once
 
 #include <span>
+#include <string>
 
+#include "base/error.h"
 #include "base/types.h"
 
 namespace vmm {
@@ -54,6 +56,13 @@ struct MemoryRange {
   Bytes size;
 };
 
+/// A page for another process. Whoever gets the descriptor closes it.
+struct ExportedPage {
+  int file;
+  Bytes offset;  // of the address in the page
+  Bytes page_bytes;
+};
+
 struct Capabilities {
   const char* name;
   Bytes granularity;           // page sizes are power-of-two multiples of it
@@ -64,6 +73,8 @@ struct Capabilities {
   bool host_accessible;        // the CPU can read and write mapped pages
   bool zero_gaps;              // see set_gap
   bool foreign_streams;        // streams may be anybody's: a handle that is none cannot be told, and kills
+  bool shareable;              // pages can be exported
+  int compute_capability;      // of a GPU, like 90; 0 elsewhere
   int device;                  // the platform's number of it
   std::uint64_t max_mappings;  // of the whole process; 0: no limit known
 };
@@ -100,6 +111,13 @@ class Driver {
   /// Both ends accessible; ordered on `stream`.
   virtual void copy(Address to, Address from, Bytes size, StreamHandle stream) = 0;
   virtual void zero(std::span<const MemoryRange> ranges, StreamHandle stream) = 0;
+
+  /// The mapped page that holds the address, by a file descriptor that keeps its memory alive. Only where
+  /// `shareable` is set.
+  virtual ExportedPage export_page(Address) {
+    throw InvalidArgument(std::string("export_page: not a capability of this ") + capabilities().name +
+                          " driver");
+  }
 
   virtual StreamHandle create_stream() = 0;
   /// Waits for the work on it. The default stream cannot be destroyed.

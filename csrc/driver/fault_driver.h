@@ -42,6 +42,7 @@ class FaultDriver final : public Driver {
   void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
   void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
   void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override;
+  ExportedPage export_page(Address address) override { return inner_->export_page(address); }
   StreamHandle create_stream() override { return inner_->create_stream(); }
   void destroy_stream(StreamHandle stream) override { inner_->destroy_stream(stream); }
   EventHandle record(StreamHandle stream) override;

@@ -32,6 +32,8 @@ HostDriver::HostDriver(const char* name)
                     .host_accessible = true,
                     .zero_gaps = true,
                     .foreign_streams = false,
+                    .shareable = false,
+                    .compute_capability = 0,
                     .device = 0,
                     .max_mappings = host::MappingCount::of_process().limit()},
       memfd_(host::open_memfd(name)),

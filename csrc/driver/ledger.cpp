@@ -140,6 +140,15 @@ void Ledger::set_accessible(std::span<const PageMapping> pages, bool accessible)
   for (const PageMapping& entry : pages) mappings_.at(entry.address.value).accessible = accessible;
 }
 
+PageMapping Ledger::page_at(const char* argument, Address address) const {
+  auto next = mappings_.upper_bound(address.value);
+  if (next != mappings_.begin()) {
+    const auto& [start, mapping] = *std::prev(next);
+    if (address.value - start < mapping.size.count) return {{start}, mapping.page, mapping.size};
+  }
+  throw InvalidArgument(std::string(argument) + ": nothing is mapped there");
+}
+
 void Ledger::check_accessible(const char* argument, Address address, Bytes size) const {
   std::uintptr_t at = address.value;
   const std::uintptr_t end = at + size.count;

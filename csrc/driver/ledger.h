@@ -40,6 +40,8 @@ class Ledger {
   /// … and no address is named twice.
   void check_unmap(std::span<const PageMapping> pages) const;
   void set_accessible(std::span<const PageMapping> pages, bool accessible);
+  /// What is mapped at the address. Throws where nothing is.
+  PageMapping page_at(const char* argument, Address address) const;
   void check_accessible(const char* argument, Address address, Bytes size) const;
   void remove_mappings(std::span<const PageMapping> pages);
 

@@ -19,6 +19,8 @@ SimDriver::SimDriver(std::shared_ptr<SimClock> clock, const SimOptions& options)
                     .host_accessible = false,
                     .zero_gaps = false,
                     .foreign_streams = false,
+                    .shareable = false,
+                    .compute_capability = 0,
                     .device = 0,
                     .max_mappings = 0},
       faults_(options.faults),

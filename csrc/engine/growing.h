@@ -8,6 +8,10 @@
 
 namespace vmm {
 
+/// What became of mapping ahead. Starved: there was not enough memory for what was asked for; it is still
+/// wanted, but there is no use in trying before something is given up.
+enum class Ahead : std::uint8_t { done, more, starved };
+
 class Growing {
  public:
   Growing() = default;
@@ -16,8 +20,8 @@ class Growing {
   Growing& operator=(const Growing&) = delete;
 
   /// For the pager: maps up to `batch` of what will be needed, `lookahead` pages beyond the frontier
-  /// included. True when there may be more to map.
-  virtual bool map_ahead(Bytes batch, Pages lookahead) = 0;
+  /// included.
+  virtual Ahead map_ahead(Bytes batch, Pages lookahead) = 0;
   virtual Pool& pool() const noexcept = 0;
 
  protected:
@@ -39,6 +43,7 @@ class Growing {
  private:
   friend class Pager;
   std::atomic<bool> due_{false};  // in the pager's inbox
+  bool starved_ = false;          // among the pager's starved
 };
 
 /// Calls map() -> MapResult and counts what its caller had to wait for, in vain too.

@@ -147,6 +147,7 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   predictor_.iteration(pool.clock().now());
   if (const Nanoseconds delay = slots_->take_delay(); delay.count() != 0) predictor_.delay(delay);
   announce(slots);
+  pool.epoch_closed();
 }
 
 /// Where one slot is within the horizon of a new page, all that are within twice the horizon are announced:
@@ -173,6 +174,7 @@ void KvCache::end(StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   std::lock_guard lock(mutex_);
   slots_->pool().epochs().end(stream);
+  slots_->pool().epoch_closed();
 }
 
 }  // namespace vmm

@@ -1,6 +1,7 @@
 #include "engine/pager.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
@@ -10,11 +11,15 @@ namespace {
 using namespace std::chrono_literals;
 constexpr Nanoseconds retired_recheck = 200us;  // an event completes without telling anybody
 constexpr Nanoseconds refused_recheck_max = 1s;
-constexpr Nanoseconds owed_recheck = 5ms;  // the same, where nobody waits for it
+constexpr Nanoseconds owed_recheck = 5ms;     // the same, where nobody waits for it
+constexpr Nanoseconds starved_recheck = 1ms;  // … and where somebody may soon
+
+constexpr std::uint64_t most_of_budget_free = 64;  // one part of so many
 
 }  // namespace
 
-Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options) : pool_(std::move(pool)), options_(options) {
+Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options)
+    : pool_(std::move(pool)), options_(options), batch_(options.batch_bytes.count) {
   pool_->on_pressure([this] { wake(); });
 }
 
@@ -65,7 +70,45 @@ void Pager::map_one_batch() {
   if (!growing) return;
   // Cleared before the work: a frontier that moves meanwhile puts it in the inbox again.
   growing->due_ = false;
-  if (growing->map_ahead(options_.batch_bytes, options_.lookahead)) put_back(growing);
+  const std::uint64_t before = pool_->given_up();
+  const Nanoseconds start = pool_->clock().now();
+  const Ahead ahead = growing->map_ahead({batch_.bytes()}, options_.lookahead);
+  batch_.took(pool_->clock().now() - start, ahead == Ahead::more);
+  if (ahead == Ahead::more) put_back(growing);
+  if (ahead != Ahead::starved || std::exchange(growing->starved_, true)) return;
+  if (starved_.empty()) given_up_ = before;
+  starved_.push_back(growing);
+}
+
+/// Who starved tries again when something has been given up since, and only then.
+void Pager::ask_again() {
+  if (starved_.empty()) return;
+  const std::uint64_t now = pool_->given_up();
+  if (std::exchange(given_up_, now) == now) return;
+  const auto starved = std::exchange(starved_, {});
+  for (auto entry = starved.rbegin(); entry != starved.rend(); ++entry) {
+    const auto growing = entry->lock();
+    if (!growing) continue;
+    growing->starved_ = false;
+    put_back(growing);
+  }
+}
+
+/// When there is nothing else to do: as much as lately had to be created at once, and once after each time
+/// that something had to be. On a host memory that lies free is taken from everybody else: there, only
+/// Pool::warm. True when there may be more to create.
+bool Pager::create_ahead() {
+  if (!pool_->driver().capabilities().gpu) return false;
+  if (const Pool::Created created = pool_->take_created(); created.size.count != 0) {
+    creations_.created(created.size);
+    page_bytes_ = created.page_bytes;
+    reserve_ = true;
+  }
+  if (!std::exchange(reserve_, false)) return false;
+  Bytes wanted = std::min(creations_.reserve(), pool_->budget().limit() / most_of_budget_free);
+  wanted = page_bytes_ * (wanted / page_bytes_);
+  guarded([&] { reserve_ = pool_->warm(wanted, page_bytes_, options_.batch_bytes).count != 0; });
+  return reserve_;
 }
 
 /// Runs one kind of work; false when it failed. One that keeps failing must not stop the others.
@@ -85,6 +128,18 @@ bool Pager::guarded(Work work) noexcept {
   }
 }
 
+/// When to look again. Nothing wakes anybody while nothing idles.
+std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
+  if (options_.idle_time.count() == 0 || !pool_->may_idle()) return {};
+  if (idle_at_ && now >= *idle_at_) {
+    idle_at_.reset();
+    guarded([&] { pool_->give_back_idle(); });
+    if (!pool_->may_idle()) return {};
+  }
+  if (!idle_at_) idle_at_ = now + options_.idle_time;
+  return idle_at_;
+}
+
 Pager::Next Pager::poll(Nanoseconds now) noexcept {
   Next next;
   bool waiting = false;
@@ -98,11 +153,22 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
     next.at = now + refused_recheck_;
   guarded([&] {
     const Bytes wanted = std::max(pool_->take_pressure(), pool_->owed());
-    if (wanted.count != 0) pool_->trim(wanted);
+    if (wanted.count == 0) return;
+    pool_->take_created();  // others need it more than a reserve
+    reserve_ = false;
+    pool_->trim(wanted);
   });
   if (!next.at && pool_->owed().count != 0) next.at = now + owed_recheck;
+  ask_again();
   guarded([&] { map_one_batch(); });
-  next.now = anything_due();
+  if (!starved_.empty()) {
+    const bool ending = pool_->await_given_up();
+    next.now = pool_->given_up() != given_up_;
+    if (ending) next.at = std::min(next.at.value_or(now + starved_recheck), now + starved_recheck);
+  }
+  next.now |= anything_due();
+  if (!next.now) next.now = create_ahead();
+  if (const auto idle_at = look_for_idle(now)) next.at = std::min(next.at.value_or(*idle_at), *idle_at);
   return next;
 }
 

@@ -9,12 +9,16 @@
 
 #include "engine/growing.h"
 #include "memory/pool.h"
+#include "policy/batch_size.h"
+#include "policy/creation_predictor.h"
 
 namespace vmm {
 
 struct PagerOptions {
-  Pages lookahead{1};         // mapped beyond the frontier, in every growing extent
-  Bytes batch_bytes = 2_MiB;  // mapped at once: a caller who needs a page of the batch waits for all of it
+  Pages lookahead{1};                                // mapped beyond the frontier, in every growing extent
+  Bytes batch_bytes = 2_MiB;                         // mapped at once, at first: see BatchSize
+  Nanoseconds idle_time = std::chrono::seconds(60);  // until what nobody needs is given back: up to twice as
+                                                     // long; 0: for ever
 };
 
 /// A state machine that a thread, or a simulator, drives by poll(). It touches only the driver and the clock.
@@ -45,16 +49,27 @@ class Pager {
 
  private:
   void map_one_batch();
+  void ask_again();
+  bool create_ahead();
   template <class Work>
   bool guarded(Work work) noexcept;
   std::shared_ptr<Growing> take_due();
   void put_back(const std::shared_ptr<Growing>& growing);
   bool anything_due();
+  std::optional<Nanoseconds> look_for_idle(Nanoseconds now);
   void wake();
 
   std::shared_ptr<Pool> pool_;
   const PagerOptions options_;
+  // poll()'s own, as they are:
+  BatchSize batch_;
+  std::optional<Nanoseconds> idle_at_;  // when to look for what idles
+  std::vector<std::weak_ptr<Growing>> starved_;
+  std::uint64_t given_up_ = 0;  // the pool's number before they starved
   Nanoseconds refused_recheck_{200'000};
+  CreationPredictor creations_;
+  Bytes page_bytes_;        // of what was created last
+  bool reserve_ = false;    // it may lack something
   std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
   std::deque<std::weak_ptr<Growing>> due_;
   std::function<void()> wake_ = [] {};

@@ -158,7 +158,7 @@ void Rows::note_growth(const Spans& spans) {
   pager_->notify(*this);
 }
 
-bool Rows::map_ahead(Bytes batch, Pages lookahead) {
+Ahead Rows::map_ahead(Bytes batch, Pages lookahead) {
   std::vector<std::uint64_t> rows;
   {
     std::lock_guard lock(mutex_);
@@ -184,7 +184,7 @@ bool Rows::map_ahead(Bytes batch, Pages lookahead) {
   if (ended_) release_locked({}, shape_.tokens);
   const bool more = result.mapped == options.at_most && !ended_;
   if (more) grown_.insert(grown_.end(), rows.begin(), rows.end());
-  return more;
+  return more ? Ahead::more : Ahead::done;
 }
 
 }  // namespace vmm

@@ -40,6 +40,9 @@ class Rows final : public Growing {
     Pin(const Pin&) = delete;
     Pin& operator=(const Pin&) = delete;
 
+    /// Whether its end may call the driver, or wait for who does.
+    bool gives_back() const { return rows_->ended() || rows_->pool().closed(); }
+
    private:
     friend class Rows;
     std::shared_ptr<Rows> rows_;
@@ -83,7 +86,7 @@ class Rows final : public Growing {
   /// Keeps the addresses, but is no owner.
   std::shared_ptr<Rows> observer() const;
 
-  bool map_ahead(Bytes batch, Pages lookahead) override;
+  Ahead map_ahead(Bytes batch, Pages lookahead) override;
 
  private:
   void close() noexcept override;

@@ -88,7 +88,7 @@ class Slots final : public Growing {
   Fence earlier_work() const;
 
   /// What is announced first, then the look-ahead.
-  bool map_ahead(Bytes batch, Pages lookahead) override;
+  Ahead map_ahead(Bytes batch, Pages lookahead) override;
 
  private:
   struct Slot {
@@ -98,9 +98,12 @@ class Slots final : public Growing {
     std::atomic<std::uint64_t> kept{0};       // tokens, with the tail, whose pages are kept
     std::atomic<std::uint64_t> announced{0};  // tokens, with the tail
     std::atomic<std::uint64_t> prepared{0};   // tokens, with the tail, of a slot that nobody is in
-    std::uint64_t covered = 0;                // tokens that the pages of `announced` hold
-    bool due = false;                         // among due_; under due_mutex_
+    // Under due_mutex_:
+    std::uint64_t covered = 0;  // tokens that the pages of `announced` hold
+    Nanoseconds asked = never;  // when what is announced and not known to be mapped was asked for
+    bool due = false;           // among due_
   };
+  static constexpr Nanoseconds never = Nanoseconds::min();
 
   void close() noexcept override;
   Tokens reach(Tokens length) const { return length.count == 0 ? length : length + tail_; }
@@ -108,8 +111,15 @@ class Slots final : public Growing {
   void move_windows(std::uint32_t slot, Tokens computed);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
+  std::vector<std::uint32_t> take_due();
+  void put_back(std::span<const std::uint32_t> slots, bool starved);
+  bool map_wanted(std::span<const std::uint32_t> slots, Pages& at_most);
   bool map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most);
+  std::size_t mappable(std::span<const std::uint32_t> slots, Pages at_most) const;
+  void note_mapped(std::span<const std::uint32_t> slots);
   void put_due(std::uint32_t slot);
+  MapResult map_what_fits(Lease& lease, std::span<const PageRange> ranges, MapOptions& options,
+                          Pages& at_most);
   void set_need(std::uint32_t slot, Tokens from, Tokens to, Need need);
 
   std::shared_ptr<Pager> pager_;
@@ -125,7 +135,6 @@ class Slots final : public Growing {
   std::mutex ahead_mutex_;            // held while the pager works on it
   mutable std::mutex due_mutex_;
   std::vector<std::uint32_t> due_;  // the pager has something to map for these
-  Nanoseconds due_since_{};
   std::atomic<std::int64_t> delay_{0};
 };
 

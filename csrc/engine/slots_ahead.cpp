@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
 #include "engine/pager.h"
 #include "engine/slots.h"
 
@@ -20,6 +21,7 @@ void Slots::announce(std::uint32_t slot, Tokens to) {
 
 void Slots::announce(std::span<const SlotLength> coming) {
   for (const SlotLength& each : coming) check_length("to", each.length);
+  const Nanoseconds now = pool().clock().now();
   bool more = false;
   {
     std::lock_guard lock(due_mutex_);
@@ -28,6 +30,7 @@ void Slots::announce(std::span<const SlotLength> coming) {
       if (reach(each.length).count <= slot.covered) continue;
       slot.announced = reach(each.length).count;
       slot.covered = held_by_pages_for(reach(each.length)).count;
+      if (slot.asked == never) slot.asked = now;
       put_due(each.slot);
       more = true;
     }
@@ -36,7 +39,6 @@ void Slots::announce(std::span<const SlotLength> coming) {
 }
 
 void Slots::put_due(std::uint32_t slot) {
-  if (due_.empty()) due_since_ = pool().clock().now();
   if (!std::exchange(slots_.at(slot).due, true)) due_.push_back(slot);
 }
 
@@ -84,6 +86,20 @@ void Slots::take(std::uint32_t number, Tokens announced) {
   announce(number, announced);
 }
 
+/// Maps up to `at_most` pages; where there is no memory for so many, lowers that.
+MapResult Slots::map_what_fits(Lease& lease, std::span<const PageRange> ranges, MapOptions& options,
+                               Pages& at_most) {
+  for (;;) {
+    options.at_most = at_most;
+    try {
+      return pool().map(lease.reservation(), ranges, options);
+    } catch (const OutOfPages&) {
+      if (at_most.count == 1) throw;
+      at_most = {at_most.count / 2};
+    }
+  }
+}
+
 /// False when there is more to map than `at_most`, which it lowers.
 bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most) {
   MapOptions options;
@@ -96,8 +112,7 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
       const std::uint64_t to = need == Need::guess ? slot.prepared.load() : slot.announced.load();
       part.append_pages(number, part.pages_for({slot.kept.load()}), part.pages_for({to}) + lookahead, ranges);
     }
-    options.at_most = at_most;
-    const MapResult result = pool().map(part.lease->reservation(), ranges, options);
+    const MapResult result = map_what_fits(*part.lease, ranges, options, at_most);
     pool().counters().pages_mapped_ahead.add(result.mapped.count);
     at_most -= result.mapped;
     if (at_most.count == 0) return false;
@@ -105,32 +120,81 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
   return true;
 }
 
-bool Slots::map_ahead(Bytes batch, Pages lookahead) {
-  std::lock_guard ahead(ahead_mutex_);
-  if (parts_.empty()) return false;  // closed
-  std::vector<std::uint32_t> slots;
-  Nanoseconds since;
-  {
-    std::lock_guard lock(due_mutex_);
-    if (due_.empty()) return false;
-    since = due_since_;
-    slots.swap(due_);
-    for (std::uint32_t slot : slots) slots_[slot].due = false;
+/// How many of the slots, in order, surely need no more than so many pages for what is announced; at least
+/// one.
+std::size_t Slots::mappable(std::span<const std::uint32_t> slots, Pages at_most) const {
+  std::size_t count = 0;
+  for (Pages sum; count < slots.size(); ++count) {
+    const Slot& slot = slots_[slots[count]];
+    const Tokens kept{slot.kept.load()}, announced{std::max(slot.announced.load(), kept.count)};
+    for (const SlotPart& part : parts_)
+      sum += {(part.pages_for(announced) - part.pages_for(kept)).count * part.extents};
+    if (sum > at_most) break;
   }
-  // What is announced will be used, so it may cost others what they do not need; what is prepared, what
-  // nobody has prepared; the look-ahead nothing.
-  Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().page_bytes())};
-  if (map_ahead(slots, Need::announced, {}, at_most)) {
-    const Nanoseconds now = pool().clock().now();
-    delay_ = std::max(delay_.load(), (now - std::exchange(since, now)).count());
-    if (map_ahead(slots, Need::guess, {}, at_most) &&
-        (!look_ahead_ || map_ahead(slots, Need::none, lookahead, at_most)))
-      return false;
-  }
+  return std::max<std::size_t>(count, 1);
+}
+
+/// What was announced for these is mapped.
+void Slots::note_mapped(std::span<const std::uint32_t> slots) {
+  const Nanoseconds now = pool().clock().now();
   std::lock_guard lock(due_mutex_);
-  if (due_.empty()) due_since_ = since;
-  for (std::uint32_t slot : slots) put_due(slot);
-  return true;
+  for (std::uint32_t number : slots) {
+    Slot& slot = slots_[number];
+    if (slot.due || slot.asked == never) continue;  // more was announced meanwhile
+    delay_ = std::max(delay_.load(), (now - std::exchange(slot.asked, never)).count());
+  }
+}
+
+std::vector<std::uint32_t> Slots::take_due() {
+  std::lock_guard lock(due_mutex_);
+  for (std::uint32_t slot : due_) slots_[slot].due = false;
+  return std::exchange(due_, {});
+}
+
+/// What was asked for first stays first. Time without memory is no delay.
+void Slots::put_back(std::span<const std::uint32_t> slots, bool starved) {
+  std::lock_guard lock(due_mutex_);
+  const auto asked_meanwhile = std::exchange(due_, {});
+  for (std::uint32_t slot : asked_meanwhile) slots_[slot].due = false;
+  for (std::uint32_t slot : slots) {
+    if (starved) slots_[slot].asked = never;
+    put_due(slot);
+  }
+  for (std::uint32_t slot : asked_meanwhile) put_due(slot);
+}
+
+/// What is announced will be used, so it may cost others what they do not need; what is prepared, what nobody
+/// has prepared. False when there is more to map than `at_most`, which it lowers.
+bool Slots::map_wanted(std::span<const std::uint32_t> slots, Pages& at_most) {
+  for (auto left = slots; !left.empty();) {
+    const auto next = left.first(mappable(left, at_most));
+    if (!map_ahead(next, Need::announced, {}, at_most)) return false;
+    note_mapped(next);
+    left = left.subspan(next.size());
+  }
+  return map_ahead(slots, Need::guess, {}, at_most);
+}
+
+Ahead Slots::map_ahead(Bytes batch, Pages lookahead) {
+  std::lock_guard ahead(ahead_mutex_);
+  if (parts_.empty()) return Ahead::done;  // closed
+  const std::vector<std::uint32_t> slots = take_due();
+  if (slots.empty()) return Ahead::done;
+  Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().page_bytes())};
+  try {
+    if (!map_wanted(slots, at_most)) {
+      put_back(slots, false);
+      return Ahead::more;
+    }
+  } catch (const OutOfPages& error) {
+    pool().log().write(LogLevel::debug, error.what());
+    put_back(slots, true);
+    return Ahead::starved;
+  }
+  // The look-ahead costs nobody anything, and is asked for again with the next page.
+  if (!look_ahead_ || map_ahead(slots, Need::none, lookahead, at_most)) return Ahead::done;
+  put_back(slots, false);
+  return Ahead::more;
 }
 
 }  // namespace vmm

@@ -21,6 +21,7 @@ bool LocalBudget::take(Bytes size, ListenerId taker) {
     taken_ += size;
     return true;
   }
+  refused_ = true;
   if (size <= limit_) press(taken_ + size - limit_, taker);
   return false;
 }
@@ -28,6 +29,7 @@ bool LocalBudget::take(Bytes size, ListenerId taker) {
 void LocalBudget::give_back(Bytes size) noexcept {
   std::lock_guard lock(mutex_);
   taken_ -= size;
+  tell_of_room();
 }
 
 Bytes LocalBudget::limit() const {
@@ -44,6 +46,11 @@ void LocalBudget::set_limit(Bytes limit) {
   std::lock_guard lock(mutex_);
   limit_ = limit;
   if (taken_ > limit_) press(taken_ - limit_, 0);
+  tell_of_room();
+}
+
+void LocalBudget::tell_of_room() {
+  if (taken_ < limit_ && std::exchange(refused_, false)) press({}, 0);
 }
 
 void LocalBudget::press(Bytes size, ListenerId except) {

@@ -13,7 +13,8 @@ namespace vmm {
 /// Safe from any thread. An interface, because a budget may later span processes.
 class Budget {
  public:
-  /// Told how many bytes others lack. Called with the budget's lock held: note it, return at once.
+  /// Told how many bytes others lack; 0: there is more than when somebody lacked something. Called with the
+  /// budget's lock held: note it, return at once.
   using Listener = std::function<void(Bytes)>;
   using ListenerId = std::uint64_t;
 
@@ -43,10 +44,12 @@ class LocalBudget final : public Budget {
 
  private:
   void press(Bytes size, ListenerId except);
+  void tell_of_room();
 
   mutable std::mutex mutex_;
   Bytes limit_;
   Bytes taken_;
+  bool refused_ = false;  // somebody, since that was last told
   ListenerId next_id_ = 1;
   std::map<ListenerId, Listener> listeners_;
 };

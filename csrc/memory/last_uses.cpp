@@ -29,6 +29,7 @@ bool LastUses::refresh() {
   while (!pending_.empty() && epochs_.complete(pending_.front())) {
     pending_.pop_front();
     first_ = number_at(1);
+    ++ended_;
   }
   return !pending_.empty() && !epochs_.waits_for_open_epoch(pending_.front());
 }

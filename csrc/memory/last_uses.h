@@ -22,8 +22,15 @@ class LastUses {
   bool over(std::uint16_t number) const;
   /// Whether it will be over without anybody's doing, but that `stream` goes on.
   bool ends(std::uint16_t number, StreamHandle stream) const;
+  /// Calls visit(number) for each that was not over when last looked at.
+  template <class Visit>
+  void for_each_not_over(Visit visit) const {
+    for (std::size_t i = 0; i < pending_.size(); ++i) visit(number_at(i));
+  }
   /// Finds out what is over; true while something else will be, without anybody's doing.
   bool refresh();
+  /// How many are over.
+  std::uint64_t ended() const noexcept { return ended_; }
 
  private:
   static constexpr std::uint16_t numbers = 65535;  // from 1
@@ -38,6 +45,7 @@ class LastUses {
 
   Epochs& epochs_;
   std::deque<Fence> pending_;
+  std::uint64_t ended_ = 0;
   std::uint16_t first_ = 1;  // the number of the first pending
 };
 

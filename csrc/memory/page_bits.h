@@ -1,6 +1,7 @@
 // A set of pages of one reservation, in which the next one is found without looking at all others.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <optional>
@@ -15,6 +16,9 @@ class PageBits {
  public:
   explicit PageBits(Pages size) : words_((size.count + 63) / 64), any_((words_.size() + 63) / 64) {}
 
+  bool empty() const {
+    return std::ranges::all_of(any_, [](std::uint64_t word) { return word == 0; });
+  }
   bool has(PageIndex page) const { return (words_[page.value / 64] >> page.value % 64 & 1) != 0; }
   void set(PageIndex page, bool in) {
     const std::size_t word = page.value / 64;

@@ -54,12 +54,14 @@ void PageTable::move(PageIndex page, VirtualState to) {
 /// Into, or out of, the counts of Resident pages.
 void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
   if (entry.state != VirtualState::resident) return;
+  sums_.count(entry, page_bytes_, in);
   const Pages one{1};
   in ? resident_ += one : resident_ -= one;
   if (entry.kept())
     in ? kept_ += one : kept_ -= one;
   else
     reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
+  if (!in) idle_.set(page, false);
 }
 
 void PageTable::set_need(PageIndex page, Need need) {

@@ -5,37 +5,22 @@
 #include <cstdint>
 #include <vector>
 
-#include "base/types.h"
+#include "memory/mapped_bytes.h"
 #include "memory/page_bits.h"
+#include "memory/virtual_page.h"
 
 namespace vmm {
-
-/// Unmapped → Mapping → Resident → Retiring → Unmapped. Mapping falls back to Unmapped when a driver call
-/// fails, or to Retiring when even the undoing fails. Retiring → Resident when its owner wants it after all.
-enum class VirtualState : std::uint8_t { unmapped, mapping, resident, retiring };
-
-/// How much a Resident page is needed. Who maps pages may take those that are needed less.
-enum class Need : std::uint8_t {
-  none,       // surplus, or a look-ahead
-  guess,      // ready for who may come
-  announced,  // will be used soon
-  kept,       // in use: never reclaimed
-};
-
-struct VirtualPage {
-  ContentId content;
-  VirtualState state = VirtualState::unmapped;
-  Need need = Need::none;
-  std::uint16_t last_use = 0;  // of one that is not kept: see LastUses
-
-  bool kept() const { return need == Need::kept; }
-};
 
 /// Not thread-safe: the pool's lock guards it.
 class PageTable {
  public:
-  explicit PageTable(Pages size)
-      : pages_(size.count), reclaimable_{PageBits(size), PageBits(size), PageBits(size)} {}
+  /// `sums`: of all tables of a pool; what is counted here is counted there, too.
+  PageTable(Pages size, Bytes page_bytes, MappedBytes& sums)
+      : pages_(size.count),
+        reclaimable_{PageBits(size), PageBits(size), PageBits(size)},
+        idle_(size),
+        page_bytes_(page_bytes),
+        sums_(sums) {}
 
   Pages size() const noexcept { return {pages_.size()}; }
   const VirtualPage& operator[](PageIndex page) const { return pages_.at(page.value); }
@@ -54,12 +39,25 @@ class PageTable {
   Pages kept() const noexcept { return kept_; }
   /// Resident pages of that need, less than kept.
   const PageBits& reclaimable(Need need) const { return reclaimable_.at(static_cast<std::size_t>(need)); }
+  /// Calls visit(page), from the last to the first, for those that nobody has needed since it was last
+  /// called.
+  template <class Visit>
+  void age(Visit visit) {
+    const PageBits& surplus = reclaimable(Need::none);
+    for (auto page = surplus.last_before(pages_.size()); page; page = surplus.last_before(page->value)) {
+      if (idle_.has(*page)) visit(*page);
+      idle_.set(*page, true);
+    }
+  }
 
  private:
   void count(PageIndex page, const VirtualPage& entry, bool in);
 
   std::vector<VirtualPage> pages_;
   std::array<PageBits, 3> reclaimable_;  // by need
+  PageBits idle_;                        // needed by nobody when age() was last called, nor since
+  const Bytes page_bytes_;
+  MappedBytes& sums_;
   Pages in_use_;
   Pages resident_;
   Pages kept_;

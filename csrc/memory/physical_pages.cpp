@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 namespace vmm {
 namespace {
@@ -30,18 +31,41 @@ Pages PhysicalPages::pages_per_run(Bytes page_bytes) const {
   return {std::max<std::uint64_t>(1, run_bytes_ / page_bytes)};
 }
 
+/// A run with a page on its way out is left alone: its places are taken until that is over.
+std::optional<RunId> PhysicalPages::take_from(std::vector<RunId>& list) {
+  const auto found =
+      std::find_if(list.rbegin(), list.rend(), [&](RunId id) { return run(id).releasing == 0; });
+  if (found == list.rend()) return {};
+  const RunId taken = *found;
+  list.erase(std::next(found).base());
+  Run& run = runs_[taken.value];
+  run.owned = true;
+  recycled_[run.page_bytes] -= run.page_bytes * run.free;
+  return taken;
+}
+
 RunId PhysicalPages::take_run(Bytes page_bytes) {
-  for (auto* lists : {&warm_, &empty_}) {
-    auto& list = (*lists)[page_bytes];
-    // A run with a page on its way out is left alone: its places are taken until that is over.
-    const auto found =
-        std::find_if(list.rbegin(), list.rend(), [&](RunId id) { return run(id).releasing == 0; });
-    if (found == list.rend()) continue;
-    const RunId taken = *found;
-    list.erase(std::next(found).base());
-    runs_[taken.value].owned = true;
-    return taken;
+  for (auto* lists : {&warm_, &empty_})
+    if (const auto taken = take_from((*lists)[page_bytes])) return *taken;
+  return make_run(page_bytes);
+}
+
+RunId PhysicalPages::take_empty_run(Bytes page_bytes) {
+  if (std::exchange(emptied_, false)) sort_out_empty_ones();
+  if (const auto taken = take_from(empty_[page_bytes])) return *taken;
+  return make_run(page_bytes);
+}
+
+/// Runs whose free pages were released while they lay there.
+void PhysicalPages::sort_out_empty_ones() {
+  for (auto& [page_bytes, warm] : warm_) {
+    auto empty = std::stable_partition(warm.begin(), warm.end(), [&](RunId id) { return run(id).free != 0; });
+    empty_[page_bytes].insert(empty_[page_bytes].end(), empty, warm.end());
+    warm.erase(empty, warm.end());
   }
+}
+
+RunId PhysicalPages::make_run(Bytes page_bytes) {
   const auto count = static_cast<std::uint32_t>(pages_per_run(page_bytes).count);
   const RunId made{run_count()};
   next_place_ = round_up(Bytes{next_place_}, page_bytes).count;
@@ -52,6 +76,7 @@ RunId PhysicalPages::take_run(Bytes page_bytes) {
       {.page_bytes = page_bytes, .place = {next_place_}, .first = first, .pages = count, .owned = true});
   warm_[page_bytes].reserve(runs_.capacity());  // so that give_back_run() never allocates
   empty_[page_bytes].reserve(runs_.capacity());
+  recycled_.try_emplace(page_bytes);
   next_place_ += page_bytes.count * count;
   return made;
 }
@@ -61,6 +86,7 @@ void PhysicalPages::give_back_run(RunId id) {
   if (!run.owned || run.in_use != 0)
     throw InvariantViolation("run " + std::to_string(id.value) + " is given back while it is in use or free");
   run.owned = false;
+  recycled_[run.page_bytes] += run.page_bytes * run.free;
   (run.free != 0 ? warm_ : empty_)[run.page_bytes].push_back(id);
 }
 
@@ -83,10 +109,13 @@ void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
   if (page.state == PhysicalState::free) {
     --run.free;
     free_bytes_ -= run.page_bytes;
+    if (!run.owned) recycled_[run.page_bytes] -= run.page_bytes;
+    emptied_ |= !run.owned && run.free == 0;
   }
   if (to == PhysicalState::free) {
     ++run.free;
     free_bytes_ += run.page_bytes;
+    if (!run.owned) recycled_[run.page_bytes] += run.page_bytes;
   }
   if (page.state == PhysicalState::releasing) {
     --run.releasing;
@@ -99,14 +128,6 @@ void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
   run.in_use += in_use(to);
   run.in_use -= in_use(page.state);
   page.state = to;
-}
-
-Bytes PhysicalPages::recycled(Bytes page_bytes) const {
-  const auto found = warm_.find(page_bytes);
-  if (found == warm_.end()) return {};
-  std::uint64_t free = 0;
-  for (RunId id : found->second) free += run(id).free;
-  return page_bytes * free;
 }
 
 std::vector<PhysicalPageId> PhysicalPages::some_free(Bytes wanted, bool strays_only) const {

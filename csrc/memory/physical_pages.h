@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <vector>
 
 #include "memory/handles.h"
@@ -28,7 +29,8 @@ struct PhysicalPage {
   CreatedPage handle;
   RunId run;
   PhysicalState state = PhysicalState::absent;
-  TenantId last_tenant;  // whose bytes it holds; none: still as the driver made it
+  bool exported = false;  // another process may have it: given back to the driver, never to a new owner
+  TenantId last_tenant;   // whose bytes it holds; none: still as the driver made it
   VirtualRef mapped_by;
 };
 
@@ -53,6 +55,8 @@ class PhysicalPages {
 
   /// A run for a window: one that has free pages, else an empty one, else a new one.
   RunId take_run(Bytes page_bytes);
+  /// An empty one, else a new one: to be filled, and given back.
+  RunId take_empty_run(Bytes page_bytes);
   /// The window is empty: no page of the run is in use.
   void give_back_run(RunId run);
 
@@ -73,11 +77,18 @@ class PhysicalPages {
   std::uint64_t releasing() const noexcept { return releasing_; }
   Bytes free_bytes() const noexcept { return free_bytes_; }
   /// Free pages of runs that no window owns.
-  Bytes recycled(Bytes page_bytes) const;
+  Bytes recycled(Bytes page_bytes) const {
+    const auto found = recycled_.find(page_bytes);
+    return found == recycled_.end() ? Bytes{} : found->second;
+  }
   std::uint32_t size() const noexcept { return static_cast<std::uint32_t>(pages_.size()); }
   std::uint32_t run_count() const noexcept { return static_cast<std::uint32_t>(runs_.size()); }
 
  private:
+  std::optional<RunId> take_from(std::vector<RunId>& list);
+  RunId make_run(Bytes page_bytes);
+  void sort_out_empty_ones();
+
   Bytes run_bytes_;
   bool merges_neighbours_;
   std::uint64_t next_place_ = 0;
@@ -85,6 +96,8 @@ class PhysicalPages {
   std::vector<PhysicalPage> pages_;
   std::map<Bytes, std::vector<RunId>> warm_;   // free lists, one per page size: runs with free pages,
   std::map<Bytes, std::vector<RunId>> empty_;  // and runs without
+  std::map<Bytes, Bytes> recycled_;            // by page size
+  bool emptied_ = false;                       // some of warm_, since they were sorted out
   Bytes free_bytes_;
   std::uint64_t releasing_ = 0;
 };

@@ -80,6 +80,7 @@ void Pool::on_pressure(std::function<void()> wake) {
   }
   listener_ = budget_->listen([this, wake = std::move(wake)](Bytes wanted) {
     pressure_bytes_.fetch_add(wanted.count);
+    if (wanted.count == 0) room_.fetch_add(1);
     wake();
   });
 }
@@ -91,6 +92,37 @@ void Pool::wake_pager() {
 
 void Pool::wake_pager_if_over_budget() {
   if (budget_->taken() > budget_->limit()) wake_pager();
+}
+
+/// Under the lock. Not `at_once`: work may still be using it.
+void Pool::note_given_up(bool at_once) {
+  given_up_ += at_once;
+  if (awaited_.exchange(false)) wake_pager();
+}
+
+std::uint64_t Pool::given_up() {
+  std::lock_guard lock(mutex_);
+  last_uses_.refresh();
+  return given_up_ + last_uses_.ended() + room_;
+}
+
+bool Pool::await_given_up() {
+  std::lock_guard lock(mutex_);
+  awaited_ = true;
+  return last_uses_.refresh() && waiting().count != 0;
+}
+
+void Pool::epoch_closed() {
+  if (!awaited_) return;
+  std::lock_guard lock(mutex_);
+  if (waiting().count != 0) note_given_up(false);
+}
+
+/// Of what is reclaimable, that which work may still be using.
+Bytes Pool::waiting() const {
+  Bytes sum;
+  last_uses_.for_each_not_over([&](std::uint16_t number) { sum += mapped_.last_used(number); });
+  return sum;
 }
 
 void Pool::require_open() const {
@@ -123,11 +155,17 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
     std::lock_guard lock(mutex_);
     check_ranges(reservation, ranges);
     const std::uint16_t last_use = last_uses_.now();
+    bool any = false, at_once = false;
     for_each_page(ranges, [&](PageIndex page) {
+      if (reservation.table[page].need == Need::none) return true;
       reservation.table.unkeep(page, last_use);
+      any = true;
+      at_once |= last_uses_.over(reservation.table[page].last_use);
       return true;
     });
+    if (any) note_given_up(at_once);
   }
+  note_idle();
   wake_pager_if_over_budget();
 }
 
@@ -139,17 +177,24 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
     reservation.table.set_need(page, Need::none);
     return true;
   });
+  note_given_up(true);
+  note_idle();
 }
 
 void Pool::set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
   fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
   check_ranges(reservation, ranges);
+  bool less = false;
   for_each_page(ranges, [&](PageIndex page) {
     const VirtualPage& entry = reservation.table[page];
-    if (entry.state == VirtualState::resident && !entry.kept()) reservation.table.set_need(page, need);
+    if (entry.state != VirtualState::resident || entry.kept()) return true;
+    less |= need < entry.need;
+    reservation.table.set_need(page, need);
     return true;
   });
+  if (less) note_given_up(true);
+  if (need == Need::none) note_idle();
 }
 
 void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
@@ -251,14 +296,13 @@ PoolStats Pool::stats() const {
   out.created = taken_;
   out.free = physical_.free_bytes();
   out.peak_created = peak_taken_;
-  out.reclaimable = reclaimable();
+  out.mapped = mapped_.all();
+  out.kept = mapped_.kept();
+  out.reclaimable = mapped_.reclaimable();
   out.runs = physical_.run_count();
   out.retirements_waiting = retired_.size();
-  for (const auto& [id, reservation] : reservations_) {
-    out.mapped += reservation->shape.page_bytes * reservation->table.resident().count;
-    out.kept += reservation->shape.page_bytes * reservation->table.kept().count;
+  for (const auto& [id, reservation] : reservations_)
     ++(reservation->leased ? out.reservations_leased : out.reservations_idle);
-  }
   return out;
 }
 

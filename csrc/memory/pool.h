@@ -14,53 +14,27 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/counters.h"
+#include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
 #include "memory/arena.h"
 #include "memory/budget.h"
 #include "memory/contents.h"
+#include "memory/device_limit.h"
 #include "memory/fences.h"
 #include "memory/last_uses.h"
 #include "memory/physical_pages.h"
+#include "memory/pool_options.h"
 #include "memory/reservation.h"
 
 namespace vmm {
 
 class Lease;
-
-struct PoolOptions {
-  Bytes arena_bytes;  // 0: 256 times the budget, but at least 2 TiB and at most 16, so that many pools fit
-  Bytes run_bytes;    // 0: the larger of 1 MiB and budget ÷ 16,384, so that a full budget is ≤ 16,384 runs
-};
-
-struct PoolStats {
-  Bytes budget, created, free, mapped, kept, reclaimable, peak_created;
-  std::uint64_t reservations_leased, reservations_idle, runs, retirements_waiting;
-};
-
-/// Bytes [offset, offset + size) of a reservation.
-struct ByteRange {
-  Bytes offset;
-  Bytes size;
-};
-
-struct MapOptions {
-  Need need = Need::kept;            // until unkept. What is needed less may be taken when the budget is
-                                     // used up; for Need::none nothing is
-  bool wait = true;                  // for pages that others are mapping or unmapping
-  Pages at_most{~std::uint64_t{0}};  // stop after so many pages that were missing
-  std::span<const ByteRange> overwritten;  // write intent, in order: the caller overwrites these, so they
-                                           // need no zeroing; should the write fail, it calls zero()
-};
-
-struct MapResult {
-  Pages mapped;         // that were missing
-  bool waited = false;  // for another thread
-};
 
 /// Safe from any thread.
 class Pool : public std::enable_shared_from_this<Pool> {
@@ -91,6 +65,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   bool drain_retired();
   /// Whether the driver has refused to unmap something, so that drain_retired must try again.
   bool refused() const;
+  /// The mapped page that holds the address, for another process. Its memory has no other owner in this pool
+  /// from now on: when its reservation no longer needs it, it goes back to the driver.
+  ExportedPage export_page(Address address);
   /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
@@ -107,6 +84,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
   Bytes mapped(const Reservation& reservation) const;
+  /// Whether the address is one of this pool's, mapped or not.
+  bool holds(Address address) const noexcept { return arena_.contains(address); }
   /// Pages of the range that are Resident, up to the first that is not.
   Pages resident(const Reservation& reservation, const PageRange& range) const;
   /// What could be kept beside what is, once `stream` has gone on; negative while the budget is exceeded.
@@ -117,6 +96,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Gives at least `wanted` bytes back to the budget if it can, reclaimable ones included, and what work
   /// that is ending still uses if it may wait for that. Returns what it gave back.
   Bytes trim(Bytes wanted, bool wait = false);
+
+  /// Creates pages until `wanted` bytes of such pages lie free, as far as the budget and the device allow, in
+  /// whole runs, and with `at_most` stops there. Returns what it created. Throws InvalidArgument, Closed, or
+  /// what the driver throws but for a lack of memory.
+  Bytes warm(Bytes wanted, Bytes page_bytes, Bytes at_most);
+  struct Created {
+    Bytes size, page_bytes;
+  };
+  /// What map() has had to create since the last call, and the size of the last page.
+  Created take_created();
 
   /// No new work from here on; idle memory is given back, leased memory when its lease ends. What work still
   /// uses is waited for, but from now on not longer than `patience`. What the driver refuses is logged.
@@ -135,10 +124,23 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Log& log() noexcept { return log_; }
   const ForkGuard& fork_guard() const noexcept { return fork_guard_; }
   Bytes run_bytes() const noexcept { return run_bytes_; }
+  Bytes arena_bytes() const noexcept { return arena_.size(); }
   /// What other owners of the budget lack since the last call.
   Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
   /// What there is to give back of a budget that was lowered below what is taken of it.
   Bytes owed() const;
+  /// A number that changes when memory is given up, or when what was given up may be had at last.
+  std::uint64_t given_up();
+  /// Somebody waits for that number to change. Returns whether it will without anybody's doing.
+  bool await_given_up();
+  /// An epoch was closed, and what was given up in it may be had soon.
+  void epoch_closed();
+  /// Whether there may be mappings that nobody needs: so it must be called again, after a while.
+  bool may_idle() const noexcept { return may_idle_; }
+  /// Gives back those that nobody has needed since it was last called.
+  void give_back_idle();
+  /// Something was done that the device may have more now than when it refused: let it be asked again.
+  void forget_device_limit();
   /// `wake` is called, from any thread, when one of these may have changed, or when what could not be
   /// unmapped was retired.
   void on_pressure(std::function<void()> wake);
@@ -165,6 +167,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
     bool mapped = false;                           // the driver has mapped the claims
     std::uint64_t new_window = ~std::uint64_t{0};  // the last one that was given a run for this
     Bytes in_transit;  // what it maps for nobody in particular, and so reclaimable soon
+  };
+  struct Filling {
+    RunId run;
+    std::vector<std::pair<PhysicalPageId, Place>> pages;
+    std::vector<CreatedPage> created;  // for the first of them
   };
   struct Shortage {
     Bytes page_bytes;
@@ -193,11 +200,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void call_driver(Reservation&, MapPlan&, const MapOptions&);
   void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
   void commit(Reservation&, MapPlan&, const MapOptions&);
-  void roll_back(Reservation&, MapPlan&);
+  Bytes roll_back(Reservation&, MapPlan&);
+  void note_refusal(Bytes refused, Bytes asked, const DriverOutOfMemory& error);
   void become_resident(Reservation&, const Claim&);
   void drop_window_if_unused(Reservation&, PageIndex);
   void require_not_refused(const Reservation&, PageIndex) const;
   void wait_until_unblocked(Reservation&, std::span<const PageRange>);
+
+  // pool_warm.cpp
+  bool plan_filling(Bytes wanted, Bytes page_bytes, Filling&);
+  void commit_filling(Filling&);
 
   // pool_retire.cpp
   void rescue(Reservation&, PageIndex);
@@ -206,11 +218,12 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   // pool_reclaim.cpp
   Bytes budget_left() const;
+  Bytes device_left() const;
   MemoryFigures figures(Bytes asked) const;
   MemoryFigures figures_locked(Bytes asked) const;
-  Bytes reclaimable() const;
   bool is_obtainable(const VirtualPage& page, StreamHandle stream) const;
   Bytes coming() const;
+  Bytes waiting() const;
   void make_room(Bytes asked, const Shortage&, Need whose);
   Bytes recycle_runs(Bytes wanted, Bytes page_bytes, Need whose);
   bool await_coming(Need whose);
@@ -219,16 +232,27 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void add_victims(Bytes wanted, bool idle, Need need, Bytes& found, std::vector<Unmapping>& out);
 
   // pool_unmap.cpp
+  struct Releasing {
+    std::vector<PhysicalPageId> pages;
+    std::vector<CreatedPage> handles;
+    Bytes size;
+  };
   static Bytes size(const Retirements&);
   static Retirements prepared(std::vector<Unmapping>);
   Bytes unmap(Retirements batch);
   Bytes unmap_victims(Retirements victims);
   bool unmap_in_driver(Retirement&, std::exception_ptr& failure) noexcept;
   void begin_unmap(Unmapping&);
-  void end_unmap(Retirements& batch, Retirements::iterator);
+  void end_unmap(Retirements& batch, Retirements::iterator, std::vector<PhysicalPageId>& exported);
+  Releasing begin_release(std::vector<PhysicalPageId> pages);
+  Bytes release(Releasing);
   Bytes release_free(Bytes wanted, bool strays_only);
   bool free_an_idle_range();
   bool relieve_mappings(Need whose);
+
+  // pool_export.cpp
+  std::optional<std::pair<PhysicalPageId, Reservation*>> page_at(Address);
+  void release_exported(Releasing) noexcept;
 
   // pool_reserve.cpp
   void recycle(Reservation&) noexcept;
@@ -236,8 +260,13 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::optional<Address> allocate_addresses(const ReservationShape&);
   void set_gap(Address start, Bytes size, Gap);
   Reservation& make_reservation(const ReservationShape&);
+  void check_page_size(Bytes page_bytes) const;
   void check_shape(const ReservationShape&) const;
   void erase_if_empty(Reservation&);
+
+  // pool_idle.cpp
+  void note_idle();
+  std::vector<Unmapping> choose_idle();
 
   // pool.cpp
   static void check_ranges(const Reservation&, std::span<const PageRange>);
@@ -247,6 +276,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   bool may_wait() const;
   void wake_pager();
   void wake_pager_if_over_budget();
+  void note_given_up(bool at_once);
 
   // pool_check.cpp
   void check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t held,
@@ -261,6 +291,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Epochs epochs_;
   Bytes run_bytes_;
   std::atomic<std::uint64_t> pressure_bytes_{0};
+  std::atomic<bool> awaited_{false};    // what will be given up
+  std::atomic<std::uint64_t> room_{0};  // times that there was more of the budget
+  std::atomic<bool> may_idle_{false};
   Budget::ListenerId listener_ = 0;
   std::mutex wake_mutex_;  // guards wake_; never held while the pool's lock is taken
   std::function<void()> wake_ = [] {};
@@ -271,14 +304,19 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Arena arena_;
   LastUses last_uses_;
   PhysicalPages physical_;
+  std::vector<RunId> filling_;  // runs that no window owns, being filled
+  Created created_;
   Contents contents_;
+  MappedBytes mapped_;
   std::map<std::uint32_t, std::unique_ptr<Reservation>> reservations_;
   std::uint32_t next_reservation_ = 0;
   std::uint64_t recyclings_ = 0;
+  std::uint64_t given_up_ = 0;
   Retirements retired_;
   Nanoseconds stop_waiting_at_ = Nanoseconds::max();
   Bytes taken_;  // of the budget: every page that is not absent
   Bytes peak_taken_;
+  DeviceLimit device_limit_;
   Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
 };
 

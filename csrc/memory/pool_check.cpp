@@ -1,4 +1,6 @@
 // The invariants of the three tables, as docs/architecture.md numbers them.
+#include <algorithm>
+#include <map>
 #include <string>
 
 #include "base/error.h"
@@ -18,6 +20,7 @@ void Pool::check() const {
   std::lock_guard lock(mutex_);
   std::uint64_t held = 0;     // virtual pages with content
   std::uint64_t mapping = 0;  // virtual pages on their way in
+  MappedBytes mapped;
   std::vector<std::uint8_t> owned(physical_.run_count(), 0);
   for (const auto& [id, reservation] : reservations_) {
     const PageTable& table = reservation->table;
@@ -35,6 +38,7 @@ void Pool::check() const {
       in_use += Pages{page.state != VirtualState::unmapped};
       resident += Pages{page.state == VirtualState::resident};
       kept += Pages{page.kept()};
+      if (page.state == VirtualState::resident) mapped.count(page, reservation->shape.page_bytes, true);
       mapping += page.state == VirtualState::mapping;
       if (!has_content) continue;
       ++held;
@@ -56,6 +60,7 @@ void Pool::check() const {
       require(physical_.run(run).in_use != 0, "I10: a window without pages owns no run", run.value);
     }
   }
+  require(mapped == mapped_, "I19: the sums of what is mapped are true", 0);
   require(held == contents_.live(), "I11: every content is pointed to", static_cast<std::uint32_t>(held));
   check_physical(owned, held, mapping);
 }
@@ -63,10 +68,13 @@ void Pool::check() const {
 void Pool::check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t held,
                           std::uint64_t mapping) const {
   Bytes free_bytes, taken;
-  std::uint64_t in_use = 0;
+  std::map<Bytes, Bytes> recycled;
+  std::uint64_t in_use = 0, filling = 0;
   for (std::uint32_t r = 0; r < physical_.run_count(); ++r) {
     const Run& run = physical_.run({r});
-    require(run.owned == (owned[r] != 0), "I9: a run has one owner", r);
+    const bool being_filled = std::ranges::find(filling_, RunId{r}) != filling_.end();
+    require(run.owned == (owned[r] != 0 || being_filled), "I9: a run has one owner", r);
+    if (being_filled) filling += run.in_use;
     std::uint32_t run_free = 0, run_in_use = 0;
     for (std::uint32_t i = 0; i < run.pages; ++i) {
       const PhysicalPage& page = physical_[{run.first.value + i}];
@@ -78,14 +86,17 @@ void Pool::check_physical(const std::vector<std::uint8_t>& owned, std::uint64_t 
     }
     require(run_free == run.free && run_in_use == run.in_use, "I13: a run's counts are true", r);
     free_bytes += run.page_bytes * run_free;
+    if (!run.owned) recycled[run.page_bytes] += run.page_bytes * run_free;
     in_use += run_in_use;
   }
   require(free_bytes == physical_.free_bytes(), "I14: the free bytes are true", 0);
+  for (const auto& [page_bytes, size] : recycled)
+    require(size == physical_.recycled(page_bytes), "I14: the recycled bytes are true", 0);
   require(taken == taken_, "I15: the pool took from the budget what it created", 0);
   require(taken_ <= budget_->taken(), "I15: the budget knows what the pool took", 0);
-  require(held + mapping + physical_.releasing() != 0 || in_transit_.count == 0,
+  require(held + mapping + filling + physical_.releasing() != 0 || in_transit_.count == 0,
           "I17: nothing is in transit when nothing moves", 0);
-  require(in_use == held + mapping, "I16: every physical page in use has a user", 0);
+  require(in_use == held + mapping + filling, "I16: every physical page in use has a user", 0);
 }
 
 }  // namespace vmm

@@ -22,6 +22,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
   fork_guard_.require_parent("this pool");
   MapResult result;
   std::vector<PageIndex> kept_here;
+  bool refused = false;  // by the device
   try {
     for (;;) {
       MapPlan plan;
@@ -38,7 +39,13 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
       }
       if (shortage.lacking.count != 0) {
         if (options.need == Need::none) throw OutOfPages(figures(asked), "nothing may be reclaimed for this");
-        make_room(asked, shortage, options.need);
+        try {
+          make_room(asked, shortage, options.need);
+        } catch (const OutOfPages& error) {
+          // What the device refused somebody a while ago it may have now: whoever must have it asks again.
+          if (refused || options.need != Need::kept || error.figures().refused.empty()) throw;
+          forget_device_limit();
+        }
         continue;
       }
       // 2. Work outside the lock. 3. Commit.
@@ -50,8 +57,9 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
           if (!relieve_mappings(options.need)) throw;
           continue;
         } catch (const DriverOutOfMemory& error) {
-          roll_back(reservation, plan);
-          throw OutOfPages(figures(asked), error.what());
+          note_refusal(roll_back(reservation, plan), asked, error);
+          refused = true;
+          continue;  // as under a budget that is as short
         } catch (...) {
           roll_back(reservation, plan);
           throw;
@@ -70,6 +78,8 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
     for (PageIndex page : kept_here)
       if (reservation.table[page].state == VirtualState::resident)
         reservation.table.set_need(page, Need::none);
+    if (options.need == Need::kept) note_given_up(true);  // what was created, too
+    note_idle();
     throw;
   }
 }
@@ -111,7 +121,8 @@ Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRang
     kept_here.reserve(kept_here.size() + plan.claims.size());
     if (to_create.count == 0) return {};
     // Asking for more than is left presses the budget's other owners: not for what is only a guess.
-    if ((options.need != Need::none || to_create <= budget_left()) && budget_->take(to_create, listener_)) {
+    const Bytes left = options.need == Need::none ? budget_left() : device_left();
+    if (to_create <= left && budget_->take(to_create, listener_)) {
       taken_ += to_create;
       peak_taken_ = std::max(peak_taken_, taken_);
       return {};
@@ -162,6 +173,12 @@ void Pool::call_driver(Reservation& reservation, MapPlan& plan, const MapOptions
 void Pool::zero_claims(const Reservation& reservation, const MapPlan& plan, const MapOptions& options) {
   const Bytes page_bytes = reservation.shape.page_bytes;
   std::vector<MemoryRange> ranges;
+  auto append = [&](Address start, Bytes size) {
+    if (!ranges.empty() && ranges.back().start + ranges.back().size == start)
+      ranges.back().size += size;
+    else
+      ranges.push_back({start, size});
+  };
   auto skip = options.overwritten.begin();
   for (const Claim& claim : plan.claims) {
     if (!claim.zero) continue;
@@ -171,7 +188,7 @@ void Pool::zero_claims(const Reservation& reservation, const MapPlan& plan, cons
     for (auto next = skip; at < end; ++next) {
       const bool none = next == options.overwritten.end() || next->offset >= end;
       const Bytes stop = none ? end : std::max(at, next->offset);
-      if (stop > at) ranges.push_back({reservation.base + at, stop - at});
+      if (stop > at) append(reservation.base + at, stop - at);
       if (none) break;
       at = next->offset + next->size;
     }
@@ -198,13 +215,18 @@ void Pool::commit(Reservation& reservation, MapPlan& plan, const MapOptions& opt
     reservation.table.set_need(claim.page, options.need);
   }
   counters_.pages_created.add(plan.created.size());
+  if (!plan.created.empty()) {
+    created_.page_bytes = reservation.shape.page_bytes;
+    created_.size += created_.page_bytes * plan.created.size();
+  }
   in_transit_ -= plan.in_transit;
   changed_.notify_all();
+  if (options.need == Need::none) note_idle();
 }
 
 /// Pages that were created stay, free: they are paid for, and the next try needs them. Where even the
-/// unmapping fails, the page is Retiring and the pager tries again.
-void Pool::roll_back(Reservation& reservation, MapPlan& plan) {
+/// unmapping fails, the page is Retiring and the pager tries again. Returns the bytes that were not created.
+Bytes Pool::roll_back(Reservation& reservation, MapPlan& plan) {
   counters_.driver_failures.add();
   std::size_t unmapped = plan.claims.size();
   if (plan.mapped) {
@@ -217,6 +239,7 @@ void Pool::roll_back(Reservation& reservation, MapPlan& plan) {
   std::unique_lock lock(mutex_);
   auto created = plan.created.begin();
   Unmapping left{&reservation, {}};
+  Bytes not_created;
   for (std::size_t i = 0; i < plan.claims.size(); ++i) {
     const Claim& claim = plan.claims[i];
     const bool made = claim.create && created != plan.created.end();
@@ -233,6 +256,7 @@ void Pool::roll_back(Reservation& reservation, MapPlan& plan) {
     if (claim.create && !made) {
       physical_.move(claim.physical, PhysicalState::absent);
       give_back(reservation.shape.page_bytes);
+      not_created += reservation.shape.page_bytes;
     } else {
       physical_.move(claim.physical, PhysicalState::free);
     }
@@ -247,6 +271,20 @@ void Pool::roll_back(Reservation& reservation, MapPlan& plan) {
   changed_.notify_all();
   lock.unlock();
   if (refused) wake_pager();
+  return not_created;
+}
+
+/// The device would not create so much. Where it refused something else, no room that could be made would
+/// help: throws OutOfPages.
+void Pool::note_refusal(Bytes refused, Bytes asked, const DriverOutOfMemory& error) {
+  std::lock_guard lock(mutex_);
+  if (refused.count == 0) {
+    MemoryFigures figures = figures_locked(asked);
+    figures.refused = error.what();
+    throw OutOfPages(figures, "");
+  }
+  device_limit_.refused(taken_, error.what(), clock_->now());
+  log_.write(LogLevel::info, std::string("the device has less than the budget allows: ") + error.what());
 }
 
 void Pool::drop_window_if_unused(Reservation& reservation, PageIndex page) {

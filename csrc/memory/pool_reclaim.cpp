@@ -7,9 +7,17 @@
 
 namespace vmm {
 
+/// Of what may be created, by the budget and by what the device has.
 Bytes Pool::budget_left() const {
   const Bytes limit = budget_->limit();
-  return limit - std::min(limit, budget_->taken());
+  return std::min(limit - std::min(limit, budget_->taken()), device_left());
+}
+
+Bytes Pool::device_left() const { return device_limit_.left(taken_, clock_->now()); }
+
+void Pool::forget_device_limit() {
+  std::lock_guard lock(mutex_);
+  device_limit_.forget();
 }
 
 MemoryFigures Pool::figures(Bytes asked) const {
@@ -18,15 +26,15 @@ MemoryFigures Pool::figures(Bytes asked) const {
 }
 
 MemoryFigures Pool::figures_locked(Bytes asked) const {
-  return {asked, budget_left() + physical_.free_bytes(), reclaimable(), budget_->limit(),
-          driver_->capabilities().gpu};
-}
-
-Bytes Pool::reclaimable() const {
-  Bytes sum;
-  for (const auto& [id, reservation] : reservations_)
-    sum += reservation->shape.page_bytes * (reservation->table.resident() - reservation->table.kept()).count;
-  return sum;
+  const Bytes limit = budget_->limit(), taken = budget_->taken();
+  const bool of_device = taken + device_left() < limit;
+  return {asked,
+          budget_left() + physical_.free_bytes(),
+          mapped_.reclaimable(),
+          limit,
+          driver_->capabilities().gpu,
+          std::max(limit, taken) - limit,
+          of_device ? device_limit_.words() : ""};
 }
 
 bool Pool::is_obtainable(const VirtualPage& page, StreamHandle stream) const {
@@ -36,15 +44,13 @@ bool Pool::is_obtainable(const VirtualPage& page, StreamHandle stream) const {
 std::int64_t Pool::obtainable(StreamHandle stream) const {
   fork_guard_.require_parent("this pool");
   std::lock_guard lock(mutex_);
-  Bytes sum = budget_->limit() + physical_.free_bytes() + coming();
-  for (const auto& [id, reservation] : reservations_)
-    for (Need need : {Need::none, Need::guess, Need::announced}) {
-      const PageBits& pages = reservation->table.reclaimable(need);
-      for (auto page = pages.last_before(reservation->table.size().count); page;
-           page = pages.last_before(page->value))
-        if (is_obtainable(reservation->table[*page], stream)) sum += reservation->shape.page_bytes;
-    }
-  return static_cast<std::int64_t>(sum.count) - static_cast<std::int64_t>(budget_->taken().count);
+  const Bytes taken = budget_->taken();
+  Bytes sum = std::min(budget_->limit(), taken + device_left()) + physical_.free_bytes() + coming() +
+              mapped_.reclaimable();
+  last_uses_.for_each_not_over([&](std::uint16_t number) {
+    if (!last_uses_.ends(number, stream)) sum -= mapped_.last_used(number);
+  });
+  return static_cast<std::int64_t>(sum.count) - static_cast<std::int64_t>(taken.count);
 }
 
 std::int64_t Pool::cost(const Reservation& reservation, std::span<const PageRange> ranges,
@@ -106,7 +112,7 @@ void Pool::make_room(Bytes asked, const Shortage& shortage, Need whose) {
     std::lock_guard lock(mutex_);
     if (budget_left() >= shortage.to_create) return;  // somebody else has made room
   }
-  if (whose == Need::guess || !await_coming(whose))
+  if (whose != Need::kept || !await_coming(whose))
     throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
 }
 
@@ -130,7 +136,7 @@ bool Pool::await_coming(Need whose) {
   {
     std::unique_lock lock(mutex_);
     if (physical_.free_bytes().count != 0 || !choose_victims({1}, whose).empty()) return true;
-    const bool ending = last_uses_.refresh() && reclaimable().count != 0;
+    const bool ending = last_uses_.refresh() && mapped_.reclaimable().count != 0;
     if (coming().count == 0 && !ending) return false;
     clock_->wait(lock, changed_, recheck);
   }
@@ -164,7 +170,7 @@ std::vector<Pool::Unmapping> Pool::choose_victims(Bytes wanted, Need whose) {
 }
 
 void Pool::add_victims(Bytes wanted, bool idle, Need need, Bytes& found, std::vector<Unmapping>& out) {
-  if (found >= wanted) return;
+  if (found >= wanted || mapped_.reclaimable(need).count == 0) return;
   std::vector<Reservation*> order;
   for (auto& [id, reservation] : reservations_)
     if (reservation->leased != idle) order.push_back(reservation.get());
@@ -192,7 +198,7 @@ Bytes Pool::owed() const {
   std::lock_guard lock(mutex_);
   const Bytes limit = budget_->limit();
   const Bytes exceeded = std::max(limit, budget_->taken()) - limit;
-  return std::min(exceeded, physical_.free_bytes() + reclaimable());
+  return std::min(exceeded, physical_.free_bytes() + mapped_.reclaimable());
 }
 
 Bytes Pool::trim(Bytes wanted, bool wait) {

@@ -8,12 +8,16 @@
 
 namespace vmm {
 
-void Pool::check_shape(const ReservationShape& shape) const {
+void Pool::check_page_size(Bytes page_bytes) const {
   const Bytes granularity = driver_->capabilities().granularity;
-  if (!is_power_of_two(shape.page_bytes.count) || shape.page_bytes < granularity)
-    throw InvalidArgument("page_bytes is " + std::to_string(shape.page_bytes.count) +
+  if (!is_power_of_two(page_bytes.count) || page_bytes < granularity)
+    throw InvalidArgument("page_bytes is " + std::to_string(page_bytes.count) +
                           "; expected a power of two of at least " + std::to_string(granularity.count) +
                           ", the granularity of the " + driver_->capabilities().name + " driver");
+}
+
+void Pool::check_shape(const ReservationShape& shape) const {
+  check_page_size(shape.page_bytes);
   if (shape.extent_bytes.count == 0 || (shape.extent_bytes % shape.page_bytes).count != 0)
     throw InvalidArgument("extent_bytes is " + std::to_string(shape.extent_bytes.count) +
                           "; expected a positive multiple of page_bytes, " +
@@ -32,7 +36,7 @@ Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<
   if (wanted.zeroed) return nullptr;
   for (auto& [id, candidate] : reservations_) {
     const ReservationShape& shape = candidate->shape;
-    if (candidate->leased || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
+    if (candidate->leased || candidate->exported || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
         (wanted.longer ? shape.extent_bytes < wanted.extent_bytes
                        : shape.extent_bytes != wanted.extent_bytes) ||
         shape.extents < wanted.extents || shape.tenant != wanted.tenant ||
@@ -79,7 +83,8 @@ Reservation& Pool::make_reservation(const ReservationShape& shape) {
   }
   std::lock_guard lock(mutex_);
   const ReservationId id{next_reservation_++};
-  auto owned = std::make_unique<Reservation>(id, *base, shape, physical_.pages_per_run(shape.page_bytes));
+  const Pages per_run = physical_.pages_per_run(shape.page_bytes);
+  auto owned = std::make_unique<Reservation>(id, *base, shape, per_run, mapped_);
   return *(reservations_[id.value] = std::move(owned));
 }
 
@@ -113,9 +118,11 @@ void Pool::recycle(Reservation& reservation) noexcept {
     reservation.leased = false;
     reservation.idle_since = ++recyclings_;
     reservation.idle_fence = epochs_.fence();
+    note_given_up(last_uses_.over(last_use));
     erase_if_empty(reservation);
     last = closed_;
   }
+  note_idle();
   wake_pager_if_over_budget();
   if (last) tear_down();
 }

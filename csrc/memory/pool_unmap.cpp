@@ -37,15 +37,21 @@ Bytes Pool::unmap(Retirements batch) {
   bool news = false;
   for (Retirement& entry : batch) news |= !unmap_in_driver(entry, failure) && entry.intact;
   Bytes freed;
-  std::lock_guard lock(mutex_);
-  for (auto entry = batch.begin(); entry != batch.end();) {
-    const auto next = std::next(entry);
-    freed += entry->what.reservation->shape.page_bytes * entry->what.done;
-    end_unmap(batch, entry);
-    entry = next;
+  Releasing exported;
+  {
+    std::lock_guard lock(mutex_);
+    std::vector<PhysicalPageId> pages;
+    for (auto entry = batch.begin(); entry != batch.end();) {
+      const auto next = std::next(entry);
+      freed += entry->what.reservation->shape.page_bytes * entry->what.done;
+      end_unmap(batch, entry, pages);
+      entry = next;
+    }
+    in_transit_ -= in_transit;
+    exported = begin_release(std::move(pages));
+    changed_.notify_all();
   }
-  in_transit_ -= in_transit;
-  changed_.notify_all();
+  release_exported(std::move(exported));
   if (news && freed.count == 0) std::rethrow_exception(failure);
   return freed;
 }
@@ -86,7 +92,7 @@ void Pool::begin_unmap(Unmapping& what) {
   }
 }
 
-void Pool::end_unmap(Retirements& batch, Retirements::iterator entry) {
+void Pool::end_unmap(Retirements& batch, Retirements::iterator entry, std::vector<PhysicalPageId>& exported) {
   Unmapping& what = entry->what;
   Reservation& reservation = *what.reservation;
   for (std::size_t i = 0; i < what.pages.size(); ++i) {
@@ -102,9 +108,11 @@ void Pool::end_unmap(Retirements& batch, Retirements::iterator entry) {
     reservation.table.move(page, VirtualState::unmapped);
     physical_[id].mapped_by = {};
     physical_.move(id, PhysicalState::free);
+    if (physical_[id].exported) exported.push_back(id);
     drop_window_if_unused(reservation, page);
     counters_.pages_unmapped.add();
   }
+  if (what.done != 0) note_given_up(true);
   what.pages.erase(what.pages.begin(), what.pages.begin() + static_cast<std::ptrdiff_t>(what.done));
   if (what.pages.empty()) return erase_if_empty(reservation);
   entry->intact = false;
@@ -113,21 +121,31 @@ void Pool::end_unmap(Retirements& batch, Retirements::iterator entry) {
 }
 
 Bytes Pool::release_free(Bytes wanted, bool strays_only) {
-  std::vector<PhysicalPageId> pages;
-  std::vector<CreatedPage> handles;
-  Bytes in_transit;
+  Releasing what;
   {
     std::lock_guard lock(mutex_);
-    pages = physical_.some_free(wanted, strays_only);
-    if (pages.empty()) return {};
-    for (PhysicalPageId page : pages) in_transit += physical_.page_bytes(page);
-    in_transit_ += in_transit;
-    handles.reserve(pages.size());
-    for (PhysicalPageId page : pages) {
-      handles.push_back(std::move(physical_[page].handle));
-      physical_.move(page, PhysicalState::releasing);
-    }
+    what = begin_release(physical_.some_free(wanted, strays_only));
   }
+  return release(std::move(what));
+}
+
+/// Takes free pages away from everybody.
+Pool::Releasing Pool::begin_release(std::vector<PhysicalPageId> pages) {
+  Releasing what{std::move(pages), {}, {}};
+  for (PhysicalPageId page : what.pages) what.size += physical_.page_bytes(page);
+  in_transit_ += what.size;
+  what.handles.reserve(what.pages.size());
+  for (PhysicalPageId page : what.pages) {
+    what.handles.push_back(std::move(physical_[page].handle));
+    physical_.move(page, PhysicalState::releasing);
+  }
+  return what;
+}
+
+/// Throws only when none was given back.
+Bytes Pool::release(Releasing what) {
+  auto& [pages, handles, in_transit] = what;
+  if (pages.empty()) return {};
   std::exception_ptr failure;
   for (CreatedPage& handle : handles) {
     try {
@@ -148,6 +166,7 @@ Bytes Pool::release_free(Bytes wanted, bool strays_only) {
     }
     physical_.move(pages[i], PhysicalState::absent);
     page.last_tenant = {};
+    page.exported = false;
     give_back(physical_.page_bytes(pages[i]));
     freed += physical_.page_bytes(pages[i]);
     counters_.pages_released.add();

@@ -24,12 +24,13 @@ struct ReservationShape {
 
 /// Owned by its pool, guarded by the pool's lock but for the constants.
 struct Reservation {
-  Reservation(ReservationId id_, Address base_, const ReservationShape& shape_, Pages pages_per_window_)
+  Reservation(ReservationId id_, Address base_, const ReservationShape& shape_, Pages pages_per_window_,
+              MappedBytes& sums)
       : id(id_),
         base(base_),
         shape(shape_),
         pages_per_window(pages_per_window_),
-        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}),
+        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums),
         window_runs((table.size().count + pages_per_window_.count - 1) / pages_per_window_.count) {}
 
   const ReservationId id;
@@ -40,6 +41,7 @@ struct Reservation {
   PageTable table;
   std::vector<RunId> window_runs;  // the run behind each window; none while nothing is mapped there
   bool leased = true;
+  bool exported = false;         // a page of it was: nobody else adopts it
   std::uint64_t idle_since = 0;  // the pool's count of recyclings: the smallest is the oldest
   Fence idle_fence;              // work that may still touch it
 

@@ -31,6 +31,7 @@ VmmMemory::VmmMemory(VmmMemoryOptions options)
       slots(options_),
       KvCacheOptions{.max_tokens = options_.max_tokens, .first_tokens = options_.first_tokens});
   stream_ = world_.driver().create_stream();
+  world_.pool()->warm(options_.warm, options_.page_bytes, options_.warm);
   world_.settle();  // the engine is up before its first request
 }
 

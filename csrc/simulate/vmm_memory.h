@@ -15,7 +15,8 @@ struct VmmMemoryOptions {
   std::uint32_t places =
       256;  // the cache has some slots more: they can be made ready while all others are open
   Tokens max_tokens;
-  Tokens first_tokens;  // of a sequence's first step, at most
+  Tokens first_tokens;  // of a sequence's first step, at most; 0: to be learnt
+  Bytes warm;           // created before the first request
   Bytes page_bytes = 2_MiB;
   std::uint64_t extents = 1;  // of a sequence: layers ÷ layers in an extent
   Bytes record_bytes;         // of a token in each extent

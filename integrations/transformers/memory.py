@@ -11,7 +11,7 @@ import torch
 
 from vmm import _core
 from vmm.errors import InvalidArgument, OutOfPages
-from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, Layout, fits
+from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, Layout, fits, fits_int32, warn_of_int32
 from vmm.pool import Pool
 from vmm.stream import torch_stream
 
@@ -122,6 +122,8 @@ class CacheMemory:
         record_bytes = layout.record_elements(heads, dim) * dtype.itemsize
         extent_bytes = -(-self.max_tokens * record_bytes // self.page_bytes) * self.page_bytes
         extents = layout.extents(batch, heads)
+        if self.pool._core.gpu and not fits_int32(elements := extent_bytes // dtype.itemsize):
+            warn_of_int32(f"max_tokens: a row has {elements} elements; expect fewer tokens")
         lease = self.pool.reserve(
             page_bytes=self.page_bytes,
             extent_bytes=extent_bytes,

@@ -1,6 +1,7 @@
 """What is done with libcuda while its calls fail: together the scenarios reach every call of the driver."""
 
 import contextlib
+import os
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,6 +170,19 @@ def _end_with_work_under_way(pool, _):
     other.close()
 
 
+def _share(pool, _):
+    """With another GPU, network cards and another process."""
+    other = open_pool(peers=(1,), rdma=True, shareable=True)
+    lease = reserve(other, 2)
+    lease.map([(0, 2)])
+    try:
+        os.close(other.export_page(lease.address)[0])
+    finally:
+        lease.retire([(0, 2)])
+        del lease
+        other.close()
+
+
 def _end_without_a_pool(pool, _):
     driver = _core.CudaDriver(0)
     driver.record(driver.create_stream())
@@ -183,6 +197,10 @@ def _with_a_context(pool, standin):
 
 
 def _ask_about_the_device(pool, _):
+    context = _core.CudaContext(0)
+    assert context.free_bytes() > 0
+    assert _core.cuda_free_bytes(0) > 0
+    del context
     assert _core.cuda_free_bytes(0) > 0
     assert _core.cuda_name(0)
 
@@ -200,6 +218,7 @@ SCENARIOS = {
     "map over what is stuck": Scenario(_map_over_what_is_stuck, _stuck),
     "end with something stuck": Scenario(_end_with_something_stuck, _pool_with_something_stuck, True),
     "end with work under way": Scenario(_end_with_work_under_way, ends_drivers=True),
+    "share": Scenario(_share, ends_drivers=True),
     "end without a pool": Scenario(_end_without_a_pool, ends_drivers=True),
     "ask about the device": Scenario(_ask_about_the_device, ends_drivers=True),
 }

@@ -100,6 +100,11 @@ def _touch_a_zeroed_one(pool, _):
     assert ctypes.string_at(lease.address, 4 * PAGE) == bytes(4 * PAGE)
 
 
+def _warm_and_map(pool, lease):
+    pool.warm(12 * PAGE, PAGE, 1 << 62)
+    lease.map([(0, 16)])
+
+
 def _copy_on_a_stream(pool, state):
     lease, stream = state
     pool.copy(lease.address, lease.address + 8 * PAGE, 8 * PAGE, stream)
@@ -114,6 +119,7 @@ SCENARIOS = {
     "trim and map again": (16, _mapped, _trim),
     "take idle addresses": (16, _exhaust_addresses, _reserve_what_idles),
     "touch a zeroed reservation": (16, lambda pool: None, _touch_a_zeroed_one),
+    "warm and map": (16, lambda pool: reserve(pool, 16), _warm_and_map),
     "copy on a stream": (16, lambda pool: (_mapped(pool), pool.create_stream()), _copy_on_a_stream),
 }
 

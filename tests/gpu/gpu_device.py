@@ -21,6 +21,9 @@ import vmm
 ON_CPU = os.environ.get("VMM_GPU_TESTS_ON") == "cpu"
 DEVICE = "cpu" if ON_CPU else "cuda:0"
 SLEEP_CYCLES = 200_000_000  # 0.1 s at 2 GHz
+# cuDNN's attention makes a plan for every length and its strides, most of a second each. benchmarks/gpu asks
+# it by itself.
+torch.backends.cuda.enable_cudnn_sdp(False)
 if ON_CPU:
     torch.set_num_threads(1)  # the work is too small for more
 _LONG_COPIES = 40  # of _LONG_BYTES each, on the CPU's streams

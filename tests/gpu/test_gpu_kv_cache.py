@@ -1,5 +1,7 @@
 """KVCache: slots that grow, are handed on, and run out."""
 
+from unittest import SkipTest  # which pytest knows
+
 import torch
 from gpu_device import (
     DEVICE,
@@ -13,6 +15,8 @@ from gpu_device import (
     raised,
     synchronize,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 import vmm
 
@@ -173,3 +177,31 @@ def test_a_graph_decodes_into_memory_that_was_mapped_after_its_capture() -> None
             graph.replay()
             synchronize()
             assert torch.equal(sequence.kv(1)[0][-1:], token)
+
+
+@on_cuda
+def test_attention_far_into_a_sequence_reads_the_right_tokens() -> None:
+    """Kernels that compute (row x stride) in 32 bits: all 32 layers of Llama-3-8B in one record overflow at
+    token 32,768. The default layout has fewer in one."""
+    tokens, needed = 40_000, 8 * 2**30
+    if torch.cuda.mem_get_info()[0] < 2 * needed:
+        raise SkipTest("needs 16 GiB of free GPU memory")
+    with (
+        vmm.Pool(needed, device=DEVICE) as pool,
+        vmm.KVCache(32, 8, 128, torch.float16, max_tokens=tokens, max_sequences=1, pool=pool) as cache,
+    ):
+        sequence = cache.open(tokens)
+        step(cache, (sequence, tokens))
+        for layer in (0, 31):
+            k, v = sequence.kv(layer)
+            k.copy_(torch.randn_like(k))
+            v.copy_(torch.randn_like(v))
+            k, v = (each.transpose(0, 1).unsqueeze(0) for each in (k, v))
+            q = torch.randn(1, 8, 1, 128, dtype=torch.float16, device=DEVICE)
+            mask = torch.zeros(1, 1, 1, tokens, dtype=torch.float16, device=DEVICE)
+            mask[..., :39_900] = -torch.inf  # only what lies beyond 2^31 elements in the old layout
+            for backend in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):
+                with sdpa_kernel(backend):
+                    found = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+                    expected = scaled_dot_product_attention(q, k.contiguous(), v.contiguous(), attn_mask=mask)
+                assert torch.allclose(found, expected, atol=1e-2), backend

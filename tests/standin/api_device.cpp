@@ -10,7 +10,7 @@ using namespace standin;
 
 namespace {
 
-// Of a device of compute capability 9.0; what is not here is 0.
+// Of a device; what is not here is 0.
 const std::map<int, int>& attributes() {
   static const auto* all = new std::map<int, int>{
       {1, 1024},        // MAX_THREADS_PER_BLOCK
@@ -33,12 +33,9 @@ const std::map<int, int>& attributes() {
       {39, 2048},       // MAX_THREADS_PER_MULTIPROCESSOR
       {40, 3},          // ASYNC_ENGINE_COUNT
       {41, 1},          // UNIFIED_ADDRESSING
-      {75, 9},          // COMPUTE_CAPABILITY_MAJOR
-      {76, 0},          // COMPUTE_CAPABILITY_MINOR
       {78, 1},          // STREAM_PRIORITIES_SUPPORTED
       {99, 1},          // HOST_REGISTER_SUPPORTED
       {102, 1},         // VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
-      {103, 1},         // HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED
       {134, 0},         // HOST_NUMA_ID
       {141, 1},         // HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
       {145, 1},         // HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
@@ -121,8 +118,25 @@ STANDIN_API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
   return enter("cuDeviceGetAttribute", plain, [&](Call& call) -> CUresult {
     if (value == nullptr || attribute <= 0 || attribute > 200) return CUDA_ERROR_INVALID_VALUE;
     if (!call.is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+    const Settings& settings = call.s.settings;
     const auto found = attributes().find(attribute);
-    *value = found == attributes().end() ? 0 : found->second;
+    if (attribute == 75 || attribute == 76)  // COMPUTE_CAPABILITY_MAJOR, _MINOR
+      *value = attribute == 75 ? settings.compute_capability / 10 : settings.compute_capability % 10;
+    else if (attribute == 103)  // HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED
+      *value = settings.posix_fd;
+    else if (attribute == 110)  // GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED
+      *value = settings.rdma != 0;
+    else
+      *value = found == attributes().end() ? 0 : found->second;
+    return CUDA_SUCCESS;
+  });
+}
+
+STANDIN_API cuDeviceCanAccessPeer(int* can, CUdevice device, CUdevice peer) {
+  return enter("cuDeviceCanAccessPeer", plain, [&](Call& call) -> CUresult {
+    if (can == nullptr) return CUDA_ERROR_INVALID_VALUE;
+    if (!call.is_device(device) || !call.is_device(peer)) return CUDA_ERROR_INVALID_DEVICE;
+    *can = device != peer && call.s.settings.reaches(device, peer);
     return CUDA_SUCCESS;
   });
 }

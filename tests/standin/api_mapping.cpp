@@ -36,6 +36,22 @@ CUresult check_descriptor(const Call& call, const CUmemAccessDesc& access) {
   }
 }
 
+/// A device must be able to reach where the memory lies, in units of its own.
+CUresult check_reach(const Call& call, int device, const Mapping& mapping) {
+  const Settings& settings = call.s.settings;
+  const Physical& physical = *mapping.handle->physical;
+  if (device == Memory::host || physical.device == Memory::host) {
+    // Access of the host is only for memory that is in the host.
+    return device == physical.device || device != Memory::host ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  }
+  if (device != physical.device && !settings.reaches(device, physical.device))
+    return CUDA_ERROR_INVALID_DEVICE;
+  const Size granularity = settings.granularity_of(device);
+  if (mapping.start % granularity != 0 || mapping.size % granularity != 0) return CUDA_ERROR_INVALID_VALUE;
+  return settings.rdma == 2 && physical.properties.allocFlags.gpuDirectRDMACapable != 0 ? CUDA_ERROR_UNKNOWN
+                                                                                        : CUDA_SUCCESS;
+}
+
 /// The processor plays the GPU: it may do what any location may.
 bool protect(const Mapping& mapping) {
   int all = 0;
@@ -87,7 +103,10 @@ STANDIN_API cuMemMap(CUdeviceptr address, std::size_t size, std::size_t offset,
     if (size != handle->physical->size || ledger.reservation_of(address, size) == nullptr ||
         ledger.anything_mapped(address, size))
       return CUDA_ERROR_INVALID_VALUE;
-    if (!call.s.memory.map(address, size, handle->physical->offset)) return CUDA_ERROR_OUT_OF_MEMORY;
+    const Physical& physical = *handle->physical;
+    const bool shared = physical.shared_file >= 0;
+    if (!call.s.memory.map(address, size, shared ? 0 : physical.offset, physical.shared_file))
+      return CUDA_ERROR_OUT_OF_MEMORY;
     ++handle->mappings;
     ++handle->physical->mappings;
     ledger.mappings[address] = {address, size, handle, {}, call.from};
@@ -124,10 +143,9 @@ STANDIN_API cuMemSetAccess(CUdeviceptr address, std::size_t size, const CUmemAcc
     for (std::size_t at = 0; at < count; ++at) {
       if (const CUresult refused = check_descriptor(call, access[at])) return refused;
       takes_away = takes_away || access[at].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-      if (*accessor(call, access[at].location) != Memory::host) continue;
-      // Access of the host is only for memory that is in the host.
       for (const Mapping* mapping : mappings)
-        if (mapping->handle->physical->device != Memory::host) return CUDA_ERROR_INVALID_VALUE;
+        if (const CUresult refused = check_reach(call, *accessor(call, access[at].location), *mapping))
+          return refused;
     }
     if (takes_away) check_addresses(call, "takes access away from", address, size);
     for (Mapping* mapping : mappings) {

@@ -18,7 +18,7 @@ void drop_if_unused(const Call& call, const std::shared_ptr<Handle>& handle) {
     if (other->physical == handle->physical) return;
   check_physical(call, "gives memory back", physical);
   call.s.memory.give(physical.device, physical.offset, physical.size);
-  ledger.used[physical.device] -= physical.size;
+  if (!physical.imported) ledger.used[physical.device] -= physical.size;
 }
 
 }  // namespace standin
@@ -58,12 +58,14 @@ CUresult check(const Call& call, const CUmemAllocationProp* properties, int& dev
   }
 }
 
-std::optional<Size> take(State& s, int device, Size size) {
+/// Where the bytes are among the device's; `file` is where they are kept, if not there.
+std::optional<Size> take(State& s, int device, Size size, int file = -1) {
   Size& used = s.ledger.used[device];
-  if (size > s.settings.capacity || used > s.settings.capacity - size) return std::nullopt;
+  const Size taken = used + (device == Memory::host ? 0 : s.settings.others);
+  if (size > s.settings.capacity || taken > s.settings.capacity - size) return std::nullopt;
   const auto offset = s.memory.take(device, size);
   if (!offset) return std::nullopt;
-  if (!s.memory.fill(*offset, size, s.settings.fill)) {
+  if (!s.memory.fill(file < 0 ? *offset : 0, size, s.settings.fill, file)) {
     s.memory.give(device, *offset, size);
     return std::nullopt;
   }
@@ -79,7 +81,7 @@ STANDIN_API cuMemGetAllocationGranularity(std::size_t* granularity, const CUmemA
     int device = 0;
     if (granularity == nullptr || option < 0 || option > 1) return CUDA_ERROR_INVALID_VALUE;
     if (const CUresult refused = check(call, properties, device)) return refused;
-    *granularity = call.s.settings.granularity;
+    *granularity = call.s.settings.granularity_of(device);
     return CUDA_SUCCESS;
   });
 }
@@ -91,10 +93,15 @@ STANDIN_API cuMemCreate(CUmemGenericAllocationHandle* value, std::size_t size,
     int device = 0;
     if (value == nullptr || flags != 0 || size == 0) return CUDA_ERROR_INVALID_VALUE;
     if (const CUresult refused = check(call, properties, device)) return refused;
-    if (size % s.settings.granularity != 0) return CUDA_ERROR_INVALID_VALUE;
-    const auto offset = take(s, device, size);
-    if (!offset) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (size % s.settings.granularity_of(device) != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (properties->allocFlags.gpuDirectRDMACapable != 0 && s.settings.rdma == 0)
+      return CUDA_ERROR_NOT_SUPPORTED;
+    if (properties->requestedHandleTypes != 0 && !s.settings.posix_fd) return CUDA_ERROR_NOT_SUPPORTED;
     auto physical = std::make_shared<Physical>();
+    if (properties->requestedHandleTypes != 0 && (physical->shared_file = shareable_file(device, size)) < 0)
+      return CUDA_ERROR_OUT_OF_MEMORY;
+    const auto offset = take(s, device, size, physical->shared_file);
+    if (!offset) return CUDA_ERROR_OUT_OF_MEMORY;
     physical->id = s.ledger.next_physical++;
     physical->device = device;
     physical->offset = *offset;
@@ -153,7 +160,7 @@ STANDIN_API cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp* properti
 STANDIN_API cuMemGetInfo_v2(std::size_t* free_bytes, std::size_t* total) {
   return enter("cuMemGetInfo", needs_context, [&](Call& call) -> CUresult {
     if (free_bytes == nullptr || total == nullptr) return CUDA_ERROR_INVALID_VALUE;
-    const Size used = call.s.ledger.used[call.context->device];
+    const Size used = call.s.ledger.used[call.context->device] + call.s.settings.others;
     *total = call.s.settings.capacity;
     *free_bytes = *total - std::min<Size>(used, *total);
     return CUDA_SUCCESS;

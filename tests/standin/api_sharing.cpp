@@ -1,22 +1,68 @@
-// Sharing memory by file descriptor. The descriptor holds the memory's number, good in this process only.
+// Sharing memory by file descriptor: such memory is a file of its own, whose name says what it is, and the
+// descriptor is one of that file. So any process can import it, and it lives while anybody has it.
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstring>
 
 #include "api.h"
 #include "call.h"
+#include "physical.h"
+
+namespace standin {
+
+int shareable_file(int device, Size size) {
+  char name[64];
+  std::snprintf(name, sizeof name, "vmm-standin-of-%d", device);
+  const int file = memfd_create(name, MFD_CLOEXEC);
+  if (file < 0 || ftruncate(file, static_cast<off_t>(size)) == 0) return file;
+  close(file);
+  return -1;
+}
+
+}  // namespace standin
 
 using namespace standin;
 
 namespace {
 
-struct Ticket {
-  char magic[16];
-  std::int64_t process;
-  std::uint64_t physical;
-};
-constexpr char magic[16] = "vmm-standin-mem";
+/// The device of a file that shareable_file made, in this process or another.
+std::optional<int> device_of(int file) {
+  char path[64], target[128];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+  const ssize_t length = readlink(path, target, sizeof target - 1);
+  if (length < 0) return std::nullopt;
+  target[length] = '\0';
+  int device = 0;
+  if (std::sscanf(target, "/memfd:vmm-standin-of-%d", &device) != 1) return std::nullopt;
+  return device;
+}
+
+/// Another process's memory, seen here for the first time.
+std::shared_ptr<Physical> foreign(State& s, int file, int device, Size size) {
+  auto physical = std::make_shared<Physical>();
+  physical->shared_file = fcntl(file, F_DUPFD_CLOEXEC, 0);
+  const auto offset = s.memory.take(device, size);
+  if (physical->shared_file < 0 || !offset) return nullptr;
+  physical->id = s.ledger.next_physical++;
+  physical->device = device;
+  physical->offset = *offset;
+  physical->size = size;
+  physical->properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  physical->properties.location = {CU_MEM_LOCATION_TYPE_DEVICE, device};
+  physical->imported = true;
+  return physical;
+}
+
+std::uint64_t inode_of(int file, Size* size = nullptr) {
+  struct stat what{};
+  if (fstat(file, &what) != 0) return 0;
+  if (size != nullptr) *size = static_cast<Size>(what.st_size);
+  return what.st_ino;
+}
 
 }  // namespace
 
@@ -30,15 +76,9 @@ STANDIN_API cuMemExportToShareableHandle(void* shareable, CUmemGenericAllocation
     if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR ||
         (physical->properties.requestedHandleTypes & type) == 0)
       return CUDA_ERROR_INVALID_VALUE;
-    Ticket ticket{{}, getpid(), physical->id};
-    std::memcpy(ticket.magic, magic, sizeof magic);
-    const int fd = memfd_create("vmm-standin-share", MFD_CLOEXEC);
-    if (fd < 0) return CUDA_ERROR_OUT_OF_MEMORY;
-    if (pwrite(fd, &ticket, sizeof ticket, 0) != sizeof ticket) {
-      close(fd);
-      return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    call.s.ledger.exported[physical->id] = physical;
+    const int fd = fcntl(physical->shared_file, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0) return CUDA_ERROR_OPERATING_SYSTEM;
+    call.s.ledger.shared[inode_of(fd)] = physical;
     *static_cast<int*>(shareable) = fd;
     return CUDA_SUCCESS;
   });
@@ -48,17 +88,15 @@ STANDIN_API cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* value, 
   return enter("cuMemImportFromShareableHandle", plain, [&](Call& call) -> CUresult {
     Ledger& ledger = call.s.ledger;
     if (value == nullptr || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) return CUDA_ERROR_INVALID_VALUE;
-    Ticket ticket{};
     const int fd = static_cast<int>(reinterpret_cast<std::intptr_t>(shareable));
-    if (pread(fd, &ticket, sizeof ticket, 0) != sizeof ticket ||
-        std::memcmp(ticket.magic, magic, sizeof magic) != 0)
-      return CUDA_ERROR_INVALID_VALUE;
-    if (ticket.process != getpid()) return CUDA_ERROR_NOT_SUPPORTED;
-    const auto found = ledger.exported.find(ticket.physical);
-    const std::shared_ptr<Physical> physical =
-        found == ledger.exported.end() ? nullptr : found->second.lock();
-    if (physical == nullptr || physical->references + physical->mappings == 0)
-      return CUDA_ERROR_INVALID_VALUE;
+    const auto device = device_of(fd);
+    Size size = 0;
+    const std::uint64_t inode = inode_of(fd, &size);
+    if (!device || !call.is_device(*device) || inode == 0) return CUDA_ERROR_INVALID_VALUE;
+    std::shared_ptr<Physical> physical = ledger.shared[inode].lock();
+    if (physical == nullptr) physical = foreign(call.s, fd, *device, size);
+    if (physical == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
+    ledger.shared[inode] = physical;
     auto handle = std::make_shared<Handle>();
     handle->value = ledger.handle_names.take(call.s.settings.reuse_handles);
     handle->physical = physical;

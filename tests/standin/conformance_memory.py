@@ -121,6 +121,14 @@ def retain_gives_the_same_handle_from_any_address(b):
     b.expect(INVALID_VALUE, "cuMemRetainAllocationHandle", out(), base + b.page)
 
 
+@scenario
+def can_access_peer_refuses_bad_arguments(b):
+    b.expect(INVALID_VALUE, "cuDeviceCanAccessPeer", None, 0, 0)
+    for device, peer in ((0, NO_DEVICE_THERE), (NO_DEVICE_THERE, 0), (-1, 0)):
+        b.expect(INVALID_DEVICE, "cuDeviceCanAccessPeer", out(ctypes.c_int), device, peer)
+    b.expect(SUCCESS, "cuDeviceCanAccessPeer", out(ctypes.c_int), 0, 0)
+
+
 # Mapping
 
 
@@ -273,3 +281,26 @@ def export_wants_the_handle_type_from_create(b):
     b.expect(SUCCESS, "cuMemImportFromShareableHandle", ctypes.byref(imported), fd.value, POSIX_FD)
     ctypes.CDLL(None).close(fd)
     b.expect(SUCCESS, "cuMemRelease", imported.value)
+
+
+@scenario
+def an_import_is_the_same_memory_and_outlives_what_it_came_from(b):
+    base, handle = b.reserve(2), b.create(handle_types=POSIX_FD)
+    b.map(base, handle)
+    b.allow(base)
+    b.cuda.do("cuMemsetD8", base, 5, b.page)
+    b.cuda.do("cuCtxSynchronize")
+    fd, imported = ctypes.c_int(-1), ctypes.c_uint64()
+    b.expect(SUCCESS, "cuMemExportToShareableHandle", ctypes.byref(fd), handle, POSIX_FD, 0)
+    b.expect(SUCCESS, "cuMemImportFromShareableHandle", ctypes.byref(imported), fd.value, POSIX_FD)
+    ctypes.CDLL(None).close(fd)
+    b.map(base + b.page, imported.value)
+    b.expect(SUCCESS, "cuMemRelease", imported.value)
+    b.allow(base + b.page)
+    b.cuda.do("cuMemUnmap", base, b.page)
+    b.done("cuMemUnmap", base, b.page)
+    b.cuda.do("cuMemRelease", handle)
+    b.done("cuMemRelease", handle)
+    byte = ctypes.create_string_buffer(1)
+    b.expect(SUCCESS, "cuMemcpyDtoH", byte, base + b.page, 1)
+    b.note("the byte", holds=byte.raw == b"\5")

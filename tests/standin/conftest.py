@@ -17,7 +17,13 @@ def loaded():
 @pytest.fixture
 def standin(loaded):
     """The stand-in, fresh; a test that leaves something behind fails."""
-    settings = {"capacity": 1 << 30, "granularity": 2 << 20, "version": 13000, "low_alignment": 0}
+    settings = {
+        "capacity": 1 << 30,
+        "granularity": 2 << 20,
+        "version": 13000,
+        "low_alignment": 0,
+        "others": 0,
+    }
     loaded.set(**settings, devices=2, undefined_counts=0, queue_limit=1024, missing_result=500)
     loaded.fail_at(0)
     loaded.fail_only("")

@@ -59,6 +59,7 @@ _CALLS = {
     "cuDeviceGetCount": (2000, [_PTR]),
     "cuDeviceGetName": (2000, [_PTR, _INT, _INT]),
     "cuDeviceGetAttribute": (2000, [_PTR, _INT, _INT]),
+    "cuDeviceCanAccessPeer": (4000, [_PTR, _INT, _INT]),
     "cuDevicePrimaryCtxRetain": (7000, [_PTR, _INT]),
     "cuDevicePrimaryCtxRelease": (11000, [_INT]),
     "cuDevicePrimaryCtxGetState": (7000, [_INT, _PTR, _PTR]),

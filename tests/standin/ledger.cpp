@@ -1,5 +1,7 @@
 #include "ledger.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
 namespace standin {
@@ -30,6 +32,10 @@ bool overlaps(const ByStart<Thing>& things, Address start, Size size) {
 }
 
 }  // namespace
+
+Physical::~Physical() {
+  if (shared_file >= 0) close(shared_file);
+}
 
 Reservation* Ledger::reservation_of(Address start, Size size) {
   Reservation* found = find_containing(reservations, start);

@@ -14,15 +14,23 @@
 
 namespace standin {
 
-/// Memory itself. It returns to its device when no handle refers to it and nothing maps it.
+/// Memory itself, on a file of its own where other processes may have it. It returns to its device when no
+/// handle refers to it and nothing maps it.
 struct Physical {
   std::uint64_t id = 0;
   int device = 0;  // Memory::host for pages in host memory
   Size offset = 0;
   Size size = 0;
   CUmemAllocationProp properties{};
+  int shared_file = -1;
+  bool imported = false;  // another process's: it takes nothing of ours
   long references = 0;
   long mappings = 0;
+
+  Physical() = default;
+  Physical(const Physical&) = delete;
+  Physical& operator=(const Physical&) = delete;
+  ~Physical();
 };
 /// The caller's name for it: of the create, or of one import. It lives while it is referenced or mapped.
 struct Handle {
@@ -92,8 +100,8 @@ struct Ledger {
   ByStart<Allocation> allocations;
   ByStart<Pinned> pinned;
   std::map<CUmemGenericAllocationHandle, std::shared_ptr<Handle>> handles;
-  std::map<std::uint64_t, std::weak_ptr<Physical>> exported;
-  std::map<int, Size> used;  // by device
+  std::map<std::uint64_t, std::weak_ptr<Physical>> shared;  // by the file's inode
+  std::map<int, Size> used;                                 // by device
   std::uint64_t next_physical = 1;
   Names handle_names{0x7A0000000001, 1};
 

@@ -61,7 +61,11 @@ std::string live(std::size_t& count) {
   out += ", " + list("mappings", ledger.mappings, spot);
   out += ", " + list("allocations", ledger.allocations, spot);
   out += ", " + list("host", ledger.pinned, spot);
-  out += ", " + list("streams", s.streams.streams, named);
+  out += ", " + list("streams", s.streams.streams, [](const std::shared_ptr<Stream>& stream) {
+           return "{\"id\": " + std::to_string(stream->id) +
+                  ", \"priority\": " + std::to_string(stream->priority) +
+                  ", \"site\": " + place(stream->from) + "}";
+         });
   out += ", " + list("events", s.streams.events, named);
   out += ", " + list("graphs", s.captures.graphs, drawn);
   out += ", " + list("executables", s.captures.executables, drawn);

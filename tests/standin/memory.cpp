@@ -62,12 +62,13 @@ void Memory::give(int device, Size offset, Size size) {
   free[offset] = size;
 }
 
-bool Memory::fill(Size offset, Size size, bool poison) const {
+bool Memory::fill(Size offset, Size size, bool poison, int other) const {
+  const int to = other >= 0 ? other : file();
   static const auto* bytes = new std::vector<char>(chunk, '\xFF');
-  if (!poison) return fallocate(file(), 0, static_cast<off_t>(offset), static_cast<off_t>(size)) == 0;
+  if (!poison) return fallocate(to, 0, static_cast<off_t>(offset), static_cast<off_t>(size)) == 0;
   for (Size done = 0; done < size;) {
     const ssize_t written =
-        pwrite(file(), bytes->data(), std::min(chunk, size - done), static_cast<off_t>(offset + done));
+        pwrite(to, bytes->data(), std::min(chunk, size - done), static_cast<off_t>(offset + done));
     if (written < 0 && errno != EINTR) return false;
     if (written > 0) done += static_cast<Size>(written);
   }
@@ -106,8 +107,9 @@ bool Memory::clear(Address start, Size size) {
   return true;
 }
 
-bool Memory::map(Address start, Size size, Size offset) const {
-  void* got = mmap(at(start), size, PROT_NONE, MAP_SHARED | MAP_FIXED, file(), static_cast<off_t>(offset));
+bool Memory::map(Address start, Size size, Size offset, int other) const {
+  const int from = other >= 0 ? other : file();
+  void* got = mmap(at(start), size, PROT_NONE, MAP_SHARED | MAP_FIXED, from, static_cast<off_t>(offset));
   if (got == MAP_FAILED) return false;
   madvise(at(start), size, MADV_DONTFORK);
   return true;

@@ -19,14 +19,15 @@ class Memory {
   std::optional<Size> take(int device, Size size);
   void give(int device, Size offset, Size size);
   /// Commits fresh bytes: 0xFF, which is NaN in every float type.
-  bool fill(Size offset, Size size, bool poison) const;
+  bool fill(Size offset, Size size, bool poison, int file = -1) const;
 
   /// 0 if it cannot be had. The address is a multiple of `alignment` plus `shift`.
   static Address reserve(Size size, Size alignment, Size shift, Address hint);
   static void unreserve(Address start, Size size);
   /// Nothing, that faults when touched, in place of what is there.
   static bool clear(Address start, Size size);
-  bool map(Address start, Size size, Size offset) const;
+  /// `file`: another than that of all devices.
+  bool map(Address start, Size size, Size offset, int file = -1) const;
   static bool protect(Address start, Size size, bool readable, bool writable);
 
  private:

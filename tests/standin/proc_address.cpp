@@ -49,6 +49,7 @@ const std::vector<Entry>& entries() {
       ENTRY(cuDeviceGetUuid, 11040, cuDeviceGetUuid_v2),
       ENTRY(cuDeviceTotalMem, 3020, cuDeviceTotalMem_v2),
       ENTRY(cuDeviceGetAttribute, 2000, cuDeviceGetAttribute),
+      ENTRY(cuDeviceCanAccessPeer, 4000, cuDeviceCanAccessPeer),
       ENTRY(cuDevicePrimaryCtxRetain, 7000, cuDevicePrimaryCtxRetain),
       ENTRY(cuDevicePrimaryCtxRelease, 11000, cuDevicePrimaryCtxRelease_v2),
       ENTRY(cuDevicePrimaryCtxSetFlags, 11000, cuDevicePrimaryCtxSetFlags_v2),

@@ -12,9 +12,11 @@ namespace standin {
 namespace {
 
 std::atomic<bool> is_child{false};
-constexpr std::array names{"capacity",       "granularity", "version",          "low_alignment",
-                           "devices",        "site_depth",  "queue_limit",      "seed",
-                           "missing_result", "fill",        "undefined_counts", "reuse_handles"};
+constexpr std::array names{
+    "capacity",         "granularity",   "version", "low_alignment",  "devices",
+    "site_depth",       "queue_limit",   "seed",    "missing_result", "fill",
+    "undefined_counts", "reuse_handles", "rdma",    "posix_fd",       "compute_capability",
+    "peer_granularity", "no_peer",       "others"};
 
 void read_environment(Settings& settings) {
   for (const char* name : names) {
@@ -38,6 +40,8 @@ bool Settings::set(const std::string& name, std::int64_t value) {
   const auto size = static_cast<Size>(value);
   if (name == "capacity")
     capacity = size;
+  else if (name == "others")
+    others = size;
   else if (name == "granularity")
     granularity = size;
   else if (name == "version")
@@ -58,6 +62,18 @@ bool Settings::set(const std::string& name, std::int64_t value) {
     fill = value != 0;
   else if (name == "reuse_handles")
     reuse_handles = value != 0;
+  else if (name == "no_peer" && value < 0)
+    strangers.clear();
+  else if (name == "no_peer")
+    strangers.insert({static_cast<int>(value) / Memory::devices, static_cast<int>(value) % Memory::devices});
+  else if (name == "peer_granularity")
+    peer_granularity = size;
+  else if (name == "rdma")
+    rdma = static_cast<int>(value);
+  else if (name == "posix_fd")
+    posix_fd = value != 0;
+  else if (name == "compute_capability")
+    compute_capability = static_cast<int>(value);
   else if (name == "undefined_counts")
     undefined_counts = value != 0;
   else

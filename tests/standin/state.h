@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <mutex>
 #include <random>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "capture.h"
 #include "faults.h"
@@ -21,6 +23,7 @@ namespace standin {
 struct Settings {
   std::uint64_t seed = 1;
   Size capacity = Size{1} << 30;  // of each device
+  Size others = 0;                // of that, what other processes have
   Size granularity = Size{2} << 20;
   int version = 13000;         // of the driver
   bool low_alignment = false;  // a reservation without alignment is aligned to 64 KiB and no better
@@ -30,8 +33,17 @@ struct Settings {
   std::size_t queue_limit = 1024;
   CUresult missing_result = CUDA_ERROR_NOT_FOUND;  // of cuGetProcAddress_v2 for what there is not
   bool fill = true;                                // fresh pages hold 0xFF
-  bool reuse_handles = false;                      // of pages and events: the last ended is the next given
+  std::set<std::pair<int, int>> strangers;  // (device, peer): the device cannot reach the peer's memory
+  Size peer_granularity = 0;                // of every device but the first; 0: as the first's
+  int rdma = 1;  // attribute 110: 0 says no; 2 says yes, but such pages cannot be opened (WSL2)
+  int compute_capability = 90;
+  bool posix_fd = true;        // attribute 103
+  bool reuse_handles = false;  // of pages and events: the last ended is the next given
 
+  bool reaches(int device, int peer) const { return !strangers.contains({device, peer}); }
+  Size granularity_of(int device) const {
+    return device == 0 || peer_granularity == 0 ? granularity : peer_granularity;
+  }
   /// False for an unknown name.
   bool set(const std::string& name, std::int64_t value);
 };

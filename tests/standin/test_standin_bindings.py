@@ -130,6 +130,7 @@ def test_a_capture(driver, context):
 BY_CTYPES = {
     "reserve_refuses_bad_arguments": {"cuMemAddressReserve"},
     "granularity_refuses_bad_arguments": {"cuMemGetAllocationGranularity"},
+    "can_access_peer_refuses_bad_arguments": {"cuDeviceCanAccessPeer"},
     "set_access_refuses_bad_arguments": {"cuMemSetAccess"},
 }
 

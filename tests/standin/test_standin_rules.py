@@ -143,6 +143,16 @@ def test_capacity(standin, cuda, bench):
     cuda.do("cuMemGetInfo", ctypes.byref(free), ctypes.byref(total))
     assert (free.value, total.value) == (0, 3 * bench.page)
 
+    # What another process takes is missing here, and comes back when it ends.
+    standin.set(capacity=6 * bench.page, others=2 * bench.page)
+    cuda.do("cuMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+    assert (free.value, total.value) == (bench.page, 6 * bench.page)
+    standin.set(others=4 * bench.page)
+    assert cuda.cuMemCreate(*arguments) == OUT_OF_MEMORY
+    cuda.do("cuMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+    assert free.value == 0
+    standin.set(capacity=3 * bench.page, others=0)
+
     # A mapping holds the memory, a second device has its own.
     base = bench.reserve(1)
     cuda.do("cuMemMap", base, bench.page, 0, handles[0], 0)

@@ -22,7 +22,7 @@ inline bool on_cuda() {
 inline std::unique_ptr<Driver> make_driver() {
   if (!on_cuda()) return std::make_unique<HostDriver>("vmm-test");
   standin_set("granularity", (4_KiB).count);  // the host's, which these tests are written for
-  return std::make_unique<CudaDriver>(0, true);
+  return std::make_unique<CudaDriver>(CudaOptions{.host_accessible = true});
 }
 
 /// Everything that was queued is over; on the host's default stream it always is.

@@ -49,7 +49,8 @@ TEST(a_budget_is_all_or_nothing_and_presses_the_others) {
 }
 
 TEST(illegal_transitions_raise) {
-  PageTable table({4});
+  MappedBytes sums;
+  PageTable table({4}, 64_KiB, sums);
   CHECK_THROWS(InvariantViolation, "Unmapped to Resident", table.move({0}, VirtualState::resident));
   CHECK_THROWS(InvariantViolation, "cannot be needed", table.set_need({0}, Need::kept));
   table.move({0}, VirtualState::mapping);

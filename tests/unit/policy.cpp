@@ -1,5 +1,6 @@
 // Policies: pure objects, told what was measured.
 #include "check.h"
+#include "policy/batch_size.h"
 #include "policy/growth_predictor.h"
 
 using namespace vmm;
@@ -41,7 +42,7 @@ TEST(the_horizon_covers_the_delay) {
     for (std::int64_t interval = 7; interval < 100'000'000; interval = interval * 5) {
       GrowthPredictor predictor;
       iterate(predictor, 3, Nanoseconds{interval});
-      predictor.delay(Nanoseconds{delay});
+      for (int i = 0; i < 20; ++i) predictor.delay(Nanoseconds{delay});
       const auto horizon = static_cast<std::int64_t>(predictor.horizon());
       const bool capped = predictor.horizon() == GrowthPredictor::most;
       CHECK(capped || (horizon - 1) * interval >= delay);
@@ -52,7 +53,7 @@ TEST(the_horizon_covers_the_delay) {
 TEST(the_horizon_is_bounded) {
   GrowthPredictor predictor;
   iterate(predictor, 3, 1ns);
-  predictor.delay(100s);
+  for (int i = 0; i < 20; ++i) predictor.delay(100s);
   CHECK(predictor.horizon() == GrowthPredictor::most);
 }
 
@@ -65,23 +66,36 @@ TEST(iterations_at_one_time_are_no_division_by_zero) {
 
 TEST(the_longest_delay_counts_and_is_forgotten_slowly) {
   GrowthPredictor predictor;
-  iterate(predictor, 3, 1ms);
-  predictor.delay(10ms);
-  CHECK(predictor.horizon() == 11);
+  Nanoseconds now = iterate(predictor, 3, 1ms);
+  predictor.delay(4ms);
+  CHECK(predictor.horizon() == 5);
   predictor.delay(1us);
+  CHECK(predictor.horizon() == 5);
+  now = iterate(predictor, 300, 1ms, now);
+  CHECK(predictor.horizon() >= 4);
+  predictor.delay(10ms);  // at once
   CHECK(predictor.horizon() == 11);
-  for (int i = 0; i < 40; ++i) predictor.delay(1us);
-  CHECK(predictor.horizon() < 8 && predictor.horizon() > 4);
-  for (int i = 0; i < 1'000; ++i) predictor.delay(1us);
+  now = iterate(predictor, 700, 1ms, now);
+  CHECK(predictor.horizon() > 5 && predictor.horizon() < 8);
+  iterate(predictor, 10'000, 1ms, now);
   CHECK(predictor.horizon() == 2);
-  predictor.delay(20ms);  // at once
-  CHECK(predictor.horizon() == 21);
+}
+
+TEST(one_long_interruption_is_not_taken_for_the_rule) {
+  GrowthPredictor predictor;
+  iterate(predictor, 10, 1ms);
+  predictor.delay(1ms);
+  predictor.delay(1s);
+  CHECK(predictor.horizon() == 9);
+  predictor.delay(1s);
+  predictor.delay(1s);
+  CHECK(predictor.horizon() > 100);
 }
 
 TEST(iterations_that_become_slower_or_faster_are_followed) {
   GrowthPredictor predictor;
   Nanoseconds now = iterate(predictor, 50, 1ms);
-  predictor.delay(8ms);
+  for (int i = 0; i < 3; ++i) predictor.delay(8ms);
   CHECK(predictor.horizon() == 9);
   now = iterate(predictor, 100, 8ms, now);
   CHECK(predictor.horizon() == 2 || predictor.horizon() == 3);
@@ -92,7 +106,30 @@ TEST(iterations_that_become_slower_or_faster_are_followed) {
 TEST(one_slow_iteration_does_not_blind_it) {
   GrowthPredictor predictor;
   const Nanoseconds now = iterate(predictor, 50, 1ms);
-  predictor.delay(8ms);
+  for (int i = 0; i < 3; ++i) predictor.delay(8ms);
   predictor.iteration(now + 9ms);  // of ten times the length
   CHECK(predictor.horizon() >= 4);
+}
+
+TEST(a_batch_comes_to_take_about_a_millisecond) {
+  BatchSize batch(2 << 20);
+  for (int i = 0; i < 20; ++i)  // 100 us for 2 MiB
+    batch.took(Nanoseconds{static_cast<std::int64_t>(batch.bytes() * 100'000 / (2 << 20))}, true);
+  CHECK(batch.bytes() > 19 << 20 && batch.bytes() < 21 << 20);
+  for (int i = 0; i < 20; ++i)  // now 4 ms
+    batch.took(Nanoseconds{static_cast<std::int64_t>(batch.bytes() * 4'000'000 / (2 << 20))}, true);
+  CHECK(batch.bytes() > 400 << 10 && batch.bytes() < 600 << 10);
+}
+
+TEST(a_batch_that_was_not_full_says_only_that_it_was_too_much) {
+  BatchSize batch(2 << 20);
+  batch.took(1us, false);
+  batch.took(Nanoseconds{0}, true);  // by a clock that stands still
+  CHECK(batch.bytes() == 2 << 20);
+  batch.took(1s, false);
+  CHECK(batch.bytes() == 1 << 20);  // one delay by others says little
+  for (int i = 0; i < 100; ++i) batch.took(1s, true);
+  CHECK(batch.bytes() == BatchSize::least);
+  for (int i = 0; i < 100; ++i) batch.took(1ns, true);
+  CHECK(batch.bytes() == BatchSize::most);
 }

@@ -279,3 +279,29 @@ TEST(the_time_until_what_was_announced_is_mapped) {
   CHECK(test.slots->take_delay() == Nanoseconds{1'200});
   CHECK(test.slots->take_delay() == Nanoseconds{0});
 }
+
+TEST(what_takes_several_batches_is_as_late_as_its_end) {
+  TestSlots test(16_MiB);
+  test.slots->announce(0, {349});  // 34 pages, and 32 are a batch
+  test.clock->advance(Nanoseconds{500});
+  CHECK(test.pager->poll(test.clock->now()).now);
+  CHECK(test.slots->take_delay() == Nanoseconds{0});
+  test.clock->advance(Nanoseconds{700});
+  CHECK(!test.pager->poll(test.clock->now()).now);
+  CHECK(test.slots->take_delay() == Nanoseconds{1'200});
+}
+
+TEST(who_is_served_while_others_wait_was_not_late) {
+  TestSlots test(16_MiB);
+  test.slots->announce(1, {10});
+  test.slots->announce(0, {349});
+  test.clock->advance(Nanoseconds{100});
+  test.pager->poll(test.clock->now());
+  CHECK(test.slots->take_delay() == Nanoseconds{100});  // slot 1
+  test.clock->advance(Nanoseconds{300});
+  test.slots->announce(2, {10});
+  test.clock->advance(Nanoseconds{100});
+  test.settle();
+  CHECK(test.slots->take_delay() == Nanoseconds{500});  // slot 0
+  CHECK((test.mapped(2) == Mapped{1, 1, 1}));
+}

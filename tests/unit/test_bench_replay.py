@@ -36,6 +36,10 @@ def test_replay(traces):
     assert metrics["hide_ratio"] <= 1
     assert metrics["worst_hide_ratio"] <= metrics["hide_ratio"]
     assert metrics["peak_sequences_vs_static"] > 1
+    # Most of a cold start is creating memory; some of it is mapping.
+    cold, warm = (metrics[f"burst_first_prompts_stall_ms{suffix}"] for suffix in ("", "_warm"))
+    assert 0 < warm < cold / 2
+    assert 0 < metrics["burst_first_prompts_longest_stall_ms_warm"] <= warm
 
 
 def test_a_trace_that_is_not_there(monkeypatch, tmp_path):

@@ -108,7 +108,7 @@ def test_a_gpu_is_described_and_not_claimed_to_be_used(fake, fake_folder):
     assert "not yet measured on a GPU" in finding.found
     assert finding.found.endswith("; pip install 'kvmm[cuda]' to see attributes")
     assert finding.advice is None
-    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30}]
+    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30, "peers": []}]
     assert said["library"] == str(fake_folder / "libcuda.so.1")
     report = verify_installation()
     assert report.driver == "host"
@@ -178,10 +178,14 @@ def test_attributes_are_read_through_cuda_bindings(checked):
     version = pytest.importorskip("cuda.bindings", exc_type=ImportError).__version__
     finding, said = checked(Path(cuda_standin.library()).parent)
     assert finding.status == "ok"
-    assert "vmm stand-in (1.0 GiB, compute capability 9.0, pages of 2.0 MiB and more)" in finding.found
+    words = "1.0 GiB, compute capability 9.0, pages of 2.0 MiB and more"
+    special = "RDMA, shareable by file descriptor"
+    for peer in ("cuda:0", "cuda:1"):
+        assert f"vmm stand-in ({words}, peers {peer}, {special})" in finding.found
     assert "pip install" not in finding.found
     assert (said["version"], said["bindings"], said["bindings_error"]) == (13000, version, None)
     first, second = said["devices"]
+    assert (first.pop("peers"), second.pop("peers")) == ([1], [0])
     assert first == second
     assert first == {
         "name": "vmm stand-in",
@@ -189,6 +193,7 @@ def test_attributes_are_read_through_cuda_bindings(checked):
         "compute_capability": "9.0",
         "virtual_memory": True,
         "posix_fd_handles": True,
+        "gpu_direct_rdma": True,
         "fabric_handles": False,
         "host_virtual_memory": True,
         "host_numa_virtual_memory": True,
@@ -196,6 +201,19 @@ def test_attributes_are_read_through_cuda_bindings(checked):
         "granularity_bytes": 2**21,
         "recommended_granularity_bytes": 2**21,
     }
+
+
+def test_a_gpu_that_others_cannot_reach(checked, monkeypatch):
+    """Device 1 cannot reach device 0: 0 can be had for a peer by a pool on 1, not the other way."""
+    monkeypatch.setenv("VMM_STANDIN_NO_PEER", str(1 * 16 + 0))
+    _, said = checked(Path(cuda_standin.library()).parent)
+    assert [device["peers"] for device in said["devices"]] == [[], [0]]
+
+
+def test_wsl2_is_told(fake, monkeypatch):
+    assert "WSL2" not in fake("one device")[0].found
+    monkeypatch.setattr(cuda, "on_wsl2", lambda: True)
+    assert "WSL2: arenas are twice the budget, and RDMA may be" in fake("one device")[0].found
 
 
 def test_a_gpu_without_virtual_memory_is_a_warning(with_attributes, checked):
@@ -221,7 +239,7 @@ def test_attributes_that_end_the_probe_do_not_lose_the_rest(with_attributes, che
     finding, said = checked(with_attributes, behaviour)
     assert finding.status == "warning"
     assert words in finding.found
-    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30}]
+    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30, "peers": []}]
 
 
 def test_cuda_bindings_that_do_not_fit_the_driver_are_a_warning(fake_folder, checked):
@@ -230,7 +248,7 @@ def test_cuda_bindings_that_do_not_fit_the_driver_are_a_warning(fake_folder, che
     assert finding.status == "warning"
     assert "cuda-bindings cannot read the devices' attributes: RuntimeError" in finding.found
     assert "pip install 'kvmm[cuda]'" in finding.advice
-    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30}]
+    assert said["devices"] == [{"name": "Fake GPU 7", "memory_bytes": 80 * 2**30, "peers": []}]
 
 
 def test_cuda_bindings_are_found_and_not_imported():

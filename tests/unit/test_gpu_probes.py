@@ -10,9 +10,13 @@ import pytest
 import torch
 from cuda_standin import library
 
+from benchmarks.gpu import crew as crew_module
+from benchmarks.gpu.clock import Deadline
+from benchmarks.gpu.crew import Crew
 from child import run_child
 
 ROOT = Path(__file__).parents[2]
+WHERE = ("thread", "process")
 PREAMBLE = f"""
 import json, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests/unit")!r}]
@@ -22,9 +26,13 @@ standin.set(queue_limit=4096)
 from conformance_bench import Bench
 from cuda_calls import Cuda
 from benchmarks.gpu import (
-    probe_attention, probe_beside_work, probe_captures, probe_memory, probe_refusals, probe_times, probe_what
+    probe_attention, probe_beside_work, probe_jitter, probe_memory, probe_over_read, probe_sdpa, probe_times,
+    probe_what, probes, questions
 )
 KIB = 1024
+import os
+os.environ["LD_LIBRARY_PATH"] = {str(ROOT / "build/standin")!r}
+os.environ["PYTHONPATH"] = os.pathsep.join([{str(ROOT)!r}, {str(ROOT / "tests/standin")!r}])
 def show(**probes):
     cuda = Cuda(standin.library)
     print(json.dumps({{name: dict(probe(Bench(cuda))) for name, probe in probes.items()}}))
@@ -51,10 +59,10 @@ show(
     numa=probe_what.host_numa_pages,
     times=lambda b: probe_times.call_times(b, in_all=4 * 2**20, sizes=(64 * KIB, 256 * KIB)),
     spans=lambda b: probe_times.spans(b, counts=(1, 4)),
-    refusals=probe_refusals.refusals,
-    captures=probe_captures.captures,
     beside=lambda b: probe_beside_work.beside_long_work(b, work_bytes=64 * KIB, memsets=20),
-    jitter=lambda b: probe_beside_work.launch_jitter(b, seconds=0.05),
+    jitter=lambda b: probe_jitter.launch_jitter(b, seconds=0.05),
+    events=lambda b: probe_times.event_times(b, rounds=20),
+    zeroing=lambda b: probe_times.zeroing(b, sizes=(64 * KIB, 128 * KIB)),
 )
 """)
 
@@ -85,26 +93,48 @@ def test_times(driver_answers):
     }
 
 
-def test_refusals(driver_answers):
-    answers = driver_answers["refusals"]
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """Every question, asked by the crew as on a GPU, with the stand-in as libcuda.so.1."""
+    folder = tmp_path_factory.mktemp("questions")
+    items = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew_module, "BUILD", folder / "build")
+        patch.setenv("LD_LIBRARY_PATH", str(Path(library()).parent))
+        Crew("benchmarks.gpu.questions", each_s=60, built=False).run(Deadline(200), items)
+    return items
+
+
+def test_every_question_is_answered(answered):
+    """The stand-in ends the process of who uses what is not there: those, and only those, are lost on it."""
+    lost = {name for name, item in answered.items() if item["status"] == "died"}
+    assert all("unmapped before" in name or "not reserved" in name for name in lost)
+    unanswered = {name for name, item in answered.items() if "not answered" in (item.get("values") or {})}
+    assert all(name.startswith("10 ") for name in unanswered)
+    assert {item["status"] for item in answered.values()} <= {"ok", "died"}
+    counts = [sum(name.startswith(f"{number} ") for name in answered) for number in (4, 5, 8, 9, 10)]
+    assert counts == [25, 16, 25, 14, 8]
+
+
+def test_refusals(answered):
     invalid, fine = "1 CUDA_ERROR_INVALID_VALUE", "0 CUDA_SUCCESS"
-    assert answers["unmap a hole"] == invalid
-    assert answers["unmap neighbours in one call"] == answers["open twice"] == fine
-    assert answers["map less than the handle"] == invalid
-    assert answers["map over half of a mapping"] == invalid
-    halves = answers["unmap the first half of a mapping; read both; unmap all"]
+
+    def said(what):
+        return answered[f"4 {what}"]["values"]["answer"]
+
+    assert said("unmap a hole") == invalid
+    assert said("unmap neighbours in one call") == said("open twice") == fine
+    assert said("map less than the handle") == invalid
+    assert said("map over half of a mapping") == invalid
+    halves = said("unmap the first half of a mapping; read both; unmap all")
     assert halves == f"{invalid}, {fine}, {fine}, {fine}"
-    comes_back = answers["release a mapped handle; read; unmap; does the memory come back"]
+    comes_back = said("release a mapped handle; read; unmap; does the memory come back")
     assert comes_back == f"{fine}, {fine}, {fine}, yes"
-    assert answers["read an unmapped address"] == invalid
-    assert len(answers) == 25
-    assert not [what for what in answers if "context" in what]
+    assert said("read an unmapped address") == invalid
 
 
-def test_captures(driver_answers):
-    answers = driver_answers["captures"]
-    assert len(answers) == 16
-    ways = answers["cuMemMap"]
+def test_captures(answered):
+    ways = answered["5 cuMemMap"]["values"]["answer"]
     assert len(ways) == 12
     assert ways["GLOBAL, own thread"].startswith("900 ")
     assert "capture 901" in ways["GLOBAL, own thread"]
@@ -113,15 +143,127 @@ def test_captures(driver_answers):
     assert ways["RELAXED, own thread, RELAXED"] == "0 CUDA_SUCCESS; capture 0 CUDA_SUCCESS"
 
 
+def test_unmapping_in_ones_own_capture(answered):
+    refused = answered["9 unmap in one's own global capture"]["values"]
+    assert refused["unmap"].startswith("900 ")
+    assert refused["end of the capture"].startswith("901 ")
+    assert refused["the page is still there"]
+    assert answered["9 unmap in one's own global capture, RELAXED"]["values"]["the memset was run"]
+
+
+def test_graphs_whose_pages_change(answered):
+    """The stand-in runs a graph's nodes on whatever is mapped there."""
+    both = "bytes of the page and of the other"
+    for when in ("instantiated", "launched"):
+        seen = answered[f"9 memcpy from a page, remapped before it is {when}"]["values"]
+        assert seen["launch"] == "0 CUDA_SUCCESS"
+        assert seen[both] == [5, 5]
+        assert answered[f"9 memcpy to a page, remapped before it is {when}"]["values"][both] == [1, 1]
+        assert answered[f"9 memset of a page, remapped before it is {when}"]["values"][both][0] == 7
+
+
+def test_memsets_and_copies_of_unmapped_addresses(answered):
+    said = {name: item["values"].get("answer") for name, item in answered.items() if name[0] == "8"}
+    assert said["8 cuMemsetD8, of a reservation, unmapped"].startswith("1 CUDA_ERROR_INVALID_VALUE")
+
+
+def test_a_question_that_ends_the_context_has_a_fresh_process_after_it(tmp_path, monkeypatch):
+    """What it said before is kept; what it raised is an answer."""
+    (tmp_path / "made_questions.py").write_text(
+        """
+import os
+from benchmarks.gpu import questions
+class Gone:
+    def __init__(self, cuda):
+        self.cuda = self
+    def cuCtxSynchronize(self):
+        return 700
+def kills(b):
+    yield "pid", os.getpid()
+    raise RuntimeError("an illegal memory access")
+def items():
+    questions.Bench, questions.Cuda = Gone, lambda library: None
+    questions.ctypes.CDLL = lambda name: None
+    return {name: (lambda: questions.answers(kills)) for name in "ab"}
+import benchmarks.gpu.probe_what
+benchmarks.gpu.probe_what.named = lambda cuda, code: f"{code} ILLEGAL_ADDRESS"
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(crew_module, "BUILD", tmp_path / "build")
+    items = {}
+    Crew("made_questions", each_s=20, built=False).run(Deadline(60), items)
+    first, second = items["a"], items["b"]
+    assert first["status"] == second["status"] == "ok"
+    assert first["values"]["the context then"] == "700 ILLEGAL_ADDRESS"
+    assert first["values"]["not answered"] == "RuntimeError: an illegal memory access"
+    assert first["values"]["pid"] != second["values"]["pid"]
+
+
 def test_calls_beside_work(driver_answers):
     beside = driver_answers["beside"]
     assert beside["cuMemMap beside memsets"]["work_still_running"]  # the stand-in runs nothing before it must
     assert len(beside) == 7  # no kernel of torch's here
     jitter = driver_answers["jitter"]
-    assert set(jitter) == {"idle", "a call without memory", "map and unmap", "create and release"}
-    for name, seen in jitter.items():
+    kinds = ("a call without memory", "create and release", "set access", "map and unmap")
+    for name in ("idle", *(f"{kind}, in another {where}" for kind in kinds for where in WHERE)):
+        seen = jitter[name]
+        assert not isinstance(seen, str), seen
         assert seen["launch"]["n"] == seen["launch_and_end"]["n"] > 0
-        assert (seen["in_background"] > 0) == (name != "idle")
+        assert name == "idle" or seen["in_background"] > 0
+    assert len(jitter) == 1 + 2 * 5
+
+
+def test_calls_of_every_step(driver_answers):
+    for name, seen in driver_answers["events"].items():
+        assert isinstance(seen, bool) or seen["n"] in (20, 40), name
+    assert len(driver_answers["events"]) == 2 * 10 + 2
+    assert driver_answers["zeroing"]["128 KiB"]["n"] == 20
+    assert len(driver_answers["zeroing"]["bytes of pages created anew"]) == 4
+
+
+OVER_READ = """
+import torch
+from vmm.benchmarks.attention_kernels import reference
+def right(q, k, v):
+    return torch.cat([reference(q[:, at : at + 1], k, v) for at in range(q.shape[1])], 1)
+def reads_on(q, k, v):
+    one_more = (1, k.shape[1] + 1, *k.shape[2:])
+    return right(q, *(each.as_strided(one_more, each.stride()) for each in (k, v)))
+def probe(kernel, beyond):
+    return lambda b: probe_over_read.over_read(kernel, beyond, b, device="cpu")
+"""
+
+
+def test_over_reads_are_seen():
+    answers = found(
+        OVER_READ
+        + """
+show(
+    fine=probe(right, "NaN"), unmapped=probe(right, "unmapped"), wrong=probe(reads_on, "NaN"),
+    torchs=probe("FLASH_ATTENTION", "unmapped"), refused=probe("EFFICIENT_ATTENTION", "NaN"),
+)
+"""
+    )
+    for name in ("fine", "unmapped", "torchs"):
+        for queries in (1, 64):
+            assert answers[name][f"{queries} queries, relative error"] < 0.02
+    assert str(answers["wrong"]["1 queries, relative error"]) == "nan"
+    assert "Error" in answers["refused"]["1 queries"]
+
+
+def test_an_over_read_into_nothing_ends_the_process():
+    assert run_child(PREAMBLE + OVER_READ + 'show(x=probe(reads_on, "unmapped"))').returncode < 0
+
+
+def test_what_sdpa_chooses():
+    answers = found("""
+show(choices=lambda b: probe_sdpa.choices(b, device="cpu", context=64))
+""")["choices"]
+    assert "ran: " in answers["bfloat16, 1 queries, 4 layers in a record"]
+    assert "attention" in answers["float32, 64 queries, 1 layers in a record"]
+    assert len(answers["first and second calls of FLASH_ATTENTION, ms"]) == 4
+    assert "Error" in answers["first and second calls of CUDNN_ATTENTION, ms"]
 
 
 def test_tensors_over_host_device_and_no_pages():
@@ -175,11 +317,27 @@ show(seqused=lambda b: probe_attention.seqused_recipe(b, device="cpu", heads=1))
 
 def test_every_probe_is_an_item_of_the_script():
     names = found("""
-from benchmarks.gpu import probes
-print(json.dumps(sorted(probes.PROBES)))
+import importlib
+for where in probes.PROBES.values():
+    module, _, name = where.rpartition(".")
+    assert callable(getattr(importlib.import_module(f"benchmarks.gpu.{module}"), name)), where
+print(json.dumps([list(probes.items()), list(questions.items())]))
 """)
-    assert {name[0] for name in names} == set("1234567")
-    assert len(names) == 13
+    assert {name.split()[0] for each in names for name in each} == {str(number) for number in range(1, 11)}
+    assert len(names[0]) == 14
+
+
+def test_a_mistake_in_one_probe_costs_that_one():
+    names = found("""
+questions.MODULES = ("no_such_module", "probe_graphs")
+found = questions.items()
+try:
+    found["no_such_module"]()
+except ModuleNotFoundError:
+    print(json.dumps(list(found)))
+""")
+    assert "no_such_module" in names
+    assert len(names) > 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

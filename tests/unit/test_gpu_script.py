@@ -1,14 +1,18 @@
 """The GPU script: what it does with what its sections find, and its conformance section on the stand-in."""
 
+import errno
 import importlib.machinery
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
 import pytest
+import torch
 from cuda_standin import library
 
 from benchmarks.gpu import __main__ as script
@@ -16,6 +20,7 @@ from benchmarks.gpu import bench_items
 from benchmarks.gpu.clock import Deadline
 from benchmarks.gpu.sections import Outcome, Section, sections
 from benchmarks.gpu.table import rendered
+from vmm.benchmarks import growth
 from vmm.benchmarks.report import Report
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +28,9 @@ ROOT = Path(__file__).parents[2]
 
 def section(items, judge=lambda items: [], checks=True):
     class Fixed:
-        def run(self, deadline):
-            return items
+        def run(self, deadline, found, changed):
+            found.update(items)
+            changed()
 
     return Section("made", Fixed(), 10, judge, checks)
 
@@ -33,8 +39,13 @@ def test_outcomes():
     fine, short = {"status": "ok"}, {"status": "cut short", "error": "no time was left"}
     skipped, hung = {"status": "skipped", "error": "no GPU"}, {"status": "timed out", "error": "timed out"}
 
+    def run(made, seconds):
+        outcome = Outcome("made")
+        made.run(Deadline(seconds), outcome)
+        return outcome
+
     def status(items, **options):
-        return section(items, **options).run(Deadline(10)).status
+        return run(section(items, **options), 10).status
 
     assert status({"a": fine}) == "passed"
     assert status({"a": fine}, checks=False) == "measured"
@@ -43,7 +54,7 @@ def test_outcomes():
     assert status({"a": fine, "b": short}) == "cut short"
     assert status({"a": hung}, checks=False) == "cut short"
     assert status({"a": fine}, judge=lambda items: ["wrong"]) == "failed"
-    late = section({"a": fine}).run(Deadline(0))
+    late = run(section({"a": fine}), 0)
     assert (late.status, late.reason) == ("not run", "no time was left")
 
 
@@ -232,3 +243,155 @@ def test_benchmarks_that_are_not_there_or_know_no_gpu(made_bench):
         with pytest.raises(bench_items.SkipTest, match=words):
             bench_items.measured(name)
     assert set(bench_items.items()) == {"attention", "map", "growth"}
+
+
+def started(tmp_path, items, *arguments):
+    """The script, in a process of its own, with one section of these items."""
+    (tmp_path / "made_items.py").write_text(items)
+    code = f"""
+import sys
+from pathlib import Path
+from benchmarks.gpu import __main__ as script, crew, machine
+from benchmarks.gpu.sections import Section, sections
+crew.BUILD = Path({str(tmp_path / "build")!r})
+machine.cuda_devices = lambda: ([{{"name": "NVIDIA Made-Up", "memory_bytes": 1}}], "")
+wrong = next(each for each in sections() if each.name == "probes").judge
+made = crew.Crew("made_items", 30, built=False, separate=True)
+script.sections = lambda build: [Section("made", made, 60, wrong), Section("next", made, 60, wrong)]
+sys.exit(script.main(sys.argv[1:]))
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "--out", str(tmp_path / "out"), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def written(tmp_path):
+    """The results, once the item that hangs has begun."""
+    for _ in range(3000):
+        for path in (tmp_path / "out").glob("gpu-made-up-*.json"):
+            results = json.loads(path.read_text())
+            if "hangs" in results["sections"][0]["items"]:
+                return results
+        time.sleep(0.01)
+    raise AssertionError("nothing was written")
+
+
+HANGS = """
+import os, time
+def hangs():
+    yield "pid", os.getpid()
+    time.sleep(1000)
+def items(): return {"fine": lambda: {"nan": float("nan")}, "hangs": hangs, "after": int}
+"""
+
+
+def ended(pid):
+    for _ in range(500):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_whatever_kills_it_the_results_are_there(tmp_path, number):
+    process = started(tmp_path, HANGS)
+    written(tmp_path)
+    os.kill(process.pid, number)
+    said = process.communicate(timeout=60)[0]
+    results = written(tmp_path)
+    assert results["device"]["name"] == "NVIDIA Made-Up"
+    assert {"commit", "driver", "sources"} <= set(results["machine"])
+    made, following = results["sections"]
+    assert made["items"]["fine"] == {"values": {}, **made["items"]["fine"]}
+    assert made["items"]["fine"]["result"] == {"nan": "nan"}
+    assert (following["status"], following["reason"]) == ("not run", "not reached")
+    assert not results["complete"]
+    table = next((tmp_path / "out").glob("*.md")).read_text()
+    assert "| made |" in table
+    if number != signal.SIGKILL:
+        assert process.returncode == 1, said
+        assert results["stopped"] == signal.Signals(number).name
+        assert made["status"] == "cut short"
+        assert "| made | cut short |" in said
+    pid = made["items"]["hangs"]["values"].get("pid")
+    assert pid is None or ended(pid)
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_disk_that_is_full_ends_nothing(one_gpu, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(script, "sections", lambda build: [section({"x": {"status": "ok"}})])
+    monkeypatch.setattr(Path, "write_text", full)
+    assert script.main(["--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "No space left" in said.err
+    assert "| made | passed |" in said.out
+
+
+def test_a_mistake_in_one_section_is_a_line(one_gpu, tmp_path, monkeypatch):
+    def mistaken(items):
+        raise NameError("judge")
+
+    chosen = [section({"x": {"status": "ok"}}, mistaken), section({"x": {"status": "ok"}})]
+    monkeypatch.setattr(script, "sections", lambda build: chosen)
+    assert script.main(["--out", str(tmp_path)]) == 1
+    results = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert [each["status"] for each in results["sections"]] == ["failed", "passed"]
+    assert results["complete"]
+
+
+def test_time_is_kept_for_what_comes_later(one_gpu, tmp_path, monkeypatch):
+    allowed = []
+
+    class Asks:
+        def run(self, deadline, found, changed):
+            allowed.append(deadline.left)
+
+    chosen = [Section(name, Asks(), 100, lambda items: [], least_s=40) for name in "abc"]
+    monkeypatch.setattr(script, "sections", lambda build: chosen)
+    script.main(["--out", str(tmp_path), "--seconds", "150"])
+    assert [round(each, -1) for each in allowed] == [70, 100, 100]
+
+
+def test_one_section_brings_what_it_stands_on():
+    chosen = sections()
+    assert script._with_needs(["growth"], chosen) == {"build", "growth"}
+    order = [each.name for each in chosen]
+    assert order.index("map") < order.index("attention")
+    assert sum(each.least_s for each in chosen) < script.SECONDS
+    assert script.SECONDS + script._GRACE_S < 540
+
+
+def test_programs_that_hang_or_are_not_there():
+    assert script.machine.bounded([sys.executable, "-c", "import time; time.sleep(60)"], 0.2) is None
+    assert script.machine.bounded(["/no/such/program"], 5) is None
+    assert script.machine.bounded([sys.executable, "-c", "print(7)"], 30).stdout == "7\n"
+
+
+def test_a_benchmark_is_told_how_long_it_may_take(made_bench, monkeypatch):
+    monkeypatch.setenv("VMM_GPU_SECONDS", "85")
+    told = []
+    made_bench.run = lambda progress, device, seconds=7.0: (
+        told.append(seconds) or Report("made", device, {"speed": 2.0})
+    )
+    bench_items.measured("made")
+    monkeypatch.setenv("VMM_GPU_SECONDS", "3")
+    bench_items.measured("made")
+    assert told == [60.0, 1.0]
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_growth_that_has_no_time_says_so():
+    report = growth.run(lambda stage: None, "cpu", seconds=-1.0)
+    assert "tokens" in report.environment["skipped"]
+    assert report.metrics == {}

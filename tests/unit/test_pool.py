@@ -3,6 +3,8 @@
 import ctypes.util
 import logging
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -62,6 +64,36 @@ def test_the_default_budget_is_a_part_of_what_is_available(monkeypatch):
     assert Pool().budget_bytes == 2**29
 
 
+def test_a_budget_can_be_lowered_on_a_full_machine(monkeypatch):
+    pool = Pool(32 * PAGE)
+    lease = map_pages(pool, 10)
+    free = "vmm.pool.available_bytes" if pool._ordinal < 0 else "vmm._core.Pool.device_free_bytes"
+    monkeypatch.setattr(free, lambda *_: 0)
+    pool.budget_bytes = 20 * PAGE
+    with pytest.raises(InvalidArgument, match="budget"):
+        pool.budget_bytes = 21 * PAGE
+    pool.budget_bytes = 5 * PAGE
+    pool.budget_bytes = 10 * PAGE  # as much as it holds
+    assert lease.mapped_bytes == 10 * PAGE
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1e-9, 2e9, float("nan"), "60"])
+def test_bad_idle_times(bad):
+    with pytest.raises(InvalidArgument, match="idle_seconds is"):
+        Pool("1MiB", idle_seconds=bad)
+
+
+def test_what_idles_is_given_back_by_itself():
+    with Pool(32 * PAGE, idle_seconds=0.001) as pool, Pool(32 * PAGE, idle_seconds=None) as other:
+        used, keeps = map_pages(pool, 4), map_pages(other, 8)
+        idle = map_pages(pool, 8)
+        del idle, keeps
+        while pool.stats().created_bytes > 4 * PAGE:
+            time.sleep(0.001)  # the pager does it
+        assert used.mapped_bytes == 4 * PAGE
+        assert other.stats().mapped_bytes == 8 * PAGE
+
+
 def test_the_default_pool_is_remade_after_close():
     first = default_pool()
     assert default_pool() is first
@@ -101,6 +133,61 @@ def test_trim_gives_back_what_nobody_needs():
     assert pool.trim("128KiB") == 2 * PAGE
     assert pool.trim() == 6 * PAGE
     assert os.fstat(pool._core.memfd).st_blocks * 512 == used.mapped_bytes == 4 * PAGE
+
+
+def test_what_is_warm_need_not_be_created_again():
+    pool = Pool("64MiB")
+    assert pool.warm("16MiB") == 2**24
+    assert pool.warm(2**24) == 0
+    before = pool.stats()
+    assert before.free_bytes == before.created_bytes == 2**24
+    lease = pool.reserve(page_bytes=pool.default_page_bytes, extent_bytes=2**24, extents=1)
+    lease.map([(0, 2**24 // pool.default_page_bytes)])
+    assert pool.stats().pages_created == before.pages_created
+    assert lease.mapped_bytes == 2**24
+    pool.check()
+    del lease
+    assert pool.trim() == 2**24
+
+
+def test_warm_is_as_much_as_the_budget_has_left():
+    pool = Pool(64 * PAGE)
+    lease = map_pages(pool, 48)
+    assert pool.warm(64 * PAGE, page_bytes=PAGE) == 16 * PAGE
+    assert pool.warm(64 * PAGE, page_bytes=PAGE) == 0
+    assert lease.mapped_bytes == 48 * PAGE
+    pool.check()
+
+
+@pytest.mark.parametrize("bad", ["12 XB", "", 0, -1, 2**63, 3.5, True, None])
+def test_bad_sizes_of_what_is_to_be_warm(bad):
+    pool = Pool("1MiB")
+    with pytest.raises(InvalidArgument, match="wanted"):
+        pool.warm(bad)
+    assert pool.stats().created_bytes == 0
+
+
+def test_bad_uses_of_warm():
+    pool = Pool("64MiB")
+    with pytest.raises(InvalidArgument, match=r"wanted is 64.1 MiB; expected at most 64.0 MiB, the budget"):
+        pool.warm(2**26 + 2**17)
+    for page_bytes in (1000, 3 * 2**21, 0, "x"):
+        with pytest.raises(InvalidArgument, match="page_bytes"):
+            pool.warm("1MiB", page_bytes=page_bytes)
+    pool.close()
+    with pytest.raises(Closed):
+        pool.warm("1MiB")
+    assert pool.stats().created_bytes == 0
+
+
+def test_others_run_while_memory_is_made_warm():
+    pool = Pool("256MiB")
+    with ThreadPoolExecutor(1) as worker:
+        job = worker.submit(pool.warm, "256MiB")
+        leases = [map_pages(pool, 1 + i % 32) for i in range(20)]
+        job.result()
+    assert sum(lease.mapped_bytes for lease in leases) == pool.stats().mapped_bytes
+    pool.check()
 
 
 def test_use_after_close():

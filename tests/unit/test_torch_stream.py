@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 import vmm.pool
 import vmm.stream
-from vmm import KVTensor
+from vmm import KVCache, KVTensor
 from vmm.integrations.transformers import VmmCache
 from vmm.testing import settle
 
@@ -102,17 +102,64 @@ def test_zeroing_is_ordered_with_torch_s_work(gpu):
     assert piece.eq(0).all()
 
 
-def test_another_stream_is_recorded(gpu, monkeypatch):
+OF_A_TENSOR = {
+    "itself": lambda t: t,
+    "a view": lambda t: t.transpose(0, 1),
+    "a slice": lambda t: t[:, :512],
+    "a slice within a page": lambda t: t[0, 3:5],
+    "a view of a slice": lambda t: t[:, :512].transpose(0, 1)[2:],
+}
+
+
+@pytest.mark.parametrize("what", OF_A_TENSOR)
+def test_another_stream_is_recorded(gpu, what):
     t = tensor(gpu)
     other = gpu.pool._core.create_stream()
     over = []
-    t.record_stream(SimpleNamespace(cuda_stream=other))
+    OF_A_TENSOR[what](t).record_stream(SimpleNamespace(cuda_stream=other))
     reads = [(t.data_ptr(), 512 * 256)]
+    for _ in range(500):  # so that it is late
+        gpu.standin.launch(other)
     assert gpu.standin.launch(other, lambda: over.append(True), reads=reads) == SUCCESS
     t.close()
     gpu.pool.trim()
     assert over
     gpu.pool._core.destroy_stream(other)
+
+
+@pytest.mark.parametrize("what", ["KVCache", "a sequence", "VmmCache"])
+def test_another_stream_is_recorded_by_what_a_cache_shows(gpu, what):
+    other = gpu.pool._core.create_stream()
+    if what == "VmmCache":
+        cache = VmmCache(config(), pool=gpu.pool)
+        k = cache.update(*states(300), 0)[0]
+    else:
+        cache = KVCache(1, 2, 64, torch.float32, max_tokens=1024, max_sequences=1, pool=gpu.pool)
+        sequence = cache.open(300)
+        cache.step(torch.tensor([sequence.slot], dtype=torch.int32), torch.tensor([300], dtype=torch.int32))
+        k = cache.kv(0)[0] if what == "KVCache" else sequence.kv(0)[0]
+        cache.end()
+    over = []
+    k.transpose(0, 1).record_stream(SimpleNamespace(cuda_stream=other))
+    reads = [(k.data_ptr(), 256)]
+    for _ in range(500):
+        gpu.standin.launch(other)
+    assert gpu.standin.launch(other, lambda: over.append(True), reads=reads) == SUCCESS
+    if what == "VmmCache":
+        del cache, k
+    else:
+        cache.close()
+        del cache, sequence, k
+    gpu.pool.trim()
+    assert over
+    gpu.pool._core.destroy_stream(other)
+
+
+def test_other_tensors_are_torch_s_to_record(gpu):
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        torch.ones(1).record_stream(torch.Stream(device="cpu"))
+    with pytest.raises(vmm.InvalidArgument, match="stream"):
+        tensor(gpu)[:, :3].record_stream("no stream")
 
 
 def states(tokens=300):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vmm.doctor import cuda_probe
 from vmm.doctor.report import Facts, Finding
+from vmm.sharing import on_wsl2
 from vmm.units import format_bytes
 
 _LIBRARY = "libcuda.so.1"
@@ -18,12 +19,14 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Windows's subsystem
 _FROM_LIBCUDA = ("library", "load_error", "version", "devices", "failed", "code", "error")
 _UNKNOWN: Facts = dict.fromkeys((*_FROM_LIBCUDA, "bindings", "bindings_error", "ended"))
 _NOT_USED = "not used yet but by a pool made for it, and not yet measured on a GPU"
+_WORDS = {"gpu_direct_rdma": "RDMA", "posix_fd_handles": "shareable by file descriptor"}
 _INSTALL = "pip install 'kvmm[cuda]'"
 _LOOK = "see nvidia-smi and CUDA_VISIBLE_DEVICES; it does not matter to the CPU"
 
 
 def libcuda(facts: Facts) -> Finding:
     folder = _bindings_folder()
+    facts["wsl2"] = on_wsl2()
     said = facts["cuda"] = _ask(_LIBRARY, _SECONDS, folder)
     if said["load_error"] is not None:
         return _not_loaded(said["load_error"])
@@ -40,6 +43,8 @@ def libcuda(facts: Facts) -> Finding:
         found = f"{where}: cuda-bindings cannot read the devices' attributes: {said['bindings_error']}"
         return Finding("warning", found, f"{_INSTALL}, in a version that fits this driver")
     note = "" if folder is not None else f"; {_INSTALL} to see attributes"
+    if facts["wsl2"]:
+        note += "; WSL2: arenas are twice the budget, and RDMA may be promised and not kept"
     return _devices(where, said["devices"], note)
 
 
@@ -58,6 +63,11 @@ def _described(device: Facts) -> str:
         parts.append(f"compute capability {device['compute_capability']}")
     if device.get("granularity_bytes") is not None:
         parts.append(f"pages of {format_bytes(device['granularity_bytes'])} and more")
+    if device.get("peers"):
+        parts.append(f"peers {', '.join(f'cuda:{peer}' for peer in device['peers'])}")
+    for name, word in _WORDS.items():
+        if device.get(name):
+            parts.append(word)
     return f"{device['name']} ({', '.join(parts)})"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 ABILITIES = {
     "virtual_memory": "VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED",
     "posix_fd_handles": "HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED",
+    "gpu_direct_rdma": "GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED",
     "fabric_handles": "HANDLE_TYPE_FABRIC_SUPPORTED",
     "host_virtual_memory": "HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED",
     "host_numa_virtual_memory": "HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED",
@@ -60,6 +61,22 @@ def describe(library: ctypes.CDLL, number: int) -> dict[str, Any] | None:
     if not succeeded(library, "cuDeviceTotalMem_v2", ctypes.byref(size), device):
         return None
     return {"name": name.value.decode(errors="replace"), "memory_bytes": size.value}
+
+
+def peers_of(library: ctypes.CDLL, number: int, count: int) -> list[int] | None:
+    """The devices that can reach this one's memory: those that a pool there can have for its peers. None
+    where the driver does not say."""
+    own, other, reaches = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    found = []
+    library.cuDeviceGet(ctypes.byref(own), number)
+    for peer in range(count):
+        if peer == number:
+            continue
+        library.cuDeviceGet(ctypes.byref(other), peer)
+        if library.cuDeviceCanAccessPeer(ctypes.byref(reaches), other, own) != 0:
+            return None
+        found += [peer] * bool(reaches.value)
+    return found
 
 
 def attribute(driver: Any, name: str, device: Any) -> int | None:
@@ -125,7 +142,7 @@ def probe(name: str, bindings_folder: str | None = None) -> None:
         if succeeded(library, "cuInit", 0) and succeeded(library, "cuDeviceGetCount", ctypes.byref(count)):
             for number in range(count.value):
                 if (device := describe(library, number)) is not None:
-                    devices[number] = device
+                    devices[number] = {**device, "peers": peers_of(library, number, count.value)}
             say(devices=list(devices.values()))
     except AttributeError as error:
         say(failed="dlsym", code=None, error=str(error))

@@ -20,7 +20,7 @@ from vmm.kv_cache.arguments import (
     int32_numbers,
 )
 from vmm.kv_cache.layout import chosen_records
-from vmm.kv_cache.records import LayoutName, Where, tokens_of_extent
+from vmm.kv_cache.records import LayoutName, Records, Where, slot_tokens
 from vmm.kv_cache.sequence import Batch, Sequence
 from vmm.pool import Pool
 from vmm.stream import handle_of, torch_stream
@@ -53,13 +53,14 @@ class KVCache(Closing):
     token attends only to so many, itself included (``None`` or 0: to all). Memory is taken from ``pool``, or
     a pool of its own with ``budget``, or the device's default pool; only what running sequences need is
     mapped, in pages of ``page_bytes``. ``layout`` is ``"token-major"`` (``layers_per_extent`` layers side by
-    side in a token's record; default on a GPU: all) or ``"head-major"`` (faster attention on CPUs; the
-    default there while the process has enough mappings for it). ``tail_tokens`` past each length, and before
-    each window, stay mapped, and finite, for kernels that load whole tiles (256 for FlashAttention 3 and 4;
-    before a window 256 is the least on a GPU). ``tokens_per_step`` is what a decoding sequence grows by: 1,
-    or more with speculation. ``first_tokens`` is what a sequence's first step computes at most (a prompt's
-    first chunk): while memory is not short, slots with so much mapped lie ready for sequences that come
-    unannounced (0: with as much as lately).
+    side in a token's record; default on a GPU: as many as keep a slot below 2^31 elements, because some
+    kernels count them in 32 bits; a RuntimeWarning names those where it has more) or ``"head-major"`` (faster
+    attention on CPUs; the default there while the process has enough mappings for it). ``tail_tokens`` past
+    each length, and before each window, stay mapped, and finite, for kernels that load whole tiles (256 for
+    FlashAttention 3 and 4; before a window 256 is the least on a GPU). ``tokens_per_step`` is what a decoding
+    sequence grows by: 1, or more with speculation. ``first_tokens`` is what a sequence's first step computes
+    at most (a prompt's first chunk): while memory is not short, slots with so much mapped lie ready for
+    sequences that come unannounced (0: with as much as lately).
 
     Raises InvalidArgument, naming the argument. Every method is safe from any thread.
     """
@@ -98,7 +99,15 @@ class KVCache(Closing):
         self._page_bytes = checked_page_bytes(page_bytes, self.pool)
         more = max(self._tail, _TILE_TOKENS if self.pool._core.gpu else 0)
         self._shapes = [replace(shape, window=shape.window and shape.window + more) for shape in shapes]
-        self._records = chosen_records(self._shapes, layout, layers_per_extent, self.pool, self.max_sequences)
+        self._records = chosen_records(
+            self._shapes,
+            layout,
+            layers_per_extent,
+            self.pool,
+            self.max_sequences,
+            slot_elements=self._slot_elements,
+        )
+        self._slot_tokens = self._tokens(self._records)
         self._leases = [self._reserve(part) for part in range(len(self._records.parts))]
         self._opened: _core.KvCache | None = _core.KvCache(
             self.pool._core,
@@ -204,15 +213,15 @@ class KVCache(Closing):
         current = torch_stream(self.pool)
         return current if stream is None else handle_of(stream)
 
-    def _tokens(self) -> int:
-        """Of a slot, the same in every part, so that one set of starts is right for all layers."""
-        return max(
-            tokens_of_extent(part, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
-            for part in self._records.parts
-        )  # each a multiple of a power of two, and the largest of all
+    def _tokens(self, records: Records) -> int:
+        return slot_tokens(records, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
+
+    def _slot_elements(self, records: Records) -> int:
+        """From one slot to the next, in the part where that is most."""
+        return self._tokens(records) * max(part.extents * part.record for part in records.parts)
 
     def _reserve(self, part: int) -> _core.Lease:
-        described, tokens = self._records.parts[part], self._tokens()
+        described, tokens = self._records.parts[part], self._slot_tokens
         if self.max_sequences * tokens >= 2**31:
             raise InvalidArgument(
                 f"max_sequences x max_tokens: {self.max_sequences} slots of {tokens} tokens are 2^31 or more,"
@@ -227,7 +236,7 @@ class KVCache(Closing):
         )
 
     def _view(self, where: Where) -> torch.Tensor:
-        part, tokens = self._records.parts[where.part], self._tokens()
+        part, tokens = self._records.parts[where.part], self._slot_tokens
         extent = tokens * part.record
         strides = (
             (extent, part.record, where.dim, 1)

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vmm.errors import InvalidArgument
 from vmm.kv_cache.arguments import checked_number
 from vmm.kv_cache.records import LayerShape, Records, head_major, token_major
+from vmm.layout import fits_int32, warn_of_int32
 from vmm.pool import Pool
+
+SlotElements = Callable[[Records], int]  # from one slot to the next, at most
 
 
 def chosen_records(
-    shapes: list[LayerShape], layout: Any, layers_per_extent: Any, pool: Pool, max_sequences: int
+    shapes: list[LayerShape],
+    layout: Any,
+    layers_per_extent: Any,
+    pool: Pool,
+    max_sequences: int,
+    *,
+    slot_elements: SlotElements = lambda records: 0,
 ) -> Records:
-    """Raises InvalidArgument where the process may not have as many memory mappings as it would take."""
+    """Raises InvalidArgument where the process may not have as many memory mappings as it would take. On a
+    GPU warns of slots so large that kernels which compute with 32 bits would be wrong."""
+    records = _chosen(shapes, layout, layers_per_extent, pool, max_sequences, slot_elements=slot_elements)
+    if pool._core.gpu and not fits_int32(elements := slot_elements(records)):
+        fewer = ", or fewer layers_per_extent" if len(records.parts) < len(shapes) else ""
+        warn_of_int32(f"max_tokens: a slot has {elements} elements; expect fewer tokens{fewer}")
+    return records
+
+
+def _chosen(
+    shapes: list[LayerShape],
+    layout: Any,
+    layers_per_extent: Any,
+    pool: Pool,
+    max_sequences: int,
+    *,
+    slot_elements: SlotElements,
+) -> Records:
     if layout is not None and layout not in ("token-major", "head-major"):
         raise InvalidArgument(f"layout is {layout!r}; expected 'token-major' or 'head-major'")
     if layers_per_extent is not None:
@@ -31,8 +58,10 @@ def chosen_records(
             return by_heads
         if layout is not None:
             raise InvalidArgument(_too_many(limit))
-    per_extent = layers_per_extent or (len(shapes) if pool._core.gpu else 1)
-    records = token_major(shapes, per_extent)
+    if layers_per_extent is None and pool._core.gpu:
+        records = _fewest_extents(shapes, slot_elements)
+    else:
+        records = token_major(shapes, layers_per_extent or 1)
     if not fits(records) and layers_per_extent is None:
         records = token_major(shapes, len(shapes))
     if not fits(records):
@@ -45,3 +74,12 @@ def _too_many(limit: int) -> str:
         f"max_sequences: the slots would use more than {limit} memory mappings, half of what a process may"
         " have; use fewer sequences, or more layers per extent, or raise vm.max_map_count (sysctl)"
     )
+
+
+def _fewest_extents(shapes: list[LayerShape], slot_elements: SlotElements) -> Records:
+    """As many layers in an extent as kernels may count in 32 bits, evenly; one where none are."""
+    for extents in range(1, len(shapes)):
+        records = token_major(shapes, -(-len(shapes) // extents))
+        if fits_int32(slot_elements(records)):
+            return records
+    return token_major(shapes, 1)

@@ -96,3 +96,10 @@ def tokens_of_extent(part: Part, tokens: int, itemsize: int, page_bytes: int) ->
     part are one view ``[slots * tokens, ...]``, although a record may straddle two pages."""
     unit = page_bytes // math.gcd(part.record * itemsize, page_bytes)
     return -(-tokens // unit) * unit
+
+
+def slot_tokens(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
+    """Of a slot, the same in every part, so that one set of starts is right for all layers."""
+    return max(
+        tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts
+    )  # each a multiple of a power of two, and the largest of all

@@ -29,11 +29,13 @@ def chosen_pool(pool: Any, device: Any) -> Pool:
     """The pool given, or the default one of the device given, or of torch's default device."""
     if device is None and pool is None:
         return default_pool(torch.get_default_device())
-    if device is not None:
-        device = torch.device(device)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    device = None if device is None else torch.device(device)
     return default_pool(device) if pool is None else checked_pool(pool, device)
+
+
+def is_meta(device: Any) -> bool:
+    """Whether a tensor is asked for that has a shape and no memory."""
+    return (torch.get_default_device() if device is None else torch.device(device)).type == "meta"
 
 
 def checked_grow_dim(grow_dim: Any, sizes: tuple[int, ...]) -> int:

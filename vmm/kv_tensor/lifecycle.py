@@ -96,7 +96,8 @@ class Lifecycle(Closing):
 
     def record_stream(self, s: Any) -> None:
         """For work on another stream than the current one: what is released from here on waits for what is
-        on ``s`` (as for ``release``) by then. As torch's method; the stream must outlive the pool."""
+        on ``s`` (as for ``release``) by then. As torch's method, and as that of slices, of their views and of
+        what caches show. The stream must outlive the pool."""
         self._memory.require_open()
         self._memory.pool._core.watch(handle_of(s))
 

@@ -13,7 +13,7 @@ import torch
 from torch._C import _from_dlpack
 
 from vmm import _core
-from vmm.errors import Closed, Forked
+from vmm.errors import Closed, Forked, InvalidArgument
 from vmm.pool import Pool, default_pool
 from vmm.stream import torch_stream
 
@@ -29,6 +29,18 @@ _TYPE_CODES = {
 }  # fmt: skip
 DTYPES = frozenset(_TYPE_CODES)
 _MOST_AT_ONCE = 2**20  # elements
+
+
+class AddressesOnly(torch.UntypedStorage):
+    """A KVTensor's storage, of which most is not mapped: something to look at."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise InvalidArgument(
+            "storage: most of a KVTensor's is not mapped; expected writes through the tensor"
+        )
+
+    fill_ = copy_ = resize_ = byteswap = share_memory_ = __setitem__ = _refuse
+    _share_fd_cpu_ = _share_filename_cpu_ = _set_from_file = _refuse
 
 
 class KVMemory:
@@ -61,6 +73,7 @@ class KVMemory:
         strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         with torch.inference_mode(False):  # or only inference mode could ever write into it
             self.raw = _consume(self.rows.base(shape, strides), dtype)  # all of it, mapped or not
+        self.raw.untyped_storage().__class__ = AddressesOnly
 
     def require_open(self) -> None:
         if self.pool._core.in_child:

@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmm.errors import InvalidArgument
+from vmm.kv_tensor.dispatching import native, refuse
 from vmm.kv_tensor.indexing import Selection, advanced, along, normalized, scattered
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 Rule = Callable[[str, Callable[..., Any], "KVTensor", tuple[Any, ...], dict[str, Any]], Any]
 
-native = torch._C.DisableTorchFunctionSubclass
-
 
 def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        refuse(func.__name__.partition(".")[0], args)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)  # and on to dispatching.py
     name = func.__name__
     if name in {"__get__", "__set__", "__delete__"}:  # of a property
         name = f"{name.strip('_')}:{func.__self__.__name__}"  # type: ignore[attr-defined]
@@ -236,7 +239,7 @@ _NAMES = {
         size dim ndimension stride numel nelement __len__ data_ptr storage_offset is_contiguous element_size
         get_device is_floating_point is_complex is_signed is_inference is_conj is_neg is_shared is_pinned
         is_coalesced has_names is_same_size is_set_to __hash__ register_hook retain_grad backward
-        register_post_accumulate_grad_hook storage untyped_storage _typed_storage storage_type
+        register_post_accumulate_grad_hook untyped_storage _typed_storage storage_type
         empty_like zeros_like ones_like full_like rand_like randn_like randint_like new new_empty new_zeros
         new_ones new_full new_empty_strided result_type can_cast __dlpack_device__
         _has_compatible_shallow_copy_type _is_view _is_zerotensor

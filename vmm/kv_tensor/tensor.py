@@ -16,9 +16,11 @@ from vmm.kv_tensor.arguments import (
     checked_page_bytes,
     checked_shape,
     chosen_pool,
+    is_meta,
     require_fitting,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
+from vmm.kv_tensor.dispatching import dispatched, native
 from vmm.kv_tensor.lifecycle import Lifecycle
 from vmm.kv_tensor.memory import KVMemory, rebuild_memory
 from vmm.pool import Pool
@@ -49,6 +51,9 @@ class KVTensor(Lifecycle, torch.Tensor):
     that part and returns a plain tensor over it. Other views stay KVTensors and map nothing. Every other
     operation maps what it uses, or raises OutOfPages. docs/kvtensor.md has the rule in full.
 
+    On the device ``"meta"``, or within ``with torch.device("meta")`` where no pool is given, it is what
+    ``torch.empty`` makes there: a plain tensor that stays one.
+
     Raises InvalidArgument, naming the argument, and OutOfPages when the address space is used up.
     Thread-safety: every method is safe from any thread, different tensors and the same one; tokens that one
     thread releases or truncates must not be in use by another, except through slices taken before.
@@ -70,6 +75,8 @@ class KVTensor(Lifecycle, torch.Tensor):
         dtype = checked_dtype(dtype)
         sizes = checked_shape(shape, dtype)
         grow_dim = checked_grow_dim(grow_dim, sizes)
+        if pool is None and is_meta(device):
+            return torch.empty(sizes, dtype=dtype, device="meta")  # type: ignore[return-value]
         pool = chosen_pool(pool, device)
         page_bytes = pool.default_page_bytes if page_bytes is None else page_bytes
         page_bytes = checked_page_bytes(page_bytes, sizes, dtype)
@@ -80,7 +87,7 @@ class KVTensor(Lifecycle, torch.Tensor):
     @classmethod
     def _over(cls, memory: KVMemory, raw: torch.Tensor | None = None) -> Self:
         raw = memory.raw if raw is None else raw
-        with operations.native():
+        with native():
             made = raw.as_subclass(cls)
         made._memory = memory
         made._raw = raw
@@ -116,7 +123,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         with memory.lock:
             memory.touch(region)
             if gradients or memory.tracks_gradients:
-                with operations.native():
+                with native():
                     _set_item(self, index, value)
             elif isinstance(value, torch.Tensor) and value.dim() <= region.dim():
                 region.copy_(value)
@@ -131,12 +138,12 @@ class KVTensor(Lifecycle, torch.Tensor):
         region = view(self._raw)
         if not any(map(self._counts_tokens, dims)):
             memory.require_open()
-            with operations.native():
+            with native():
                 return self._wrap(view(self._viewable()))
         if not memory.tracks_gradients:
             return memory.plain(region)
         memory.touch(region)
-        with operations.native():
+        with native():
             return view(self)
 
     def _counts_tokens(self, dim: int) -> bool:
@@ -165,7 +172,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         )
         with memory.lock:
             memory.touch_each(selection.offsets, selection.region)
-            with operations.native():
+            with native():
                 result = work(self if gradients or memory.tracks_gradients else self._raw)
         if not in_place:
             return result
@@ -189,7 +196,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         if not (for_gradients or memory.tracks_gradients):
             return memory.plain(self._raw)
         memory.touch(self._raw)
-        with operations.native():
+        with native():
             return super().as_subclass(torch.Tensor)
 
     def _note_written(
@@ -213,6 +220,12 @@ class KVTensor(Lifecycle, torch.Tensor):
     ) -> Any:
         return operations.call(func, args, kwargs or {})
 
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return dispatched(func, args, kwargs or {})
+
     # Copies and text.
 
     def __copy__(self) -> Self:
@@ -221,7 +234,7 @@ class KVTensor(Lifecycle, torch.Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         from copy import deepcopy
 
-        with operations.native():
+        with native():
             leaf, requires_grad = self.is_leaf, self.requires_grad
         if not leaf:
             raise RuntimeError("only KVTensors created explicitly by the user can be copied deeply")
@@ -232,7 +245,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         return made  # type: ignore[return-value]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        with operations.native():
+        with native():
             requires_grad = self.requires_grad
         return rebuild_tensor, (self._memory, _geometry(self._raw), requires_grad)
 

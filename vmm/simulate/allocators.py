@@ -34,7 +34,8 @@ def _vmm(settings: Settings, times: CallTimes) -> _core.KvMemory:
         record_bytes=settings.model.kv_bytes_per_token // settings.extents,
         call_times_ns=nanoseconds,
         wake_ns=round(1000 * times.wake_us),
-        first_tokens=min(settings.batch_tokens, settings.max_tokens),
+        first_tokens=min(settings.batch_tokens, settings.max_tokens) if settings.first_tokens_known else 0,
+        warm=settings.warm_bytes,
     )
 
 

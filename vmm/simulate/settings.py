@@ -29,6 +29,8 @@ class Settings:
     batch_tokens: int = 2048
     page_bytes: int = 2**21
     layers_per_extent: int = 0  # 0: all
+    warm_bytes: int = 0  # of K and V's memory, created before the first request: Pool.warm
+    first_tokens_known: bool = True  # KVCache's first_tokens is batch_tokens; else it learns them
     kv_bytes: int = field(init=False)  # what is left of the memory for K and V
 
     def __post_init__(self) -> None:
@@ -45,6 +47,8 @@ class Settings:
             raise InvalidArgument(
                 f"layers_per_extent is {layers}; expected a divisor of {model.layers}, or 0 for all layers"
             )
+        if self.warm_bytes < 0:
+            raise InvalidArgument(f"warm_bytes is {self.warm_bytes}; expected 0 or more")
         if self.page_bytes < 2**21 or self.page_bytes & (self.page_bytes - 1):
             raise InvalidArgument(
                 f"page_bytes is {self.page_bytes}; expected 2 MiB times a power of two, as on a GPU"

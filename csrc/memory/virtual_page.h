@@ -1,0 +1,31 @@
+// One virtual page: what it is doing, what it holds, and how much it is needed.
+#pragma once
+
+#include <cstdint>
+
+#include "base/types.h"
+
+namespace vmm {
+
+/// Unmapped → Mapping → Resident → Retiring → Unmapped. Mapping falls back to Unmapped when a driver call
+/// fails, or to Retiring when even the undoing fails. Retiring → Resident when its owner wants it after all.
+enum class VirtualState : std::uint8_t { unmapped, mapping, resident, retiring };
+
+/// How much a Resident page is needed. Who maps pages may take those that are needed less.
+enum class Need : std::uint8_t {
+  none,       // surplus, or a look-ahead
+  guess,      // ready for who may come
+  announced,  // will be used soon
+  kept,       // in use: never reclaimed
+};
+
+struct VirtualPage {
+  ContentId content;
+  VirtualState state = VirtualState::unmapped;
+  Need need = Need::none;
+  std::uint16_t last_use = 0;  // of one that is not kept: see LastUses
+
+  bool kept() const { return need == Need::kept; }
+};
+
+}  // namespace vmm

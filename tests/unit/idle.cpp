@@ -1,0 +1,143 @@
+// What a pager does by its clock: gives back what nobody needs for a while, and believes a device for a
+// while.
+#include "base/error.h"
+#include "check.h"
+#include "fixtures.h"
+
+using namespace vmm;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr Nanoseconds a_while = PagerOptions{}.idle_time;
+
+/// The pager as its thread would drive it until so much time has passed; returns how often it woke up.
+int pass(TestPool& test, Nanoseconds time) {
+  const Nanoseconds end = test.clock->now() + time;
+  for (int polls = 1;; ++polls) {
+    const Pager::Next next = test.pager->poll(test.clock->now());
+    if (next.now) continue;
+    if (!next.at || *next.at > end) {
+      test.clock->advance(end - test.clock->now());
+      return polls;
+    }
+    test.clock->advance(*next.at - test.clock->now());
+  }
+}
+
+}  // namespace
+
+TEST(an_idle_reservation_is_given_back_after_a_while) {
+  TestPool test(16_MiB);
+  auto used = test.reserve(1_MiB);
+  auto idle = test.reserve(1_MiB, 2);
+  map(*used, 0, 16);
+  map(*idle, 0, 32);
+  idle.reset();
+  pass(test, a_while - 1s);
+  CHECK(test.pool->stats().mapped == 3_MiB);
+  pass(test, a_while + 1s);
+  CHECK(test.pool->stats().mapped == 1_MiB);
+  CHECK(test.pool->stats().created == 1_MiB);
+  CHECK(test.pool->stats().reservations_idle == 0);
+  test.pool->check();
+}
+
+TEST(so_is_what_a_lease_does_not_need_any_more) {
+  TestPool test(16_MiB);
+  auto growth = test.grow(test.reserve(1_MiB), Bytes{256});
+  growth->advance({4096});
+  growth->truncate({300});
+  pass(test, 2 * a_while);
+  CHECK(test.pool->stats().kept == 128_KiB);
+  CHECK(test.pool->stats().created == 128_KiB);
+  growth->advance({4096});  // and it comes back
+  test.pool->check();
+}
+
+TEST(what_is_used_again_in_time_stays) {
+  TestPool test(16_MiB);
+  for (int i = 0; i < 10; ++i) {
+    auto lease = test.reserve(1_MiB);
+    map(*lease, 0, 16);
+    pass(test, a_while / 3);
+    lease.reset();
+    pass(test, a_while / 3);
+  }
+  CHECK(test.pool->counters().pages_created.get() == 16);
+  CHECK(test.pool->counters().pages_unmapped.get() == 0);
+}
+
+TEST(what_work_under_way_may_use_waits) {
+  TestPool test(16_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 16);
+  test.pool->epochs().step({});
+  lease.reset();
+  pass(test, 4 * a_while);
+  CHECK(test.pool->stats().mapped == 1_MiB);
+  test.pool->epochs().end({});
+  finish_work();
+  pass(test, 2 * a_while);
+  CHECK(test.pool->stats().created == Bytes{});
+}
+
+TEST(nobody_wakes_up_for_nothing) {
+  TestPool test(16_MiB);
+  CHECK(pass(test, 1h) == 1);
+  auto used = test.reserve(1_MiB);
+  map(*used, 0, 16);
+  CHECK(pass(test, 1h) == 1);  // nothing idles
+  auto idle = test.reserve(1_MiB, 2);
+  map(*idle, 0, 32);
+  idle.reset();
+  CHECK(pass(test, 1h) <= 4);
+  CHECK(test.pool->stats().created == 1_MiB);
+  CHECK(pass(test, 1h) == 1);
+}
+
+TEST(the_pager_is_woken_once_for_what_idles) {
+  TestPool test(16_MiB);
+  int wakes = 0;
+  test.pager->set_waker([&] { ++wakes; });
+  for (int i = 0; i < 5; ++i) {
+    auto lease = test.reserve(1_MiB);
+    map(*lease, 0, 16);
+    lease.reset();
+  }
+  CHECK(wakes == 1);
+  test.pager->set_waker([] {});
+}
+
+TEST(an_unmapping_of_what_idles_that_fails_is_tried_again) {
+  TestPool test(16_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 16);
+  lease.reset();
+  pass(test, a_while + 1s);
+  test.faults->fail_at(1, 1, Fault::error);
+  pass(test, 2 * a_while);
+  test.faults->fail_at(0, 0, Fault::error);
+  pass(test, 2 * a_while);
+  CHECK(test.pool->stats().mapped == Bytes{});
+  test.pool->check();
+}
+
+TEST(what_a_device_refused_is_believed_for_a_while) {
+  if (!on_cuda()) return;  // the host's memory is not to be used up here
+  TestPool test(16_MiB);
+  auto lease = test.reserve(4_MiB);
+  map(*lease, 0, 16);
+  standin_set("capacity", static_cast<std::int64_t>((1_MiB).count));
+  CHECK_THROWS(OutOfPages, "the device gave less", map(*lease, 0, 32));
+  const auto asked = standin_count("cuMemCreate");
+  MapOptions guess;
+  guess.need = Need::guess;
+  CHECK_THROWS(OutOfPages, "the device gave less", map(*lease, 0, 32, guess));
+  CHECK(standin_count("cuMemCreate") == asked);  // not asked again
+  standin_set("capacity", static_cast<std::int64_t>((1_GiB).count));
+  test.clock->advance(DeviceLimit::believed);
+  map(*lease, 0, 32, guess);
+  CHECK(test.pool->stats().mapped == 2_MiB);
+  test.pool->check();
+}

@@ -1,0 +1,201 @@
+// What was announced while memory was full: kept in mind, and asked for again when something is given up.
+#include "base/error.h"
+#include "check.h"
+#include "engine/kv_cache.h"
+#include "engine/slots.h"
+#include "fixtures.h"
+
+using namespace vmm;
+
+namespace {
+
+constexpr Bytes record{1'024};  // 64 tokens in a page of 64 KiB
+constexpr std::uint32_t slot_count = 4;
+
+struct Full : TestPool {
+  explicit Full(std::shared_ptr<LocalBudget> shared = nullptr)
+      : TestPool(1_MiB, std::move(shared)),  // 16 pages
+        lease(reserve(1_MiB, slot_count)),
+        slots(Slots::make(pager, {{lease, 0, 1, record}}, slot_count, {.look_ahead = false})) {
+    pager->set_waker([this] { ++wakes; });
+  }
+  ~Full() {
+    pager->set_waker([] {});
+  }
+
+  void advance(std::uint32_t slot, std::uint64_t tokens) {
+    slots->advance(std::vector<SlotLength>{{slot, {tokens}}});
+  }
+  /// Pages of a slot that are mapped.
+  std::uint64_t mapped(std::uint32_t slot) const {
+    return pool->resident(lease->reservation(), {{16 * slot}, {16}}).count;
+  }
+  std::uint64_t wakes_by(auto action) {
+    const std::uint64_t before = wakes;
+    action();
+    return wakes - before;
+  }
+
+  std::uint64_t wakes = 0;
+  std::shared_ptr<Lease> lease;
+  std::shared_ptr<Slots> slots;
+};
+
+}  // namespace
+
+TEST(who_was_announced_while_memory_was_full_gets_what_is_given_up) {
+  Full test;
+  test.advance(0, 16 * 64);
+  test.slots->announce(std::vector<SlotLength>{{1, {64}}, {2, {2 * 64}}});
+  test.settle();
+  CHECK(test.mapped(1) == 0 && test.mapped(2) == 0);
+  CHECK(test.wakes_by([&] { test.slots->truncate(0, {8 * 64}); }) == 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1 && test.mapped(2) == 2);
+  CHECK(test.wakes_by([&] { test.slots->truncate(0, {64}); }) == 0);  // nobody waits any more
+  test.pool->check();
+}
+
+TEST(as_much_as_there_is_for_them) {
+  Full test;
+  test.advance(0, 14 * 64);
+  test.slots->announce(1, {5 * 64});
+  test.settle();
+  CHECK(test.mapped(1) == 2);
+  test.slots->truncate(0, {13 * 64});
+  test.settle();
+  CHECK(test.mapped(1) == 3);
+  test.slots->truncate(0, {});
+  test.settle();
+  CHECK(test.mapped(1) == 5);
+}
+
+TEST(nobody_asks_in_a_spin) {
+  Full test;
+  test.advance(0, 16 * 64);
+  test.slots->announce(1, {64});
+  test.settle();
+  const auto tried = test.pool->counters().pages_mapped_ahead.get();
+  for (int i = 0; i < 10; ++i) {
+    const Pager::Next next = test.pager->poll(test.clock->now());
+    CHECK(!next.now && !next.at);
+  }
+  CHECK(test.pool->counters().pages_mapped_ahead.get() == tried);
+}
+
+TEST(a_budget_that_is_raised_again_reaches_who_waits) {
+  Full test;
+  test.advance(0, 15 * 64);
+  test.budget->set_limit(64_KiB * 15);
+  test.slots->announce(1, {64});
+  test.settle();
+  CHECK(test.mapped(1) == 0);
+  CHECK(test.wakes_by([&] { test.budget->set_limit(1_MiB); }) >= 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
+
+TEST(what_another_pool_gives_back_to_the_budget_reaches_who_waits) {
+  auto budget = std::make_shared<LocalBudget>(1_MiB);
+  Full test(budget);
+  TestPool other({}, budget);
+  auto used = other.reserve(1_MiB);
+  map(*used, 0, 16);
+  test.slots->announce(1, {64});
+  test.settle();
+  CHECK(test.mapped(1) == 0);
+  used.reset();
+  other.pool->trim(1_MiB);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
+
+TEST(a_reservation_that_nobody_leases_any_more_is_given_up) {
+  Full test;
+  auto other = test.reserve(1_MiB);
+  map(*other, 0, 16);
+  test.slots->announce(1, {64});
+  test.settle();
+  CHECK(test.wakes_by([&] { other.reset(); }) == 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
+
+TEST(what_is_retired_is_given_up_when_it_is_unmapped) {
+  Full test;
+  auto other = test.reserve(1_MiB);
+  map(*other, 0, 16);
+  test.slots->announce(1, {64});
+  test.settle();
+  retire(*other, 0, 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
+
+/// What is closed in an epoch may be had when it is over.
+TEST(a_step_that_ends_the_epoch_in_which_something_was_closed_wakes_the_pager) {
+  TestPool test(1_MiB);
+  std::uint64_t wakes = 0;
+  test.pager->set_waker([&] { ++wakes; });
+  auto lease = test.reserve(1_MiB, slot_count);
+  KvCache cache(test.pager, {{lease, 0, 1, record}}, slot_count, {});
+  const auto first = static_cast<std::int32_t>(cache.open({}, {}, {}));
+  const auto second = static_cast<std::int32_t>(cache.open({}, {}, {}));
+  const std::vector<std::int32_t> both{first, second}, lengths{14 * 64, 2 * 64};
+  cache.step(both, lengths, {});
+  test.settle();
+  cache.announce_tokens(static_cast<std::uint32_t>(second), {3 * 64});
+  test.settle();
+  auto mapped = [&] {
+    return test.pool->resident(lease->reservation(), {{16 * static_cast<std::uint32_t>(second)}, {16}}).count;
+  };
+  CHECK(mapped() == 2);
+  cache.close(static_cast<std::uint32_t>(first), {});
+  test.settle();
+  CHECK(mapped() == 2);
+  wakes = 0;
+  cache.step(std::span(both).subspan(1), std::span(lengths).subspan(1), {});
+  CHECK(wakes == 1);
+  test.settle();
+  CHECK(mapped() == 3);
+  wakes = 0;
+  cache.step(std::span(both).subspan(1), std::span(lengths).subspan(1), {});
+  CHECK(wakes == 0);
+  cache.end({});
+  test.pool->check();
+  test.pager->set_waker([] {});
+}
+
+/// Work that is late ends without telling anybody: then the pager looks again by itself, but only then.
+TEST(what_work_under_way_still_uses_is_looked_for_until_that_is_over) {
+  Full test;
+  const StreamHandle stream = test.pool->driver().create_stream();
+  test.advance(0, 16 * 64);
+  test.slots->announce(1, {64});
+  test.settle();
+  test.pool->epochs().step(stream);
+  test.slots->truncate(0, {8 * 64});
+  Pager::Next next = test.pager->poll(test.clock->now());
+  CHECK(!next.now && !next.at);  // the epoch is open: only its owner can end it
+  test.faults->hold_events(true);
+  test.pool->epochs().end(stream);
+  next = test.pager->poll(test.clock->now());
+  CHECK(!next.now && next.at && *next.at > test.clock->now());
+  CHECK(test.mapped(1) == 0);
+  test.faults->hold_events(false);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+  test.pool->destroy_stream(stream);
+}
+
+TEST(the_time_without_memory_is_no_delay_of_the_pager_s) {
+  Full test;
+  test.advance(0, 16 * 64);
+  test.slots->announce(1, {64});
+  test.settle();
+  test.clock->advance(Nanoseconds{1'000'000'000});
+  test.slots->truncate(0, {8 * 64});
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+  CHECK(test.slots->take_delay() == Nanoseconds{0});
+}

@@ -1,0 +1,96 @@
+"""What a GPU's pages can be made for beside the GPU itself: other GPUs, network cards, other processes."""
+
+import logging
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmm.errors import InvalidArgument
+
+logger = logging.getLogger("vmm")
+
+_LEAST_ARENA = 2**30  # pool.cpp, least_arena
+# Below it (Volta, Turing) replacing a mapping beside running kernels has faulted: kvcached's issue 465.
+_TRIED_CAPABILITY = 80
+_warned: set[str] = set()  # devices; a warning is for the process
+
+
+@dataclass(frozen=True)
+class ExportedPage:
+    """A page for another process, as `Pool.export` gives it. Sizes in bytes.
+
+    ``file_descriptor`` is the receiver's to close, here after it was passed on (``socket.send_fds``,
+    ``pass_fds``): until the last one is closed and the last import released, the page's memory is not given
+    back to the device, whatever becomes of the pool. It is not inherited by child processes.
+    """
+
+    file_descriptor: int
+    offset_bytes: int  #: of the address that was asked for, from the page's start
+    page_bytes: int  #: of all that is exported
+
+
+def checked_peers(peers: object, name: str) -> list[int]:
+    """The CUDA devices' numbers. Raises InvalidArgument for what are none; whether they are there, others
+    than the pool's own, and can reach it, is for the driver to say."""
+    if isinstance(peers, str | bytes) or not isinstance(peers, Iterable):
+        raise InvalidArgument(f"peers is {peers!r}; expected numbers of CUDA devices, like (1, 2)")
+    numbers = []
+    for peer in peers:
+        try:
+            number = operator.index(peer)
+        except TypeError:
+            number = -1
+        if isinstance(peer, bool) or not 0 <= number < 2**31:
+            raise InvalidArgument(f"peers has {peer!r}; expected numbers of CUDA devices, like (1, 2)")
+        numbers.append(number)
+    if numbers and name == "cpu":
+        raise InvalidArgument(f"peers is {tuple(numbers)}; expected none: the pool is on the CPU")
+    return numbers
+
+
+def checked_flag(argument: str, value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{argument} is {value!r}; expected True or False")
+    if value and name == "cpu":
+        why = {
+            "rdma": "GPUDirect RDMA is of a GPU's memory",
+            # Whoever had a descriptor of the file that all the host driver's pages lie in had them all.
+            "shareable": "the CPU's pages lie in one file, which could only be shared as a whole",
+        }
+        raise InvalidArgument(f"{argument} is True; expected False for a pool on the CPU: {why[argument]}")
+    return value
+
+
+def arena_bytes(budget_bytes: int) -> int:
+    """How many addresses a GPU's pool reserves; 0: the engine's default, 256 times the budget. Under WSL2
+    Windows gives few (reservations of 32 GiB have failed: node-llama-cpp's issue 610), so there it is twice
+    the budget, and at least 1 GiB."""
+    if not on_wsl2():
+        return 0
+    return -(-max(2 * budget_bytes, _LEAST_ARENA) // _LEAST_ARENA) * _LEAST_ARENA
+
+
+def on_wsl2(version: str = "/proc/version", device: str = "/dev/dxg") -> bool:
+    """Whether this is Windows's subsystem for Linux, where GPUs are driven by Windows's driver model."""
+    if Path(device).exists():
+        return True
+    try:
+        return "microsoft" in Path(version).read_text().lower()
+    except OSError:
+        return False
+
+
+def warn_of_old_devices(name: str, compute_capability: int) -> None:
+    """Once a process for each device that is older than what mapping beside running kernels is known to
+    work on."""
+    if compute_capability == 0 or compute_capability >= _TRIED_CAPABILITY or name in _warned:
+        return
+    _warned.add(name)
+    logger.warning(
+        "%s has compute capability %d.%d; vmm needs 8.0 or later to map memory safely while kernels run:"
+        " on older GPUs that has ended processes with illegal addresses",
+        name,
+        compute_capability // 10,
+        compute_capability % 10,
+    )
