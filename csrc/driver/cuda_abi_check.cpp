@@ -13,6 +13,9 @@ static_assert(success == CUDA_SUCCESS && invalid_value == CUDA_ERROR_INVALID_VAL
 static_assert(out_of_memory == CUDA_ERROR_OUT_OF_MEMORY && not_initialized == CUDA_ERROR_NOT_INITIALIZED);
 static_assert(not_found == CUDA_ERROR_NOT_FOUND && not_ready == CUDA_ERROR_NOT_READY);
 static_assert(capture_implicit == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+static_assert(capture_invalidated == CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+static_assert(captured_event == CUDA_ERROR_CAPTURED_EVENT);
+static_assert(invalid_context == CUDA_ERROR_INVALID_CONTEXT && invalid_handle == CUDA_ERROR_INVALID_HANDLE);
 static_assert(location_device == CU_MEM_LOCATION_TYPE_DEVICE);
 static_assert(allocation_pinned == CU_MEM_ALLOCATION_TYPE_PINNED);
 static_assert(access_none == CU_MEM_ACCESS_FLAGS_PROT_NONE);

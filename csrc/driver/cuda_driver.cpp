@@ -22,6 +22,7 @@ Capabilities capabilities_of(const cuda::Calls& cuda, const cuda::AllocationProp
           .gpu = true,
           .host_accessible = host_accessible,
           .zero_gaps = false,
+          .default_stream = {1},  // CU_STREAM_LEGACY
           .foreign_streams = true,
           .device = cuda.ordinal(),
           .max_mappings = 0};
@@ -30,7 +31,7 @@ Capabilities capabilities_of(const cuda::Calls& cuda, const cuda::AllocationProp
 }  // namespace
 
 CudaDriver::Scope::Scope(const CudaDriver& driver)
-    : scope_((driver.fork_guard_.require_parent("this CUDA device's driver"), driver.cuda_)) {}
+    : scope_((driver.fork_guard_.require_parent(this_driver), driver.cuda_)) {}
 
 CudaDriver::CudaDriver(int ordinal, bool host_accessible)
     : cuda_(ordinal),

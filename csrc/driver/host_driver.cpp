@@ -27,6 +27,7 @@ HostDriver::HostDriver(const char* name)
                     .gpu = false,
                     .host_accessible = true,
                     .zero_gaps = true,
+                    .default_stream = {0},
                     .foreign_streams = false,
                     .device = 0,
                     .max_mappings = host::max_process_mappings()},

@@ -30,7 +30,7 @@ struct Settings {
   std::size_t queue_limit = 1024;
   CUresult missing_result = CUDA_ERROR_NOT_FOUND;  // of cuGetProcAddress_v2 for what there is not
   bool fill = true;                                // fresh pages hold 0xFF
-  bool reuse_handles = false;                      // of pages and events: the last ended is the next given
+  bool reuse_handles = false;  // of pages, events, streams: the last ended is the next given
 
   /// False for an unknown name.
   bool set(const std::string& name, std::int64_t value);
