@@ -29,6 +29,7 @@ def own_pool(core):
     pool.device, pool._ordinal = "cpu", -1
     pool._runs_late = False
     pool._watched_streams = set()
+    pool._streams_ended = 0
     return pool
 
 

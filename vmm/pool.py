@@ -122,6 +122,7 @@ class Pool(Closing):
         sharing.warn_of_old_devices(self.device, self._core.compute_capability)
         self._runs_late = ordinal >= 0 and not _cuda_host_accessible  # torch's work there outlasts its calls
         self._watched_streams: set[int] = set()  # see stream.torch_stream
+        self._streams_ended = 0  # when that was last right
         _open_pools.add(self)
 
     @property

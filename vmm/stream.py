@@ -83,6 +83,9 @@ def torch_stream(pool: Pool) -> int:
     if not pool._runs_late:
         return 0
     handle = _current_stream(pool._ordinal) or _LEGACY_STREAM
+    if (ended := pool._core.streams_ended) != pool._streams_ended:  # their handles may be others' by now
+        pool._watched_streams.clear()
+        pool._streams_ended = ended
     if handle not in pool._watched_streams:
         pool._core.watch(handle)
         pool._watched_streams.add(handle)

@@ -186,6 +186,8 @@ void bind_pool(py::module_& m) {
             h.pool().epochs().watch({stream});
           },
           py::arg("stream"), NoGil())
+      .def_property_readonly("streams_ended",
+                             no_gil([](const PoolHandle& h) { return h.pool().epochs().streams_ended(); }))
       .def(
           "create_stream",
           [](PoolHandle& h) {

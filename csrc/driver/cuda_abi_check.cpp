@@ -28,6 +28,9 @@ static_assert(external_device == CUDA_ERROR_EXTERNAL_DEVICE);
 #if CUDA_VERSION >= 13000  // older headers have not all of them
 static_assert(contained == CUDA_ERROR_CONTAINED && tensor_memory_leak == CUDA_ERROR_TENSOR_MEMORY_LEAK);
 #endif
+static_assert(capture_invalidated == CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+static_assert(captured_event == CUDA_ERROR_CAPTURED_EVENT);
+static_assert(invalid_context == CUDA_ERROR_INVALID_CONTEXT && invalid_handle == CUDA_ERROR_INVALID_HANDLE);
 static_assert(location_device == CU_MEM_LOCATION_TYPE_DEVICE);
 static_assert(allocation_pinned == CU_MEM_ALLOCATION_TYPE_PINNED);
 static_assert(access_none == CU_MEM_ACCESS_FLAGS_PROT_NONE);

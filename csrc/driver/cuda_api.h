@@ -20,9 +20,13 @@ constexpr Result success = 0;
 constexpr Result invalid_value = 1;
 constexpr Result out_of_memory = 2;
 constexpr Result not_initialized = 3;
+constexpr Result invalid_context = 201;
+constexpr Result invalid_handle = 400;
 constexpr Result not_found = 500;
 constexpr Result not_ready = 600;
+constexpr Result capture_invalidated = 901;
 constexpr Result capture_implicit = 906;
+constexpr Result captured_event = 907;
 
 constexpr int location_device = 1;       // CU_MEM_LOCATION_TYPE_DEVICE
 constexpr int allocation_pinned = 1;     // CU_MEM_ALLOCATION_TYPE_PINNED

@@ -17,6 +17,9 @@ std::string described(const Api& api, Result result) {
   return std::string(name) + " (" + std::to_string(result) + "): " + words;
 }
 
+std::atomic<std::uint64_t> last_id{0};
+thread_local std::uint64_t bound_to = 0;  // the id of the Calls that this thread is bound to
+
 }  // namespace
 
 std::string text(std::uint64_t value) {
@@ -30,7 +33,7 @@ std::string text(const void* value) {
   return text(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(value)));
 }
 
-Calls::Calls(int ordinal, bool with_context) : api_(load()), ordinal_(ordinal) {
+Calls::Calls(int ordinal, bool with_context) : api_(load()), ordinal_(ordinal), id_(++last_id) {
   const Result initialized = ask(api_.cuInit, 0u);
   if (initialized == not_initialized) throw Forked(used_before_fork);
   if (initialized != success) fail("cuInit", initialized, "0, ");
@@ -55,7 +58,10 @@ void Calls::bind_thread() const {
   int mode = capture_relaxed;
   (*this)("cuThreadExchangeStreamCaptureMode", api_.cuThreadExchangeStreamCaptureMode, &mode);
   (*this)("cuCtxSetCurrent", api_.cuCtxSetCurrent, context_);
+  bound_to = id_;
 }
+
+bool Calls::is_bound() const noexcept { return bound_to == id_; }
 
 void Calls::require_alive() const {
   if (const Result error = lost_.load())
@@ -99,18 +105,21 @@ std::string name(int ordinal) {
   return out.data();
 }
 
-Calls::Scope::Relaxed::Relaxed(const Calls& calls) : calls_(calls) {
+Calls::Relaxed::Relaxed(const Calls& calls) : calls_(calls), bound_(calls.is_bound()) {
+  if (bound_) return;
   // The driver's call, not the runtime's: it is of this thread only.
   calls("cuThreadExchangeStreamCaptureMode", calls.api_.cuThreadExchangeStreamCaptureMode, &mode_);
 }
 
-Calls::Scope::Relaxed::~Relaxed() {
+Calls::Relaxed::~Relaxed() {
+  if (bound_) return;
   undo_or_leak([this] {
     calls_("cuThreadExchangeStreamCaptureMode", calls_.api_.cuThreadExchangeStreamCaptureMode, &mode_);
   });
 }
 
 Calls::Scope::Scope(const Calls& calls) : calls_(calls), relaxed_(calls) {
+  if (calls.is_bound()) return;
   Context current = nullptr;
   calls("cuCtxGetCurrent", calls.api_.cuCtxGetCurrent, &current);
   if (current == calls.context_) return;

@@ -24,7 +24,21 @@ class Calls {
   Calls(const Calls&) = delete;
   Calls& operator=(const Calls&) = delete;
 
-  /// For the time of a call: our context is current, and a capture on another thread is not broken by it.
+  /// For the time of a call: a capture on another thread is not broken by it. Nothing on a bound thread.
+  class Relaxed {
+   public:
+    explicit Relaxed(const Calls& calls);
+    ~Relaxed();
+    Relaxed(const Relaxed&) = delete;
+    Relaxed& operator=(const Relaxed&) = delete;
+
+   private:
+    const Calls& calls_;
+    const bool bound_;
+    int mode_ = capture_relaxed;  // then the thread's own
+  };
+
+  /// The same, and our context is current.
   class Scope {
    public:
     explicit Scope(const Calls& calls);
@@ -33,25 +47,13 @@ class Calls {
     Scope& operator=(const Scope&) = delete;
 
    private:
-    /// A member, so that it is undone also where the rest of Scope's constructor throws.
-    class Relaxed {
-     public:
-      explicit Relaxed(const Calls& calls);
-      ~Relaxed();
-      Relaxed(const Relaxed&) = delete;
-      Relaxed& operator=(const Relaxed&) = delete;
-
-     private:
-      const Calls& calls_;
-      int mode_ = capture_relaxed;  // then the thread's own
-    };
-
     const Calls& calls_;
-    Relaxed relaxed_;
+    Relaxed relaxed_;  // a member, so that it is undone also where the rest of the constructor throws
     bool pushed_ = false;
   };
 
-  /// Once on a thread of ours: the context is current from then on, and no capture is broken.
+  /// Once on a thread of ours, on which nobody else calls CUDA: the context is current from then on, and no
+  /// capture is broken, so that no call needs to see to it.
   void bind_thread() const;
 
   const Api& api() const noexcept { return api_; }
@@ -77,9 +79,11 @@ class Calls {
 
  private:
   void require_alive() const;
+  bool is_bound() const noexcept;
 
   Api api_;
   int ordinal_;
+  const std::uint64_t id_;  // never one twice
   Device device_ = 0;
   Context context_ = nullptr;
   mutable std::atomic<Result> lost_{success};  // the error that ended the context

@@ -18,6 +18,7 @@ Capabilities capabilities_of(const cuda::Calls& cuda, Bytes granularity, const C
           .gpu = true,
           .host_accessible = options.host_accessible,
           .zero_gaps = false,
+          .default_stream = {1},  // CU_STREAM_LEGACY
           .foreign_streams = true,
           .shareable = options.shareable,
           .compute_capability = compute_capability(cuda),
@@ -28,7 +29,7 @@ Capabilities capabilities_of(const cuda::Calls& cuda, Bytes granularity, const C
 }  // namespace
 
 CudaDriver::Scope::Scope(const CudaDriver& driver)
-    : scope_((driver.fork_guard_.require_parent("this CUDA device's driver"), driver.cuda_)) {}
+    : scope_((driver.fork_guard_.require_parent(this_driver), driver.cuda_)) {}
 
 CudaDriver::CudaDriver(const CudaOptions& options)
     : cuda_(options.device),

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <vector>
 
 #include "base/fork.h"
 #include "driver/cuda_calls.h"
@@ -41,12 +42,15 @@ class CudaDriver final : public Driver {
   StreamHandle create_stream() override;
   void destroy_stream(StreamHandle stream) override;
   EventHandle record(StreamHandle stream) override;
+  bool capturing(StreamHandle stream) override;
   bool query(EventHandle event) override;
   void wait(EventHandle event) override;
   void destroy_event(EventHandle event) override;
   void bind_thread() override;
   /// Of the device's memory, now.
   Bytes free_bytes() const;
+  /// For tests: recorded and not yet destroyed.
+  std::size_t events_in_use() const;
 
  private:
   /// What every call needs: that this is not a forked child, and the context.
@@ -61,22 +65,29 @@ class CudaDriver final : public Driver {
   void undo_map(std::span<const PageMapping> mapped) noexcept;
   void unmap_stuck(Address start, Bytes size);
   void check_stream(StreamHandle stream) const;
+  void check_device(StreamHandle stream) const;
+  bool is_capturing(StreamHandle stream) const;
+  EventHandle take_event();
+  cuda::Result record(EventHandle event, StreamHandle stream) const;
   void check_event(EventHandle event);
   /// Calls work(stream). On the default stream it is over when this returns, or throws.
   template <class Work>
   void on_stream(StreamHandle stream, Work work);
   void check_accessible(const char* argument, Address address, Bytes size);
 
+  static constexpr const char* this_driver = "this CUDA device's driver";
+
   ForkGuard fork_guard_;
   cuda::Calls cuda_;
   cuda::PageProperties properties_;
   Capabilities capabilities_;
   cuda::Stream own_stream_ = nullptr;
-  std::mutex mutex_;  // guards what follows; of libcuda only what names a thing that others could end is
-                      // called under it: cuMemAddressFree, cuMemExportToShareableHandle
+  mutable std::mutex mutex_;  // guards what follows; of libcuda only what names a thing that others could end
+                              // is called under it: cuMemAddressFree, cuMemExportToShareableHandle
   Ledger ledger_;
   std::set<std::uint64_t> streams_;  // those we made
-  std::set<std::uint64_t> events_;
+  std::set<std::uint64_t> events_;   // in use
+  std::vector<std::uint64_t> spare_events_;
   std::map<std::uint64_t, Bytes> stuck_;  // mapped, by a map that failed and could not be undone
 };
 

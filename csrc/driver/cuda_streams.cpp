@@ -8,11 +8,31 @@ namespace {
 cuda::Stream to_cuda(StreamHandle stream) { return reinterpret_cast<cuda::Stream>(stream.value); }
 cuda::Event to_cuda(EventHandle event) { return reinterpret_cast<cuda::Event>(event.value); }
 
+constexpr StreamHandle per_thread{2};  // CU_STREAM_PER_THREAD
+bool is_default(StreamHandle stream) { return stream.value <= 1; }
+
+/// 0 and 1 are two names of the legacy default stream, 2 is another stream in every thread that says it.
+void require_one_stream(StreamHandle stream) {
+  if (stream == per_thread)
+    throw InvalidArgument(
+        "stream: 2 (CU_STREAM_PER_THREAD) is another stream in every thread, and events are recorded by "
+        "several: name a stream of its own");
+}
+
+[[noreturn]] void refuse_capturing() {
+  throw StreamCapturing("stream: it is being captured into a graph; call this before or after");
+}
+
 }  // namespace
 
 CudaDriver::~CudaDriver() {
   if (fork_guard_.in_child()) return;
-  for (std::uint64_t event : std::set(events_)) undo_or_leak([&] { destroy_event({event}); });
+  events_.insert(spare_events_.begin(), spare_events_.end());
+  for (std::uint64_t event : events_)
+    undo_or_leak([&] {
+      const Scope scope(*this);
+      cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(EventHandle{event}));
+    });
   for (std::uint64_t stream : std::set(streams_)) undo_or_leak([&] { destroy_stream({stream}); });
   undo_or_leak([this] {
     const Scope scope(*this);
@@ -21,7 +41,7 @@ CudaDriver::~CudaDriver() {
 }
 
 void CudaDriver::bind_thread() {
-  fork_guard_.require_parent("this CUDA device's driver");
+  fork_guard_.require_parent(this_driver);
   cuda_.bind_thread();
 }
 
@@ -30,14 +50,28 @@ void CudaDriver::check_accessible(const char* argument, Address address, Bytes s
   ledger_.check_accessible(argument, address, size);
 }
 
-/// A handle that is no stream at all cannot be told: CUDA does not define what happens then.
-void CudaDriver::check_stream(StreamHandle stream) const {
+bool CudaDriver::is_capturing(StreamHandle stream) const {
   int status = cuda::capture_none;
   const cuda::Result result = cuda_.ask(cuda_.api().cuStreamIsCapturing, to_cuda(stream), &status);
-  if (result == cuda::capture_implicit || (result == cuda::success && status != cuda::capture_none))
-    throw StreamCapturing("stream: it is being captured into a graph; call this before or after");
+  if (result == cuda::capture_implicit) return true;  // the default stream would wait for one that is
   if (result != cuda::success) cuda_.fail("cuStreamIsCapturing", result, cuda::text(stream.value) + ", ");
-  if (stream.value == 0) return;
+  return status != cuda::capture_none;
+}
+
+bool CudaDriver::capturing(StreamHandle stream) {
+  const Scope scope(*this);
+  require_one_stream(stream);
+  return is_capturing(stream);
+}
+
+/// A handle that is no stream at all cannot be told: CUDA does not define what happens then.
+void CudaDriver::check_stream(StreamHandle stream) const {
+  require_one_stream(stream);
+  if (is_capturing(stream)) refuse_capturing();
+  if (!is_default(stream)) check_device(stream);
+}
+
+void CudaDriver::check_device(StreamHandle stream) const {
   cuda::Context context = nullptr;
   cuda_("cuStreamGetCtx", cuda_.api().cuStreamGetCtx, to_cuda(stream), &context);
   if (context != cuda_.context())
@@ -105,23 +139,62 @@ void CudaDriver::destroy_stream(StreamHandle stream) {
   }
 }
 
-EventHandle CudaDriver::record(StreamHandle stream) {
+/// An event that is in use from now on. One that was used before costs no call.
+EventHandle CudaDriver::take_event() {
+  {
+    std::lock_guard lock(mutex_);
+    if (!spare_events_.empty()) {
+      const std::uint64_t event = spare_events_.back();
+      spare_events_.pop_back();
+      events_.insert(event);
+      return {event};
+    }
+  }
   const Scope scope(*this);
-  check_stream(stream);
   cuda::Event event = nullptr;
   cuda_("cuEventCreate", cuda_.api().cuEventCreate, &event, cuda::event_no_timing);
   const EventHandle made{reinterpret_cast<std::uint64_t>(event)};
-  {
-    std::lock_guard lock(mutex_);
-    events_.insert(made.value);  // first: where the undoing fails too, it is destroyed with the driver
+  std::lock_guard lock(mutex_);
+  events_.insert(made.value);
+  return made;
+}
+
+/// On the context that is current. Of the default stream it must be asked before whether the record would
+/// break a capture; of others only after, when no capture can begin any more before the record: an event in a
+/// capture never completes, and to ask for it would break the capture. By itself it does no harm there.
+cuda::Result CudaDriver::record(EventHandle event, StreamHandle stream) const {
+  int status = cuda::capture_none;
+  if (is_default(stream)) {
+    const cuda::Result result = cuda_.ask(cuda_.api().cuStreamIsCapturing, to_cuda(stream), &status);
+    if (result != cuda::success) return result;
   }
+  const cuda::Result result = cuda_.ask(cuda_.api().cuEventRecord, to_cuda(event), to_cuda(stream));
+  if (result != cuda::success) return result;
+  return !is_default(stream) && is_capturing(stream) ? cuda::capture_implicit : cuda::success;
+}
+
+EventHandle CudaDriver::record(StreamHandle stream) {
+  fork_guard_.require_parent(this_driver);
+  require_one_stream(stream);
+  const EventHandle event = take_event();
   try {
-    cuda_("cuEventRecord", cuda_.api().cuEventRecord, event, to_cuda(stream));
+    // Without a Scope, which costs three calls: where another context is current CUDA refuses, because the
+    // event is of ours.
+    cuda::Result result = record(event, stream);
+    if (result == cuda::invalid_context || result == cuda::invalid_handle ||
+        (result == cuda::capture_implicit && is_default(stream))) {
+      const Scope scope(*this);
+      if (!is_default(stream)) check_device(stream);
+      result = record(event, stream);
+    }
+    if (result == cuda::capture_implicit || result == cuda::capture_invalidated) refuse_capturing();
+    if (result != cuda::success)
+      cuda_.fail("cuEventRecord", result, cuda::text(event.value) + ", " + cuda::text(stream.value) + ", ");
   } catch (...) {
-    undo_or_leak([&] { destroy_event(made); });
+    destroy_event(event);
     throw;
   }
-  return made;
+  return event;
 }
 
 void CudaDriver::check_event(EventHandle event) {
@@ -130,10 +203,13 @@ void CudaDriver::check_event(EventHandle event) {
 }
 
 bool CudaDriver::query(EventHandle event) {
-  const Scope scope(*this);
+  fork_guard_.require_parent(this_driver);
   check_event(event);
+  const cuda::Calls::Relaxed relaxed(cuda_);
   const cuda::Result result = cuda_.ask(cuda_.api().cuEventQuery, to_cuda(event));
   if (result == cuda::not_ready) return false;
+  if (result == cuda::captured_event)
+    throw StreamCapturing("event: it was recorded into a capture that has ended");
   if (result != cuda::success) cuda_.fail("cuEventQuery", result, cuda::text(event.value) + ", ");
   return true;
 }
@@ -144,20 +220,17 @@ void CudaDriver::wait(EventHandle event) {
   cuda_("cuEventSynchronize", cuda_.api().cuEventSynchronize, to_cuda(event));
 }
 
+/// It is kept, for the next record: as many as were ever in use at once.
 void CudaDriver::destroy_event(EventHandle event) {
-  const Scope scope(*this);
-  {
-    std::lock_guard lock(mutex_);
-    // First: the driver may give the same handle to somebody at once.
-    if (events_.erase(event.value) == 0) throw InvalidArgument("event: not an event of this driver");
-  }
-  try {
-    cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(event));
-  } catch (...) {
-    std::lock_guard lock(mutex_);
-    events_.insert(event.value);
-    throw;
-  }
+  fork_guard_.require_parent(this_driver);
+  std::lock_guard lock(mutex_);
+  if (events_.erase(event.value) == 0) throw InvalidArgument("event: not an event of this driver");
+  spare_events_.push_back(event.value);
+}
+
+std::size_t CudaDriver::events_in_use() const {
+  std::lock_guard lock(mutex_);
+  return events_.size();
 }
 
 }  // namespace vmm

@@ -65,18 +65,19 @@ struct ExportedPage {
 
 struct Capabilities {
   const char* name;
-  Bytes granularity;           // page sizes are power-of-two multiples of it
-  Bytes default_page_bytes;    // what the platform is best at
-  bool merges_neighbours;      // see Place
-  bool fresh_pages_are_zero;   // a page just created reads as zeros
-  bool gpu;                    // the memory is a GPU's
-  bool host_accessible;        // the CPU can read and write mapped pages
-  bool zero_gaps;              // see set_gap
-  bool foreign_streams;        // streams may be anybody's: a handle that is none cannot be told, and kills
-  bool shareable;              // pages can be exported
-  int compute_capability;      // of a GPU, like 90; 0 elsewhere
-  int device;                  // the platform's number of it
-  std::uint64_t max_mappings;  // of the whole process; 0: no limit known
+  Bytes granularity;            // page sizes are power-of-two multiples of it
+  Bytes default_page_bytes;     // what the platform is best at
+  bool merges_neighbours;       // see Place
+  bool fresh_pages_are_zero;    // a page just created reads as zeros
+  bool gpu;                     // the memory is a GPU's
+  bool host_accessible;         // the CPU can read and write mapped pages
+  bool zero_gaps;               // see set_gap
+  StreamHandle default_stream;  // the name of what 0 is, where it has another
+  bool foreign_streams;         // streams may be anybody's: a handle that is none cannot be told, and kills
+  bool shareable;               // pages can be exported
+  int compute_capability;       // of a GPU, like 90; 0 elsewhere
+  int device;                   // the platform's number of it
+  std::uint64_t max_mappings;   // of the whole process; 0: no limit known
 };
 
 /// What happens to those who read an address of a reservation where nothing is mapped.
@@ -122,14 +123,19 @@ class Driver {
   virtual StreamHandle create_stream() = 0;
   /// Waits for the work on it. The default stream cannot be destroyed.
   virtual void destroy_stream(StreamHandle stream) = 0;
-  /// An event that completes when the work now on `stream` has. Throws StreamCapturing where there are
-  /// graphs.
+  /// An event that completes when the work now on `stream` has. Throws StreamCapturing where the stream is
+  /// being captured into a graph.
   virtual EventHandle record(StreamHandle stream) = 0;
+  /// Whether the stream is being captured into a graph now. Asked by whoever does not run the stream, so that
+  /// nothing of his gets into the graph.
+  virtual bool capturing(StreamHandle stream) = 0;
+  /// Throws StreamCapturing for an event that got into a capture all the same: it will never complete.
   virtual bool query(EventHandle event) = 0;
   virtual void wait(EventHandle event) = 0;
   virtual void destroy_event(EventHandle event) = 0;
 
-  /// Called once on a thread before it makes other calls here.
+  /// Called once on a thread of the engine's own, on which nobody else calls the platform, before it makes
+  /// other calls here.
   virtual void bind_thread() = 0;
 
   /// Mappings of the process that may still be made before `map` throws MappingLimit; an estimate.

@@ -46,6 +46,7 @@ class FaultDriver final : public Driver {
   StreamHandle create_stream() override { return inner_->create_stream(); }
   void destroy_stream(StreamHandle stream) override { inner_->destroy_stream(stream); }
   EventHandle record(StreamHandle stream) override;
+  bool capturing(StreamHandle stream) override { return inner_->capturing(stream); }
   bool query(EventHandle event) override;
   void wait(EventHandle event) override { inner_->wait(event); }
   void destroy_event(EventHandle event) override;

@@ -31,6 +31,7 @@ HostDriver::HostDriver(const char* name)
                     .gpu = false,
                     .host_accessible = true,
                     .zero_gaps = true,
+                    .default_stream = {0},
                     .foreign_streams = false,
                     .shareable = false,
                     .compute_capability = 0,

@@ -36,6 +36,7 @@ class HostDriver final : public Driver {
   StreamHandle create_stream() override { return streams_.create(); }
   void destroy_stream(StreamHandle stream) override { streams_.destroy(stream); }
   EventHandle record(StreamHandle stream) override { return streams_.record(stream); }
+  bool capturing(StreamHandle) override { return false; }
   bool query(EventHandle event) override { return streams_.query(event); }
   void wait(EventHandle event) override { streams_.wait(event); }
   void destroy_event(EventHandle event) override { streams_.destroy(event); }

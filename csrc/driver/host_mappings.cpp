@@ -48,6 +48,7 @@ MappingCount& MappingCount::of_process() {
 
 MappingCount::MappingCount()
     : limit_(static_cast<std::int64_t>(max_process_mappings())), kept_back_(limit_ / kept_back_fraction) {
+  MappingReserve::of_process();  // before it is needed
   count();
 }
 

@@ -18,6 +18,7 @@ SimDriver::SimDriver(std::shared_ptr<SimClock> clock, const SimOptions& options)
                     .gpu = true,
                     .host_accessible = false,
                     .zero_gaps = false,
+                    .default_stream = {0},
                     .foreign_streams = false,
                     .shareable = false,
                     .compute_capability = 0,

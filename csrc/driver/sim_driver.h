@@ -57,6 +57,7 @@ class SimDriver final : public Driver {
   StreamHandle create_stream() override;
   void destroy_stream(StreamHandle stream) override;
   EventHandle record(StreamHandle stream) override;
+  bool capturing(StreamHandle) override { return false; }
   bool query(EventHandle event) override;
   void wait(EventHandle event) override;
   void destroy_event(EventHandle event) override;

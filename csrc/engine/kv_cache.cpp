@@ -134,6 +134,7 @@ std::uint32_t KvCache::open(Tokens prompt, Tokens announced, StreamHandle stream
     throw InvalidArgument("max_sequences is " + std::to_string(places_.size()) + ": all of them are open");
   slots_->pool().epochs().poll();
   const Tokens first = std::max(prompt, first_tokens());
+  stream = slots_->pool().epochs().named(stream);
   const std::uint32_t slot = best_true_fit(static_cast<std::uint32_t>(first.count), stream);
   Place& place = places_[slot];
   place.open = place.fresh = true;
@@ -203,7 +204,7 @@ void KvCache::close(std::uint32_t slot, StreamHandle stream) {
   Place& place = places_[slot];
   if (!place.fresh) {
     place.held = limits_[slot];
-    place.fence = readers(slot, stream);
+    place.fence = readers(slot, slots_->pool().epochs().named(stream));
   }
   slots_->truncate(slot, {});
   if (std::exchange(place.fresh, false)) --fresh_;

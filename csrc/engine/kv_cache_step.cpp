@@ -102,6 +102,7 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
 void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
                    StreamHandle stream) {
   Pool& pool = slots_->pool();
+  stream = pool.epochs().named(stream);
   pool.fork_guard().require_parent("this cache");
   std::unique_lock lock(mutex_);
   // 1. Nothing has changed if any of this throws, but that the next epoch is open: the last one ends by

@@ -15,6 +15,7 @@ Epochs::~Epochs() {
 }
 
 void Epochs::close(StreamHandle handle, bool open_next) {
+  handle = named(handle);
   std::lock_guard recording(record_mutex_);
   // Where none is open, what is on the stream is marked: a stream that cannot be waited for is refused now.
   if (!mark_if(handle, false)) {
@@ -22,7 +23,7 @@ void Epochs::close(StreamHandle handle, bool open_next) {
     const EventHandle event = driver_.record(handle);
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
-    stream.unfinished.push_back({stream.current, event});
+    stream.unfinished.push_back({stream.current, event, open_next});
     stream.wanted = stream.owed = stream.capturing = false;  // by a fence from before the epoch
   }
   std::lock_guard lock(mutex_);
@@ -32,11 +33,13 @@ void Epochs::close(StreamHandle handle, bool open_next) {
 }
 
 void Epochs::join(StreamHandle handle) {
+  handle = named(handle);
   std::lock_guard lock(mutex_);
   ++streams_[handle.value].owners;
 }
 
 void Epochs::leave(StreamHandle handle) {
+  handle = named(handle);
   {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
@@ -48,7 +51,7 @@ void Epochs::leave(StreamHandle handle) {
 void Epochs::mark(StreamHandle handle) {
   poll();  // so that what is over does not pile up
   std::lock_guard recording(record_mutex_);
-  mark_if(handle, false);
+  mark_if(named(handle), false);
 }
 
 /// What is on the stream becomes an epoch, unless an open one covers it. The epoch has its number before its
@@ -67,7 +70,7 @@ bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
     const EventHandle event = driver_.record(handle);
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
-    stream.unfinished.push_back({epoch, event});
+    stream.unfinished.push_back({epoch, event, false});
     stream.owed = stream.capturing = false;
   } catch (const Error& error) {
     std::lock_guard lock(mutex_);
@@ -89,6 +92,7 @@ void Epochs::mark_wanted() {
   for (StreamHandle stream : wanted) {
     try {
       std::lock_guard recording(record_mutex_);
+      if (driver_.capturing(stream)) throw StreamCapturing("");
       mark_if(stream, true);
     } catch (const StreamCapturing&) {  // what is on it will be asked for again
       std::lock_guard lock(mutex_);
@@ -100,6 +104,7 @@ void Epochs::mark_wanted() {
 }
 
 void Epochs::watch(StreamHandle handle) {
+  handle = named(handle);
   try {
     std::lock_guard recording(record_mutex_);
     mark_if(handle, false);
@@ -111,21 +116,32 @@ void Epochs::watch(StreamHandle handle) {
 
 void Epochs::destroy(StreamHandle handle) {
   std::scoped_lock nobody_asks(poll_mutex_, record_mutex_);
-  driver_.destroy_stream(handle);
-  forget(handle);
+  // First: the driver may give the same handle to somebody at once.
+  const bool watched = forget(handle);
+  try {
+    driver_.destroy_stream(handle);
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    streams_[handle.value].watched = watched;
+    throw;
+  }
 }
 
-/// Under poll_mutex_.
-void Epochs::forget(StreamHandle handle) {
+/// Its work must be over. Under poll_mutex_. Whether it was watched.
+bool Epochs::forget(StreamHandle handle) {
   std::deque<Unfinished> over;
+  bool watched;
   {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];  // it stays: another stream may get the same handle
     stream.completed = ++stream.current;      // fences may wait for an epoch that nobody has marked yet
+    watched = stream.watched;
     stream.open = stream.watched = stream.owed = stream.wanted = stream.capturing = false;
     over.swap(stream.unfinished);
   }
+  ++ended_;
   for (const Unfinished& entry : over) undo_or_leak([&] { driver_.destroy_event(entry.event); });
+  return watched;
 }
 
 Fence Epochs::fence() {
@@ -148,33 +164,66 @@ void Epochs::poll() {
   std::unique_lock polling(poll_mutex_, std::try_to_lock);
   if (!polling) return;
   mark_wanted();
-  struct Oldest {
-    std::uint64_t stream;
-    Unfinished entry;
-  };
-  for (bool progress = true; progress;) {
-    progress = false;
-    std::vector<Oldest> oldest;
-    {
-      std::lock_guard lock(mutex_);
-      for (const auto& [handle, stream] : streams_)
-        if (!stream.unfinished.empty()) oldest.push_back({handle, stream.unfinished.front()});
+  std::vector<StreamHandle> busy;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [handle, stream] : streams_)
+      if (!stream.unfinished.empty()) busy.push_back({handle});
+  }
+  for (StreamHandle stream : busy)
+    while (pop_finished(stream)) {
     }
-    for (const Oldest& next : oldest) {
-      if (!driver_.query(next.entry.event)) continue;
-      {
-        std::lock_guard lock(mutex_);
-        Stream& stream = streams_[next.stream];
-        stream.unfinished.pop_front();
-        stream.completed = next.entry.epoch;
-      }
-      undo_or_leak([&] { driver_.destroy_event(next.entry.event); });
-      progress = true;
+}
+
+/// Asks for the last event of those that are surely on one stream, and while it is not over, by halves, for
+/// which are: a stream's events complete in order. False when the oldest is not over. Under poll_mutex_.
+bool Epochs::pop_finished(StreamHandle handle) {
+  std::vector<Unfinished> run;
+  {
+    std::lock_guard lock(mutex_);
+    for (const Unfinished& entry : streams_[handle.value].unfinished) {
+      run.push_back(entry);
+      if (!entry.goes_on) break;
     }
   }
+  std::size_t over = 0, unknown = run.size();
+  for (std::size_t next = run.size(); over < unknown; next = (over + unknown + 1) / 2) {
+    const Unfinished& entry = run[next - 1];
+    try {
+      if (driver_.query(entry.event))
+        over = next;
+      else
+        unknown = next - 1;
+    } catch (const StreamCapturing&) {
+      drop(handle, entry);
+      return true;
+    }
+  }
+  if (over == 0) return false;
+  {
+    std::lock_guard lock(mutex_);
+    Stream& stream = streams_[handle.value];
+    for (std::size_t i = 0; i < over; ++i) stream.unfinished.pop_front();
+    stream.completed = run[over - 1].epoch;
+  }
+  for (std::size_t i = 0; i < over; ++i) undo_or_leak([&] { driver_.destroy_event(run[i].event); });
+  return true;
+}
+
+/// A capture came between looking and recording: the event will never complete. A later one covers its work,
+/// or else the work is marked anew.
+void Epochs::drop(StreamHandle handle, const Unfinished& entry) {
+  {
+    std::lock_guard lock(mutex_);
+    Stream& stream = streams_[handle.value];
+    std::erase_if(stream.unfinished, [&](const Unfinished& each) { return each.epoch == entry.epoch; });
+    if (stream.unfinished.empty() && !stream.open) stream.wanted = stream.owed = stream.capturing = true;
+  }
+  undo_or_leak([&] { driver_.destroy_event(entry.event); });
 }
 
 bool Epochs::complete(const Fence& fence, std::optional<StreamHandle> but_for) const {
+  if (but_for) but_for = named(*but_for);
   std::lock_guard lock(mutex_);
   return std::ranges::all_of(fence, [&](const StreamEpoch& entry) {
     auto found = streams_.find(entry.stream.value);
@@ -183,6 +232,7 @@ bool Epochs::complete(const Fence& fence, std::optional<StreamHandle> but_for) c
 }
 
 bool Epochs::waits_for_open_epoch(const Fence& fence, std::optional<StreamHandle> but_for) const {
+  if (but_for) but_for = named(*but_for);
   std::lock_guard lock(mutex_);
   for (const StreamEpoch& entry : fence) {
     if (entry.stream == but_for) continue;

@@ -2,6 +2,7 @@
 // last epoch that may touch something. What a fence covers may be reused when all of them have completed.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -50,6 +51,13 @@ class Epochs {
 
   /// Ends the stream, and with it its work: nothing waits for its epochs any more, the open one included.
   void destroy(StreamHandle stream);
+  /// How many streams have ended so far: a handle that was watched before may be another stream's by now.
+  std::uint64_t streams_ended() const noexcept { return ended_.load(); }
+
+  /// The one name of a stream: the default stream's are two.
+  StreamHandle named(StreamHandle stream) const {
+    return stream.value == 0 ? driver_.capabilities().default_stream : stream;
+  }
 
   /// Everything that is open or unfinished now. Calls no driver: what is on watched streams becomes an epoch
   /// when next polled.
@@ -67,6 +75,8 @@ class Epochs {
   struct Unfinished {
     std::uint64_t epoch;
     EventHandle event;
+    bool goes_on;  // the next epoch was opened at once: its event is on the same stream, not on a later one
+                   // of the same handle
   };
   struct Stream {
     std::uint64_t current = 0;  // the last epoch opened
@@ -83,11 +93,14 @@ class Epochs {
   void close(StreamHandle stream, bool open_next);
   bool mark_if(StreamHandle stream, bool only_wanted);
   void mark_wanted();
-  void forget(StreamHandle stream);
+  bool forget(StreamHandle stream);
+  bool pop_finished(StreamHandle stream);
+  void drop(StreamHandle stream, const Unfinished& entry);
 
   Driver& driver_;
   std::mutex poll_mutex_;    // one poller at a time, so that nobody queries a destroyed event
   std::mutex record_mutex_;  // events are recorded in the order of their epochs
+  std::atomic<std::uint64_t> ended_{0};
   mutable std::mutex mutex_;
   std::map<std::uint64_t, Stream> streams_;
 };

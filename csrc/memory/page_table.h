@@ -33,6 +33,9 @@ class PageTable {
   /// Ends the need, if there is one: work until `last_use` may still use the page if it was kept.
   void unkeep(PageIndex page, std::uint16_t last_use);
 
+  /// Work until `last_use` may still use the page.
+  void set_last_use(PageIndex page, std::uint16_t last_use) { pages_.at(page.value).last_use = last_use; }
+
   /// Pages that are not Unmapped.
   Pages in_use() const noexcept { return in_use_; }
   Pages resident() const noexcept { return resident_; }

@@ -76,6 +76,7 @@ void Pool::rescue(Reservation& reservation, PageIndex page) {
       return;
     }
     reservation.table.move(page, VirtualState::resident);
+    reservation.table.set_last_use(page, last_uses_.now());  // who read it may read it still
     pages.erase(found);
     if (pages.empty()) retired_.erase(entry);  // or it would outlive the reservation
     return;

@@ -206,8 +206,11 @@ bool Pool::relieve_mappings(Need whose) {
   const std::uint64_t plenty = driver_->capabilities().max_mappings / plenty_fraction;
   epochs_.poll();
   bool relieved = false;
-  while (driver_->mappings_left() < plenty && free_an_idle_range()) relieved = true;
-  if (relieved || driver_->mappings_left() >= plenty) return true;  // perhaps by another thread
+  do {  // at least one, or whoever asks for more than plenty would ask for ever
+    if (!free_an_idle_range()) break;
+    relieved = true;
+  } while (driver_->mappings_left() < plenty);
+  if (relieved) return true;
   return reclaim({~std::uint64_t{0}}, whose).count != 0;
 }
 

@@ -16,8 +16,9 @@ CUresult create(const char* name, CUstream* handle, unsigned flags, int priority
     stream->flags = flags;
     stream->priority = priority;
     stream->from = call.from;
-    *handle = stream_handle(stream->id);
-    call.s.streams.streams[stream->id] = std::move(stream);
+    stream->handle = call.s.streams.stream_names.take(call.s.settings.reuse_handles);
+    *handle = stream_handle(stream->handle);
+    call.s.streams.streams[stream->handle] = std::move(stream);
     return CUDA_SUCCESS;
   });
 }
@@ -63,7 +64,8 @@ STANDIN_API cuStreamDestroy_v2(CUstream handle) {
     auto& orphans = stream->context->orphans;
     std::erase_if(orphans, [](const OperationPtr& operation) { return operation->observed; });
     if (stream->blocking() && stream->last != nullptr) orphans.push_back(stream->last);
-    call.s.streams.streams.erase(stream->id);  // its work goes on
+    call.s.streams.streams.erase(stream->handle);  // its work goes on
+    call.s.streams.stream_names.end(stream->handle, call.s.settings.reuse_handles);
     return CUDA_SUCCESS;
   });
 }

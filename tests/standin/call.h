@@ -36,6 +36,8 @@ struct Call {
 };
 
 CUresult begin(Call& call, unsigned traits);
+/// Runs what standin_before put before this call. Without the lock: it may call CUDA.
+void run_before(const char* name);
 
 /// Runs `body(Call&)` as one call of the driver.
 template <class Body>
@@ -43,6 +45,7 @@ CUresult enter(const char* name, unsigned traits, Body&& body) {
   if (forked()) return CUDA_ERROR_NOT_INITIALIZED;  // before the lock: a thread of the parent may hold it
   if (in_host_code()) return CUDA_ERROR_NOT_PERMITTED;
   const Trace from = here();
+  run_before(name);
   State& s = state();
   Lock lock(s.mutex);
   Call call{s, lock, name, from, context_stack().current()};

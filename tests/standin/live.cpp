@@ -47,6 +47,10 @@ std::string live(std::size_t& count) {
   const auto named = [](const auto& thing) {
     return "{\"id\": " + std::to_string(thing->id) + ", \"site\": " + place(thing->from) + "}";
   };
+  const auto streams = [](const StreamPtr& stream) {
+    return "{\"id\": " + std::to_string(stream->handle) +
+           ", \"priority\": " + std::to_string(stream->priority) + ", \"site\": " + place(stream->from) + "}";
+  };
   const auto drawn = [](const Graph& graph) { return "{\"site\": " + place(graph.from) + "}"; };
   count = ledger.reservations.size() + ledger.handles.size() + ledger.mappings.size() +
           ledger.allocations.size() + ledger.pinned.size() + s.streams.streams.size() +
@@ -61,11 +65,7 @@ std::string live(std::size_t& count) {
   out += ", " + list("mappings", ledger.mappings, spot);
   out += ", " + list("allocations", ledger.allocations, spot);
   out += ", " + list("host", ledger.pinned, spot);
-  out += ", " + list("streams", s.streams.streams, [](const std::shared_ptr<Stream>& stream) {
-           return "{\"id\": " + std::to_string(stream->id) +
-                  ", \"priority\": " + std::to_string(stream->priority) +
-                  ", \"site\": " + place(stream->from) + "}";
-         });
+  out += ", " + list("streams", s.streams.streams, streams);
   out += ", " + list("events", s.streams.events, named);
   out += ", " + list("graphs", s.captures.graphs, drawn);
   out += ", " + list("executables", s.captures.executables, drawn);

@@ -39,6 +39,10 @@ const char* standin_last_failed(void);
 /// From now on every call returns `code`, as after a fault on the GPU; 0 ends it.
 void standin_poison(int code);
 
+/// The next call of `function`, on whatever thread, first runs `callback(arg)`, which may itself call CUDA.
+/// Of several for one function each call takes one, the first first.
+void standin_before(const char* function, void (*callback)(void*), void* arg);
+
 /// How often a function was called (also when it failed) since the last reset. NULL: all of them.
 int64_t standin_count(const char* function);
 /// What was reported in count mode: misuse, and memory taken away from queued work.

@@ -28,6 +28,7 @@ _SIGNATURES = {
     "standin_failed": (ctypes.c_int64, []),
     "standin_last_failed": (ctypes.c_char_p, []),
     "standin_poison": (None, [ctypes.c_int]),
+    "standin_before": (None, [ctypes.c_char_p, KERNEL, ctypes.c_void_p]),
     "standin_count": (ctypes.c_int64, [ctypes.c_char_p]),
     "standin_reports": (ctypes.c_int64, []),
     "standin_last_report": (ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]),
@@ -119,6 +120,13 @@ class Standin:
     def poison(self, code: int = 700) -> None:
         """From now on every call returns this; 0 ends it."""
         self.library.standin_poison(code)
+
+    def before(self, function: str, act: Callable[[], object]) -> None:
+        """The next call of ``function`` first calls ``act()``, which may call CUDA: what another thread might
+        do just then."""
+        callback = KERNEL(lambda _: act())
+        self._kernels.append(callback)
+        self.library.standin_before(function.encode(), callback, None)
 
     def count(self, function: str | None = None) -> int:
         return self.library.standin_count(None if function is None else function.encode())

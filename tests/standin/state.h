@@ -38,7 +38,7 @@ struct Settings {
   int rdma = 1;  // attribute 110: 0 says no; 2 says yes, but such pages cannot be opened (WSL2)
   int compute_capability = 90;
   bool posix_fd = true;        // attribute 103
-  bool reuse_handles = false;  // of pages and events: the last ended is the next given
+  bool reuse_handles = false;  // of pages, events, streams: the last ended is the next given
 
   bool reaches(int device, int peer) const { return !strangers.contains({device, peer}); }
   Size granularity_of(int device) const {

@@ -13,7 +13,8 @@
 namespace standin {
 
 struct Stream {
-  std::uint64_t id = 0;  // also the handle, but for the default streams
+  std::uint64_t id = 0;  // never one twice: it tells which work is in order
+  std::uint64_t handle = 0;
   struct Context* context = nullptr;
   unsigned flags = 0;
   int priority = 0;
@@ -53,9 +54,10 @@ struct Event {
 using EventPtr = std::shared_ptr<Event>;
 
 struct Streams {
-  std::map<std::uint64_t, StreamPtr> streams;
+  std::map<std::uint64_t, StreamPtr> streams;  // by handle
   std::map<std::uint64_t, EventPtr> events;
-  std::uint64_t next_stream = 0x57000000;  // never one twice: they tell which work is in order
+  std::uint64_t next_stream = 0x1000;
+  Names stream_names{0x57000000, 16};
   Names event_names{0xE7000000, 16};
 
   std::uint64_t new_stream_id() { return next_stream += 16; }

@@ -107,6 +107,23 @@ TEST(a_retirement_that_was_called_off_leaves_no_trace) {
   test.pool->check();
 }
 
+TEST(a_page_that_came_back_for_a_map_that_failed_is_still_fenced) {
+  TestPool test(1_MiB);
+  auto lease = test.reserve(1_MiB);
+  map(*lease, 0, 4);
+  test.pool->epochs().step({});
+  retire(*lease, 0, 4);
+  test.faults->fail_at(1, 1, Fault::error);
+  CHECK_THROWS(DriverError, "injected", map(*lease, 0, 5));  // four come back, the fifth fails
+  CHECK(test.pool->mapped(lease->reservation()) == 256_KiB);
+  CHECK(test.pool->trim(256_KiB) == Bytes{});  // the epoch that may read them is open
+  test.pool->epochs().end({});
+  finish_work();
+  test.pool->epochs().poll();
+  CHECK(test.pool->trim(256_KiB) == 256_KiB);
+  test.pool->check();
+}
+
 TEST(a_retired_page_that_must_be_zero_waits_or_refuses) {
   TestPool test(4_MiB);
   auto lease = test.reserve(1_MiB, 1, 0, true);
