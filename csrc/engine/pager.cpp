@@ -162,9 +162,9 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
   ask_again();
   guarded([&] { map_one_batch(); });
   if (!starved_.empty()) {
-    const bool ending = pool_->await_given_up();
+    const auto look_at = pool_->await_given_up();
     next.now = pool_->given_up() != given_up_;
-    if (ending) next.at = std::min(next.at.value_or(now + starved_recheck), now + starved_recheck);
+    if (look_at) next.at = std::min(next.at.value_or(*look_at), *look_at);
   }
   next.now |= anything_due();
   if (!next.now) next.now = create_ahead();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -25,6 +26,16 @@ class DeviceLimit {
     until_ = now + believed;
   }
   void forget() { until_ = {}; }
+  /// Until when it is believed; empty: it is not.
+  std::optional<Nanoseconds> until(Nanoseconds now) const {
+    return now < until_ ? std::optional(until_) : std::nullopt;
+  }
+  /// Whether its time has come since it was refused.
+  bool ends(Nanoseconds now) {
+    const bool over = until_.count() != 0 && now >= until_;
+    if (over) forget();
+    return over;
+  }
 
   /// Beside `held`, which is all that was created.
   Bytes left(Bytes held, Nanoseconds now) const {

@@ -34,7 +34,7 @@ class PageTable {
   void unkeep(PageIndex page, std::uint16_t last_use);
 
   /// Work until `last_use` may still use the page.
-  void set_last_use(PageIndex page, std::uint16_t last_use) { pages_.at(page.value).last_use = last_use; }
+  void set_last_use(PageIndex page, std::uint16_t last_use);
 
   /// Pages that are not Unmapped.
   Pages in_use() const noexcept { return in_use_; }

@@ -103,13 +103,15 @@ void Pool::note_given_up(bool at_once) {
 std::uint64_t Pool::given_up() {
   std::lock_guard lock(mutex_);
   last_uses_.refresh();
+  given_up_ += device_limit_.ends(clock_->now());
   return given_up_ + last_uses_.ended() + room_;
 }
 
-bool Pool::await_given_up() {
+std::optional<Nanoseconds> Pool::await_given_up() {
   std::lock_guard lock(mutex_);
   awaited_ = true;
-  return last_uses_.refresh() && waiting().count != 0;
+  if (last_uses_.refresh() && waiting().count != 0) return clock_->now() + recheck;
+  return device_limit_.until(clock_->now());
 }
 
 void Pool::epoch_closed() {

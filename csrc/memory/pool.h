@@ -131,8 +131,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes owed() const;
   /// A number that changes when memory is given up, or when what was given up may be had at last.
   std::uint64_t given_up();
-  /// Somebody waits for that number to change. Returns whether it will without anybody's doing.
-  bool await_given_up();
+  /// Somebody waits for that number to change. Returns when to look, if it may without anybody's doing.
+  std::optional<Nanoseconds> await_given_up();
   /// An epoch was closed, and what was given up in it may be had soon.
   void epoch_closed();
   /// Whether there may be mappings that nobody needs: so it must be called again, after a while.
