@@ -50,7 +50,8 @@ Course::Stepped Course::try_step(std::size_t number) {
     cache_->step(slots_, lengths_, streams_[number].handle);
   } catch (const OutOfPages& error) {
     ++totals_.refused;
-    sure_ = failures() == failures_before && !others_open;
+    // What the driver refused to unmap earlier cannot be had.
+    sure_ = failures() == failures_before && !others_open && !world_.pool()->refused();
     fitting_ = error.fitting();
     if (options_.check) check_refusal(error);
     return Stepped::refused;
