@@ -145,7 +145,7 @@ class Pool:
         extents: int = 1,
         tenant: int = 0,
         zeroed: bool = False,
-        longer: bool = False,
+        longest_bytes: int = 0,
         stream: int | None = None,
     ) -> Lease: ...
     def stats(self) -> dict[str, int]: ...

@@ -45,10 +45,13 @@ def fits(layout: Layout, tensors: int, batch: int, heads: int, max_mappings: int
     return max_mappings == 0 or mappings <= max_mappings // 2
 
 
+MOST_INT32_ELEMENTS = 2**31 - 1
+
+
 def fits_int32(elements: int) -> bool:
     """Whether kernels that compute (row x stride) with 32 bits, and tables of strides with 32 bits, are right
     for a sequence of so many elements."""
-    return elements < 2**31
+    return elements <= MOST_INT32_ELEMENTS
 
 
 def warn_of_int32(what: str) -> None:

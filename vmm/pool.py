@@ -233,14 +233,18 @@ class Pool(Closing):
         page_bytes: int,
         extent_bytes: int,
         extents: int,
-        longer: bool = False,
+        longest_bytes: int = 0,
         stream: int | None = None,
     ) -> "_core.Lease":
         """Address space for ``extents`` pieces of ``extent_bytes``, recycled and still mapped if possible.
-        ``longer``: recycled pieces may be longer, as the lease's ``extent_bytes`` then tells. ``stream``:
+        Recycled pieces may have up to ``longest_bytes`` each: the lease's ``extent_bytes`` tells. ``stream``:
         where it will be used first, so that it need not wait for what is there now."""
         return self._core.reserve(
-            page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents, longer=longer, stream=stream
+            page_bytes=page_bytes,
+            extent_bytes=extent_bytes,
+            extents=extents,
+            longest_bytes=longest_bytes,
+            stream=stream,
         )
 
     def growth(self, parts: Sequence[tuple["_core.Lease", int, int, int]]) -> "_core.Growth":

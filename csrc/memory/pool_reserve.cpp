@@ -1,4 +1,5 @@
 // Reservations: made, leased, recycled whole and still mapped, ended.
+#include <algorithm>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -37,8 +38,8 @@ Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<
   for (auto& [id, candidate] : reservations_) {
     const ReservationShape& shape = candidate->shape;
     if (candidate->leased || candidate->exported || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
-        (wanted.longer ? shape.extent_bytes < wanted.extent_bytes
-                       : shape.extent_bytes != wanted.extent_bytes) ||
+        shape.extent_bytes < wanted.extent_bytes ||
+        shape.extent_bytes > std::max(wanted.extent_bytes, wanted.longest) ||
         shape.extents < wanted.extents || shape.tenant != wanted.tenant ||
         !epochs_.complete(candidate->idle_fence, stream))
       continue;

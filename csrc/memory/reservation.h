@@ -17,7 +17,7 @@ struct ReservationShape {
   Bytes extent_bytes;  // a multiple of page_bytes
   std::uint64_t extents = 1;
   TenantId tenant{0};
-  bool longer = false;  // extents of an adopted reservation may be longer: its shape tells
+  Bytes longest{};      // extents of an adopted reservation may have up to so many bytes: its shape tells
   bool zeroed = false;  // reads as zeros where nothing was written, unmapped pages included where the driver
                         // can; recycled ones are not adopted
 };

@@ -11,7 +11,15 @@ import torch
 
 from vmm import _core
 from vmm.errors import InvalidArgument, OutOfPages
-from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, Layout, fits, fits_int32, warn_of_int32
+from vmm.layout import (
+    HEAD_MAJOR,
+    MOST_INT32_ELEMENTS,
+    TOKEN_MAJOR,
+    Layout,
+    fits,
+    fits_int32,
+    warn_of_int32,
+)
 from vmm.pool import Pool
 from vmm.stream import torch_stream
 
@@ -128,7 +136,7 @@ class CacheMemory:
             page_bytes=self.page_bytes,
             extent_bytes=extent_bytes,
             extents=extents,
-            longer=True,
+            longest_bytes=MOST_INT32_ELEMENTS * dtype.itemsize if self.pool._core.gpu else 2**62,
             stream=torch_stream(self.pool),
         )
         capsule = lease.dlpack(

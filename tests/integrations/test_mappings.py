@@ -8,7 +8,7 @@ from child import run_child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the host driver is Linux's")
 
-# 160 extents, which are two mappings each: without reclaiming 500 caches would take 160,000.
+# 64 extents, which are two mappings each: without reclaiming 500 caches would take 64,000.
 CACHES = """
 import collections, os, sys
 
@@ -19,17 +19,17 @@ import torch, transformers, vmm
 from vmm.integrations.transformers import VmmCache
 
 config = transformers.LlamaConfig(
-    hidden_size=128, num_hidden_layers=20, num_attention_heads=4, num_key_value_heads=4
+    hidden_size=128, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4
 )
 states = torch.ones(1, 4, 3, 32)
-limit = mappings() + 3000
+limit = mappings() + 1200
 os.environ["VMM_MAX_MAPPINGS"] = str(limit)
 pool = vmm.Pool("512MiB")  # so that mappings run short, and not memory
 alive = collections.deque(maxlen=ALIVE)
 most = 0
 for i in range(500):
     cache = VmmCache(config, max_tokens=32 * (i + 1), pool=pool, page_bytes=4096)
-    for layer in range(20):
+    for layer in range(8):
         keys, values = cache.update(states * i, states, layer)
     assert (keys == i).all()
     alive.append(cache)
