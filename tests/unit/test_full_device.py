@@ -202,22 +202,23 @@ def test_a_tensor_and_a_cache(standin, pool, monkeypatch):
     with vmm.Pool(32 * PAGE, lookahead_pages=0) as own:
         tensor = KVTensor(1, 8 * 512, 1024, pool=own)  # 512 tokens a page
         cache = vmm.KVCache(1, 1, 512, torch.float32, max_tokens=8 * 512, max_sequences=2, pool=own)
-        sequence = cache.open()
         emptied = TorchCache(monkeypatch, pool, 24)
+
+        def step():
+            slot = cache.open().slot  # not before: the pager would map what it needs by itself
+            cache.step(torch.tensor([slot], dtype=torch.int32), torch.tensor([512], dtype=torch.int32))
+
         for pages, use in enumerate(
             (
                 lambda: tensor[:, :512],
                 lambda: tensor[:, torch.tensor([512])],
                 lambda: tensor.reserve(3 * 512),
-                lambda: cache.step(
-                    torch.tensor([sequence.slot], dtype=torch.int32), torch.tensor([512], dtype=torch.int32)
-                ),
+                step,
             )
         ):
             pool.leave(pages)
             use()
             assert emptied.emptied == pages + 1
-        sequence.close()
         cache.close()
         tensor.close()
 
@@ -246,7 +247,8 @@ def test_a_budget_can_be_lowered_on_a_full_device(own, pool):
     del lease
 
 
-def test_a_default_pool_can_be_lowered_on_a_full_device(own, pool):
+def test_a_default_pool_can_be_lowered_on_a_full_device(own, pool, monkeypatch):
+    monkeypatch.setattr(vmm.pool, "_defaults", {})  # an earlier test's is of another driver
     vmm.configure(budget=32 * PAGE)
     try:
         lease = vmm.default_pool().reserve(page_bytes=PAGE, extent_bytes=32 * PAGE, extents=1)
@@ -266,20 +268,27 @@ def test_a_default_pool_can_be_lowered_on_a_full_device(own, pool):
         vmm.configure()
 
 
-def test_questions_make_no_context(standin, monkeypatch):
-    """Of device 1, which nobody uses."""
-    monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cuda:1", 1))
+@pytest.fixture
+def unused_device(standin):
+    """Of which nobody has a context."""
+    standin.set(devices=4)
+    yield 3
+    standin.set(devices=1)
+
+
+def test_questions_make_no_context(standin, monkeypatch, unused_device):
+    monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cuda:3", unused_device))
     before, retained = standin.live()["contexts"], standin.count("cuDevicePrimaryCtxRetain")
-    assert "1" not in before
-    assert _core.cuda_free_bytes(1) == CAPACITY  # all of it: what is free cannot be asked
-    assert _core.cuda_name(1)
+    assert "3" not in before
+    assert _core.cuda_free_bytes(unused_device) == CAPACITY  # all of it: what is free cannot be asked
+    assert _core.cuda_name(unused_device)
     vmm.configure(budget="1MiB")
     vmm.configure()
     assert standin.live()["contexts"] == before
     assert standin.count("cuDevicePrimaryCtxRetain") == retained
-    context = _core.CudaContext(1)  # as torch's
+    context = _core.CudaContext(unused_device)  # as torch's
     standin.set(others=PAGE)
-    assert context.free_bytes() == _core.cuda_free_bytes(1) == CAPACITY - PAGE
+    assert context.free_bytes() == _core.cuda_free_bytes(unused_device) == CAPACITY - PAGE
     del context
     assert standin.live()["contexts"] == before
 
@@ -291,11 +300,11 @@ def test_a_pool_s_questions_retain_nothing(own, standin):
     assert standin.count("cuDevicePrimaryCtxRetain") == before
 
 
-def test_a_pool_with_a_bad_budget_leaves_no_context(standin, monkeypatch):
-    monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 1))
+def test_a_pool_with_a_bad_budget_leaves_no_context(standin, monkeypatch, unused_device):
+    monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", unused_device))
     with contextlib.suppress(InvalidArgument):
         vmm.Pool("1TiB")
-    assert "1" not in standin.live()["contexts"]
+    assert "3" not in standin.live()["contexts"]
 
 
 def test_accelerate_s_search_recognises_it(pool):
