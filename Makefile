@@ -5,7 +5,7 @@ CXX_SOURCES := $(shell find csrc tests/unit tests/standin -name '*.h' -o -name '
 NAME ?= growth
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-cuda test-cpp test-fault gpu lint format sanitize bench simulate-long clean
+.PHONY: help setup demo test test-python test-cuda test-cpp test-fault test-calls gpu lint format sanitize bench simulate-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test-cpp: build/.environment
 
 test-fault: setup ## every driver call of every scenario made to fail
 	$(BIN)/python -m pytest tests/fault --capture=no
+
+test-calls: setup ## how many calls to libcuda a step costs
+	@$(BIN)/python -m pytest tests/kv_cache/test_kv_cache_calls.py -q --no-header | grep -E 'libcuda|failed'
 
 simulate-long: setup ## random courses of the engine with fresh seeds: make simulate-long VMM_SECONDS=600
 	VMM_SECONDS=$${VMM_SECONDS:-600} $(BIN)/python -m pytest tests/simulation/test_courses.py -k violated \

@@ -244,6 +244,8 @@ void bind_pool(py::module_& m) {
       .def(
           "device_free_bytes", [](const PoolHandle& h) { return h.require_cuda().free_bytes().count; },
           NoGil())
+      .def(
+          "events_in_use", [](const PoolHandle& h) { return h.require_cuda().events_in_use(); }, NoGil())
       .def_property_readonly("memfd", [](PoolHandle& h) { return h.require_host().memfd(); })
       .def("drain_log", &drain_log, NoGil())
       .def(

@@ -118,16 +118,19 @@ Calls::Relaxed::~Relaxed() {
   });
 }
 
-Calls::Scope::Scope(const Calls& calls) : calls_(calls), relaxed_(calls) {
+Calls::Scope::Scope(const Calls& calls) : calls_(calls), relaxed_(calls), bound_before_(bound_to) {
   if (calls.is_bound()) return;
   Context current = nullptr;
   calls("cuCtxGetCurrent", calls.api_.cuCtxGetCurrent, &current);
-  if (current == calls.context_) return;
-  calls("cuCtxPushCurrent", calls.api_.cuCtxPushCurrent, calls.context_);
-  pushed_ = true;
+  if (current != calls.context_) {
+    calls("cuCtxPushCurrent", calls.api_.cuCtxPushCurrent, calls.context_);
+    pushed_ = true;
+  }
+  bound_to = calls.id_;
 }
 
 Calls::Scope::~Scope() {
+  bound_to = bound_before_;
   if (!pushed_) return;
   undo_or_leak([this] {
     Context current = nullptr;

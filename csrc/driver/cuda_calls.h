@@ -38,7 +38,8 @@ class Calls {
     int mode_ = capture_relaxed;  // then the thread's own
   };
 
-  /// The same, and our context is current.
+  /// The same, and our context is current. Within one the thread is bound, so that a second one costs
+  /// nothing.
   class Scope {
    public:
     explicit Scope(const Calls& calls);
@@ -50,6 +51,7 @@ class Calls {
     const Calls& calls_;
     Relaxed relaxed_;  // a member, so that it is undone also where the rest of the constructor throws
     bool pushed_ = false;
+    std::uint64_t bound_before_ = 0;
   };
 
   /// Once on a thread of ours, on which nobody else calls CUDA: the context is current from then on, and no

@@ -47,6 +47,7 @@ class CudaDriver final : public Driver {
   void wait(EventHandle event) override;
   void destroy_event(EventHandle event) override;
   void bind_thread() override;
+  void together(const std::function<void()>& work) override;
   /// Of the device's memory, now.
   Bytes free_bytes() const;
   /// For tests: recorded and not yet destroyed.

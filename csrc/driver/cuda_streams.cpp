@@ -45,6 +45,11 @@ void CudaDriver::bind_thread() {
   cuda_.bind_thread();
 }
 
+void CudaDriver::together(const std::function<void()>& work) {
+  const Scope scope(*this);
+  work();
+}
+
 void CudaDriver::check_accessible(const char* argument, Address address, Bytes size) {
   std::lock_guard lock(mutex_);
   ledger_.check_accessible(argument, address, size);

@@ -16,6 +16,7 @@
 //    is the caller's task (memory/fences.h). A driver that can see the rule broken refuses.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 
@@ -137,6 +138,9 @@ class Driver {
   /// Called once on a thread of the engine's own, on which nobody else calls the platform, before it makes
   /// other calls here.
   virtual void bind_thread() = 0;
+
+  /// Calls `work`, which makes many calls here: what each of them costs besides is paid once.
+  virtual void together(const std::function<void()>& work) { work(); }
 
   /// Mappings of the process that may still be made before `map` throws MappingLimit; an estimate.
   virtual std::uint64_t mappings_left() const noexcept { return ~std::uint64_t{0}; }

@@ -51,6 +51,7 @@ class FaultDriver final : public Driver {
   void wait(EventHandle event) override { inner_->wait(event); }
   void destroy_event(EventHandle event) override;
   void bind_thread() override { inner_->bind_thread(); }
+  void together(const std::function<void()>& work) override { inner_->together(work); }
   std::uint64_t mappings_left() const noexcept override { return inner_->mappings_left(); }
 
  private:

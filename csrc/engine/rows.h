@@ -41,7 +41,10 @@ class Rows final : public Growing {
     Pin& operator=(const Pin&) = delete;
 
     /// Whether its end may call the driver, or wait for who does.
-    bool gives_back() const { return rows_->ended() || rows_->pool().closed(); }
+    bool gives_back() const {
+      if (rows_->pool().fork_guard().in_child()) return false;  // asking would throw, and nothing is undone
+      return rows_->ended() || rows_->pool().closed();
+    }
 
    private:
     friend class Rows;

@@ -51,7 +51,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
       // 2. Work outside the lock. 3. Commit.
       if (!plan.claims.empty()) {
         try {
-          call_driver(reservation, plan, options);
+          driver_->together([&] { call_driver(reservation, plan, options); });
         } catch (const MappingLimit&) {
           roll_back(reservation, plan);
           if (!relieve_mappings(options.need)) throw;

@@ -18,8 +18,10 @@ Bytes Pool::warm(Bytes wanted, Bytes page_bytes, Bytes at_most) {
     if (!plan_filling(wanted, page_bytes, filling)) break;
     std::exception_ptr failure;
     try {
-      for (const auto& [page, place] : filling.pages)
-        filling.created.emplace_back(*driver_, page_bytes, place);
+      driver_->together([&] {
+        for (const auto& [page, place] : filling.pages)
+          filling.created.emplace_back(*driver_, page_bytes, place);
+      });
     } catch (const DriverOutOfMemory& error) {  // as much as there is
       log_.write(LogLevel::info, std::string("warm: ") + error.what());
       at_most = {};
