@@ -56,6 +56,10 @@ def test_a_pool_says_where(pool):
         assert type(t) is KVTensor
         t[:, :3] = 1
     assert t[:, :3].eq(1).all()
+
+
+@pytest.mark.host_only  # on the stand-in every device is said to be the pool's
+def test_a_pool_is_of_its_device(pool):
     with pytest.raises(InvalidArgument, match="device is"):
         KVTensor(2, 5, pool=pool, device="meta")
 
