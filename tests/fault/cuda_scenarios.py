@@ -95,6 +95,15 @@ def _copy_and_release(pool, stream):
         lease.retire([(0, 4)])
 
 
+def _watch(pool, stream):
+    """What is on a watched stream is marked by the poll after somebody waits for it."""
+    lease = reserve(pool, 2)
+    lease.map([(0, 2)])
+    pool.watch(stream)
+    lease.retire([(0, 2)])
+    settle(pool)
+
+
 def _make_room(pool, _):
     old = reserve(pool, 12)
     old.map([(0, 12)])
@@ -202,6 +211,7 @@ def _ask_about_the_device(pool, _):
     assert _core.cuda_free_bytes(0) > 0
     del context
     assert _core.cuda_free_bytes(0) > 0
+    assert _core.cuda_free_bytes(1) > 0  # of which nobody has a context
     assert _core.cuda_name(0)
 
 
@@ -212,6 +222,7 @@ SCENARIOS = {
     "copy on a stream": Scenario(_copy_on_a_stream),
     "copy on a stream, with a context": Scenario(_copy_on_a_stream, _with_a_context),
     "copy and release": Scenario(_copy_and_release, lambda pool, _: pool.create_stream()),
+    "watch": Scenario(_watch, lambda pool, _: pool.create_stream()),
     "make room": Scenario(_make_room),
     "serve": Scenario(_serve),
     "map after a failure": Scenario(_map_after_a_failure),
