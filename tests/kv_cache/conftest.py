@@ -31,9 +31,11 @@ def cuda(standin):
 
 
 @pytest.fixture
-def gpu_pool(cuda):
+def gpu_pool(cuda, request):
+    """Of eight pages, or as many as the test is parametrized with. Its pager has no thread."""
+    pages = getattr(request, "param", 8)
     core = _core.Pool(
-        8 * PAGE, arena_bytes=1 << 30, pager_thread=False, cuda_device=0, cuda_host_accessible=True
+        pages * PAGE, arena_bytes=1 << 30, pager_thread=False, cuda_device=0, cuda_host_accessible=True
     )
     yield own_pool(core)
     core.check()

@@ -1,23 +1,9 @@
 """How many calls to libcuda a step and a page cost, where they are exact: on the stand-in."""
 
 import pytest
-from late_kernels import PAGE, TOKENS, Kernel, make, step
-from own_pool import own_pool
-
-from vmm import _core
+from late_kernels import TOKENS, Kernel, make, step
 
 SLOTS, PAGES = 16, 4  # that each grows by: 64 in all
-
-
-@pytest.fixture
-def pool(cuda):
-    """Without the pager's thread, whose polls come when they come: its calls are made by the step."""
-    core = _core.Pool(
-        256 * PAGE, arena_bytes=1 << 30, pager_thread=False, cuda_device=0, cuda_host_accessible=True
-    )
-    yield own_pool(core)
-    core.check()
-    core.close()
 
 
 def calls_of(standin, cache, stream, batches):
@@ -32,10 +18,11 @@ def calls_of(standin, cache, stream, batches):
     return calls
 
 
-def test_calls_to_libcuda(standin, pool, capsys):
+@pytest.mark.parametrize("gpu_pool", [256], indirect=True)
+def test_calls_to_libcuda(standin, gpu_pool, capsys):
     """On the default stream; a step on a named one costs the same. Beside a GPU that keeps up: where it is
     behind, each step asks once more for the events of those before."""
-    cache = make(pool, SLOTS, pages=2 * PAGES)
+    cache = make(gpu_pool, SLOTS, pages=2 * PAGES)
     sequences = [cache.open(0) for _ in range(SLOTS)]
     step(cache, 0, *((sequence, TOKENS // 2) for sequence in sequences))
     same = [[(sequence, TOKENS // 2) for sequence in sequences]] * 64
@@ -43,9 +30,9 @@ def test_calls_to_libcuda(standin, pool, capsys):
     growing = [
         [(sequence, TOKENS // 2 + pages * TOKENS) for sequence in sequences] for pages in range(1, PAGES + 1)
     ]
-    created = pool._core.stats()["pages_created"]
+    created = gpu_pool._core.stats()["pages_created"]
     calls = calls_of(standin, cache, 0, growing)  # with what the four steps cost besides
-    created = pool._core.stats()["pages_created"] - created
+    created = gpu_pool._core.stats()["pages_created"] - created
     assert created >= SLOTS * PAGES
     with capsys.disabled():
         print(f"libcuda calls: {idle:.2f} in a step with nothing due, {calls / created:.2f} per page grown")
@@ -53,4 +40,4 @@ def test_calls_to_libcuda(standin, pool, capsys):
     assert 0 < calls / created <= 5
     standin.sync_all()
     cache.close()
-    pool._core.end(0)
+    gpu_pool._core.end(0)
