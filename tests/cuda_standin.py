@@ -58,5 +58,30 @@ def own_calls():
         made.do("cuDevicePrimaryCtxRelease", 0)
 
 
+@contextlib.contextmanager
+def as_it_was():
+    """Memory and addresses that are taken inside, and not given back, are given back."""
+
+    def taken():
+        live = loaded().live()
+        return (
+            {(mapping["start"], mapping["size"]) for mapping in live["mappings"]},
+            {handle["id"] for handle in live["handles"]},
+            {(range["start"], range["size"]) for range in live["reservations"]},
+        )
+
+    before = taken()
+    yield
+    loaded().sync_all()
+    mappings, handles, reservations = (now - then for now, then in zip(taken(), before, strict=True))
+    with own_calls() as cuda:
+        for start, size in mappings:
+            cuda.do("cuMemUnmap", start, size)
+        for handle in handles:
+            cuda.do("cuMemRelease", handle)
+        for start, size in reservations:
+            cuda.do("cuMemAddressFree", start, size)
+
+
 def created_bytes() -> int:
     return sum(handle["size"] for handle in loaded().live()["handles"])

@@ -20,6 +20,8 @@ CAPACITY = 64 * PAGE
 @pytest.fixture
 def standin():
     found = cuda_standin.configured(granularity=PAGE, capacity=CAPACITY)
+    gc.collect()  # what earlier tests left in reference cycles
+    assert cuda_standin.created_bytes() == 0, f"an earlier test has left {found.live()}"
     yield found
     found.set(others=0, capacity=2**30)
 
@@ -30,11 +32,7 @@ def pool(standin):
     made = _core.Pool(
         32 * PAGE, arena_bytes=1 << 32, pager_thread=False, cuda_device=0, cuda_host_accessible=True
     )
-    used = cuda_standin.created_bytes()  # what earlier tests left in reference cycles
-    made_of = SimpleNamespace(
-        core=made, leave=lambda pages: standin.set(others=CAPACITY - used - pages * PAGE)
-    )
-    yield made_of
+    yield SimpleNamespace(core=made, leave=lambda pages: standin.set(others=CAPACITY - pages * PAGE))
     standin.set(others=0)
     gc.collect()  # what an exception's frames hold on to
     made.check()
