@@ -1,8 +1,10 @@
-"""KVCaches on one pool against a naive model, with driver calls that fail, events that are late, two streams
-and a budget that is too small."""
+"""KVCaches on one pool against a naive model, with driver calls that fail, events that are late, several
+streams under all their names, and a budget that is too small."""
 
 import contextlib
 import os
+from types import SimpleNamespace
+from unittest import mock
 
 import cuda_standin
 import pytest
@@ -17,12 +19,15 @@ from own_pool import PAGE, faulty_pool
 from pool_machine import PoolMachine
 
 import vmm.kv_cache.cache
+import vmm.stream
 from vmm import DriverError, Error, InvalidArgument, KVCache, OutOfPages
 
 BUDGET_PAGES = 56
 MOST = 150  # tokens
 SLOTS = 3
-STREAMS = st.integers(0, 1)
+DEFAULT = 1  # CU_STREAM_LEGACY
+# What a caller may say for a stream; the host's default stream has no second name.
+STREAMS = st.sampled_from(["A", "B", "B as an object", "torch's", "0", *(["1"] if ON_CUDA else [])])
 TAILS = st.sampled_from([0, 20])
 LATEST = 5  # queries that an event may be late by
 
@@ -51,6 +56,10 @@ class KVCacheMachine(PoolMachine):
             self.cuda = self.own_calls.enter_context(cuda_standin.own_calls())
         self.reports = cuda_standin.loaded().reports if ON_CUDA else 0
         self.streams = [self.core.create_stream() for _ in range(2)]
+        self.current = 0  # torch's stream
+        self.own_calls.enter_context(
+            mock.patch.object(vmm.stream, "_current_stream", lambda ordinal: self.current)
+        )
         self.caches: list[NaiveCache] = []
         self.written = 0
 
@@ -60,8 +69,11 @@ class KVCacheMachine(PoolMachine):
         kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3),
         tail=TAILS,
         per_step=st.sampled_from([1, 4]),
+        torch_runs_late=st.booleans(),
     )
-    def begin(self, kinds, tail, per_step):
+    def begin(self, kinds, tail, per_step, torch_runs_late):
+        self.pool._runs_late = torch_runs_late and ON_CUDA
+        vmm.stream.torch_stream(self.pool)
         for kind in kinds:
             self.make(kind, tail, per_step)
             for _ in range(SLOTS - 1):
@@ -91,6 +103,30 @@ class KVCacheMachine(PoolMachine):
             assert (window == 0) == (asked is None)
         self.caches.append(NaiveCache(cache, heads, dims, windows))
 
+    def said(self, name):
+        """For the stream of this name, what a caller says."""
+        a, b = self.streams
+        names = {"A": a, "B": b, "B as an object": SimpleNamespace(cuda_stream=b), "torch's": None}
+        return names[name] if name in names else int(name)
+
+    def handle(self, name):
+        """Of the stream that is meant, for kernels."""
+        if name == "torch's" and self.pool._runs_late:
+            return self.current or DEFAULT
+        return self.streams["AB".index(name[0])] if name[0] in "AB" else DEFAULT
+
+    @precondition(lambda self: self.pool._runs_late)
+    @rule(which=st.integers(-1, 1))
+    def switch(self, which):
+        """Torch's current stream is another, and known from now on."""
+        before, self.current = self.current, 0 if which < 0 else self.streams[which]
+        try:
+            with self.tolerated():
+                vmm.stream.torch_stream(self.pool)
+        finally:
+            if (self.current or DEFAULT) not in self.pool._watched_streams:
+                self.current = before
+
     @precondition(lambda self: self.caches)
     @rule(data=st.data(), prompt=st.integers(0, MOST), stream=STREAMS)
     def open(self, data, prompt, stream):
@@ -99,7 +135,7 @@ class KVCacheMachine(PoolMachine):
         try:
             with self.tolerated():
                 announce = data.draw(st.none() | st.integers(0, prompt))
-                sequence = naive.cache.open(prompt, announce=announce, stream=self.streams[stream])
+                sequence = naive.cache.open(prompt, announce=announce, stream=self.said(stream))
                 assert not full
                 assert sequence.slot not in {model.sequence.slot for model in naive.sequences}
                 naive.sequences.append(NaiveSequence(sequence))
@@ -112,7 +148,7 @@ class KVCacheMachine(PoolMachine):
         naive = data.draw(st.sampled_from([naive for naive in self.caches if naive.sequences]))
         chosen = data.draw(st.lists(st.sampled_from(naive.sequences), unique=True))
         grown = [data.draw(st.integers(0, min(most, MOST - len(model.tokens)))) for model in chosen]
-        self.step_once(naive, chosen, grown, self.streams[stream], write)
+        self.step_once(naive, chosen, grown, stream, write)
 
     @rule(most=st.sampled_from([1, 7, 50]), rounds=st.integers(1, 3), stream=STREAMS)
     def serve(self, most, rounds, stream):
@@ -120,7 +156,7 @@ class KVCacheMachine(PoolMachine):
         for _ in range(rounds):
             for naive in self.caches:
                 grown = [min(most, MOST - len(model.tokens)) for model in naive.sequences]
-                self.step_once(naive, list(naive.sequences), grown, self.streams[stream], True)
+                self.step_once(naive, list(naive.sequences), grown, stream, True)
 
     def step_once(self, naive, chosen, grown, stream, write):
         """With, if pages run out, those that are said to fit; and one more, which must not."""
@@ -147,10 +183,11 @@ class KVCacheMachine(PoolMachine):
             self.written += count
             model.tokens += [UNWRITTEN] * count
             if write and count and ON_CUDA:
-                if model.stream not in (None, stream):
+                handle = self.handle(stream)
+                if model.stream not in (None, handle):
                     self.cuda.do("cuStreamSynchronize", model.stream)  # an engine's own dependency
-                model.stream = stream
-                naive.launch(model, start, numbers, stream)
+                model.stream = handle
+                naive.launch(model, start, numbers, handle)
             elif write:
                 naive.write(model, start, numbers)
                 model.tokens[start:] = numbers
@@ -159,7 +196,7 @@ class KVCacheMachine(PoolMachine):
         slots = [model.sequence.slot for model in chosen]
         lengths = [len(model.tokens) + count for model, count in zip(chosen, grown, strict=True)]
         int32 = {"dtype": torch.int32}
-        naive.cache.step(torch.tensor(slots, **int32), torch.tensor(lengths, **int32), stream)
+        naive.cache.step(torch.tensor(slots, **int32), torch.tensor(lengths, **int32), self.said(stream))
 
     def step_fitting(self, naive, chosen, grown, stream, fitting):
         growth = {model.sequence.slot: (model, count) for model, count in zip(chosen, grown, strict=True)}
@@ -219,7 +256,7 @@ class KVCacheMachine(PoolMachine):
     @rule(data=st.data(), stream=STREAMS)
     def end(self, data, stream):
         with self.tolerated():
-            data.draw(st.sampled_from(self.caches)).cache.end(self.streams[stream])
+            data.draw(st.sampled_from(self.caches)).cache.end(self.said(stream))
 
     @precondition(lambda self: self.caches)
     @rule(data=st.data())
@@ -260,7 +297,7 @@ class KVCacheMachine(PoolMachine):
         if ON_CUDA:
             cuda_standin.loaded().sync_all()
             assert cuda_standin.loaded().reports == self.reports, cuda_standin.loaded().last_report
-        for stream in self.streams:
+        for stream in (*self.streams, 0):
             self.core.end(stream)
         for _ in range(10 * LATEST):  # a poll asks once
             self.core.poll()
