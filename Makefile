@@ -3,9 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CXX_SOURCES := $(shell find csrc tests/unit tests/standin -name '*.h' -o -name '*.cpp')
 NAME ?= growth
+# Processes that run the Python tests.
+WORKERS ?= 2
+MACHINES := tests/model/test_pool_model.py tests/kv_cache/test_kv_cache_model.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-cuda test-cpp test-fault test-calls gpu lint format sanitize bench simulate-long clean
+.PHONY: help setup demo test test-python test-cuda test-cpp test-long test-fault test-calls gpu lint format sanitize bench simulate-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -31,14 +34,19 @@ demo: setup ## generate text with DynamicCache and with VmmCache
 bench: setup ## make bench NAME=growth
 	@$(BIN)/vmm bench $(NAME) --json
 
-test: test-cpp test-python test-cuda ## all tests
+test: test-cpp test-python test-cuda ## all tests but the long ones
 
 test-python: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not long'
+
+test-long: setup ## what takes minutes: packaging, and the state machines with many more examples
+	$(BIN)/python -m pytest -m long
+	VMM_EXAMPLES=500 $(BIN)/python -m pytest -n $(WORKERS) --timeout 1200 $(MACHINES) tests/kv_tensor/test_indexing.py
+	VMM_EXAMPLES=500 VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest -n $(WORKERS) --timeout 1200 $(MACHINES)
 
 test-cuda: setup ## pools, tensors and caches over the CUDA driver, on the stand-in libcuda
-	VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest tests/model tests/kv_cache tests/kv_tensor tests/integrations \
-	  tests/unit/test_pool.py --ignore tests/kv_tensor/test_indexing.py
+	VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest -n $(WORKERS) -m 'not long' \
+	  tests/model tests/kv_cache tests/kv_tensor tests/integrations tests/unit/test_pool.py --ignore tests/kv_tensor/test_indexing.py
 
 test-cpp: build/.environment
 	tests/unit/run-cpp build/cpp ""

@@ -1,6 +1,7 @@
 """The CUDA driver on the stand-in libcuda.so.1, for suites that run on every device."""
 
 import contextlib
+import fcntl
 import functools
 import os
 import shutil
@@ -23,8 +24,11 @@ def library() -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     cmake, ninja = (shutil.which(tool, path=path) for tool in ("cmake", "ninja"))
     configure = [cmake, "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    for command in (configure, [cmake, "--build", str(BUILD)]):
-        subprocess.run(command, check=True, capture_output=True, timeout=280)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # tests run in several processes
+        for command in (configure, [cmake, "--build", str(BUILD)]):
+            subprocess.run(command, check=True, capture_output=True, timeout=280)
     return str(BUILD / "libcuda.so.1")
 
 

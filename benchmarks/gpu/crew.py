@@ -86,7 +86,7 @@ class Crew:
         output = _Output(self.module)
         told = _Told(items)
         process, reading, printed = self._start(arguments, deadline)
-        ended = "died"
+        ended = "stopped"
         try:
             lines = _Lines(reading, printed, output, deadline.within(self.start_s))
             for line in lines:
@@ -96,6 +96,8 @@ class Crew:
                 if told.take(line):
                     lines.limit = deadline.within(self.each_s)
                     changed()
+            else:
+                ended = "died"
         finally:  # also where this process is told to stop
             os.close(reading)
             code = _end(process, grace_s=min(15, deadline.left) if ended == "died" else 0)

@@ -5,6 +5,8 @@ import sys
 import venv
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -14,6 +16,7 @@ def call(*command, cwd):
     return result.stdout
 
 
+@pytest.mark.long
 def test_sdist_and_wheel(tmp_path):
     # `build` makes the sdist and then the wheel from it, so both are tried.
     call(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT), cwd=tmp_path)
