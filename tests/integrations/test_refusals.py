@@ -46,6 +46,7 @@ def test_max_tokens_that_the_config_does_not_say(pool):
         VmmCache(PreTrainedConfig(), pool=pool)
 
 
+@pytest.mark.filterwarnings("ignore:max_tokens:RuntimeWarning")
 def test_max_tokens_is_address_space_only(pool):
     cache = filled(VmmCache(model_of().config, 2**30, pool=pool), 10)
     assert_same_states(cache, filled(DynamicCache(config=model_of().config), 10))

@@ -68,6 +68,7 @@ def test_arguments_that_exclude_each_other(pool):
         KVCache(**SHAPE, **SIZE, pool=pool, layout="head-major", layers_per_extent=1)
 
 
+@pytest.mark.filterwarnings("ignore:max_tokens:RuntimeWarning")
 def test_so_many_tokens_that_int32_cannot_count_them(pool):
     """One slot more is refused; the tail, and the rest of the last page, count."""
     shape = {"layers": 1, "kv_heads": 1, "head_dim": 1, "dtype": torch.float16, "layers_per_extent": 1}

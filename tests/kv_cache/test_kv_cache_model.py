@@ -58,7 +58,7 @@ class KVCacheMachine(PoolMachine):
         self.streams = [self.core.create_stream() for _ in range(2)]
         self.current = 0  # torch's stream
         self.own_calls.enter_context(
-            mock.patch.object(vmm.stream, "_current_stream", lambda ordinal: self.current)
+            mock.patch.object(vmm.stream, "_current_stream", self.torch_current_stream)
         )
         self.caches: list[NaiveCache] = []
         self.written = 0
@@ -102,6 +102,9 @@ class KVCacheMachine(PoolMachine):
             assert window >= (asked or 0)
             assert (window == 0) == (asked is None)
         self.caches.append(NaiveCache(cache, heads, dims, windows))
+
+    def torch_current_stream(self, ordinal):
+        return self.current
 
     def said(self, name):
         """For the stream of this name, what a caller says."""
