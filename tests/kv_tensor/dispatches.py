@@ -250,15 +250,15 @@ FILLS: dict[str, Callable[[Any], Any]] = {
     "storage item": lambda t: t.storage().__setitem__(slice(None), 1),
     "storage shared": lambda t: t.untyped_storage().share_memory_(),
     "set_ from it": lambda t: torch.empty(0).set_(t).fill_(1),
+    "set_ over the storage": lambda t: torch.empty(0).set_(t.untyped_storage(), 0, SHAPE).fill_(1),
+    "set_ over the storage by overload": lambda t: torch.ops.aten.set_.source_Storage_storage_offset(
+        torch.empty(0), t.untyped_storage(), 0, SHAPE
+    ).fill_(1),
+    "a capsule": lambda t: torch.from_dlpack(torch.utils.dlpack.to_dlpack(t)).fill_(1),
+    "a capsule of a view": lambda t: torch.from_dlpack(torch.utils.dlpack.to_dlpack(t[:, 1:])).fill_(1),
+    "another class": lambda t: torch.Tensor._make_subclass(torch.Tensor, t).fill_(1),
     "swapped": lambda t: torch.utils.swap_tensors(t, torch.ones(SHAPE)),
 }  # fmt: skip
-
-
-# What only the address tells: nothing can be mapped before these write.
-ADDRESSES: dict[str, Callable[[Any], Any]] = {
-    "a capsule": lambda t: torch.from_dlpack(torch.utils.dlpack.to_dlpack(t)).fill_(1),
-    "set_ over the storage": lambda t: torch.empty(0).set_(t.untyped_storage(), 0, SHAPE).fill_(1),
-}
 
 
 def warm() -> None:
@@ -278,7 +278,7 @@ def _fills(case: tuple[str, str]) -> None:
         t, _ = _tensors(pool)
         before = t[:, :5].clone()
         try:
-            (FILLS | ADDRESSES)[name](t)
+            FILLS[name](t)
         except (
             vmm.OutOfPages,
             vmm.InvalidArgument,
@@ -303,8 +303,3 @@ def check_fills() -> None:
         except AssertionError as error:
             wrong.append(f"{name} in {budget}\n{str(error)[-900:]}")
     assert not wrong, "\n".join(wrong)
-
-
-def check_address(name: str) -> None:
-    warm()
-    example(_fills, (name, "16MiB"))

@@ -234,3 +234,14 @@ def test_no_memory(name):
         t.append(torch.ones(2, 64 * 20, 16))  # with what the other has given back
         assert t.length == 64 * 21
         pool.check()
+
+
+def test_an_address_is_told_but_not_to_write_there(t):
+    over = torch.empty(0).set_(t.untyped_storage(), 0, t.shape)
+    assert t.untyped_storage().data_ptr() == t.data_ptr() == t[:, :1].data_ptr()
+    assert t[1:].data_ptr() == t[1, :1].data_ptr()
+    assert over.sum() == 6 and over.shape == t.shape
+    for write in (lambda: over.fill_(1), lambda: torch.utils.dlpack.to_dlpack(t), over.data_ptr):
+        with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+            write()
+    assert not hasattr(t, "__cuda_array_interface__")  # with torch's own error
