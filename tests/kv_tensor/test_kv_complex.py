@@ -9,8 +9,8 @@ import torch
 VIEWS = {
     "mH": lambda x: x.mH,
     "adjoint": lambda x: x.adjoint(),
-    "conjugates": lambda x: torch.ops.aten._conj(x),
-    "negatives": lambda x: torch.ops.aten._neg_view(x),
+    "conjugates": torch.ops.aten._conj,
+    "negatives": torch.ops.aten._neg_view,
     "both": lambda x: torch.ops.aten._neg_view(x).mH,
 }
 

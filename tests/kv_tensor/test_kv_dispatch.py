@@ -6,7 +6,7 @@ import pytest
 
 @pytest.mark.timeout(600)
 def test_every_way_to_the_dispatcher():
-    isolated.run("dispatches", "check_fills", "")
+    isolated.run("ways", "check_fills", "")
 
 
 @pytest.mark.timeout(600)

@@ -6,31 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from vmm.errors import InvalidArgument
-from vmm.kv_tensor.lifecycle import Lifecycle
+from vmm.kv_tensor.reshaping import IN_PLACE, change_in_place, is_kv_tensor, raw, require_shape
 
 if TYPE_CHECKING:
     from vmm.kv_tensor.tensor import KVTensor
-
-
-class native:
-    """Within it torch does with a KVTensor what it does with any tensor: what is touched must be mapped."""
-
-    __slots__ = ("_dispatch", "_function")
-
-    def __enter__(self) -> None:
-        self._function = torch._C.DisableTorchFunctionSubclass()
-        self._function.__enter__()
-        self._dispatch = torch._C._DisableTorchDispatch()
-        self._dispatch.__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *_: object) -> None:
-        self._dispatch.__exit__(None, None, None)
-        self._function.__exit__(None, None, None)
 
 
 # Read no memory, and return none of it.
@@ -64,52 +47,24 @@ _LOOKS = frozenset(
         "storage_offset",
     ]
 )
-# Give a tensor other memory, or another shape.
-_REFUSED = frozenset(
-    [
-        "resize_",
-        "resize_as_",
-        "set_",
-        "set",
-        "swap_",
-        "squeeze_",
-        "unsqueeze_",
-        "transpose_",
-        "t_",
-        "detach_",
-        "swapaxes_",
-        "swapdims_",
-        "as_strided_",
-        "rename_",
-        "set_data",
-        "resize",
-    ]
-)
 
 
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``func``, an operation of the dispatcher, where every KVTensor is mapped that it reads or writes."""
     kind = _kind(func)
-    refuse(kind.name, args)
+    if kind.name in IN_PLACE and is_kv_tensor(args[0]):
+        return change_in_place(kind.name, func, args[0], args[1:], kwargs)
     if kind.looks:
-        return func(*_each(args, _raw), **_each(kwargs, _raw))
+        return func(*_each(args, raw), **_each(kwargs, raw))
     if kind.views:
         tensor = args[0]  # of every view operation
-        result = func(*_each(args, _raw), **_each(kwargs, _raw))
+        result = func(*_each(args, raw), **_each(kwargs, raw))
         if all(view.dtype.itemsize == tensor._memory.dtype.itemsize for view in _leaves(result)):
             return _each(result, tensor._wrap)  # else it counts in other units than the memory
-    return _on_mapped(func, kind.written, args, kwargs)
+    return _on_mapped(func, kind, args, kwargs)
 
 
-def refuse(name: str, args: tuple[Any, ...]) -> None:
-    """Raises InvalidArgument where the operation of this name would give a KVTensor other memory."""
-    if name in _REFUSED and args and is_kv_tensor(args[0]):
-        raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
-
-
-def _on_mapped(
-    func: Any, written: tuple[tuple[int, str], ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _on_mapped(func: Any, kind: _Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     mapped: dict[int, torch.Tensor] = {}
     owners: dict[int, KVTensor] = {}
 
@@ -123,19 +78,12 @@ def _on_mapped(
 
     args, kwargs = _each(args, usable), _each(kwargs, usable)
     result = func(*args, **kwargs)
-    for place, name in written:
+    for place, name in kind.written:
         for leaf in _leaves(args[place] if place < len(args) else kwargs.get(name)):
             if (owner := owners.get(id(leaf))) is not None:
                 owner._note_written(owner._raw, gradients=False)
+                require_shape(kind.name, leaf, owner)
     return _each(result, lambda leaf: owners.get(id(leaf), leaf))
-
-
-def is_kv_tensor(value: Any) -> TypeGuard[KVTensor]:
-    return isinstance(value, Lifecycle)  # of nothing else
-
-
-def _raw(leaf: Any) -> Any:
-    return leaf._raw if is_kv_tensor(leaf) else leaf
 
 
 class _Kind(NamedTuple):

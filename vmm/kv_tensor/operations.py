@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vmm.errors import InvalidArgument
-from vmm.kv_tensor.dispatching import is_kv_tensor, native, refuse
 from vmm.kv_tensor.indexing import Selection, advanced, along, normalized, scattered
+from vmm.kv_tensor.reshaping import IN_PLACE, change_in_place, is_kv_tensor, native, require_shape
 
 if TYPE_CHECKING:
     from vmm.kv_tensor.tensor import KVTensor
@@ -24,7 +23,9 @@ Rule = Callable[[str, Callable[..., Any], "KVTensor", tuple[Any, ...], dict[str,
 
 def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        refuse(func.__name__.partition(".")[0], args)
+        name = func.__name__.partition(".")[0]
+        if name in IN_PLACE and args and is_kv_tensor(args[0]):  # some of them torch does not dispatch
+            return change_in_place(name, func, args[0], args[1:], kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)  # and on to dispatching.py
     name = func.__name__
@@ -69,6 +70,7 @@ def consume(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         for leaf in tree_flatten(written)[0]:
             if id(leaf) in owners:
                 owners[id(leaf)]._note_written(owners[id(leaf)]._raw, gradients)
+                require_shape(name, leaf, owners[id(leaf)])
     return owners.get(id(result), result)
 
 
@@ -240,10 +242,6 @@ def _set_requires_grad(
     return tensor if result is not None else None
 
 
-def _refuse(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
-
-
 # In-place operations whose names do not end as those of methods do.
 _IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")} | {
     f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")
@@ -291,9 +289,6 @@ _NAMES = {
         to type type_as cpu cuda float double half bfloat16 int long short char byte bool cfloat cdouble
     """,
     _set_requires_grad: "requires_grad_ set:requires_grad",
-    _refuse: """
-        resize_ resize_as_ set_ share_memory_ swap_ squeeze_ unsqueeze_ transpose_ t_ detach_ swapaxes_
-        swapdims_ as_strided_ rename_ set:data
-    """,
 }
 _RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}
+_RULES |= dict.fromkeys(IN_PLACE, change_in_place)

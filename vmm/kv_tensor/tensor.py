@@ -20,9 +20,10 @@ from vmm.kv_tensor.arguments import (
     require_fitting,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
-from vmm.kv_tensor.dispatching import dispatched, native
+from vmm.kv_tensor.dispatching import dispatched
 from vmm.kv_tensor.lifecycle import Lifecycle
 from vmm.kv_tensor.memory import KVMemory, marked, rebuild_memory
+from vmm.kv_tensor.reshaping import change_in_place, native
 from vmm.pool import Pool
 from vmm.units import format_bytes
 
@@ -227,8 +228,8 @@ class KVTensor(Lifecycle, torch.Tensor):
     def as_subclass(self, cls: type[Any]) -> Any:
         return self if cls is type(self) else self._as_consumed(False).as_subclass(cls)
 
-    def set_(self, *_: Any, **__: Any) -> Any:
-        raise InvalidArgument("set_: the memory of a KVTensor stays where it is, and as large as it is")
+    def set_(self, *args: Any, **kwargs: Any) -> Any:
+        return change_in_place("set_", torch.Tensor.set_, self, args, kwargs)
 
     @classmethod
     def __torch_function__(
