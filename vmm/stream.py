@@ -68,6 +68,11 @@ def handle_of(stream: Any) -> int:
     if isinstance(stream, Stream):
         return stream.handle
     handle = getattr(stream, "cuda_stream", stream)
+    if hasattr(type(stream), "native_handle"):  # torch.Stream, of any device
+        try:
+            handle = stream.native_handle
+        except RuntimeError:
+            pass  # of a device that has none
     if hasattr(stream, "__cuda_stream__"):
         version, handle = stream.__cuda_stream__()
         if version != 0:
@@ -87,6 +92,9 @@ def torch_stream(pool: Pool) -> int:
         pool._watched_streams.clear()
         pool._streams_ended = ended
     if handle not in pool._watched_streams:
+        from vmm import recording  # imports torch
+
+        recording.install()  # whoever makes a tensor, or shows a slice, asks here first
         pool._core.watch(handle)
         pool._watched_streams.add(handle)
     return handle

@@ -54,6 +54,8 @@ def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     kind = _kind(func)
     if kind.name in IN_PLACE and is_kv_tensor(args[0]):
         return change_in_place(kind.name, func, args[0], args[1:], kwargs)
+    if kind.name == "record_stream":
+        return args[0].record_stream(*args[1:], **kwargs)
     if kind.looks:
         return func(*_each(args, raw), **_each(kwargs, raw))
     if kind.views:

@@ -127,6 +127,12 @@ def _narrow(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwarg
     return tensor._bounded(lambda base: func(base, *args, **kwargs), [dim])
 
 
+def _record_stream(
+    name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    tensor.record_stream(*args, **kwargs)
+
+
 def _getitem(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return tensor[args[0]]
 
@@ -276,6 +282,7 @@ _NAMES = {
     """,
     _view_or_copy: "reshape reshape_as flatten ravel contiguous",
     _narrow: "narrow select",
+    _record_stream: "record_stream",
     _getitem: "__getitem__",
     _setitem: "__setitem__",
     _iterate: "__iter__",
