@@ -19,16 +19,15 @@ from vmm.pool import Pool, pool_of_address
 from vmm.stream import handle_of
 
 _lock = threading.Lock()
-_installed = False
+_installed: list[Callable[..., Any]] = []  # at most one
 
 
 def install() -> None:
     """The first time only. Safe from any thread."""
-    global _installed
     with _lock:
         if not _installed:
-            torch.Tensor.record_stream = _in_place_of(torch.Tensor.record_stream)  # type: ignore[method-assign, assignment]
-            _installed = True
+            _installed.append(_in_place_of(torch.Tensor.record_stream))
+            torch.Tensor.record_stream = _installed[0]  # type: ignore[method-assign]
 
 
 def _in_place_of(of_torch: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from sys import is_finalizing
 from typing import TYPE_CHECKING, Any
 
@@ -69,10 +70,8 @@ def handle_of(stream: Any) -> int:
         return stream.handle
     handle = getattr(stream, "cuda_stream", stream)
     if hasattr(type(stream), "native_handle"):  # torch.Stream, of any device
-        try:
+        with suppress(RuntimeError):  # of a device that has none
             handle = stream.native_handle
-        except RuntimeError:
-            pass  # of a device that has none
     if hasattr(stream, "__cuda_stream__"):
         version, handle = stream.__cuda_stream__()
         if version != 0:

@@ -1,4 +1,4 @@
-"""torch.Tensor.record_stream: torch's own until a pool on a GPU has a tensor, and for all other tensors after."""
+"""torch.Tensor.record_stream: torch's own until a pool on a GPU has a tensor, and for others after."""
 
 from child import run_child
 
@@ -158,7 +158,8 @@ with vmm.Pool("16MiB", device="cpu") as pool:
 
     piece = t[:, :3]
     there = piece.data_ptr()
-    for tensor in (piece, piece.transpose(0, 1), piece.detach().as_subclass(Logged), torch.nn.Parameter(piece)):
+    logged = piece.detach().as_subclass(Logged)
+    for tensor in (piece, piece.transpose(0, 1), logged, torch.nn.Parameter(piece)):
         tensor.record_stream(7)
         tensor.record_stream(s=8)
     assert watched == [7, 8] * 4, watched
