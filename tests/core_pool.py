@@ -4,7 +4,7 @@ import time
 
 
 def settle(pool):
-    """Polls until nothing is due, and nothing waits for a fence or for the next attempt at what was refused."""
+    """Polls until nothing is due, and nothing waits for a fence, or to be tried again."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         if pool.poll():

@@ -12,9 +12,9 @@ _left: dict[int, int] = {}  # by device, what torch's emptied cache still held: 
 
 
 def make_room(device: int, wanted: int) -> None:
-    """Called by the core when ``device`` (a CUDA ordinal; -1 is the host) has refused ``wanted`` bytes: empties
-    torch's cache, and takes what other pools on the device do not need. Never raises: whoever is out of memory
-    must hear of that, not of this."""
+    """Empties torch's cache of ``device`` (a CUDA ordinal; -1 is the host), and takes what other pools on it
+    do not need. The core calls this when the device has refused ``wanted`` bytes. Never raises: whoever is
+    out of memory must hear of that, not of this."""
     try:
         if device >= 0:
             _empty_torch_cache(device)

@@ -218,7 +218,7 @@ void Epochs::drop(StreamHandle handle, const Unfinished& entry) {
     Stream& stream = streams_[handle.value];
     std::erase_if(stream.unfinished, [&](const Unfinished& each) { return each.epoch == entry.epoch; });
     const bool covered = !stream.unfinished.empty() && stream.unfinished.back().epoch > entry.epoch;
-    if (!covered && !stream.open) stream.wanted = stream.owed = stream.capturing = true;
+    if (!covered && !stream.open) stream.wanted = stream.owed = true;
   }
   undo_or_leak([&] { driver_.destroy_event(entry.event); });
 }

@@ -67,7 +67,7 @@ def test_an_event_that_got_into_a_capture_is_dropped(standin, cuda, gpu_pool, st
 
 
 def test_an_earlier_event_does_not_cover_what_is_dropped(standin, cuda, gpu_pool, streams):
-    """What came onto the stream since the last step is marked anew, although that step's event is not over."""
+    """What came onto the stream since the last step is marked anew, although that step is not over."""
     cache = make(gpu_pool)
     old, kernel = busy(standin, cache, streams[0], 3)
     gpu_pool._core.step(streams[0])

@@ -196,6 +196,7 @@ class KVCacheMachine(PoolMachine):
                 raise
             assert self.is_read_elsewhere(naive, chosen, stream)
             self.finish_work()
+            self.unsure.add(handle)
             self.core_step(naive, chosen, [0] * len(chosen), stream)
             for model in chosen:
                 naive.grow(model, 0)
