@@ -9,8 +9,9 @@
 namespace vmm {
 
 /// What became of mapping ahead. Starved: there was not enough memory for what was asked for; it is still
-/// wanted, but there is no use in trying before something is given up.
-enum class Ahead : std::uint8_t { done, more, starved };
+/// wanted, but there is no use in trying before something is given up. Failed: it is still wanted, too, but
+/// there is no use in trying at once.
+enum class Ahead : std::uint8_t { done, more, starved, failed };
 
 class Growing {
  public:

@@ -48,8 +48,10 @@ class Pager {
   Pool& pool() const noexcept { return *pool_; }
 
  private:
+  void give_up(Nanoseconds now);
+  void ask_again(Nanoseconds now);
+  void retry_failed();
   void map_one_batch();
-  void ask_again();
   bool create_ahead();
   template <class Work>
   bool guarded(Work work) noexcept;
@@ -65,7 +67,10 @@ class Pager {
   BatchSize batch_;
   std::optional<Nanoseconds> idle_at_;  // when to look for what idles
   std::vector<std::weak_ptr<Growing>> starved_;
-  std::uint64_t given_up_ = 0;  // the pool's number before they starved
+  std::uint64_t given_up_ = 0;         // the pool's number before they starved
+  std::optional<Nanoseconds> ask_at_;  // for them, even if that is the same
+  std::vector<std::weak_ptr<Growing>> failed_;
+  bool rested_ = true;  // since the last poll
   Nanoseconds refused_recheck_{200'000};
   CreationPredictor creations_;
   Bytes page_bytes_;        // of what was created last

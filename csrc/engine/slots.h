@@ -111,8 +111,8 @@ class Slots final : public Growing {
   void move_windows(std::uint32_t slot, Tokens computed);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
-  std::vector<std::uint32_t> take_due();
-  void put_back(std::span<const std::uint32_t> slots, bool starved);
+  void take_due();
+  void put_back(bool can_be_mapped);
   bool map_wanted(std::span<const std::uint32_t> slots, Pages& at_most);
   bool map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most);
   std::size_t mappable(std::span<const std::uint32_t> slots, Pages at_most) const;
@@ -131,13 +131,14 @@ class Slots final : public Growing {
   bool has_windows_ = false;
   std::mutex owner_mutex_;
   std::vector<Slot> slots_;
-  std::vector<SlotLength> crossing_;  // scratch of advance()
-  std::mutex ahead_mutex_;            // held while the pager works on it
+  std::vector<SlotLength> crossing_;    // scratch of advance()
+  std::mutex ahead_mutex_;              // held while the pager works on it
+  std::vector<std::uint32_t> at_hand_;  // what the pager works on
   mutable std::mutex due_mutex_;
-  std::vector<std::uint32_t> due_;  // the pager has something to map for these
+  std::vector<std::uint32_t> due_;  // the pager has something to map for these. Both with room for all slots
   std::atomic<std::int64_t> delay_{0};
 };
 
-constexpr std::size_t Slots::bytes_per_slot() { return sizeof(Slot) + sizeof(std::uint32_t); }
+constexpr std::size_t Slots::bytes_per_slot() { return sizeof(Slot) + 2 * sizeof(std::uint32_t); }
 
 }  // namespace vmm

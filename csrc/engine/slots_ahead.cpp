@@ -145,22 +145,24 @@ void Slots::note_mapped(std::span<const std::uint32_t> slots) {
   }
 }
 
-std::vector<std::uint32_t> Slots::take_due() {
+/// Into at_hand_.
+void Slots::take_due() {
   std::lock_guard lock(due_mutex_);
   for (std::uint32_t slot : due_) slots_[slot].due = false;
-  return std::exchange(due_, {});
+  at_hand_.clear();
+  at_hand_.swap(due_);
 }
 
-/// What was asked for first stays first. Time without memory is no delay.
-void Slots::put_back(std::span<const std::uint32_t> slots, bool starved) {
+/// What is at hand was asked for first, and stays first. Time in which it cannot be mapped is no delay.
+void Slots::put_back(bool can_be_mapped) {
   std::lock_guard lock(due_mutex_);
-  const auto asked_meanwhile = std::exchange(due_, {});
-  for (std::uint32_t slot : asked_meanwhile) slots_[slot].due = false;
-  for (std::uint32_t slot : slots) {
-    if (starved) slots_[slot].asked = never;
-    put_due(slot);
+  for (std::uint32_t slot : at_hand_) {
+    slots_[slot].due = false;
+    if (!can_be_mapped) slots_[slot].asked = never;
   }
-  for (std::uint32_t slot : asked_meanwhile) put_due(slot);
+  std::erase_if(due_, [&](std::uint32_t slot) { return !slots_[slot].due; });
+  due_.insert(due_.begin(), at_hand_.begin(), at_hand_.end());
+  for (std::uint32_t slot : at_hand_) slots_[slot].due = true;
 }
 
 /// What is announced will be used, so it may cost others what they do not need; what is prepared, what nobody
@@ -178,22 +180,31 @@ bool Slots::map_wanted(std::span<const std::uint32_t> slots, Pages& at_most) {
 Ahead Slots::map_ahead(Bytes batch, Pages lookahead) {
   std::lock_guard ahead(ahead_mutex_);
   if (parts_.empty()) return Ahead::done;  // closed
-  const std::vector<std::uint32_t> slots = take_due();
-  if (slots.empty()) return Ahead::done;
+  take_due();
+  if (at_hand_.empty()) return Ahead::done;
   Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().page_bytes())};
+  auto not_mapped = [&](Ahead why, LogLevel level, const std::exception& error) {
+    pool().log().write(level, error.what());
+    put_back(false);
+    return why;
+  };
   try {
-    if (!map_wanted(slots, at_most)) {
-      put_back(slots, false);
+    if (!map_wanted(at_hand_, at_most)) {
+      put_back(true);
       return Ahead::more;
     }
   } catch (const OutOfPages& error) {
-    pool().log().write(LogLevel::debug, error.what());
-    put_back(slots, true);
-    return Ahead::starved;
+    return not_mapped(Ahead::starved, LogLevel::debug, error);
+  } catch (const MappingLimit& error) {
+    return not_mapped(Ahead::starved, LogLevel::warning, error);
+  } catch (const Closed&) {
+    return Ahead::done;
+  } catch (const std::exception& error) {
+    return not_mapped(Ahead::failed, LogLevel::warning, error);
   }
   // The look-ahead costs nobody anything, and is asked for again with the next page.
-  if (!look_ahead_ || map_ahead(slots, Need::none, lookahead, at_most)) return Ahead::done;
-  put_back(slots, false);
+  if (!look_ahead_ || map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;
+  put_back(true);
   return Ahead::more;
 }
 

@@ -94,8 +94,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::int64_t cost(const Reservation& reservation, std::span<const PageRange> ranges,
                     StreamHandle stream) const;
   /// Gives at least `wanted` bytes back to the budget if it can, reclaimable ones included, and what work
-  /// that is ending still uses if it may wait for that. Returns what it gave back.
-  Bytes trim(Bytes wanted, bool wait = false);
+  /// that is ending still uses if it may wait for that; but only what is needed less than `whose`. Returns
+  /// what it gave back.
+  Bytes trim(Bytes wanted, bool wait = false, Need whose = Need::kept);
 
   /// Creates pages until `wanted` bytes of such pages lie free, as far as the budget and the device allow, in
   /// whole runs, and with `at_most` stops there. Returns what it created. Throws InvalidArgument, Closed, or

@@ -201,7 +201,7 @@ Bytes Pool::owed() const {
   return std::min(exceeded, physical_.free_bytes() + mapped_.reclaimable());
 }
 
-Bytes Pool::trim(Bytes wanted, bool wait) {
+Bytes Pool::trim(Bytes wanted, bool wait, Need whose) {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
   Bytes given_back;
@@ -209,8 +209,8 @@ Bytes Pool::trim(Bytes wanted, bool wait) {
     for (;;) {
       given_back += release_free(wanted - given_back, false);
       if (given_back >= wanted) break;
-      if (reclaim(wanted - given_back, Need::kept).count == 0 &&
-          !(wait && may_wait() && await_coming(Need::kept)))
+      if (reclaim(wanted - given_back, whose).count == 0 &&
+          !(wait && may_wait() && await_coming(whose)))
         break;
     }
   } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager

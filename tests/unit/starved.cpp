@@ -204,3 +204,57 @@ TEST(the_time_without_memory_is_no_delay_of_the_pager_s) {
   CHECK(test.mapped(1) == 1);
   CHECK(test.slots->take_delay() == Nanoseconds{0});
 }
+
+/// A failure is no lack of memory: nobody will tell that it is over.
+TEST(what_failed_is_asked_for_again_when_the_pager_is_woken_next) {
+  Full test;
+  test.slots->announce(std::vector<SlotLength>{{1, {64}}, {2, {2 * 64}}});
+  test.faults->fail_at(1, 1, Fault::error);
+  test.settle();
+  CHECK(test.mapped(1) == 0 && test.mapped(2) == 0);
+  test.settle();
+  CHECK(test.mapped(1) == 1 && test.mapped(2) == 2);
+  test.pool->check();
+}
+
+TEST(what_fails_again_and_again_does_so_once_each_time) {
+  Full test;
+  test.slots->announce(1, {64});
+  test.faults->fail_at(1, 1'000, Fault::error);
+  for (int i = 1; i <= 10; ++i) {
+    const Pager::Next next = test.pager->poll(test.clock->now());
+    CHECK(!next.now && nothing_soon(test, next));
+    CHECK(test.faults->calls() == i);
+  }
+}
+
+TEST(the_time_since_a_failure_is_no_delay_of_the_pager_s) {
+  for (const Fault fault : {Fault::error, Fault::mapping_limit}) {
+    Full test;
+    test.slots->announce(1, {64});
+    test.faults->fail_at(1, 1, fault);
+    test.settle();
+    test.clock->advance(Nanoseconds{1'000'000'000});
+    test.slots->announce(1, {2 * 64});
+    test.clock->advance(Nanoseconds{500});
+    test.settle();
+    CHECK(test.mapped(1) == 2);
+    CHECK(test.slots->take_delay() == Nanoseconds{500});
+  }
+}
+
+TEST(who_found_no_mappings_left_gets_them_when_some_are_given_up) {
+  Full test;
+  auto other = test.reserve(1_MiB);
+  map(*other, 0, 1);
+  test.slots->announce(1, {64});
+  test.faults->fail_at(1, 1'000, Fault::mapping_limit);
+  test.settle();
+  const auto calls = test.faults->calls();
+  test.settle();
+  CHECK(test.mapped(1) == 0 && test.faults->calls() == calls);  // nobody asks in vain
+  test.faults->fail_at(0, 0, Fault::error);
+  CHECK(test.wakes_by([&] { other.reset(); }) == 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
