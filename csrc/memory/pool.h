@@ -79,8 +79,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void synchronize(StreamHandle stream);
 
   /// Throws OutOfPages unless `asked` more bytes could be had, by reclaiming if need be. Where what is
-  /// lacking may be in the hands of calls under way, it waits for those.
-  void require_obtainable(Bytes asked);
+  /// lacking may be in the hands of calls under way, or retired, it waits for that; but only for what is to
+  /// be kept.
+  void require_obtainable(Bytes asked, Need whose = Need::kept);
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
   Bytes mapped(const Reservation& reservation) const;

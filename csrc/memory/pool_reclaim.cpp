@@ -17,6 +17,7 @@ Bytes Pool::device_left() const { return device_limit_.left(taken_, clock_->now(
 
 void Pool::forget_device_limit() {
   std::lock_guard lock(mutex_);
+  if (device_limit_.until(clock_->now())) note_given_up(true);  // so may whoever starved because of it
   device_limit_.forget();
 }
 
@@ -76,7 +77,7 @@ Bytes Pool::coming() const {
   return sum;
 }
 
-void Pool::require_obtainable(Bytes asked) {
+void Pool::require_obtainable(Bytes asked, Need whose) {
   for (;;) {
     std::unique_lock lock(mutex_);
     const MemoryFigures have = figures_locked(asked);
@@ -84,7 +85,9 @@ void Pool::require_obtainable(Bytes asked) {
     // A budget that has been lowered is first to be met.
     const Bytes needed = asked + (std::max(limit, budget_->taken()) - limit);
     if (have.free + have.reclaimable >= needed) return;
-    if (have.free + have.reclaimable + coming() < needed) throw OutOfPages(have, "");
+    // Who maps ahead must not be held up: there is other work, and it is told when memory is given up.
+    const Bytes coming_soon = whose == Need::kept ? coming() : Bytes{};
+    if (have.free + have.reclaimable + coming_soon < needed) throw OutOfPages(have, "");
     clock_->wait(lock, changed_, recheck);
     lock.unlock();
     drain_retired();
@@ -95,7 +98,7 @@ void Pool::require_obtainable(Bytes asked) {
 void Pool::make_room(Bytes asked, const Shortage& shortage, Need whose) {
   const Bytes lacking = shortage.lacking;
   epochs_.poll();
-  require_obtainable(asked);
+  require_obtainable(asked, whose);
   // What leaves whole windows makes recycled runs, which the next plan takes with their memory: idle
   // reservations do, and where a window is one page everything does.
   const Bytes for_runs = lacking - shortage.in_windows;
@@ -209,8 +212,7 @@ Bytes Pool::trim(Bytes wanted, bool wait, Need whose) {
     for (;;) {
       given_back += release_free(wanted - given_back, false);
       if (given_back >= wanted) break;
-      if (reclaim(wanted - given_back, whose).count == 0 &&
-          !(wait && may_wait() && await_coming(whose)))
+      if (reclaim(wanted - given_back, whose).count == 0 && !(wait && may_wait() && await_coming(whose)))
         break;
     }
   } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager
