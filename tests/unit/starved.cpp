@@ -326,3 +326,18 @@ TEST(who_starved_because_of_the_device_is_woken_when_others_get_some) {
   test.settle();
   CHECK(test.mapped(1) == 1);
 }
+
+TEST(a_stream_that_ends_in_an_open_epoch_wakes_the_pager) {
+  Full test;
+  const StreamHandle stream = test.pool->driver().create_stream();
+  test.advance(0, 16 * 64);
+  test.slots->announce(1, {64});
+  test.settle();
+  test.pool->epochs().step(stream);
+  test.slots->truncate(0, {8 * 64});
+  test.settle();
+  CHECK(test.mapped(1) == 0);
+  CHECK(test.wakes_by([&] { test.pool->destroy_stream(stream); }) == 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
