@@ -23,6 +23,9 @@ class Growing {
   /// For the pager: maps up to `batch` of what will be needed, `lookahead` pages beyond the frontier
   /// included.
   virtual Ahead map_ahead(Bytes batch, Pages lookahead) = 0;
+  /// For the pager, where it was asked to age(): called after each while. True while there is something to
+  /// age.
+  virtual bool age() { return false; }
   virtual Pool& pool() const noexcept = 0;
 
  protected:

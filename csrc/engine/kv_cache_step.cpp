@@ -141,10 +141,8 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
     ++came;
     longest = std::max<std::uint64_t>(longest, lengths_[slot]);
   }
-  if (came != 0) {
-    arrivals_.first_step(came, longest);
-    prepare();
-  }
+  if (came != 0) arrivals_.first_step(came, longest);
+  if (slots_->touch() || came != 0) prepare();
   // 3. What comes due.
   predictor_.iteration(pool.clock().now());
   if (const Nanoseconds delay = slots_->take_delay(); delay.count() != 0) predictor_.delay(delay);

@@ -50,6 +50,13 @@ void Pager::notify(Growing& growing) {
   wake_();
 }
 
+void Pager::age(Growing& growing) {
+  if (options_.idle_time.count() == 0) return;
+  std::lock_guard lock(inbox_mutex_);
+  ageing_.push_back(growing.self_);
+  wake_();
+}
+
 std::shared_ptr<Growing> Pager::take_due() {
   std::lock_guard lock(inbox_mutex_);
   while (!due_.empty()) {
@@ -167,13 +174,36 @@ bool Pager::guarded(Work work) noexcept {
   }
 }
 
+bool Pager::may_idle() {
+  if (pool_->may_idle()) return true;
+  std::lock_guard lock(inbox_mutex_);
+  return !ageing_.empty();
+}
+
+void Pager::age_all() {
+  std::list<std::weak_ptr<Growing>> all;
+  {
+    std::lock_guard lock(inbox_mutex_);
+    all.swap(ageing_);
+  }
+  std::erase_if(all, [&](const std::weak_ptr<Growing>& entry) {
+    const auto growing = entry.lock();
+    bool more = true;
+    guarded([&] { more = growing && growing->age(); });
+    return !more;
+  });
+  std::lock_guard lock(inbox_mutex_);
+  ageing_.splice(ageing_.end(), all);
+}
+
 /// When to look again. Nothing wakes anybody while nothing idles.
 std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
-  if (options_.idle_time.count() == 0 || !pool_->may_idle()) return {};
+  if (options_.idle_time.count() == 0 || !may_idle()) return {};
   if (idle_at_ && now >= *idle_at_) {
     idle_at_.reset();
+    age_all();
     guarded([&] { pool_->give_back_idle(); });
-    if (!pool_->may_idle()) return {};
+    if (!may_idle()) return {};
   }
   if (!idle_at_) idle_at_ = now + options_.idle_time;
   return idle_at_;

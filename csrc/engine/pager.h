@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,6 +40,8 @@ class Pager {
   void notify(Growing& growing);
   /// Does one bounded piece of work. Never throws: what goes wrong is logged, and is the caller's to meet.
   Next poll(Nanoseconds now) noexcept;
+  /// Calls its age() after each while, until that returns false.
+  void age(Growing& growing);
   /// There may be something retired to unmap.
   void nudge() { wake(); }
   /// Called, from any thread, whenever poll() may have something to do.
@@ -59,6 +62,8 @@ class Pager {
   void put_back(const std::shared_ptr<Growing>& growing);
   bool anything_due();
   std::optional<Nanoseconds> look_for_idle(Nanoseconds now);
+  bool may_idle();
+  void age_all();
   void wake();
 
   std::shared_ptr<Pool> pool_;
@@ -77,6 +82,7 @@ class Pager {
   bool reserve_ = false;    // it may lack something
   std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
   std::deque<std::weak_ptr<Growing>> due_;
+  std::list<std::weak_ptr<Growing>> ageing_;
   std::function<void()> wake_ = [] {};
 };
 

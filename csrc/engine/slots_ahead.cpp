@@ -44,9 +44,17 @@ void Slots::put_due(std::uint32_t slot) {
 
 Tokens Slots::prepare(std::uint32_t number, Tokens to) {
   check_length("to", to);
-  const Tokens before{slots_.at(number).prepared.exchange(reach(to).count)};
-  if (to < before) set_need(number, reach(to), before, Need::none);
-  set_need(number, {}, reach(to), Need::guess);
+  {
+    std::lock_guard lock(prepared_mutex_);
+    touch();
+    const Tokens before{slots_.at(number).prepared.exchange(reach(to).count)};
+    if (to < before) set_need(number, reach(to), before, Need::none);
+    set_need(number, {}, reach(to), Need::guess);
+    if (to.count != 0 && !ageing_) {
+      pager_->age(*this);
+      ageing_ = true;
+    }
+  }
   const Tokens held = held_by_pages_for(reach(to));
   if (ready(number, to) < to) {
     {
@@ -56,6 +64,19 @@ Tokens Slots::prepare(std::uint32_t number, Tokens to) {
     pager_->notify(*this);
   }
   return held - std::min(held, tail_);
+}
+
+bool Slots::age() {
+  std::lock_guard ahead(ahead_mutex_);
+  std::lock_guard lock(prepared_mutex_);
+  if (parts_.empty()) return false;  // closed
+  if (touched_.exchange(false)) return true;
+  for (std::uint32_t number = 0; number < slots_.size(); ++number) {
+    set_need(number, {}, {slots_[number].prepared.load()}, Need::none);
+    slots_[number].prepared = 0;
+  }
+  ageing_ = false;
+  return false;
 }
 
 /// Of the pages for tokens [from, to) that are there.
@@ -80,9 +101,12 @@ Tokens Slots::ready(std::uint32_t slot, Tokens at_most) const {
 }
 
 void Slots::take(std::uint32_t number, Tokens announced) {
-  const Tokens prepared{slots_.at(number).prepared.exchange(0)};
-  set_need(number, {}, reach(announced), Need::announced);
-  set_need(number, reach(announced), prepared, Need::none);
+  {
+    std::lock_guard lock(prepared_mutex_);
+    const Tokens prepared{slots_.at(number).prepared.exchange(0)};
+    set_need(number, {}, reach(announced), Need::announced);
+    set_need(number, reach(announced), prepared, Need::none);
+  }
   announce(number, announced);
 }
 
