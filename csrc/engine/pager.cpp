@@ -120,12 +120,13 @@ void Pager::give_up(Nanoseconds now) {
   reserve_ = false;
   const Bytes given = owed.count == 0 ? owed : pool_->trim(owed);
   if (given >= lacking || pool_->trim(lacking - given, false, Need::announced).count == 0) return;
+  if (starved_.empty()) return;
   // It is not for those who starve here, unless nobody takes it.
   given_up_ = pool_->given_up();
   ask_at_ = now + yielded_recheck;
 }
 
-/// Who starved tries again when something has been given up since, and only then.
+/// Who starved tries again when something has been given up since (not for others), and only then.
 void Pager::ask_again(Nanoseconds now) {
   if (starved_.empty()) return;
   const std::uint64_t number = pool_->given_up();
