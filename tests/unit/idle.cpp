@@ -40,6 +40,10 @@ Bytes created(const TestPool& test) {
 struct Ready : TestPool {
   Ready()
       : TestPool(16_MiB), cache(pager, {{reserve(256_KiB, 4), 0, 1, {1'024}}}, 4, {.first_tokens = {128}}) {}
+  ~Ready() {
+    cache.end({});
+    finish_work();
+  }
 
   void step() {
     const auto number = static_cast<std::int32_t>(slot);
