@@ -5,6 +5,7 @@ CXX_SOURCES := $(shell find csrc tests/unit tests/standin -name '*.h' -o -name '
 NAME ?= growth
 # Processes that run the Python tests.
 WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadgroup
 MACHINES := tests/model/test_pool_model.py tests/kv_cache/test_kv_cache_model.py
 
 .DEFAULT_GOAL := help
@@ -37,15 +38,15 @@ bench: setup ## make bench NAME=growth
 test: test-cpp test-python test-cuda ## all tests but the long ones
 
 test-python: setup
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not long'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not long'
 
 test-long: setup ## what takes minutes: packaging, and the state machines with many more examples
 	$(BIN)/python -m pytest -m long
-	VMM_EXAMPLES=500 $(BIN)/python -m pytest -n $(WORKERS) --timeout 1200 $(MACHINES) tests/kv_tensor/test_indexing.py
-	VMM_EXAMPLES=500 VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest -n $(WORKERS) --timeout 1200 $(MACHINES)
+	VMM_EXAMPLES=500 $(BIN)/python -m pytest $(PARALLEL) --timeout 1200 $(MACHINES) tests/kv_tensor/test_indexing.py
+	VMM_EXAMPLES=500 VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest $(PARALLEL) --timeout 1200 $(MACHINES)
 
 test-cuda: setup ## pools, tensors and caches over the CUDA driver, on the stand-in libcuda
-	VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest -n $(WORKERS) -m 'not long' \
+	VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest $(PARALLEL) -m 'not long' \
 	  tests/model tests/kv_cache tests/kv_tensor tests/integrations tests/unit/test_pool.py --ignore tests/kv_tensor/test_indexing.py
 
 test-cpp: build/.environment

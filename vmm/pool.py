@@ -290,11 +290,16 @@ def checked_pool(pool: object, device: object) -> Pool:
     return pool
 
 
+def open_pools() -> "list[Pool]":
+    """Of this process, on every device."""
+    found = (each() for each in tuple(_open_pools.data))  # type: ignore[attr-defined] # others make some
+    return [pool for pool in found if pool is not None]
+
+
 def pool_of_address(address: int) -> Pool | None:
     """The pool whose address it is, mapped or not."""
-    for reference in tuple(_open_pools.data):  # type: ignore[attr-defined] # pools may be made meanwhile
-        pool: Pool | None = reference()
-        if pool is not None and not pool._core.in_child and pool._core.holds(address):
+    for pool in open_pools():
+        if not pool._core.in_child and pool._core.holds(address):
             return pool
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from sys import is_finalizing
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,9 @@ def handle_of(stream: Any) -> int:
     if isinstance(stream, Stream):
         return stream.handle
     handle = getattr(stream, "cuda_stream", stream)
+    if hasattr(type(stream), "native_handle"):  # torch.Stream, of any device
+        with suppress(RuntimeError):  # of a device that has none
+            handle = stream.native_handle
     if hasattr(stream, "__cuda_stream__"):
         version, handle = stream.__cuda_stream__()
         if version != 0:
@@ -87,6 +91,9 @@ def torch_stream(pool: Pool) -> int:
         pool._watched_streams.clear()
         pool._streams_ended = ended
     if handle not in pool._watched_streams:
+        from vmm import recording  # imports torch
+
+        recording.install()  # whoever makes a tensor, or shows a slice, asks here first
         pool._core.watch(handle)
         pool._watched_streams.add(handle)
     return handle

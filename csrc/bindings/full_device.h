@@ -9,17 +9,21 @@
 
 namespace vmm {
 
-/// Calls work() without the GIL. Where it was the device that refused, what Python's libraries cache of its
-/// memory is given back, and work() is called once more: OutOfPages has no effect.
+/// Calls work() without the GIL. Where it was the device that refused, others in this process give up what
+/// they do not need of it, and work() is called once more: OutOfPages has no effect.
 template <class Work>
 auto with_full_device(Pool& pool, Work work) {
+  Bytes asked;
   try {
     const ReleaseGil released;
     return work();
   } catch (const OutOfPages& error) {
     if (error.figures().refused.empty()) throw;
+    asked = error.figures().asked;
   }
-  pybind11::module_::import("vmm.torch_cache").attr("give_back")();
+  const Capabilities& capabilities = pool.driver().capabilities();
+  pybind11::module_::import("vmm.device_memory")
+      .attr("make_room")(capabilities.gpu ? capabilities.device : -1, asked.count);
   const ReleaseGil released;
   pool.forget_device_limit();
   return work();

@@ -203,9 +203,12 @@ std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
   if (idle_at_ && now >= *idle_at_) {
     idle_at_.reset();
     age_all();
-    guarded([&] { pool_->give_back_idle(); });
-    if (!may_idle()) return {};
+    guarded([&] { pool_->age(); });
+    aged_ = true;
   }
+  if (aged_) guarded([&] { aged_ = false, aged_ = pool_->give_back_aged({batch_.bytes()}); });
+  if (aged_) return now;
+  if (!may_idle()) return {};
   if (!idle_at_) idle_at_ = now + options_.idle_time;
   return idle_at_;
 }
@@ -213,14 +216,17 @@ std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
 Pager::Next Pager::poll(Nanoseconds now) noexcept {
   Next next;
   bool waiting = false;
-  const bool drained = guarded([&] { waiting = pool_->drain_retired(); });
+  const bool again = now >= refused_at_;
+  const bool drained = guarded([&] { waiting = pool_->drain_retired(again); });
   // What the driver refuses, it may refuse for a long time.
-  const bool refused = pool_->refused();
-  refused_recheck_ = refused ? std::min(refused_recheck_ * 2, refused_recheck_max) : retired_recheck;
-  if (waiting)
-    next.at = now + retired_recheck;
-  else if (refused || !drained)
-    next.at = now + refused_recheck_;
+  if (!pool_->refused() && drained) {
+    refused_recheck_ = retired_recheck;
+  } else {
+    if (again) refused_recheck_ = std::min(refused_recheck_ * 2, refused_recheck_max);
+    if (again) refused_at_ = now + refused_recheck_;
+    next.at = refused_at_;
+  }
+  if (waiting) next.at = std::min(next.at.value_or(now + retired_recheck), now + retired_recheck);
   guarded([&] { give_up(now); });
   if (!next.at && pool_->owed().count != 0) next.at = now + owed_recheck;
   guarded([&] { ask_again(now); });

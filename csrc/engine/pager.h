@@ -71,12 +71,14 @@ class Pager {
   // poll()'s own, as they are:
   BatchSize batch_;
   std::optional<Nanoseconds> idle_at_;  // when to look for what idles
+  bool aged_ = false;                   // there may be something that has aged
   std::vector<std::weak_ptr<Growing>> starved_;
   std::uint64_t given_up_ = 0;         // the pool's number before they starved
   std::optional<Nanoseconds> ask_at_;  // for them, even if that is the same
   std::vector<std::weak_ptr<Growing>> failed_;
   bool rested_ = true;  // since the last poll
   Nanoseconds refused_recheck_{200'000};
+  Nanoseconds refused_at_{0};  // when to try again what the driver refused
   CreationPredictor creations_;
   Bytes page_bytes_;        // of what was created last
   bool reserve_ = false;    // it may lack something

@@ -5,8 +5,11 @@
 namespace vmm {
 
 void Contents::reserve(std::uint64_t more) {
-  if (free_.size() >= more) return;
-  const std::uint64_t lacking = more - free_.size();
+  if (free_.size() < reserved_ + more) add_entries(reserved_ + more - free_.size());
+  reserved_ += more;
+}
+
+void Contents::add_entries(std::uint64_t lacking) {
   const auto first = static_cast<std::uint32_t>(entries_.size());
   entries_.resize(entries_.size() + lacking);
   free_.reserve(entries_.capacity());  // so that drop() never allocates
@@ -14,7 +17,8 @@ void Contents::reserve(std::uint64_t more) {
 }
 
 ContentId Contents::add(TenantId tenant, PhysicalPageId page) {
-  reserve(1);
+  if (reserved_ == 0) throw InvariantViolation("a content was added without room for it");
+  --reserved_;
   const ContentId id = free_.back();
   free_.pop_back();
   entries_[id.value] = {tenant, page, 1};

@@ -17,9 +17,10 @@ struct Content {
 /// Not thread-safe: the pool's lock guards it.
 class Contents {
  public:
-  /// Room for `more` contents, so that adding them cannot fail.
+  /// Room for `more` contents, so that adding them cannot fail: each is added, or given up.
   void reserve(std::uint64_t more);
-  /// A content with one reference.
+  void give_up(std::uint64_t count) noexcept { reserved_ -= count; }
+  /// A content with one reference, in room that was reserved.
   ContentId add(TenantId tenant, PhysicalPageId page);
   /// Takes one reference away; with the last the entry is free.
   void drop(ContentId content);
@@ -27,8 +28,11 @@ class Contents {
   std::uint64_t live() const noexcept { return entries_.size() - free_.size(); }
 
  private:
+  void add_entries(std::uint64_t lacking);
+
   std::vector<Content> entries_;
   std::vector<ContentId> free_;
+  std::uint64_t reserved_ = 0;  // of the free
 };
 
 }  // namespace vmm

@@ -217,7 +217,8 @@ void Epochs::drop(StreamHandle handle, const Unfinished& entry) {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
     std::erase_if(stream.unfinished, [&](const Unfinished& each) { return each.epoch == entry.epoch; });
-    if (stream.unfinished.empty() && !stream.open) stream.wanted = stream.owed = stream.capturing = true;
+    const bool covered = !stream.unfinished.empty() && stream.unfinished.back().epoch > entry.epoch;
+    if (!covered && !stream.open) stream.wanted = stream.owed = stream.capturing = true;
   }
   undo_or_leak([&] { driver_.destroy_event(entry.event); });
 }

@@ -3,7 +3,7 @@
 
 #include <array>
 #include <cstdint>
-#include <map>
+#include <vector>
 
 #include "base/types.h"
 #include "memory/virtual_page.h"
@@ -18,10 +18,7 @@ class MappedBytes {
     add(all_, page_bytes, in);
     if (page.kept()) return add(kept_, page_bytes, in);
     add(reclaimable_[static_cast<std::size_t>(page.need)], page_bytes, in);
-    if (page.last_use == 0) return;
-    const auto found = by_last_use_.try_emplace(page.last_use).first;
-    add(found->second, page_bytes, in);
-    if (found->second.count == 0) by_last_use_.erase(found);
+    if (page.last_use != 0) add(by_last_use_[page.last_use], page_bytes, in);
   }
 
   Bytes all() const noexcept { return all_; }
@@ -29,10 +26,7 @@ class MappedBytes {
   Bytes reclaimable() const noexcept { return all_ - kept_; }
   Bytes reclaimable(Need need) const { return reclaimable_.at(static_cast<std::size_t>(need)); }
   /// Of what is reclaimable, that whose last use has this number: see LastUses.
-  Bytes last_used(std::uint16_t number) const {
-    const auto found = by_last_use_.find(number);
-    return found == by_last_use_.end() ? Bytes{} : found->second;
-  }
+  Bytes last_used(std::uint16_t number) const { return by_last_use_[number]; }
 
   bool operator==(const MappedBytes&) const = default;
 
@@ -41,8 +35,8 @@ class MappedBytes {
 
   Bytes all_;
   Bytes kept_;
-  std::array<Bytes, 3> reclaimable_;  // by need
-  std::map<std::uint16_t, Bytes> by_last_use_;
+  std::array<Bytes, 3> reclaimable_;       // by need
+  std::vector<Bytes> by_last_use_{65536};  // all of them, so that counting never allocates
 };
 
 }  // namespace vmm

@@ -61,7 +61,17 @@ void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
     in ? kept_ += one : kept_ -= one;
   else
     reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
-  if (!in) idle_.set(page, false);
+  if (in) return;
+  idle_.set(page, false);
+  aged_.set(page, false);
+}
+
+void PageTable::age() {
+  const PageBits& surplus = reclaimable(Need::none);
+  for (auto page = surplus.last_before(pages_.size()); page; page = surplus.last_before(page->value)) {
+    if (idle_.has(*page)) aged_.set(*page, true);
+    idle_.set(*page, true);
+  }
 }
 
 void PageTable::set_need(PageIndex page, Need need) {

@@ -19,6 +19,7 @@ class PageTable {
       : pages_(size.count),
         reclaimable_{PageBits(size), PageBits(size), PageBits(size)},
         idle_(size),
+        aged_(size),
         page_bytes_(page_bytes),
         sums_(sums) {}
 
@@ -42,16 +43,9 @@ class PageTable {
   Pages kept() const noexcept { return kept_; }
   /// Resident pages of that need, less than kept.
   const PageBits& reclaimable(Need need) const { return reclaimable_.at(static_cast<std::size_t>(need)); }
-  /// Calls visit(page), from the last to the first, for those that nobody has needed since it was last
-  /// called.
-  template <class Visit>
-  void age(Visit visit) {
-    const PageBits& surplus = reclaimable(Need::none);
-    for (auto page = surplus.last_before(pages_.size()); page; page = surplus.last_before(page->value)) {
-      if (idle_.has(*page)) visit(*page);
-      idle_.set(*page, true);
-    }
-  }
+  /// Resident pages that nobody has needed from the last call but one to the last, nor since, have aged.
+  void age();
+  const PageBits& aged() const noexcept { return aged_; }
 
  private:
   void count(PageIndex page, const VirtualPage& entry, bool in);
@@ -59,6 +53,7 @@ class PageTable {
   std::vector<VirtualPage> pages_;
   std::array<PageBits, 3> reclaimable_;  // by need
   PageBits idle_;                        // needed by nobody when age() was last called, nor since
+  PageBits aged_;                        // … nor when it was called before
   const Bytes page_bytes_;
   MappedBytes& sums_;
   Pages in_use_;

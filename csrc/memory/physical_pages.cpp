@@ -31,10 +31,11 @@ Pages PhysicalPages::pages_per_run(Bytes page_bytes) const {
   return {std::max<std::uint64_t>(1, run_bytes_ / page_bytes)};
 }
 
-/// A run with a page on its way out is left alone: its places are taken until that is over.
+/// A run with a page on its way out is left alone: its places are taken until that is over. So is an exported
+/// page that the driver has refused to take back.
 std::optional<RunId> PhysicalPages::take_from(std::vector<RunId>& list) {
-  const auto found =
-      std::find_if(list.rbegin(), list.rend(), [&](RunId id) { return run(id).releasing == 0; });
+  const auto found = std::find_if(list.rbegin(), list.rend(),
+                                  [&](RunId id) { return run(id).releasing == 0 && !is_exported(run(id)); });
   if (found == list.rend()) return {};
   const RunId taken = *found;
   list.erase(std::next(found).base());
@@ -44,7 +45,13 @@ std::optional<RunId> PhysicalPages::take_from(std::vector<RunId>& list) {
   return taken;
 }
 
+/// Only pages of drivers that do not merge neighbours are exported: their runs have one page.
+bool PhysicalPages::is_exported(const Run& run) const {
+  return run.pages == 1 && (*this)[run.first].exported;
+}
+
 RunId PhysicalPages::take_run(Bytes page_bytes) {
+  if (std::exchange(emptied_, false)) sort_out_empty_ones();
   for (auto* lists : {&warm_, &empty_})
     if (const auto taken = take_from((*lists)[page_bytes])) return *taken;
   return make_run(page_bytes);
@@ -109,10 +116,12 @@ void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
   if (page.state == PhysicalState::free) {
     --run.free;
     free_bytes_ -= run.page_bytes;
+    least_free_ = std::min(least_free_, free_bytes_);
     if (!run.owned) recycled_[run.page_bytes] -= run.page_bytes;
     emptied_ |= !run.owned && run.free == 0;
   }
   if (to == PhysicalState::free) {
+    ++freed_;
     ++run.free;
     free_bytes_ += run.page_bytes;
     if (!run.owned) recycled_[run.page_bytes] += run.page_bytes;
@@ -130,15 +139,15 @@ void PhysicalPages::move(PhysicalPageId id, PhysicalState to) {
   page.state = to;
 }
 
-std::vector<PhysicalPageId> PhysicalPages::some_free(Bytes wanted, bool strays_only) const {
+std::vector<PhysicalPageId> PhysicalPages::some_free(Bytes wanted, std::optional<bool> owned) const {
   std::vector<PhysicalPageId> out;
   Bytes found;
-  if (strays_only && !merges_neighbours_) return out;  // a run of one page is owned while it is in use
+  if (free_bytes_.count == 0) return out;
   for (std::uint32_t i = 0; i < size() && found < wanted; ++i) {
-    const Run& owner = run(pages_[i].run);
-    if (pages_[i].state != PhysicalState::free || (strays_only && !owner.owned)) continue;
+    const Run& of = run(pages_[i].run);
+    if (pages_[i].state != PhysicalState::free || owned.value_or(of.owned) != of.owned) continue;
     out.push_back({i});
-    found += owner.page_bytes;
+    found += of.page_bytes;
   }
   return out;
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "memory/handles.h"
@@ -70,12 +71,16 @@ class PhysicalPages {
   /// Throws InvariantViolation for a transition that makes no sense.
   void move(PhysicalPageId page, PhysicalState to);
 
-  /// Free pages worth at least `wanted`, or all there are; `strays` are those in runs that a window owns,
-  /// which nobody but that window can use.
-  std::vector<PhysicalPageId> some_free(Bytes wanted, bool strays_only) const;
+  /// Free pages worth at least `wanted`, or all there are: of any run, or only of those that are `owned`,
+  /// where they are their window's to use, or are not.
+  std::vector<PhysicalPageId> some_free(Bytes wanted, std::optional<bool> owned = {}) const;
 
   std::uint64_t releasing() const noexcept { return releasing_; }
   Bytes free_bytes() const noexcept { return free_bytes_; }
+  /// How many times a page became free.
+  std::uint64_t freed() const noexcept { return freed_; }
+  /// The fewest bytes that were free at any time since this was last called.
+  Bytes take_least_free() noexcept { return std::exchange(least_free_, free_bytes_); }
   /// Free pages of runs that no window owns.
   Bytes recycled(Bytes page_bytes) const {
     const auto found = recycled_.find(page_bytes);
@@ -86,6 +91,7 @@ class PhysicalPages {
 
  private:
   std::optional<RunId> take_from(std::vector<RunId>& list);
+  bool is_exported(const Run& run) const;
   RunId make_run(Bytes page_bytes);
   void sort_out_empty_ones();
 
@@ -99,6 +105,8 @@ class PhysicalPages {
   std::map<Bytes, Bytes> recycled_;            // by page size
   bool emptied_ = false;                       // some of warm_, since they were sorted out
   Bytes free_bytes_;
+  Bytes least_free_;
+  std::uint64_t freed_ = 0;
   std::uint64_t releasing_ = 0;
 };
 

@@ -63,7 +63,7 @@ Pool::~Pool() {
   if (taken_.count == 0) return;  // nor are streams looked at, which may be gone
   try {
     epochs_.poll();
-    drain_retired();
+    drain_retired(true);
     while (free_an_idle_range()) {
     }
   } catch (const std::exception&) {  // what stays mapped is lost to this process, and nothing more
@@ -279,15 +279,21 @@ bool Pool::may_wait() const {
   return stop_waiting_at_ == Nanoseconds::max() || clock_->now() < stop_waiting_at_;
 }
 
+/// Whether work under way still holds back what nobody needs.
+bool Pool::is_used() const {
+  std::lock_guard lock(mutex_);
+  return waiting().count != 0 || std::ranges::any_of(retired_, &Retirement::intact);
+}
+
 /// Gives back what a closed pool can give back.
 void Pool::tear_down() noexcept {
   try {
-    drain_retired();
+    drain_retired(true);
     trim({~std::uint64_t{0}}, true);
   } catch (const std::exception& error) {
     log_.write(LogLevel::warning, error.what());
   }
-  if (!may_wait())
+  if (!may_wait() && is_used())
     log_.write(LogLevel::warning, "closed without what work under way still uses: it did not end in time");
 }
 

@@ -61,8 +61,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void call_off(Reservation& reservation, std::span<const PageRange> ranges);
   /// Unmaps the Resident pages among these once `fence` is complete; see drain_retired.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
-  /// Unmaps what was retired and is over. True when something is left that only has to be waited for.
-  bool drain_retired();
+  /// Unmaps what was retired and is over; with `refused_too`, also what the driver has refused before: that
+  /// costs calls that fail. True when something is left that only has to be waited for.
+  bool drain_retired(bool refused_too = false);
   /// Whether the driver has refused to unmap something, so that drain_retired must try again.
   bool refused() const;
   /// The mapped page that holds the address, for another process. Its memory has no other owner in this pool
@@ -137,10 +138,13 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::optional<Nanoseconds> await_given_up();
   /// An epoch was closed, and what was given up in it may be had soon.
   void epoch_closed();
-  /// Whether there may be mappings that nobody needs: so it must be called again, after a while.
+  /// Whether there may be memory that nobody needs: so age() must be called again, after a while.
   bool may_idle() const noexcept { return may_idle_; }
-  /// Gives back those that nobody has needed since it was last called.
-  void give_back_idle();
+  /// A while has passed: what has been mapped or free for all of it, and needed by nobody, has aged. Not what
+  /// warm() was asked for.
+  void age();
+  /// Gives back what has aged: about `at_most` of it. True when there is more.
+  bool give_back_aged(Bytes at_most);
   /// Something was done that the device may have more now than when it refused: let it be asked again.
   void forget_device_limit();
   /// `wake` is called, from any thread, when one of these may have changed, or when what could not be
@@ -162,24 +166,17 @@ class Pool : public std::enable_shared_from_this<Pool> {
     bool create;
     bool zero;
   };
-  struct MapPlan {
-    std::vector<Claim> claims;
-    std::vector<CreatedPage> created;              // for the claims that create, in their order
-    bool blocked = false;                          // by pages that others are mapping or unmapping
-    bool mapped = false;                           // the driver has mapped the claims
-    std::uint64_t new_window = ~std::uint64_t{0};  // the last one that was given a run for this
-    Bytes in_transit;  // what it maps for nobody in particular, and so reclaimable soon
-  };
   struct Filling {
     RunId run;
     std::vector<std::pair<PhysicalPageId, Place>> pages;
     std::vector<CreatedPage> created;  // for the first of them
   };
   struct Shortage {
-    Bytes page_bytes;
-    Bytes to_create;
-    Bytes lacking;     // of the budget, for that
-    Bytes in_windows;  // … for places in runs that are owned already, where no recycled run can help
+    Bytes to_create{};
+    Bytes lacking{};  // of the budget, for that
+    // Free pages at places where they do not help: of runs that are too empty, and of others' windows.
+    std::vector<PhysicalPageId> nobodys{}, strays{};
+    std::uint64_t freed = 0;  // by then: see PhysicalPages
   };
   struct Unmapping {
     Reservation* reservation;
@@ -194,6 +191,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
                   // the driver: tried again, but nobody waits for it
   };
   using Retirements = std::list<Retirement>;  // so that what was refused can be put back without memory
+  struct MapPlan {
+    std::vector<Claim> claims;
+    std::vector<CreatedPage> created;   // for the claims that create, in their order
+    std::vector<PageMapping> mappings;  // of the claims, once they are created
+    bool blocked = false;               // by pages that others are mapping or unmapping
+    bool mapped = false;                // the driver has mapped the claims
+    Bytes in_transit;                   // what it maps for nobody in particular, and so reclaimable soon
+    Retirements refused;                // one, for what the driver may refuse to unmap again
+    void reserve_for_undo(Reservation&);
+  };
 
   // pool_map.cpp
   Shortage plan_map(Reservation&, std::span<const PageRange>, const MapOptions&, MapPlan&,
@@ -203,6 +210,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void zero_claims(const Reservation&, const MapPlan&, const MapOptions&);
   void commit(Reservation&, MapPlan&, const MapOptions&);
   Bytes roll_back(Reservation&, MapPlan&);
+  void release_in_vain(Bytes created) noexcept;
   void note_refusal(Bytes refused, Bytes asked, const DriverOutOfMemory& error);
   void become_resident(Reservation&, const Claim&);
   void drop_window_if_unused(Reservation&, PageIndex);
@@ -227,8 +235,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes coming() const;
   Bytes waiting() const;
   void make_room(Bytes asked, const Shortage&, Need whose);
-  Bytes recycle_runs(Bytes wanted, Bytes page_bytes, Need whose);
   bool await_coming(Need whose);
+  bool await_moment();
+  bool anything_free() const;
   Bytes reclaim(Bytes wanted, Need whose);
   std::vector<Unmapping> choose_victims(Bytes wanted, Need whose);
   void add_victims(Bytes wanted, bool idle, Need need, Bytes& found, std::vector<Unmapping>& out);
@@ -248,9 +257,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void end_unmap(Retirements& batch, Retirements::iterator, std::vector<PhysicalPageId>& exported);
   Releasing begin_release(std::vector<PhysicalPageId> pages);
   Bytes release(Releasing);
-  Bytes release_free(Bytes wanted, bool strays_only);
+  Bytes release_pages(std::vector<PhysicalPageId>);
+  Bytes release_free(Bytes wanted);
   bool free_an_idle_range();
   bool relieve_mappings(Need whose);
+  Bytes reclaimable() const;
 
   // pool_export.cpp
   std::optional<std::pair<PhysicalPageId, Reservation*>> page_at(Address);
@@ -258,6 +269,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   // pool_reserve.cpp
   void recycle(Reservation&) noexcept;
+  bool holds_refused(const Reservation&) const;
+  bool await_addresses();
   Reservation* find_adoptable(const ReservationShape&, std::optional<StreamHandle>);
   std::optional<Address> allocate_addresses(const ReservationShape&);
   void set_gap(Address start, Bytes size, Gap);
@@ -268,7 +281,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   // pool_idle.cpp
   void note_idle();
-  std::vector<Unmapping> choose_idle();
+  std::vector<Unmapping> choose_aged(Bytes at_most);
 
   // pool.cpp
   static void check_ranges(const Reservation&, std::span<const PageRange>);
@@ -276,6 +289,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void give_back(Bytes) noexcept;
   void tear_down() noexcept;
   bool may_wait() const;
+  bool is_used() const;
   void wake_pager();
   void wake_pager_if_over_budget();
   void note_given_up(bool at_once);
@@ -307,6 +321,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   LastUses last_uses_;
   PhysicalPages physical_;
   std::vector<RunId> filling_;  // runs that no window owns, being filled
+  Bytes warmed_;                // the most that warm() was asked for
+  Bytes aged_free_;             // of the free, what is to be given back
   Created created_;
   Contents contents_;
   MappedBytes mapped_;

@@ -1,4 +1,4 @@
-// Mappings that nobody has needed for a while, given back so that others can have the memory.
+// Memory that nobody has needed for a while, given back so that others can have it.
 #include <algorithm>
 #include <utility>
 
@@ -10,38 +10,54 @@ void Pool::note_idle() {
   if (!may_idle_.exchange(true)) wake_pager();
 }
 
-/// Also marks what is needed by nobody now, for the next time.
-std::vector<Pool::Unmapping> Pool::choose_idle() {
+void Pool::age() {
+  fork_guard_.require_parent("this pool");
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, reservation] : reservations_) reservation->table.age();
+  const Bytes unused = physical_.take_least_free();
+  aged_free_ = unused - std::min(unused, warmed_);
+}
+
+/// About so much of what has aged, and is not in use by unfinished work.
+std::vector<Pool::Unmapping> Pool::choose_aged(Bytes at_most) {
   std::vector<Unmapping> out;
+  Bytes found;
   last_uses_.refresh();
   for (auto& [id, reservation] : reservations_) {
-    Unmapping idle{reservation.get(), {}};
-    reservation->table.age([&](PageIndex page) {
-      if (last_uses_.over(reservation->table[page].last_use)) idle.pages.push_back(page);
-    });
-    std::ranges::reverse(idle.pages);  // ascending: neighbours are unmapped by one call
-    if (!idle.pages.empty()) out.push_back(std::move(idle));
+    const PageBits& aged = reservation->table.aged();
+    Unmapping pages{reservation.get(), {}};
+    for (auto page = aged.last_before(reservation->table.size().count); page && found < at_most;
+         page = aged.last_before(page->value)) {
+      if (!last_uses_.over(reservation->table[*page].last_use)) continue;
+      pages.pages.push_back(*page);
+      found += reservation->shape.page_bytes;
+    }
+    std::ranges::reverse(pages.pages);  // ascending: neighbours are unmapped by one call
+    if (!pages.pages.empty()) out.push_back(std::move(pages));
   }
   return out;
 }
 
-void Pool::give_back_idle() {
+bool Pool::give_back_aged(Bytes at_most) {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
-  may_idle_ = false;  // first: what comes to idle meanwhile must be noted
-  Retirements idle;
+  Retirements aged;
+  Bytes unused;
   {
     std::lock_guard lock(mutex_);
-    idle = prepared(choose_idle());
-    for (const auto& [what, fence, intact] : idle)
+    aged = prepared(choose_aged(at_most));
+    for (const auto& [what, fence, intact] : aged)
       for (PageIndex page : what.pages) what.reservation->table.move(page, VirtualState::retiring);
-    in_transit_ += size(idle);
-    for (const auto& [id, reservation] : reservations_)
-      if (!reservation->table.reclaimable(Need::none).empty()) may_idle_ = true;
+    in_transit_ += size(aged);
+    unused = std::min(aged_free_, at_most);
+    aged_free_ -= unused;
   }
-  // Not what lies free besides: that may have been created ahead.
-  if (const Bytes unmapped = unmap_victims(std::move(idle)); unmapped.count != 0)
-    release_free(unmapped, false);
+  const Bytes unmapped = unmap_victims(std::move(aged));
+  release_free(unmapped + unused);
+  if (unmapped + unused >= at_most) return true;
+  std::lock_guard lock(mutex_);
+  may_idle_ = physical_.free_bytes() > warmed_ || mapped_.reclaimable(Need::none).count != 0;
+  return false;
 }
 
 }  // namespace vmm

@@ -6,23 +6,12 @@
 #include "memory/pool.h"
 
 namespace vmm {
-namespace {
-
-std::vector<PageMapping> mappings_of(const Reservation& reservation, const auto& claims) {
-  std::vector<PageMapping> out;
-  out.reserve(claims.size());
-  for (const auto& claim : claims)
-    out.push_back({reservation.address_of(claim.page), claim.handle, reservation.shape.page_bytes});
-  return out;
-}
-
-}  // namespace
-
 MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options) {
   fork_guard_.require_parent("this pool");
   MapResult result;
   std::vector<PageIndex> kept_here;
   bool refused = false;  // by the device
+  Bytes in_vain;         // what it did create then
   try {
     for (;;) {
       MapPlan plan;
@@ -57,6 +46,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
           if (!relieve_mappings(options.need)) throw;
           continue;
         } catch (const DriverOutOfMemory& error) {
+          in_vain += reservation.shape.page_bytes * plan.created.size();
           note_refusal(roll_back(reservation, plan), asked, error);
           refused = true;
           continue;  // as under a budget that is as short
@@ -74,6 +64,7 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
       wait_until_unblocked(reservation, ranges);
     }
   } catch (...) {
+    if (refused) release_in_vain(in_vain);
     std::lock_guard lock(mutex_);
     for (PageIndex page : kept_here)
       if (reservation.table[page].state == VirtualState::resident)
@@ -84,11 +75,21 @@ MapResult Pool::map(Reservation& reservation, std::span<const PageRange> ranges,
   }
 }
 
+/// Back to a full device, where others need what this call has no use for. What is refused stays, free.
+void Pool::release_in_vain(Bytes created) noexcept {
+  try {
+    release_free(created);
+  } catch (const std::exception& error) {
+    log_.write(LogLevel::warning, "release: ", error.what());
+  }
+}
+
 /// Returns the bytes that lack; with any lacking, nothing is claimed. What is Resident already is
 /// kept at once, and noted in `kept_here`, so that making room for the rest does not take it.
 Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRange> ranges,
                               const MapOptions& options, MapPlan& plan, std::vector<PageIndex>& kept_here) {
-  Bytes to_create, in_windows;
+  Bytes to_create;
+  Shortage shortage;
   auto undo = [&] {
     for (const Claim& claim : plan.claims) {
       reservation.table.move(claim.page, VirtualState::unmapped);
@@ -106,7 +107,6 @@ Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRang
           plan.blocked = true;
         } else if (plan.claims.back().create) {
           to_create += reservation.shape.page_bytes;
-          if (reservation.window_of(page) != plan.new_window) in_windows += reservation.shape.page_bytes;
         }
       } else if (entry.state != VirtualState::resident) {
         plan.blocked = true;
@@ -116,9 +116,9 @@ Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRang
       }
       return true;
     });
-    contents_.reserve(plan.claims.size());
-    plan.created.reserve(plan.claims.size());
     kept_here.reserve(kept_here.size() + plan.claims.size());
+    plan.reserve_for_undo(reservation);
+    contents_.reserve(plan.claims.size());
     if (to_create.count == 0) return {};
     // The budget's other owners are pressed for what will be used, not for a guess; and for a look-ahead the
     // budget is not even asked for more than it has, or it would tell when there is more.
@@ -128,23 +128,37 @@ Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRang
       peak_taken_ = std::max(peak_taken_, taken_);
       return {};
     }
+    contents_.give_up(plan.claims.size());
+    shortage.to_create = to_create;
+    shortage.lacking = std::max(to_create - std::min(to_create, budget_left()), reservation.shape.page_bytes);
+    // What the plan could use it has claimed.
+    if (options.need != Need::none) {
+      shortage.nobodys = physical_.some_free(shortage.lacking, false);
+      shortage.strays = physical_.some_free(shortage.lacking, true);
+    }
   } catch (...) {
     undo();
     throw;
   }
   undo();
-  const Bytes lacking =
-      std::max(to_create - std::min(to_create, budget_left()), reservation.shape.page_bytes);
-  return {reservation.shape.page_bytes, to_create, lacking, std::min(lacking, in_windows)};
+  shortage.freed = physical_.freed();
+  return shortage;
+}
+
+/// With all the memory that undoing it will need: where mappings run out, so may the heap.
+void Pool::MapPlan::reserve_for_undo(Reservation& reservation) {
+  if (claims.empty()) return;
+  created.reserve(claims.size());
+  mappings.reserve(claims.size());
+  refused.push_back({{&reservation, {}}, {}, false});
+  refused.back().what.pages.reserve(claims.size());
+  refused.back().what.mappings.reserve(claims.size());
 }
 
 /// False when the page's place is still being released.
 bool Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
   RunId& run = reservation.window_runs[reservation.window_of(page)];
-  if (!run.valid()) {
-    run = physical_.take_run(reservation.shape.page_bytes);
-    plan.new_window = reservation.window_of(page);
-  }
+  if (!run.valid()) run = physical_.take_run(reservation.shape.page_bytes);
   const PhysicalPageId id = physical_.page_at(run, reservation.position_of(page));
   const PhysicalPage& physical = physical_[id];
   if (physical.state == PhysicalState::releasing) return false;
@@ -164,10 +178,11 @@ void Pool::call_driver(Reservation& reservation, MapPlan& plan, const MapOptions
     plan.created.emplace_back(*driver_, reservation.shape.page_bytes, claim.place);
     claim.handle = plan.created.back().get();
   }
-  const auto mappings = mappings_of(reservation, plan.claims);
-  driver_->map(mappings);
+  for (const Claim& claim : plan.claims)
+    plan.mappings.push_back({reservation.address_of(claim.page), claim.handle, reservation.shape.page_bytes});
+  driver_->map(plan.mappings);
   plan.mapped = true;
-  driver_->set_access(mappings);
+  driver_->set_access(plan.mappings);
   zero_claims(reservation, plan, options);
 }
 
@@ -232,14 +247,13 @@ Bytes Pool::roll_back(Reservation& reservation, MapPlan& plan) {
   std::size_t unmapped = plan.claims.size();
   if (plan.mapped) {
     try {
-      driver_->unmap(mappings_of(reservation, plan.claims), unmapped);
-    } catch (const Error& error) {
-      log_.write(LogLevel::warning, std::string("undoing a failed map: ") + error.what());
+      driver_->unmap(plan.mappings, unmapped);
+    } catch (const std::exception& error) {
+      log_.write(LogLevel::warning, "undoing a failed map: ", error.what());
     }
   }
   std::unique_lock lock(mutex_);
   auto created = plan.created.begin();
-  Unmapping left{&reservation, {}};
   Bytes not_created;
   for (std::size_t i = 0; i < plan.claims.size(); ++i) {
     const Claim& claim = plan.claims[i];
@@ -250,9 +264,10 @@ Bytes Pool::roll_back(Reservation& reservation, MapPlan& plan) {
       become_resident(reservation, claim);
       physical_[claim.physical].last_tenant = holds;
       reservation.table.move(claim.page, VirtualState::retiring);
-      left.pages.push_back(claim.page);
+      plan.refused.back().what.pages.push_back(claim.page);
       continue;
     }
+    contents_.give_up(1);
     reservation.table.move(claim.page, VirtualState::unmapped);
     if (claim.create && !made) {
       physical_.move(claim.physical, PhysicalState::absent);
@@ -263,11 +278,8 @@ Bytes Pool::roll_back(Reservation& reservation, MapPlan& plan) {
     }
     drop_window_if_unused(reservation, claim.page);
   }
-  const bool refused = !left.pages.empty();
-  if (refused) {
-    left.mappings.reserve(left.pages.size());
-    retired_.push_back({std::move(left), {}, false});
-  }
+  const bool refused = unmapped < plan.claims.size();
+  if (refused) retired_.splice(retired_.end(), plan.refused);
   in_transit_ -= plan.in_transit;
   changed_.notify_all();
   lock.unlock();
@@ -296,8 +308,8 @@ void Pool::drop_window_if_unused(Reservation& reservation, PageIndex page) {
 }
 
 void Pool::wait_until_unblocked(Reservation& reservation, std::span<const PageRange> ranges) {
-  for (;;) {
-    drain_retired();
+  for (bool first = true;; first = false) {
+    drain_retired(first);  // what the driver has refused before it may unmap for somebody who needs the page
     std::unique_lock lock(mutex_);
     bool blocked = physical_.releasing() != 0;
     for_each_page(ranges, [&](PageIndex page) {

@@ -96,49 +96,40 @@ void Pool::require_obtainable(Bytes asked, Need whose) {
 
 /// Frees something, or waits until others have; throws OutOfPages before anything is touched.
 void Pool::make_room(Bytes asked, const Shortage& shortage, Need whose) {
-  const Bytes lacking = shortage.lacking;
   epochs_.poll();
   require_obtainable(asked, whose);
-  // What leaves whole windows makes recycled runs, which the next plan takes with their memory: idle
-  // reservations do, and where a window is one page everything does.
-  const Bytes for_runs = lacking - shortage.in_windows;
-  const Bytes recycled = recycle_runs(for_runs, shortage.page_bytes, whose);
-  // Everything else must be exchanged for budget: first what only other windows could use.
-  const Bytes owed = lacking - std::min(for_runs, recycled);
-  Bytes exchanged = release_free(owed, true);
-  if (exchanged < owed) {
-    reclaim(owed - exchanged, whose);
-    exchanged += release_free(owed - exchanged, false);
-  }
-  if (recycled.count != 0 || exchanged.count != 0) return;
+  // What is unmapped the next plan takes as it is where it can: runs of whole windows, which idle
+  // reservations leave. The rest it gives back here, in exchange for budget.
+  Bytes made = release_pages(shortage.nobodys);
+  const auto lacking = [&] { return shortage.lacking - std::min(shortage.lacking, made); };
+  if (lacking().count != 0) made += reclaim(lacking(), Need::none);
+  if (lacking().count != 0) made += release_pages(shortage.strays);
+  if (lacking().count != 0) made += reclaim(lacking(), whose);
+  if (made.count != 0) return;
   {
     std::lock_guard lock(mutex_);
-    if (budget_left() >= shortage.to_create) return;  // somebody else has made room
+    // Somebody else has made room?
+    if (budget_left() >= shortage.to_create || physical_.freed() != shortage.freed) return;
   }
   if (whose != Need::kept || !await_coming(whose))
     throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
 }
 
-Bytes Pool::recycle_runs(Bytes wanted, Bytes page_bytes, Need whose) {
-  auto recycled = [&] {
-    std::lock_guard lock(mutex_);
-    return physical_.recycled(page_bytes);
-  };
-  const Bytes before = recycled();
-  reclaim(wanted, Need::none);
-  const Bytes idle = recycled() - std::min(recycled(), before);
-  if (idle >= wanted || physical_.pages_per_run(page_bytes).count != 1) return idle;
-  reclaim(wanted - idle, whose);
-  return recycled() - std::min(recycled(), before);
-}
-
-/// Whether it helps to try again: there is something now, or it waited a moment because memory will come
+/// Whether it helps to reclaim again: there is something now, or it waited a moment because memory will come
 /// without anybody's doing.
 bool Pool::await_coming(Need whose) {
   epochs_.poll();  // a capture that has ended holds nothing back
   {
+    std::lock_guard lock(mutex_);
+    if (!choose_victims({1}, whose).empty()) return true;
+  }
+  return await_moment();
+}
+
+/// Waits a moment where memory, and with it mappings, will come without anybody's doing; else false.
+bool Pool::await_moment() {
+  {
     std::unique_lock lock(mutex_);
-    if (physical_.free_bytes().count != 0 || !choose_victims({1}, whose).empty()) return true;
     const bool ending = last_uses_.refresh() && mapped_.reclaimable().count != 0;
     if (coming().count == 0 && !ending) return false;
     clock_->wait(lock, changed_, recheck);
@@ -204,16 +195,21 @@ Bytes Pool::owed() const {
   return std::min(exceeded, physical_.free_bytes() + mapped_.reclaimable());
 }
 
+bool Pool::anything_free() const {
+  std::lock_guard lock(mutex_);
+  return physical_.free_bytes().count != 0;
+}
+
 Bytes Pool::trim(Bytes wanted, bool wait, Need whose) {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
   Bytes given_back;
   try {
     for (;;) {
-      given_back += release_free(wanted - given_back, false);
+      given_back += release_free(wanted - given_back);
       if (given_back >= wanted) break;
-      if (reclaim(wanted - given_back, whose).count == 0 && !(wait && may_wait() && await_coming(whose)))
-        break;
+      if (reclaim(wanted - given_back, whose).count != 0 || anything_free()) continue;
+      if (!wait || !may_wait() || !await_coming(whose)) break;
     }
   } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager
     if (given_back.count == 0) throw;

@@ -32,13 +32,20 @@ void Pool::check_shape(const ReservationShape& shape) const {
   if (!shape.tenant.valid()) throw InvalidArgument("tenant: out of range");
 }
 
+/// Pages that the driver does not unmap cannot be mapped anew.
+bool Pool::holds_refused(const Reservation& reservation) const {
+  return std::ranges::any_of(retired_, [&](const Retirement& entry) {
+    return !entry.intact && entry.what.reservation == &reservation;
+  });
+}
+
 Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<StreamHandle> stream) {
   Reservation* best = nullptr;
   if (wanted.zeroed) return nullptr;
   for (auto& [id, candidate] : reservations_) {
     const ReservationShape& shape = candidate->shape;
-    if (candidate->leased || candidate->exported || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
-        shape.extent_bytes < wanted.extent_bytes ||
+    if (candidate->leased || candidate->exported || holds_refused(*candidate) || shape.zeroed ||
+        shape.page_bytes != wanted.page_bytes || shape.extent_bytes < wanted.extent_bytes ||
         shape.extent_bytes > std::max(wanted.extent_bytes, wanted.longest) ||
         shape.extents < wanted.extents || shape.tenant != wanted.tenant ||
         !epochs_.complete(candidate->idle_fence, stream))
@@ -57,6 +64,23 @@ std::optional<Address> Pool::allocate_addresses(const ReservationShape& shape) {
   return arena_.allocate(shape.extent_bytes * shape.extents, shape.page_bytes);
 }
 
+/// Waits a moment where a reservation that nobody leases will end without anybody's doing; else false.
+bool Pool::await_addresses() {
+  epochs_.poll();
+  {
+    std::unique_lock lock(mutex_);
+    const bool ending = std::ranges::any_of(reservations_, [&](const auto& entry) {
+      const Reservation& reservation = *entry.second;
+      return !reservation.leased && reservation.table.in_use() != reservation.table.resident() &&
+             !holds_refused(reservation) && !epochs_.waits_for_open_epoch(reservation.idle_fence);
+    });
+    if (!ending) return false;
+    clock_->wait(lock, changed_, recheck);
+  }
+  drain_retired();
+  return true;
+}
+
 void Pool::set_gap(Address start, Bytes size, Gap gap) {
   if (!driver_->capabilities().zero_gaps) return;
   for (;;) {
@@ -72,7 +96,7 @@ Reservation& Pool::make_reservation(const ReservationShape& shape) {
   const Bytes size = shape.extent_bytes * shape.extents;
   std::optional<Address> base;
   while (!(base = allocate_addresses(shape)))
-    if (!free_an_idle_range())
+    if (!free_an_idle_range() && !await_addresses())
       throw OutOfPages(figures(size), "the pool's address space of " + std::to_string(arena_.size().count) +
                                           " bytes is used up");
   try {

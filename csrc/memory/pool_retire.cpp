@@ -26,7 +26,7 @@ void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, F
   for (PageIndex page : retired_.back().what.pages) reservation.table.move(page, VirtualState::retiring);
 }
 
-bool Pool::drain_retired() {
+bool Pool::drain_retired(bool refused_too) {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
   Retirements over;
@@ -34,7 +34,8 @@ bool Pool::drain_retired() {
     std::lock_guard lock(mutex_);
     for (auto entry = retired_.begin(); entry != retired_.end();) {
       const auto next = std::next(entry);
-      if (epochs_.complete(entry->fence)) over.splice(over.end(), retired_, entry);
+      if ((entry->intact || refused_too) && epochs_.complete(entry->fence))
+        over.splice(over.end(), retired_, entry);
       entry = next;
     }
     in_transit_ += size(over);

@@ -112,7 +112,10 @@ void Pool::end_unmap(Retirements& batch, Retirements::iterator entry, std::vecto
     drop_window_if_unused(reservation, page);
     counters_.pages_unmapped.add();
   }
-  if (what.done != 0) note_given_up(true);
+  if (what.done != 0) {
+    note_given_up(true);
+    note_idle();
+  }
   what.pages.erase(what.pages.begin(), what.pages.begin() + static_cast<std::ptrdiff_t>(what.done));
   if (what.pages.empty()) return erase_if_empty(reservation);
   entry->intact = false;
@@ -120,11 +123,22 @@ void Pool::end_unmap(Retirements& batch, Retirements::iterator entry, std::vecto
   retired_.splice(retired_.end(), batch, entry);
 }
 
-Bytes Pool::release_free(Bytes wanted, bool strays_only) {
+/// Those that are still free.
+Bytes Pool::release_pages(std::vector<PhysicalPageId> pages) {
   Releasing what;
   {
     std::lock_guard lock(mutex_);
-    what = begin_release(physical_.some_free(wanted, strays_only));
+    std::erase_if(pages, [&](PhysicalPageId page) { return physical_[page].state != PhysicalState::free; });
+    what = begin_release(std::move(pages));
+  }
+  return release(std::move(what));
+}
+
+Bytes Pool::release_free(Bytes wanted) {
+  Releasing what;
+  {
+    std::lock_guard lock(mutex_);
+    what = begin_release(physical_.some_free(wanted));
   }
   return release(std::move(what));
 }
@@ -132,9 +146,9 @@ Bytes Pool::release_free(Bytes wanted, bool strays_only) {
 /// Takes free pages away from everybody.
 Pool::Releasing Pool::begin_release(std::vector<PhysicalPageId> pages) {
   Releasing what{std::move(pages), {}, {}};
+  what.handles.reserve(what.pages.size());
   for (PhysicalPageId page : what.pages) what.size += physical_.page_bytes(page);
   in_transit_ += what.size;
-  what.handles.reserve(what.pages.size());
   for (PhysicalPageId page : what.pages) {
     what.handles.push_back(std::move(physical_[page].handle));
     physical_.move(page, PhysicalState::releasing);
@@ -199,19 +213,29 @@ bool Pool::free_an_idle_range() {
   return unmap_victims(std::move(batch)).count != 0;
 }
 
-/// Ends idle reservations, the longest idle first, until mappings are plentiful again, so that this is not
-/// done for each; or else unmaps what is needed less than `whose`. False when there was nothing of either.
+/// Where mappings have run out: unmaps what was given up and is over; or ends idle reservations, the longest
+/// idle first, until mappings are plentiful again, so that this is not done for each; or unmaps an eighth of
+/// what is needed less than `whose`; or waits for work that is ending. False when there was nothing of these.
 bool Pool::relieve_mappings(Need whose) {
   constexpr std::uint64_t plenty_fraction = 16;
+  if (whose == Need::none) return false;
+  const std::uint64_t before = counters_.pages_unmapped.get();
+  drain_retired();
+  if (counters_.pages_unmapped.get() != before) return true;
   const std::uint64_t plenty = driver_->capabilities().max_mappings / plenty_fraction;
-  epochs_.poll();
   bool relieved = false;
   do {  // at least one, or whoever asks for more than plenty would ask for ever
     if (!free_an_idle_range()) break;
     relieved = true;
   } while (driver_->mappings_left() < plenty);
   if (relieved) return true;
-  return reclaim({~std::uint64_t{0}}, whose).count != 0;
+  if (reclaim(std::max(reclaimable() / 8, 16_MiB), whose).count != 0) return true;
+  return whose == Need::kept && await_moment();
+}
+
+Bytes Pool::reclaimable() const {
+  std::lock_guard lock(mutex_);
+  return mapped_.reclaimable();
 }
 
 }  // namespace vmm

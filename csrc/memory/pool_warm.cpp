@@ -41,6 +41,7 @@ Bytes Pool::warm(Bytes wanted, Bytes page_bytes, Bytes at_most) {
 bool Pool::plan_filling(Bytes wanted, Bytes page_bytes, Filling& filling) {
   std::lock_guard lock(mutex_);
   require_open();
+  warmed_ = std::max(warmed_, wanted);
   const Bytes ready = physical_.recycled(page_bytes);
   const std::uint64_t per_run = physical_.pages_per_run(page_bytes).count;
   const bool lacking = ready < wanted;

@@ -1,8 +1,5 @@
 """A Transformers cache that grows in place: ``generate(..., past_key_values=VmmCache(model.config))``."""
 
-from vmm import recording
 from vmm.integrations.transformers.cache import CacheStats, VmmCache
 
 __all__ = ["CacheStats", "VmmCache"]
-
-recording.install()

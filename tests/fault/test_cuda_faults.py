@@ -18,6 +18,7 @@ from cuda_scenarios import PAGE, SCENARIOS, UNKNOWN, open_pool
 
 from vmm import DriverError, Error, _core
 
+pytestmark = pytest.mark.xdist_group("cuda faults")  # the last test sums up the others
 API = Path(__file__).parents[2] / "csrc" / "driver" / "cuda_api.h"
 KINDS = ("mappings", "reservations", "handles", "events", "streams")
 MOST_SPARE_EVENTS = 8  # a driver keeps as many as were in use at once

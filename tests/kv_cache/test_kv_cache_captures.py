@@ -66,6 +66,20 @@ def test_an_event_that_got_into_a_capture_is_dropped(standin, cuda, gpu_pool, st
     cache.close()
 
 
+def test_an_earlier_event_does_not_cover_what_is_dropped(standin, cuda, gpu_pool, streams):
+    """What came onto the stream since the last step is marked anew, although that step's event is not over."""
+    cache = make(gpu_pool)
+    old, kernel = busy(standin, cache, streams[0], 3)
+    gpu_pool._core.step(streams[0])
+    old.close()
+    standin.before("cuEventRecord", lambda: begin(cuda, streams[0]))
+    standin.before("cuStreamIsCapturing", lambda: end(cuda, streams[0]))
+    gpu_pool._core.end(streams[0])
+    assert gpu_pool._core.trim(1 << 40) >= 3 * PAGE
+    assert kernel.over
+    cache.close()
+
+
 def test_a_capture_begins_while_the_pager_records(standin, cuda, gpu_pool, streams):
     pool = gpu_pool._core
     pool.watch(streams[0])

@@ -1,19 +1,13 @@
-"""Operations that reach a KVTensor past __torch_function__, each in a child process: with every operation of
-the dispatcher that writes, and by every way there is to get to the dispatcher."""
+"""Every operation of torch's dispatcher that writes to a tensor, on a KVTensor, past __torch_function__."""
 
-import itertools
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from isolated import each, example
-from torch.utils._python_dispatch import TorchDispatchMode
+from isolated import each
 
 import vmm
 
-# ruff: noqa: PLW0108 - what is called is said in the same form each time
-SHAPE = (3, 2048, 4)  # 32 KiB a row: eight pages, of which the first has something
+SHAPE = (3, 512, 4)  # 8 KiB a row: two pages, of which the first has something
 
 
 def _tensors(pool: vmm.Pool) -> tuple[Any, torch.Tensor]:
@@ -87,23 +81,37 @@ def _in_vmap(func: Any, tensor: Any) -> Any:
 WAYS = {"called": lambda func, tensor: _called(func, tensor, SHAPE), "vmap": _in_vmap}
 
 
+# What we refuse though torch does it on a plain tensor, by the reason.
+REFUSED = {
+    "gives the tensor another memory": {"set_", "set_data"},
+    # Of out=, which torch resizes with a warning where it can, and of foreach's kin. Ours count tokens.
+    "gives the tensor another number of elements, or another shape by out=": None,
+}
+
+
 def _agrees(case: tuple[str, Any]) -> str:
     way, func = case
+    name = func._schema.name.partition("::")[2]
     with vmm.Pool("16MiB", lookahead_pages=0) as pool:
         ours, plain = _tensors(pool)
-        done = []
+        errors = []
         for tensor in (plain, ours):
             torch.manual_seed(1)
             try:
                 WAYS[way](func, tensor)
-                done.append(True)
-            except Exception:
-                done.append(False)
-        if done == [True, True] and tuple(plain.shape) == SHAPE:
+            except Exception as error:
+                errors.append(error)
+            else:
+                errors.append(None)
+        if errors[0] is None and errors[1] is None:
+            assert ours.shape == plain.shape
             assert torch.equal(ours.isnan(), plain.isnan())
             assert torch.equal(ours.nan_to_num(), plain.nan_to_num())
+        elif errors[0] is None:
+            resized = plain.shape != SHAPE and not name.endswith("_")
+            assert resized or name in REFUSED["gives the tensor another memory"], errors[1]
         pool.check()
-        return "agrees" if all(done) else "refused"
+        return "refused" if any(errors) else "agrees"
 
 
 def _on_plain(case: tuple[str, Any]) -> str:
@@ -123,188 +131,11 @@ def _cases(way: str) -> list[tuple[str, Any]]:
 
 
 def check(way: str) -> None:
-    warm()
     cases = _cases(way)
     said = dict(zip(cases, each(_agrees, cases), strict=True))
-    wrong = [case for case in cases if not said[case].startswith(("agrees", "refused"))]
+    wrong = [case for case in cases if said[case] not in {"agrees", "refused"}]
     # What ends the process with a plain tensor, too, is torch's own.
-    ours = [case for case in wrong if not each(_on_plain, [case])[0].startswith("ended by")]
+    on_plain = each(_on_plain, wrong)
+    ours = [case for case, told in zip(wrong, on_plain, strict=True) if not told.startswith("ended by")]
     assert not ours, "\n".join(f"{func} {way}\n{said[way, func][-600:]}" for way, func in ours)
     assert sum(each == "agrees" for each in said.values()) > len(cases) / 3  # or the arguments fit too rarely
-
-
-class _Watching(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-
-
-def _in_mode(t):
-    with _Watching():
-        t[:, 100:102].fill_(1)
-        torch.ops.aten.fill_.Scalar(t, 1)
-
-
-def _inference(t):
-    with torch.inference_mode():
-        torch.ops.aten.fill_.Scalar(t, 1)
-
-
-def _fill(x):
-    x.fill_(1)
-
-
-def _custom(t):
-    library = torch.library.Library("vmm_test", "FRAGMENT")
-    library.define("fill(Tensor(a!) x) -> ()")
-    library.impl("fill", _fill, "CPU")
-    torch.ops.vmm_test.fill(t)
-
-
-def _custom_op(t):
-    @torch.library.custom_op("vmm_test::write", mutates_args={"x"})
-    def write(x: torch.Tensor) -> None:
-        x.numpy()[...] = 1
-
-    write(t)
-
-
-def _parameter(t):
-    torch.nn.Parameter(t, requires_grad=False).data.fill_(1)
-
-
-def _functional_call(t):
-    class Module(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("cache", torch.zeros(1))
-
-        def forward(self):
-            self.cache.fill_(1)
-
-    torch.func.functional_call(Module(), {"cache": t}, ())
-
-
-def _fused(t):
-    state = [torch.zeros(SHAPE) for _ in range(2)]
-    torch._fused_adamw_(
-        [t], [torch.ones(SHAPE)], *[[each] for each in state], [], [torch.tensor(1.0)],
-        lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
-    )  # fmt: skip
-    t.fill_(1)
-
-
-# Each makes all of the tensor ones, or is refused.
-FILLS: dict[str, Callable[[Any], Any]] = {
-    "vmap": lambda t: torch.vmap(lambda x: x.fill_(1))(t),
-    "vmap of a view": lambda t: torch.vmap(lambda x: x[:].fill_(1))(t),
-    "vmap in vmap": lambda t: torch.vmap(torch.vmap(lambda x: x.fill_(1)))(t),
-    "vmap along tokens": lambda t: torch.vmap(lambda x: x.fill_(1), in_dims=1, out_dims=1)(t),
-    "vmap randomly": lambda t: torch.vmap(lambda x: x.bernoulli_(1.0), randomness="different")(t),
-    "vmap index_put": lambda t: torch.vmap(
-        lambda x: x.index_put_((torch.arange(2048),), torch.ones(()))
-    )(t),
-    "vmap copy": lambda t: torch.vmap(lambda x, y: x.copy_(y))(t, torch.ones(SHAPE)),
-    "functionalize": lambda t: torch.func.functionalize(lambda x: x.fill_(1))(t),
-    "functionalize a view": lambda t: torch.func.functionalize(lambda x: x[:, :].fill_(1))(t),
-    "grad": lambda t: torch.func.grad(lambda w, x: (x.fill_(1) * w).sum())(torch.ones(()), t),
-    "vjp": lambda t: torch.func.vjp(lambda x: x.detach().fill_(1).sum(), t),
-    "jvp": lambda t: torch.func.jvp(lambda w: t.detach().fill_(1) * w, (torch.ones(()),), (torch.ones(()),)),
-    "data": lambda t: t.data.fill_(1),
-    "data of a view": lambda t: t.transpose(0, 1).data.fill_(1),
-    "foreach": lambda t: (torch._foreach_zero_([t]), torch._foreach_add_([t], 1)),
-    "foreach copy": lambda t: torch._foreach_copy_([t], [torch.ones(SHAPE)]),
-    "foreach of views": lambda t: (
-        torch._foreach_zero_(list(t.unbind(0))), torch._foreach_add_(list(t.unbind(0)), 1),
-    ),
-    "fused": _fused,
-    "custom library": _custom,
-    "custom operation": _custom_op,
-    "overload": lambda t: torch.ops.aten.fill_.Scalar(t, 1),
-    "packet": lambda t: torch.ops.aten.fill_(t, 1),
-    "view, then overload": lambda t: torch.ops.aten.fill_.Scalar(torch.ops.aten.view(t, [-1]), 1),
-    "slice, then overload": lambda t: torch.ops.aten.fill_.Scalar(torch.ops.aten.slice(t, 1, 0, 2048), 1),
-    "out": lambda t: torch.ones(SHAPE, out=t),
-    "out by overload": lambda t: torch.ops.aten.add.out(torch.zeros(SHAPE), 1, out=t),
-    "dispatch mode": _in_mode,
-    "inference mode": _inference,
-    "parameter": _parameter,
-    "functional_call": _functional_call,
-    "numpy": lambda t: t.numpy().fill(1),
-    "asarray": lambda t: np.asarray(t).fill(1),
-    "dlpack": lambda t: torch.from_dlpack(t).fill_(1),
-    "numpy dlpack": lambda t: np.from_dlpack(t),
-    "as_strided": lambda t: torch.as_strided(t, SHAPE, t.stride()).fill_(1),
-    "as_strided by overload": lambda t: torch.ops.aten.as_strided(t, SHAPE, t.stride()).fill_(1),
-    "scatter": lambda t: torch.ops.aten.scatter_.value(
-        t, 1, torch.arange(2048).view(1, -1, 1).expand(SHAPE), 1
-    ),
-    "index_put": lambda t: torch.ops.aten.index_put_(t, [torch.arange(3)], torch.ones(())),
-    "masked": lambda t: torch.ops.aten.masked_fill_.Scalar(t, torch.ones(SHAPE, dtype=torch.bool), 1),
-    "set_": lambda t: torch.ops.aten.set_.source_Tensor(t, torch.ones(SHAPE)),
-    "resize_": lambda t: torch.ops.aten.resize_(t, [1]),
-    "share_memory_": lambda t: t.share_memory_(),
-    "C++ resize_": lambda t: torch.resize_as_(t, torch.ones(1)),
-    "untyped storage": lambda t: t.untyped_storage().fill_(0),
-    "untyped storage item": lambda t: t.untyped_storage().__setitem__(-1, 0),
-    "storage": lambda t: t.storage().fill_(1),
-    "storage item": lambda t: t.storage().__setitem__(slice(None), 1),
-    "storage shared": lambda t: t.untyped_storage().share_memory_(),
-    "set_ from it": lambda t: torch.empty(0).set_(t).fill_(1),
-    "swapped": lambda t: torch.utils.swap_tensors(t, torch.ones(SHAPE)),
-}  # fmt: skip
-
-
-# What only the address tells: nothing can be mapped before these write.
-ADDRESSES: dict[str, Callable[[Any], Any]] = {
-    "a capsule": lambda t: torch.from_dlpack(torch.utils.dlpack.to_dlpack(t)).fill_(1),
-    "set_ over the storage": lambda t: torch.empty(0).set_(t.untyped_storage(), 0, SHAPE).fill_(1),
-}
-
-
-def warm() -> None:
-    """What torch imports on first use, once for all children."""
-    x = torch.ones(2)
-    for transform in (torch.vmap, torch.func.grad, torch.func.functionalize):
-        transform(lambda x: x.sum() + 0)(x)
-    torch.func.jvp(lambda x: x * 2, (x,), (x,))
-    torch.library.custom_op("vmm_test::nothing", lambda x: None, mutates_args=(), schema="(Tensor x) -> ()")(
-        x
-    )
-
-
-def _fills(case: tuple[str, str]) -> None:
-    name, budget = case
-    with vmm.Pool(budget, lookahead_pages=0) as pool:
-        t, _ = _tensors(pool)
-        before = t[:, :5].clone()
-        try:
-            (FILLS | ADDRESSES)[name](t)
-        except (
-            vmm.OutOfPages,
-            vmm.InvalidArgument,
-            RuntimeError,
-            BufferError,
-            TypeError,
-            NotImplementedError,
-        ):
-            assert torch.equal(t[:, :5], before)
-            assert t[:, 5:9].eq(0).all()
-        else:
-            assert name == "numpy dlpack" or t.eq(1).all()
-        pool.check()
-
-
-def check_fills() -> None:
-    warm()
-    wrong = []
-    for name, budget in itertools.product(FILLS, ("16MiB", "32KiB")):
-        try:
-            example(_fills, (name, budget))
-        except AssertionError as error:
-            wrong.append(f"{name} in {budget}\n{str(error)[-900:]}")
-    assert not wrong, "\n".join(wrong)
-
-
-def check_address(name: str) -> None:
-    warm()
-    example(_fills, (name, "16MiB"))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from isolated import example
+from isolated import every
 from twin import PAGE, Twin, bits
 
 HALF = {torch.bfloat16, torch.float16}
@@ -67,9 +67,11 @@ def _check(case: tuple[str, Write, tuple[int, ...], int, torch.dtype, int]) -> N
 
 def check(*dtypes: str) -> None:
     writes = SCATTERING | SUMMING | AVERAGING | COPYING
-    for dtype, name, shape in itertools.product(dtypes, writes, [(9, 4096), (9, 70, 64)]):
-        for dim in range(len(shape)):
-            try:
-                example(_check, (name, writes[name], shape, dim, getattr(torch, dtype), 2))
-            except AssertionError as error:
-                raise AssertionError(f"{name} {shape} {dim} {dtype}\n{error}") from error
+    every(
+        _check,
+        {
+            f"{name} {shape} {dim} {dtype}": (name, writes[name], shape, dim, getattr(torch, dtype), 2)
+            for dtype, name, shape in itertools.product(dtypes, writes, [(9, 4096), (9, 70, 64)])
+            for dim in range(len(shape))
+        },
+    )

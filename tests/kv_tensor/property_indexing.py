@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import example as hypothesis_example
 from hypothesis import strategies as st
-from isolated import example
+from isolated import Tried, search
 from strategies import DTYPES, indices, shapes
 from twin import Twin, assert_copies, assert_no_larger, assert_same, outcome, some
 
@@ -214,11 +214,15 @@ def writes(examples: int) -> None:
 
 
 def _run(check: Any, examples: int) -> None:
-    @settings(SETTINGS, max_examples=examples)
-    @given(cases())
-    def each(case: Case) -> None:
-        example(check, case)
+    def look(tried: Tried, number: int) -> None:
+        @seed(number)
+        @settings(SETTINGS, max_examples=examples)
+        @given(cases())
+        def each(case: Case) -> None:
+            tried(check, case)
 
-    for case in REGRESSIONS:
-        each = hypothesis_example(case)(each)
-    each()
+        for case in REGRESSIONS:
+            each = hypothesis_example(case)(each)
+        each()
+
+    search(look)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hypothesis import example as hypothesis_example
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
-from isolated import example
+from isolated import Tried, search
 from property_indexing import NAMES, SETTINGS, bounded_dims, entries_of, is_basic
 from steps import Step, steps
 from strategies import DTYPES, shapes
@@ -214,11 +214,15 @@ def check(program: Program) -> None:
 
 
 def operations(examples: int) -> None:
-    @settings(SETTINGS, max_examples=examples)
-    @given(programs())
-    def each(program: Program) -> None:
-        example(check, program)
+    def look(tried: Tried, number: int) -> None:
+        @seed(number)
+        @settings(SETTINGS, max_examples=examples)
+        @given(programs())
+        def each(program: Program) -> None:
+            tried(check, program)
 
-    for program in REGRESSIONS:
-        each = hypothesis_example(program)(each)
-    each()
+        for program in REGRESSIONS:
+            each = hypothesis_example(program)(each)
+        each()
+
+    search(look)

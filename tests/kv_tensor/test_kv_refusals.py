@@ -163,8 +163,8 @@ def test_views_are_not_the_tensor(pool, t):
 def test_what_would_move_the_memory(pool, t):
     before, address = state(pool, t), t.data_ptr()
     calls = [
-        lambda: t.resize_(3), lambda: t.set_(torch.zeros(3)), t.share_memory_, t.detach_,
-        lambda: t.transpose_(0, 1), lambda: t.resize_as_(torch.zeros(3)),
+        lambda: t.resize_(3), lambda: t.set_(torch.zeros(3)), t.share_memory_,
+        lambda: t.resize_as_(torch.zeros(3)), lambda: t.resize_(2, 10**6),
         lambda: setattr(t, "data", torch.zeros(2, 100, 3)),
     ]  # fmt: skip
     for call in calls:
@@ -234,3 +234,62 @@ def test_no_memory(name):
         t.append(torch.ones(2, 64 * 20, 16))  # with what the other has given back
         assert t.length == 64 * 21
         pool.check()
+
+
+def test_an_address_is_told_but_not_to_write_there(t):
+    over = torch.empty(0).set_(t.untyped_storage(), 0, t.shape)
+    assert t.untyped_storage().data_ptr() == t.data_ptr() == t[:, :1].data_ptr()
+    assert t[1:].data_ptr() == t[1, :1].data_ptr()
+    assert torch.equal(over[:, :90], t[:, :90])
+    for write in (lambda: over.fill_(1), lambda: torch.utils.dlpack.to_dlpack(t), over.data_ptr):
+        with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+            write()
+    assert not hasattr(t, "__cuda_array_interface__")  # with torch's own error
+
+
+def test_what_changes_the_shape_where_it_stands(make):
+    changes = [
+        lambda x: x.transpose_(1, 2), lambda x: x.unsqueeze_(0), lambda x: x.squeeze_(0),
+        lambda x: x.swapaxes_(0, 1), lambda x: torch.ops.aten.transpose_(x, 0, 1), lambda x: x.detach_(),
+        lambda x: x.resize_(x.shape) if x.is_contiguous() else x, lambda x: x.squeeze_(),
+        lambda x: x.as_strided_((2, 40, 3), (300, 3, 1), 30),
+    ]  # fmt: skip
+    ours, plain = make(2, 100, 3), torch.zeros(2, 100, 3)
+    ours[:, :90] = plain[:, :90] = torch.arange(540.0).view(2, 90, 3)
+    for change in changes:
+        assert change(ours) is ours
+        change(plain)
+        assert (ours.shape, ours.stride()) == (plain.shape, plain.stride())
+        assert torch.equal(ours, plain)
+        dim = plain.shape.index(40) if 40 in plain.shape else plain.shape.index(100)
+        for tensor in (ours, plain):
+            tensor.narrow(dim, 20, 7).add_(1)
+            tensor[(slice(None),) * dim + (slice(5, 6),)] = 7
+    with pytest.raises(InvalidArgument, match="view"):
+        ours.append(torch.zeros(2, 1, 3))
+
+
+def test_a_shape_that_was_changed_back(t):
+    t.transpose_(1, 2).transpose_(1, 2).resize_(2, 100, 3).resize_as_(torch.zeros(2, 100, 3)).detach_()
+    t.append(torch.ones(2, 1, 3))
+    assert t.length == 91
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: torch.sum(torch.ones(5, 3), 0, out=t),
+        lambda t: torch.ops.aten.sum.IntList_out(torch.ones(5, 3), [0], out=t),
+        lambda t: torch.ops.aten.randn.out([3], out=t),
+    ],
+)
+def test_a_result_of_another_shape(t, call):
+    with pytest.raises(InvalidArgument, match=r"result has shape|stays where it is"):
+        call(t)
+    assert t.shape == (2, 100, 3)
+
+
+def test_a_result_of_its_shape(t):
+    assert torch.ops.aten.ones.out([2, 100, 3], out=t) is t
+    assert t.sum() == 600

@@ -145,6 +145,16 @@ TEST(what_is_mapped_is_given_back_where_others_have_used_up_all_mappings) {
   }
 }
 
+TEST(what_was_given_up_makes_room_for_mappings) {
+  HostPool test;
+  const std::uint64_t extents = host::max_process_mappings() / 3;  // of two mappings each
+  auto first = test.mapped(extents);
+  const PageRange all{{0}, {extents * 16}};
+  test.pool->retire(first->reservation(), std::span(&all, 1), {});  // and nobody has unmapped it yet
+  auto second = test.mapped(extents);
+  CHECK(test.pool->mapped(second->reservation()) == 8_KiB * extents);
+}
+
 TEST(close_and_trim_end_whichever_call_fails) {
   for (const int times : {1, 3, 1'000'000}) {
     for (int n = 1;; ++n) {
@@ -163,7 +173,7 @@ TEST(close_and_trim_end_whichever_call_fails) {
         reached = failure.reached();
       }
       test.pool->check();
-      test.pool->drain_retired();
+      test.pool->drain_retired(true);
       test.pool->trim({~std::uint64_t{0}}, true);
       CHECK(test.pool->stats().created == Bytes{});
       if (!reached) break;

@@ -86,6 +86,45 @@ TEST(so_is_what_a_lease_does_not_need_any_more) {
   test.pool->check();
 }
 
+TEST(so_is_what_lies_free) {
+  TestPool test(64_MiB);
+  auto lease = test.reserve(4_MiB);
+  map(*lease, 0, 64);
+  retire(*lease, 0, 60);
+  test.settle();
+  pass(test, a_while - 1s);
+  CHECK(test.pool->stats().free >= 64_KiB * 60);
+  pass(test, a_while + 1s);
+  CHECK(created(test) == 256_KiB);
+  CHECK(pass(test, 1h) <= 2);
+  test.pool->check();
+}
+
+TEST(but_not_what_was_made_warm) {
+  TestPool test(64_MiB);
+  test.pool->warm(4_MiB, 64_KiB, 4_MiB);
+  pass(test, 4 * a_while);
+  CHECK(test.pool->stats().free == 4_MiB);
+  CHECK(pass(test, 1h) == 1);
+}
+
+TEST(much_is_given_back_in_pieces) {
+  TestPool test(64_MiB);
+  auto lease = test.reserve(32_MiB);
+  map(*lease, 0, 512);
+  lease.reset();
+  pass(test, 2 * a_while - 1s);
+  test.clock->advance(2s);
+  const Bytes piece = PagerOptions{}.batch_bytes;
+  for (Bytes mapped = 32_MiB; mapped.count != 0; mapped -= piece) {
+    CHECK(test.pool->stats().mapped == mapped);
+    test.pager->poll(test.clock->now());
+  }
+  CHECK(test.pool->stats().mapped == Bytes{});
+  CHECK(created(test) == Bytes{});
+  test.pool->check();
+}
+
 TEST(what_is_used_again_in_time_stays) {
   TestPool test(16_MiB);
   for (int i = 0; i < 10; ++i) {

@@ -64,6 +64,9 @@ TEST(illegal_transitions_raise) {
 
 TEST(contents_are_recycled) {
   Contents contents;
+  CHECK_THROWS(InvariantViolation, "without room", contents.add({0}, {7}));
+  contents.reserve(1);
+  contents.reserve(1);  // for somebody else
   const ContentId a = contents.add({0}, {7});
   CHECK(contents[a].page == PhysicalPageId{7} && contents.live() == 1);
   contents.drop(a);
@@ -90,6 +93,19 @@ TEST(a_window_gets_a_run_with_free_pages_first) {
   CHECK(pages.free_bytes() == 64_KiB);
   CHECK(pages.take_run(64_KiB) == warm);
   CHECK_THROWS(InvariantViolation, "cannot go", pages.move(page, PhysicalState::mapped));
+}
+
+TEST(a_window_gets_no_run_whose_pages_were_released) {
+  PhysicalPages pages(1_MiB, false);
+  const RunId kept = pages.take_run(64_KiB), released = pages.take_run(64_KiB);
+  for (const RunId run : {kept, released}) {
+    pages.move(pages.page_at(run, 0), PhysicalState::busy);
+    pages.move(pages.page_at(run, 0), PhysicalState::free);
+    pages.give_back_run(run);
+  }
+  pages.move(pages.page_at(released, 0), PhysicalState::releasing);
+  pages.move(pages.page_at(released, 0), PhysicalState::absent);
+  CHECK(pages.take_run(64_KiB) == kept);
 }
 
 TEST(another_tenant_never_sees_the_bytes) {
@@ -169,6 +185,21 @@ TEST(memory_of_another_shape_is_recycled_not_made_anew) {
   CHECK(test.pool->counters().pages_created.get() == 64);
   CHECK(test.pool->counters().pages_released.get() == 0);
   test.pool->check();
+}
+
+TEST(pages_in_runs_that_are_too_empty_are_exchanged) {
+  TestPool test(16_MiB);
+  if (test.pool->driver().capabilities().merges_neighbours) {
+    auto thin = test.reserve(64_MiB), thick = test.reserve(8_MiB);
+    for (std::uint32_t window = 0; window < 64; ++window) map(*thin, 16 * window, 2);
+    map(*thick, 0, 128);
+    thin.reset();
+    thick.reset();
+    auto next = test.reserve(10_MiB);
+    map(*next, 0, 160);
+    CHECK(test.pool->stats().mapped == 16_MiB);  // no more was unmapped than needed
+    test.pool->check();
+  }
 }
 
 TEST(address_space_is_taken_back_from_idle_reservations) {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from core_pool import settle
 
+import vmm.device_memory
 import vmm.pool
 from vmm import InvalidArgument, KVTensor, OutOfPages, _core
 
@@ -86,6 +87,7 @@ def test_what_cannot_be_had_says_that_it_was_the_device(pool):
     assert raised.value.of_device
     assert lease.mapped_bytes == 4 * PAGE
     assert pool.core.stats()["kept_bytes"] == 4 * PAGE
+    assert pool.core.stats()["created_bytes"] == 4 * PAGE  # what it got in vain is others' again
     lease.map([(0, 6)])
 
 
@@ -134,10 +136,16 @@ class TorchCache:
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         monkeypatch.setattr(torch.cuda, "empty_cache", self.empty)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: self.cached)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+        monkeypatch.setattr(vmm.device_memory, "_left", {})
+        self.cached = pages * PAGE
+        self.left = 0  # of that, what it cannot give back
 
     def empty(self):
         self.emptied += 1
         self._give_back()
+        self.cached = self.left
 
 
 CALLS = {
@@ -163,6 +171,35 @@ def test_torch_s_cache_is_emptied_in_vain(pool, monkeypatch):
         lease.map([(0, 12)])
     assert raised.value.of_device
     assert cache.emptied == 1
+
+
+def test_what_torch_could_not_give_back_it_is_not_asked_for_again(pool, monkeypatch):
+    lease = lease_of(pool, 12)
+    pool.leave(6)
+    cache = TorchCache(monkeypatch, pool, 7)
+    cache.left = 3 * PAGE
+    for _ in range(3):  # an engine that tries again at every step
+        with pytest.raises(OutOfPages):
+            lease.map([(0, 12)])
+    assert cache.emptied == 1
+    cache.cached = 4 * PAGE  # there is more of it
+    with pytest.raises(OutOfPages):
+        lease.map([(0, 12)])
+    assert cache.emptied == 2
+
+
+def test_another_pool_of_the_device_gives_up_what_it_does_not_need(pool, own):
+    idle = own.reserve(page_bytes=PAGE, extent_bytes=8 * PAGE, extents=1)
+    idle.map([(0, 8)])
+    del idle
+    used = own.reserve(page_bytes=PAGE, extent_bytes=2 * PAGE, extents=1)
+    used.map([(0, 2)])
+    pool.leave(12)  # two more than the other has
+    lease = lease_of(pool, 9)
+    lease.map([(0, 9)])
+    assert (lease.mapped_bytes, used.mapped_bytes) == (9 * PAGE, 2 * PAGE)
+    with pytest.raises(OutOfPages):
+        lease_of(pool, 3).map([(0, 3)])
 
 
 def test_torch_s_cache_is_left_alone_while_our_own_memory_idles(pool, monkeypatch):
@@ -215,6 +252,7 @@ def test_a_tensor_and_a_cache(standin, pool, monkeypatch):
             )
         ):
             pool.leave(pages)
+            emptied.cached = PAGE
             use()
             assert emptied.emptied == pages + 1
         cache.close()

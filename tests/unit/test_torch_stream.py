@@ -102,8 +102,13 @@ def test_zeroing_is_ordered_with_torch_s_work(gpu):
     assert piece.eq(0).all()
 
 
+class Marked(torch.Tensor):
+    pass
+
+
 OF_A_TENSOR = {
     "itself": lambda t: t,
+    "a slice as a subclass": lambda t: t[:, :512].as_subclass(Marked),
     "a view": lambda t: t.transpose(0, 1),
     "a slice": lambda t: t[:, :512],
     "a slice within a page": lambda t: t[0, 3:5],
@@ -125,6 +130,23 @@ def test_another_stream_is_recorded(gpu, what):
     gpu.pool.trim()
     assert over
     gpu.pool._core.destroy_stream(other)
+
+
+@pytest.mark.parametrize("by", ["the class", "a stream of torch", "an overload"])
+def test_another_stream_is_recorded_by_other_names(gpu, by, monkeypatch):
+    t, told = tensor(gpu), []
+    monkeypatch.setattr(KVTensor, "record_stream", lambda self, s: told.append(s))
+    if by == "the class":
+        torch.Tensor.record_stream(t, stream := torch.Stream(device="cpu"))
+        assert told == [stream]
+    elif by == "an overload":
+        torch.ops.aten.record_stream(t, stream := torch.Stream(device="cpu"))
+        assert told == [stream]
+    else:
+        stream = type("Stream", (), {"native_handle": 7})()
+        assert vmm.stream.handle_of(stream) == 7
+        with pytest.raises(vmm.InvalidArgument):
+            vmm.stream.handle_of(torch.Stream(device="cpu"))
 
 
 @pytest.mark.parametrize("what", ["KVCache", "a sequence", "VmmCache"])

@@ -1,10 +1,7 @@
 """What a serving engine embeds: slots in which sequences grow, in memory that is mapped before it is
 needed."""
 
-from vmm import recording
 from vmm.kv_cache.cache import CacheStats, KVCache
 from vmm.kv_cache.sequence import Batch, Sequence
 
 __all__ = ["Batch", "CacheStats", "KVCache", "Sequence"]
-
-recording.install()

@@ -4,28 +4,16 @@ C++ code, custom operations and ``torch.ops``. It comes below autograd: values a
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map
 
-from vmm.errors import InvalidArgument
+from vmm.kv_tensor.reshaping import IN_PLACE, change_in_place, is_kv_tensor, raw, require_shape
 
 if TYPE_CHECKING:
     from vmm.kv_tensor.tensor import KVTensor
-
-
-class native:
-    """Within it torch does with a KVTensor what it does with any tensor: what is touched must be mapped."""
-
-    def __enter__(self) -> None:
-        self._guards = ExitStack()
-        self._guards.enter_context(torch._C.DisableTorchFunctionSubclass())
-        self._guards.enter_context(torch._C._DisableTorchDispatch())
-
-    def __exit__(self, *_: object) -> None:
-        self._guards.close()
 
 
 # Read no memory, and return none of it.
@@ -59,91 +47,85 @@ _LOOKS = frozenset(
         "storage_offset",
     ]
 )
-# Give a tensor other memory, or another shape.
-_REFUSED = frozenset(
-    [
-        "resize_",
-        "resize_as_",
-        "set_",
-        "set",
-        "swap_",
-        "squeeze_",
-        "unsqueeze_",
-        "transpose_",
-        "t_",
-        "detach_",
-        "swapaxes_",
-        "swapdims_",
-        "as_strided_",
-        "rename_",
-        "set_data",
-        "resize",
-    ]
-)
 
 
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``func``, an operation of the dispatcher, where every KVTensor is mapped that it reads or writes."""
-    name = func._schema.name.partition("::")[2]
-    refuse(name, args)
-    if name in _LOOKS and not func._schema.is_mutable:
-        return func(*tree_map(_raw, args), **tree_map(_raw, kwargs))
-    if _is_view(func._schema):
+    kind = _kind(func)
+    if kind.name in IN_PLACE and is_kv_tensor(args[0]):
+        return change_in_place(kind.name, func, args[0], args[1:], kwargs)
+    if kind.name == "record_stream":
+        return args[0].record_stream(*args[1:], **kwargs)
+    if kind.looks:
+        return func(*_each(args, raw), **_each(kwargs, raw))
+    if kind.views:
         tensor = args[0]  # of every view operation
-        result = func(*tree_map(_raw, args), **tree_map(_raw, kwargs))
-        made = tree_flatten(result)[0]
-        if all(view.dtype.itemsize == tensor._memory.dtype.itemsize for view in made):
-            return tree_map(tensor._wrap, result)  # else it counts in other units than the memory
-    return _on_mapped(func, args, kwargs)
+        result = func(*_each(args, raw), **_each(kwargs, raw))
+        if all(view.dtype.itemsize == tensor._memory.dtype.itemsize for view in _leaves(result)):
+            return _each(result, tensor._wrap)  # else it counts in other units than the memory
+    return _on_mapped(func, kind, args, kwargs)
 
 
-def refuse(name: str, args: tuple[Any, ...]) -> None:
-    """Raises InvalidArgument where the operation of this name would give a KVTensor other memory."""
-    if name in _REFUSED and args and _is_kv_tensor(args[0]):
-        raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
-
-
-def _on_mapped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _on_mapped(func: Any, kind: _Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     mapped: dict[int, torch.Tensor] = {}
     owners: dict[int, KVTensor] = {}
 
     def usable(leaf: Any) -> Any:
-        if not _is_kv_tensor(leaf):
+        if not is_kv_tensor(leaf):
             return leaf
         if id(leaf) not in mapped:
             mapped[id(leaf)] = plain = leaf._memory.plain(leaf._raw)
             owners[id(plain)] = leaf
         return mapped[id(leaf)]
 
-    args, kwargs = tree_map(usable, args), tree_map(usable, kwargs)
+    args, kwargs = _each(args, usable), _each(kwargs, usable)
     result = func(*args, **kwargs)
-    for argument in _written(func._schema, args, kwargs):
-        for leaf in tree_flatten(argument)[0]:
+    for place, name in kind.written:
+        for leaf in _leaves(args[place] if place < len(args) else kwargs.get(name)):
             if (owner := owners.get(id(leaf))) is not None:
                 owner._note_written(owner._raw, gradients=False)
-    return tree_map(lambda leaf: owners.get(id(leaf), leaf), result)
+                require_shape(kind.name, leaf, owner)
+    return _each(result, lambda leaf: owners.get(id(leaf), leaf))
 
 
-def _is_kv_tensor(value: Any) -> bool:
-    from vmm.kv_tensor.tensor import KVTensor
+class _Kind(NamedTuple):
+    """What the schema of an operation says of it."""
 
-    return isinstance(value, KVTensor)
+    name: str
+    looks: bool
+    views: bool
+    written: tuple[tuple[int, str], ...]  # places and names of arguments
 
 
-def _raw(leaf: Any) -> Any:
-    return leaf._raw if _is_kv_tensor(leaf) else leaf
-
-
-def _is_view(schema: Any) -> bool:
+@cache
+def _kind(func: Any) -> _Kind:
+    schema = func._schema
+    name = schema.name.partition("::")[2]
     aliases = [value.alias_info for value in schema.returns if value.alias_info is not None]
-    return bool(aliases) and not any(alias.is_write for alias in aliases)
+    return _Kind(
+        name,
+        looks=name in _LOOKS and not schema.is_mutable,
+        views=bool(aliases) and not any(alias.is_write for alias in aliases),
+        written=tuple(
+            (place, argument.name)
+            for place, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ),
+    )
 
 
-def _written(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments that the schema says are written."""
-    given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
-    return [
-        given[argument.name]
-        for argument in schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write and argument.name in given
-    ]
+def _each(value: Any, work: Callable[[Any], Any]) -> Any:
+    """``value`` with ``work`` done on what it holds. Operations take and return nothing deeper than lists."""
+    if type(value) is dict:
+        return {key: _each(held, work) for key, held in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)([_each(held, work) for held in value])
+    return work(value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for held in value:
+            yield from _leaves(held)
+    else:
+        yield value

@@ -20,7 +20,7 @@ class Lifecycle(Closing):
     _raw: torch.Tensor
 
     def _is_whole(self) -> bool:
-        return self._raw is self._memory.raw
+        return self._raw is self._memory.guarded
 
     def _whole_memory(self, method: str) -> KVMemory:
         if not self._is_whole():

@@ -13,7 +13,8 @@ import torch
 from torch._C import _from_dlpack
 
 from vmm import _core
-from vmm.errors import Closed, Forked, InvalidArgument
+from vmm.errors import Closed, Forked
+from vmm.kv_tensor.guarding import refuse_storage, refuse_writers
 from vmm.pool import Pool, default_pool
 from vmm.stream import torch_stream
 
@@ -29,18 +30,6 @@ _TYPE_CODES = {
 }  # fmt: skip
 DTYPES = frozenset(_TYPE_CODES)
 _MOST_AT_ONCE = 2**20  # elements
-
-
-class AddressesOnly(torch.UntypedStorage):
-    """A KVTensor's storage, of which most is not mapped: something to look at."""
-
-    def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise InvalidArgument(
-            "storage: most of a KVTensor's is not mapped; expected writes through the tensor"
-        )
-
-    fill_ = copy_ = resize_ = byteswap = share_memory_ = __setitem__ = _refuse
-    _share_fd_cpu_ = _share_filename_cpu_ = _set_from_file = _refuse
 
 
 class KVMemory:
@@ -73,7 +62,13 @@ class KVMemory:
         strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         with torch.inference_mode(False):  # or only inference mode could ever write into it
             self.raw = _consume(self.rows.base(shape, strides), dtype)  # all of it, mapped or not
-        self.raw.untyped_storage().__class__ = AddressesOnly
+            # The same for torch to show: a change of either counts as a change of both.
+            self.guarded = self.raw.detach()
+            self.guarded.data = _consume(self.rows.base(shape, strides), dtype)
+        self.address = self.raw.data_ptr()
+        refuse_storage(self.raw)
+        refuse_storage(self.guarded)
+        refuse_writers(self.guarded)
 
     def require_open(self) -> None:
         if self.pool._core.in_child:
@@ -95,15 +90,18 @@ class KVMemory:
         offsets = offsets.to("cpu", torch.int64).contiguous()
         self.rows.touch_each(offsets.data_ptr(), offsets.numel(), region.shape, region.stride())
 
-    def plain(self, region: torch.Tensor) -> torch.Tensor:
-        """``region``, a view of ``raw``, as a tensor with a storage of its own that ends where it does,
-        mapped, and safe from release() while it lives. Raises OutOfPages or Closed."""
+    def plain(self, region: torch.Tensor, *, of_raw: bool = False) -> torch.Tensor:
+        """``region``, a view of ``guarded`` (or, which is faster, an index ``of_raw``), as a tensor with a
+        storage of its own that ends where it does, mapped, and safe from release() while it lives. Raises
+        OutOfPages or Closed."""
         if region.numel() == 0:  # it may begin beyond the end
             self.require_open()
             return region.new_empty_strided(region.shape, region.stride())
         torch_stream(self.pool)
         capsule, holes = self.rows.slice(int(region.storage_offset()), region.shape, region.stride())
         tensor = _consume(capsule, region.dtype)
+        if not of_raw:
+            tensor = marked(tensor, region.is_conj(), region.is_neg())
         if not torch.is_inference_mode_enabled():
             # Writes through the KVTensor count as changes of what autograd has saved of its slices.
             counted = region.detach()
@@ -112,6 +110,14 @@ class KVMemory:
         if holes:
             _copy_without_holes(tensor)
         return tensor
+
+    def writable(self, region: torch.Tensor) -> torch.Tensor:
+        """``region``, a view of ``guarded``, as one of ``raw``: what is touched must be mapped."""
+        if region is self.guarded:
+            return self.raw
+        same = self.raw.as_strided(region.shape, region.stride(), region.storage_offset())
+        same = same if same.dtype == region.dtype else same.view(region.dtype)
+        return marked(same, region.is_conj(), region.is_neg())
 
     def note_written(self, region: torch.Tensor, offsets: torch.Tensor | None = None) -> None:
         """Raises ``length`` to the last token that ``region`` covers, or would if it began at ``offsets``."""
@@ -219,6 +225,12 @@ class KVMemory:
             spans = [(span.start, span.stop - span.start) for span in live]
             state = (self.shape, self.dtype, self.grow_dim, self.rows.page_bytes, self.length, spans, data)
         return rebuild_memory, state
+
+
+def marked(tensor: torch.Tensor, conjugate: bool, negative: bool) -> torch.Tensor:
+    """``tensor``, which shows the conjugates or negatives of what is in memory: a view of a view may."""
+    tensor = torch._conj(tensor) if conjugate else tensor
+    return torch._neg_view(tensor) if negative else tensor
 
 
 def _consume(capsule: object, dtype: torch.dtype) -> torch.Tensor:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vmm.errors import InvalidArgument
-from vmm.kv_tensor.dispatching import native, refuse
 from vmm.kv_tensor.indexing import Selection, advanced, along, normalized, scattered
+from vmm.kv_tensor.reshaping import IN_PLACE, change_in_place, is_kv_tensor, native, require_shape
 
 if TYPE_CHECKING:
     from vmm.kv_tensor.tensor import KVTensor
@@ -24,25 +23,27 @@ Rule = Callable[[str, Callable[..., Any], "KVTensor", tuple[Any, ...], dict[str,
 
 def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        refuse(func.__name__.partition(".")[0], args)
+        name = func.__name__.partition(".")[0]
+        if name in IN_PLACE and args and is_kv_tensor(args[0]):  # some of them torch does not dispatch
+            return change_in_place(name, func, args[0], args[1:], kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)  # and on to dispatching.py
     name = func.__name__
     if name in {"__get__", "__set__", "__delete__"}:  # of a property
-        name = f"{name.strip('_')}:{func.__self__.__name__}"  # type: ignore[attr-defined]
+        name = f"{name.strip('_')}:{_property_name(func.__self__)}"  # type: ignore[attr-defined]
     first = args[0] if args else kwargs.get("input")
     rule = _RULES.get(name, _look if name.startswith("get:") else None)
-    if rule is None or first is None or not _is_kv_tensor(first):
+    if rule is None or first is None or not is_kv_tensor(first):
         return consume(name, func, args, kwargs)
     if not args:
         kwargs = {key: value for key, value in kwargs.items() if key != "input"}
     return rule(name, func, first, args[1:], kwargs)
 
 
-def _is_kv_tensor(value: Any) -> bool:
-    from vmm.kv_tensor.tensor import KVTensor
-
-    return isinstance(value, KVTensor)
+def _property_name(attribute: Any) -> str:
+    """Those that torch writes in Python are ``property``, which has a name only from Python 3.13 on."""
+    name: str = getattr(attribute, "__name__", None) or attribute.fget.__name__
+    return name
 
 
 def consume(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,11 +56,11 @@ def consume(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         or kwargs.get("inplace") is True
         or name in _IN_PLACE
     )
-    with native():
+    with torch._C.DisableTorchFunctionSubclass():
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     owners: dict[int, KVTensor] = {}
     for i, leaf in enumerate(leaves):
-        if _is_kv_tensor(leaf):
+        if is_kv_tensor(leaf):
             leaves[i] = leaf._as_consumed(in_place and gradients)
             owners[id(leaves[i])] = leaf
     args, kwargs = tree_unflatten(leaves, structure)
@@ -69,6 +70,7 @@ def consume(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         for leaf in tree_flatten(written)[0]:
             if id(leaf) in owners:
                 owners[id(leaf)]._note_written(owners[id(leaf)]._raw, gradients)
+                require_shape(name, leaf, owners[id(leaf)])
     return owners.get(id(result), result)
 
 
@@ -77,10 +79,27 @@ def _look(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
         return func(tensor, *args, **kwargs)
 
 
+def _measure(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the tensor's view of the memory knows as well, and tells at once."""
+    return func(tensor._raw, *args, **kwargs)
+
+
+def _address(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    raw = tensor._raw
+    return tensor._memory.address + int(raw.storage_offset()) * raw.itemsize if raw.numel() else 0
+
+
+def _interface(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The address, for others to read and write there without a word: all of it is mapped."""
+    return consume(name, func, (tensor, *args), kwargs)
+
+
 def _view(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensor._memory.require_open()
-    with native():
-        made = func(tensor._viewable(), *args, **kwargs)
+    if tensor._memory.tracks_gradients or any(map(is_kv_tensor, (*args, *kwargs.values()))):
+        made = tensor._viewed(lambda base: func(base, *args, **kwargs))
+    else:
+        made = func(tensor._raw, *args, **kwargs)
     if isinstance(made, torch.Tensor):
         if made.dtype.itemsize != tensor._memory.dtype.itemsize:  # it counts in other units than the memory
             return consume(name, func, (tensor, *args), kwargs)
@@ -106,6 +125,12 @@ def _view_or_copy(
 def _narrow(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     dim = args[0] if args else kwargs["dim"]
     return tensor._bounded(lambda base: func(base, *args, **kwargs), [dim])
+
+
+def _record_stream(
+    name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    tensor.record_stream(*args, **kwargs)
 
 
 def _getitem(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -139,7 +164,7 @@ def _select(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str
 def _selecting(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Touches only what an index selects. The rest of the arguments are ordinary tensors."""
     selection = _select(name, tensor, args, kwargs)
-    if selection is None or any(map(_is_kv_tensor, (*args, *kwargs.values()))):
+    if selection is None or any(map(is_kv_tensor, (*args, *kwargs.values()))):
         return consume(name, func, (tensor, *args), kwargs)
     work = _scatter_of_integers(func, tensor, args, kwargs) if name == "scatter_" else None
     if work is None and _rewrites_all(name, tensor, args, kwargs):
@@ -192,7 +217,7 @@ def _zero(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
 
 def _copy(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     source: Any = args[0] if args else kwargs.get("src")
-    if _is_kv_tensor(source) and tensor._is_whole() and source._is_whole() and tensor._same_kind(source):
+    if is_kv_tensor(source) and tensor._is_whole() and source._is_whole() and tensor._same_kind(source):
         tensor._memory.copy_from(source._memory)
         torch.autograd.graph.increment_version(tensor._raw)
         return tensor
@@ -223,10 +248,6 @@ def _set_requires_grad(
     return tensor if result is not None else None
 
 
-def _refuse(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    raise InvalidArgument(f"{name}: the memory of a KVTensor stays where it is, and as large as it is")
-
-
 # In-place operations whose names do not end as those of methods do.
 _IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")} | {
     f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")
@@ -235,13 +256,21 @@ _IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floord
 _HALF = {torch.float16, torch.bfloat16}
 
 _NAMES = {
+    _measure: """
+        size dim ndimension stride numel nelement __len__ storage_offset is_contiguous element_size
+        get_device is_floating_point is_complex is_signed is_conj is_neg
+        get:shape get:dtype get:device get:ndim get:itemsize get:nbytes get:layout get:is_cuda get:is_cpu
+        get:is_meta get:is_sparse get:is_quantized
+        empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_zeros
+        new_ones new_full new_empty_strided
+    """,
+    _address: "data_ptr",
+    _interface: "get:__cuda_array_interface__",
     _look: """
-        size dim ndimension stride numel nelement __len__ data_ptr storage_offset is_contiguous element_size
-        get_device is_floating_point is_complex is_signed is_inference is_conj is_neg is_shared is_pinned
+        is_inference is_shared is_pinned
         is_coalesced has_names is_same_size is_set_to __hash__ register_hook retain_grad backward
         register_post_accumulate_grad_hook untyped_storage _typed_storage storage_type
-        empty_like zeros_like ones_like full_like rand_like randn_like randint_like new new_empty new_zeros
-        new_ones new_full new_empty_strided result_type can_cast __dlpack_device__
+        new result_type can_cast __dlpack_device__
         _has_compatible_shallow_copy_type _is_view _is_zerotensor
         sym_size sym_stride sym_numel sym_storage_offset set:grad
     """,
@@ -253,6 +282,7 @@ _NAMES = {
     """,
     _view_or_copy: "reshape reshape_as flatten ravel contiguous",
     _narrow: "narrow select",
+    _record_stream: "record_stream",
     _getitem: "__getitem__",
     _setitem: "__setitem__",
     _iterate: "__iter__",
@@ -266,9 +296,6 @@ _NAMES = {
         to type type_as cpu cuda float double half bfloat16 int long short char byte bool cfloat cdouble
     """,
     _set_requires_grad: "requires_grad_ set:requires_grad",
-    _refuse: """
-        resize_ resize_as_ set_ share_memory_ swap_ squeeze_ unsqueeze_ transpose_ t_ detach_ swapaxes_
-        swapdims_ as_strided_ rename_ set:data
-    """,
 }
 _RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}
+_RULES |= dict.fromkeys(IN_PLACE, change_in_place)

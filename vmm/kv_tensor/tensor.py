@@ -20,9 +20,10 @@ from vmm.kv_tensor.arguments import (
     require_fitting,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
-from vmm.kv_tensor.dispatching import dispatched, native
+from vmm.kv_tensor.dispatching import dispatched
 from vmm.kv_tensor.lifecycle import Lifecycle
-from vmm.kv_tensor.memory import KVMemory, rebuild_memory
+from vmm.kv_tensor.memory import KVMemory, marked, rebuild_memory
+from vmm.kv_tensor.reshaping import change_in_place, native
 from vmm.pool import Pool
 from vmm.units import format_bytes
 
@@ -36,7 +37,8 @@ class _Missing:
         )
 
 
-_Geometry = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]  # sizes, strides, offset
+# Sizes, strides, offset, dtype; whether it shows conjugates, and negatives.
+_Geometry = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype, bool, bool]
 
 
 class KVTensor(Lifecycle, torch.Tensor):
@@ -60,8 +62,10 @@ class KVTensor(Lifecycle, torch.Tensor):
     """
 
     _memory: KVMemory = _Missing()  # type: ignore[assignment]
-    # This very view of the memory, as a plain tensor: never handed out.
+    # This very view of the memory, as a plain tensor: never handed out. Guarded, as this tensor is for torch,
+    # until autograd records it: it is where to write, not what.
     _raw: torch.Tensor = _Missing()  # type: ignore[assignment]
+    _recorded = False
 
     def __new__(
         cls,
@@ -86,9 +90,8 @@ class KVTensor(Lifecycle, torch.Tensor):
 
     @classmethod
     def _over(cls, memory: KVMemory, raw: torch.Tensor | None = None) -> Self:
-        raw = memory.raw if raw is None else raw
-        with native():
-            made = raw.as_subclass(cls)
+        raw = memory.guarded if raw is None else raw
+        made = raw.as_subclass(cls)
         made._memory = memory
         made._raw = raw
         return made
@@ -97,9 +100,9 @@ class KVTensor(Lifecycle, torch.Tensor):
 
     def __getitem__(self, index: Any) -> Any:
         memory = self._memory
-        whole = self._raw is memory.raw
+        whole = self._raw is memory.guarded
         if whole and indexing.is_simple(index, memory.grow_dim) and not memory.tracks_gradients:
-            return memory.plain(memory.raw[index])
+            return memory.plain(memory.raw[index], of_raw=True)
         if not indexing.is_basic(index):
             index = indexing.normalized(index)
             if not indexing.is_basic(index):
@@ -118,13 +121,14 @@ class KVTensor(Lifecycle, torch.Tensor):
             index = indexing.normalized(index)
             if not indexing.is_basic(index):
                 return self._scatter(index, value)
-        region = self._raw[index]
+        whole = self._raw is memory.guarded
+        region = memory.raw[index] if whole else memory.writable(self._raw[index])
         require_fitting(value, region)
         with memory.lock:
             memory.touch(region)
             if gradients or memory.tracks_gradients:
                 with native():
-                    _set_item(self, index, value)
+                    _set_item(self._as_recorded(), index, value)
             elif isinstance(value, torch.Tensor) and value.dim() <= region.dim():
                 region.copy_(value)
             else:
@@ -138,17 +142,16 @@ class KVTensor(Lifecycle, torch.Tensor):
         region = view(self._raw)
         if not any(map(self._counts_tokens, dims)):
             memory.require_open()
-            with native():
-                return self._wrap(view(self._viewable()))
+            return self._wrap(self._viewed(view) if memory.tracks_gradients else region)
         if not memory.tracks_gradients:
             return memory.plain(region)
         memory.touch(region)
-        with native():
-            return view(self)
+        recorded: torch.Tensor = self._viewed(view)
+        return recorded
 
     def _counts_tokens(self, dim: int) -> bool:
         memory, raw = self._memory, self._raw
-        if raw is memory.raw:
+        if raw is memory.guarded:
             return dim % raw.dim() == memory.grow_dim
         stride = raw.stride(dim)
         return stride < memory.row and stride * (raw.shape[dim] - 1) >= memory.record
@@ -172,8 +175,11 @@ class KVTensor(Lifecycle, torch.Tensor):
         )
         with memory.lock:
             memory.touch_each(selection.offsets, selection.region)
+            if self._raw.is_conj() or self._raw.is_neg():
+                memory.touch(self._raw)  # torch works on what is in memory, and turns all of it over and back
+            recorded = gradients or memory.tracks_gradients
             with native():
-                result = work(self if gradients or memory.tracks_gradients else self._raw)
+                result = work(self._as_recorded() if recorded else memory.writable(self._raw))
         if not in_place:
             return result
         self._note_written(selection.region, gradients, selection.offsets)
@@ -184,8 +190,18 @@ class KVTensor(Lifecycle, torch.Tensor):
     def _same_kind(self, other: KVTensor) -> bool:
         return self._memory.shape == other._memory.shape and self._memory.dtype == other._memory.dtype
 
-    def _viewable(self) -> torch.Tensor:
-        return self if self._memory.tracks_gradients else self._raw
+    def _viewed(self, view: Callable[[torch.Tensor], Any]) -> Any:
+        """``view``, which maps nothing, of this tensor; one that autograd records if it records this."""
+        with native():
+            return view(self._as_recorded() if self._memory.tracks_gradients else self._raw)
+
+    def _as_recorded(self) -> Self:
+        """This tensor, for torch to do with it as with any: what is touched must be mapped."""
+        if not self._recorded:
+            with native():
+                self.data = self._memory.writable(self._raw)
+            self._recorded = True
+        return self
 
     def _wrap(self, view: torch.Tensor) -> Self:
         return type(self)._over(self._memory, view)
@@ -196,6 +212,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         if not (for_gradients or memory.tracks_gradients):
             return memory.plain(self._raw)
         memory.touch(self._raw)
+        self._as_recorded()
         with native():
             return super().as_subclass(torch.Tensor)
 
@@ -211,8 +228,8 @@ class KVTensor(Lifecycle, torch.Tensor):
     def as_subclass(self, cls: type[Any]) -> Any:
         return self if cls is type(self) else self._as_consumed(False).as_subclass(cls)
 
-    def set_(self, *_: Any, **__: Any) -> Any:
-        raise InvalidArgument("set_: the memory of a KVTensor stays where it is, and as large as it is")
+    def set_(self, *args: Any, **kwargs: Any) -> Any:
+        return change_in_place("set_", torch.Tensor.set_, self, args, kwargs)
 
     @classmethod
     def __torch_function__(
@@ -265,11 +282,13 @@ class KVTensor(Lifecycle, torch.Tensor):
 
 def rebuild_tensor(memory: KVMemory, geometry: _Geometry, requires_grad: bool) -> KVTensor:
     """For pickle and deepcopy."""
-    if geometry == _geometry(memory.raw):
+    geometry = (*geometry, False, False)[:6]  # files of before know four
+    if geometry == _geometry(memory.guarded):
         made = KVTensor._over(memory)
     else:
-        sizes, strides, offset, dtype = geometry
-        made = KVTensor._over(memory, memory.raw.as_strided(sizes, strides, offset).view(dtype))
+        sizes, strides, offset, dtype, conjugate, negative = geometry
+        view = memory.guarded.as_strided(sizes, strides, offset).view(dtype)
+        made = KVTensor._over(memory, marked(view, conjugate, negative))
     if requires_grad:
         made.requires_grad_()
     return made
@@ -281,7 +300,7 @@ _set_item = torch.Tensor.__setitem__
 
 
 def _geometry(raw: torch.Tensor) -> _Geometry:
-    return tuple(raw.shape), raw.stride(), int(raw.storage_offset()), raw.dtype
+    return tuple(raw.shape), raw.stride(), int(raw.storage_offset()), raw.dtype, raw.is_conj(), raw.is_neg()
 
 
 keep_out_of_graphs(Lifecycle)
