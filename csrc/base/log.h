@@ -21,9 +21,9 @@ struct LogRecord {
 /// Safe from any thread. Keeps the newest `capacity` records; older ones are dropped.
 class Log {
  public:
-  void write(LogLevel level, std::string text) noexcept { write(level, text.c_str(), ""); }
-  /// The same text in two pieces, for whoever may have no memory to join them.
-  void write(LogLevel level, const char* what, const char* why) noexcept {
+  void write(LogLevel level, const std::string& text) noexcept { write(level, text.c_str()); }
+  /// For whoever may have no memory for a string, or to join two.
+  void write(LogLevel level, const char* what, const char* why = "") noexcept {
     try {
       std::string text = std::string(what) + why;
       std::lock_guard lock(mutex_);

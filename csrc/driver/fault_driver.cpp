@@ -49,6 +49,7 @@ void FaultDriver::fail(const char* call) {
   last_failed_ = std::string(call) + " #" + std::to_string(calls_.load());
   const std::string text = std::string("injected failure of ") + last_failed_;
   if (fault_ == Fault::out_of_memory) throw DriverOutOfMemory(text);
+  if (fault_ == Fault::mapping_limit) throw MappingLimit(text);
   throw DriverError(text);
 }
 

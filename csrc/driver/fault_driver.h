@@ -12,7 +12,7 @@
 
 namespace vmm {
 
-enum class Fault : std::uint8_t { error, out_of_memory };
+enum class Fault : std::uint8_t { error, out_of_memory, mapping_limit };
 
 /// Every call of the contract that can fail for real counts one; the n-th from `fail_at` throws *before*
 /// it reaches the driver within, or, for `unmap`, after the first half of its entries.

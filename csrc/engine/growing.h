@@ -9,8 +9,9 @@
 namespace vmm {
 
 /// What became of mapping ahead. Starved: there was not enough memory for what was asked for; it is still
-/// wanted, but there is no use in trying before something is given up.
-enum class Ahead : std::uint8_t { done, more, starved };
+/// wanted, but there is no use in trying before something is given up. Failed: it is still wanted, too, but
+/// there is no use in trying at once.
+enum class Ahead : std::uint8_t { done, more, starved, failed };
 
 class Growing {
  public:
@@ -22,6 +23,9 @@ class Growing {
   /// For the pager: maps up to `batch` of what will be needed, `lookahead` pages beyond the frontier
   /// included.
   virtual Ahead map_ahead(Bytes batch, Pages lookahead) = 0;
+  /// For the pager, where it was asked to age(): called after each while. True while there is something to
+  /// age.
+  virtual bool age() { return false; }
   virtual Pool& pool() const noexcept = 0;
 
  protected:

@@ -110,6 +110,7 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   check(slots, lengths);
   if (steps_ % steps_between_polls == 0) pool.epochs().poll();
   pool.epochs().step(stream);
+  pool.epoch_closed();
   const std::uint32_t user = users_bit(stream);
   while (is_read(slots, stream)) {
     lock.unlock();  // others go on with their sequences meanwhile
@@ -140,15 +141,12 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
     ++came;
     longest = std::max<std::uint64_t>(longest, lengths_[slot]);
   }
-  if (came != 0) {
-    arrivals_.first_step(came, longest);
-    prepare();
-  }
+  if (came != 0) arrivals_.first_step(came, longest);
+  if (slots_->touch() || came != 0) prepare();
   // 3. What comes due.
   predictor_.iteration(pool.clock().now());
   if (const Nanoseconds delay = slots_->take_delay(); delay.count() != 0) predictor_.delay(delay);
   announce(slots);
-  pool.epoch_closed();
 }
 
 /// Where one slot is within the horizon of a new page, all that are within twice the horizon are announced:

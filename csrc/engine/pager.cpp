@@ -1,6 +1,7 @@
 #include "engine/pager.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "base/error.h"
@@ -11,8 +12,8 @@ namespace {
 using namespace std::chrono_literals;
 constexpr Nanoseconds retired_recheck = 200us;  // an event completes without telling anybody
 constexpr Nanoseconds refused_recheck_max = 1s;
-constexpr Nanoseconds owed_recheck = 5ms;     // the same, where nobody waits for it
-constexpr Nanoseconds starved_recheck = 1ms;  // … and where somebody may soon
+constexpr Nanoseconds owed_recheck = 5ms;      // the same, where nobody waits for it
+constexpr Nanoseconds yielded_recheck = 10ms;  // whether others wanted what was given up for them
 
 constexpr std::uint64_t most_of_budget_free = 64;  // one part of so many
 
@@ -40,7 +41,19 @@ void Pager::wake() {
 void Pager::notify(Growing& growing) {
   if (growing.due_.exchange(true)) return;
   std::lock_guard lock(inbox_mutex_);
-  due_.push_back(growing.self_);
+  try {
+    due_.push_back(growing.self_);
+  } catch (...) {
+    growing.due_ = false;
+    throw;
+  }
+  wake_();
+}
+
+void Pager::age(Growing& growing) {
+  if (options_.idle_time.count() == 0) return;
+  std::lock_guard lock(inbox_mutex_);
+  ageing_.push_back(growing.self_);
   wake_();
 }
 
@@ -57,7 +70,12 @@ std::shared_ptr<Growing> Pager::take_due() {
 void Pager::put_back(const std::shared_ptr<Growing>& growing) {
   if (growing->due_.exchange(true)) return;
   std::lock_guard lock(inbox_mutex_);
-  due_.push_front(growing);  // what was asked for first is finished first
+  try {
+    due_.push_front(growing);  // what was asked for first is finished first
+  } catch (const std::bad_alloc&) {
+    growing->due_ = false;
+    failed_.push_back(growing);  // for which there is room
+  }
 }
 
 bool Pager::anything_due() {
@@ -65,7 +83,19 @@ bool Pager::anything_due() {
   return !due_.empty();
 }
 
+/// What failed is tried again when the pager is next woken: not at once, or it would fail in a spin.
+void Pager::retry_failed() {
+  if (!rested_) return;
+  for (std::size_t left = failed_.size(); left != 0; --left) {
+    const auto growing = failed_.front().lock();
+    failed_.erase(failed_.begin());
+    if (growing) put_back(growing);
+  }
+}
+
 void Pager::map_one_batch() {
+  failed_.reserve(failed_.size() + 1);  // first: from here on nothing is lost for lack of memory
+  starved_.reserve(starved_.size() + 1);
   auto growing = take_due();
   if (!growing) return;
   // Cleared before the work: a frontier that moves meanwhile puts it in the inbox again.
@@ -75,20 +105,37 @@ void Pager::map_one_batch() {
   const Ahead ahead = growing->map_ahead({batch_.bytes()}, options_.lookahead);
   batch_.took(pool_->clock().now() - start, ahead == Ahead::more);
   if (ahead == Ahead::more) put_back(growing);
+  if (ahead == Ahead::failed) failed_.push_back(growing);
   if (ahead != Ahead::starved || std::exchange(growing->starved_, true)) return;
   if (starved_.empty()) given_up_ = before;
   starved_.push_back(growing);
 }
 
-/// Who starved tries again when something has been given up since, and only then.
-void Pager::ask_again() {
+/// What others lack is taken of what is needed less than announced: for whatever they need it, or two that
+/// announce would take the same memory from each other for ever. What is owed is taken of that, too.
+void Pager::give_up(Nanoseconds now) {
+  const Bytes owed = pool_->owed(), lacking = pool_->take_pressure();
+  if (owed.count == 0 && lacking.count == 0) return;
+  pool_->take_created();  // others need it more than a reserve
+  reserve_ = false;
+  const Bytes given = owed.count == 0 ? owed : pool_->trim(owed);
+  if (given >= lacking || pool_->trim(lacking - given, false, Need::announced).count == 0) return;
   if (starved_.empty()) return;
-  const std::uint64_t now = pool_->given_up();
-  if (std::exchange(given_up_, now) == now) return;
-  const auto starved = std::exchange(starved_, {});
-  for (auto entry = starved.rbegin(); entry != starved.rend(); ++entry) {
-    const auto growing = entry->lock();
+  // It is not for those who starve here, unless nobody takes it.
+  given_up_ = pool_->given_up();
+  ask_at_ = now + yielded_recheck;
+}
+
+/// Who starved tries again when something has been given up since (not for others), and only then.
+void Pager::ask_again(Nanoseconds now) {
+  if (starved_.empty()) return;
+  const std::uint64_t number = pool_->given_up();
+  if (std::exchange(given_up_, number) == number && (!ask_at_ || now < *ask_at_)) return;
+  ask_at_.reset();
+  for (; !starved_.empty(); starved_.pop_back()) {
+    const auto growing = starved_.back().lock();
     if (!growing) continue;
+    failed_.reserve(failed_.size() + 1);
     growing->starved_ = false;
     put_back(growing);
   }
@@ -128,17 +175,40 @@ bool Pager::guarded(Work work) noexcept {
   }
 }
 
+bool Pager::may_idle() {
+  if (pool_->may_idle()) return true;
+  std::lock_guard lock(inbox_mutex_);
+  return !ageing_.empty();
+}
+
+void Pager::age_all() {
+  std::list<std::weak_ptr<Growing>> all;
+  {
+    std::lock_guard lock(inbox_mutex_);
+    all.swap(ageing_);
+  }
+  std::erase_if(all, [&](const std::weak_ptr<Growing>& entry) {
+    const auto growing = entry.lock();
+    bool more = true;
+    guarded([&] { more = growing && growing->age(); });
+    return !more;
+  });
+  std::lock_guard lock(inbox_mutex_);
+  ageing_.splice(ageing_.end(), all);
+}
+
 /// When to look again. Nothing wakes anybody while nothing idles.
 std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
-  if (options_.idle_time.count() == 0 || !pool_->may_idle()) return {};
+  if (options_.idle_time.count() == 0 || !may_idle()) return {};
   if (idle_at_ && now >= *idle_at_) {
     idle_at_.reset();
+    age_all();
     guarded([&] { pool_->age(); });
     aged_ = true;
   }
   if (aged_) guarded([&] { aged_ = false, aged_ = pool_->give_back_aged({batch_.bytes()}); });
   if (aged_) return now;
-  if (!pool_->may_idle()) return {};
+  if (!may_idle()) return {};
   if (!idle_at_) idle_at_ = now + options_.idle_time;
   return idle_at_;
 }
@@ -157,24 +227,23 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
     next.at = refused_at_;
   }
   if (waiting) next.at = std::min(next.at.value_or(now + retired_recheck), now + retired_recheck);
-  guarded([&] {
-    const Bytes wanted = std::max(pool_->take_pressure(), pool_->owed());
-    if (wanted.count == 0) return;
-    pool_->take_created();  // others need it more than a reserve
-    reserve_ = false;
-    pool_->trim(wanted);
-  });
+  guarded([&] { give_up(now); });
   if (!next.at && pool_->owed().count != 0) next.at = now + owed_recheck;
-  ask_again();
+  guarded([&] { ask_again(now); });
+  guarded([&] { retry_failed(); });
   guarded([&] { map_one_batch(); });
+  auto look_at = [&](std::optional<Nanoseconds> time) {
+    if (time) next.at = std::min(next.at.value_or(*time), *time);
+  };
   if (!starved_.empty()) {
-    const auto look_at = pool_->await_given_up();
+    look_at(pool_->await_given_up());
+    look_at(ask_at_);
     next.now = pool_->given_up() != given_up_;
-    if (look_at) next.at = std::min(next.at.value_or(*look_at), *look_at);
   }
   next.now |= anything_due();
   if (!next.now) next.now = create_ahead();
-  if (const auto idle_at = look_for_idle(now)) next.at = std::min(next.at.value_or(*idle_at), *idle_at);
+  look_at(look_for_idle(now));
+  rested_ = !next.now;
   return next;
 }
 

@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,6 +40,8 @@ class Pager {
   void notify(Growing& growing);
   /// Does one bounded piece of work. Never throws: what goes wrong is logged, and is the caller's to meet.
   Next poll(Nanoseconds now) noexcept;
+  /// Calls its age() after each while, until that returns false.
+  void age(Growing& growing);
   /// There may be something retired to unmap.
   void nudge() { wake(); }
   /// Called, from any thread, whenever poll() may have something to do.
@@ -48,8 +51,10 @@ class Pager {
   Pool& pool() const noexcept { return *pool_; }
 
  private:
+  void give_up(Nanoseconds now);
+  void ask_again(Nanoseconds now);
+  void retry_failed();
   void map_one_batch();
-  void ask_again();
   bool create_ahead();
   template <class Work>
   bool guarded(Work work) noexcept;
@@ -57,6 +62,8 @@ class Pager {
   void put_back(const std::shared_ptr<Growing>& growing);
   bool anything_due();
   std::optional<Nanoseconds> look_for_idle(Nanoseconds now);
+  bool may_idle();
+  void age_all();
   void wake();
 
   std::shared_ptr<Pool> pool_;
@@ -66,7 +73,10 @@ class Pager {
   std::optional<Nanoseconds> idle_at_;  // when to look for what idles
   bool aged_ = false;                   // there may be something that has aged
   std::vector<std::weak_ptr<Growing>> starved_;
-  std::uint64_t given_up_ = 0;  // the pool's number before they starved
+  std::uint64_t given_up_ = 0;         // the pool's number before they starved
+  std::optional<Nanoseconds> ask_at_;  // for them, even if that is the same
+  std::vector<std::weak_ptr<Growing>> failed_;
+  bool rested_ = true;  // since the last poll
   Nanoseconds refused_recheck_{200'000};
   Nanoseconds refused_at_{0};  // when to try again what the driver refused
   CreationPredictor creations_;
@@ -74,6 +84,7 @@ class Pager {
   bool reserve_ = false;    // it may lack something
   std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
   std::deque<std::weak_ptr<Growing>> due_;
+  std::list<std::weak_ptr<Growing>> ageing_;
   std::function<void()> wake_ = [] {};
 };
 

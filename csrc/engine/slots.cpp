@@ -31,6 +31,8 @@ Slots::Slots(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uin
   }
   if (tail_ >= max_tokens_) throw InvalidArgument("tail: expected less than the slots have room for");
   max_tokens_ -= tail_;
+  due_.reserve(count);
+  at_hand_.reserve(count);
   if (options.max_tokens.count == 0) return;
   if (options.max_tokens > max_tokens_)
     throw InvalidArgument("max_tokens is " + std::to_string(options.max_tokens.count) +

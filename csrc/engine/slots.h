@@ -47,8 +47,11 @@ class Slots final : public Growing {
   void announce(std::span<const SlotLength> coming);
   void announce(std::uint32_t slot, Tokens to);
   /// A slot that nobody is in: tokens up to `to` might be needed soon. Waits for nothing. Returns how many
-  /// tokens their pages will hold.
+  /// tokens their pages will hold. Where neither this nor touch() is called for the pager's idle time,
+  /// nothing is prepared any more.
   Tokens prepare(std::uint32_t slot, Tokens to);
+  /// The slots are in use. True when this is news: what was prepared may be so no more.
+  bool touch() noexcept { return !touched_.load(std::memory_order_relaxed) && !touched_.exchange(true); }
   /// Of `at_most`, how many tokens can be used from the slot's start without mapping anything.
   Tokens ready(std::uint32_t slot, Tokens at_most) const;
   /// Somebody is in the slot now, and will need tokens up to `announced` soon, and none that were prepared
@@ -89,6 +92,8 @@ class Slots final : public Growing {
 
   /// What is announced first, then the look-ahead.
   Ahead map_ahead(Bytes batch, Pages lookahead) override;
+  /// Ends the need for what is prepared, unless the slots have been used since it was last called.
+  bool age() override;
 
  private:
   struct Slot {
@@ -111,8 +116,8 @@ class Slots final : public Growing {
   void move_windows(std::uint32_t slot, Tokens computed);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
-  std::vector<std::uint32_t> take_due();
-  void put_back(std::span<const std::uint32_t> slots, bool starved);
+  void take_due();
+  void put_back(bool can_be_mapped);
   bool map_wanted(std::span<const std::uint32_t> slots, Pages& at_most);
   bool map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most);
   std::size_t mappable(std::span<const std::uint32_t> slots, Pages at_most) const;
@@ -131,13 +136,17 @@ class Slots final : public Growing {
   bool has_windows_ = false;
   std::mutex owner_mutex_;
   std::vector<Slot> slots_;
-  std::vector<SlotLength> crossing_;  // scratch of advance()
-  std::mutex ahead_mutex_;            // held while the pager works on it
+  std::vector<SlotLength> crossing_;    // scratch of advance()
+  std::mutex ahead_mutex_;              // held while the pager works on it
+  std::vector<std::uint32_t> at_hand_;  // what the pager works on
   mutable std::mutex due_mutex_;
-  std::vector<std::uint32_t> due_;  // the pager has something to map for these
+  std::vector<std::uint32_t> due_;  // the pager has something to map for these. Both with room for all slots
   std::atomic<std::int64_t> delay_{0};
+  std::atomic<bool> touched_{false};  // since age() was last called
+  std::mutex prepared_mutex_;         // guards `prepared` and its pages' need, but for the pager's mapping
+  bool ageing_ = false;               // the pager knows that something is prepared
 };
 
-constexpr std::size_t Slots::bytes_per_slot() { return sizeof(Slot) + sizeof(std::uint32_t); }
+constexpr std::size_t Slots::bytes_per_slot() { return sizeof(Slot) + 2 * sizeof(std::uint32_t); }
 
 }  // namespace vmm

@@ -44,9 +44,17 @@ void Slots::put_due(std::uint32_t slot) {
 
 Tokens Slots::prepare(std::uint32_t number, Tokens to) {
   check_length("to", to);
-  const Tokens before{slots_.at(number).prepared.exchange(reach(to).count)};
-  if (to < before) set_need(number, reach(to), before, Need::none);
-  set_need(number, {}, reach(to), Need::guess);
+  {
+    std::lock_guard lock(prepared_mutex_);
+    touch();
+    const Tokens before{slots_.at(number).prepared.exchange(reach(to).count)};
+    if (to < before) set_need(number, reach(to), before, Need::none);
+    set_need(number, {}, reach(to), Need::guess);
+    if (to.count != 0 && !ageing_) {
+      pager_->age(*this);
+      ageing_ = true;
+    }
+  }
   const Tokens held = held_by_pages_for(reach(to));
   if (ready(number, to) < to) {
     {
@@ -56,6 +64,19 @@ Tokens Slots::prepare(std::uint32_t number, Tokens to) {
     pager_->notify(*this);
   }
   return held - std::min(held, tail_);
+}
+
+bool Slots::age() {
+  std::lock_guard ahead(ahead_mutex_);
+  std::lock_guard lock(prepared_mutex_);
+  if (parts_.empty()) return false;  // closed
+  if (touched_.exchange(false)) return true;
+  for (std::uint32_t number = 0; number < slots_.size(); ++number) {
+    set_need(number, {}, {slots_[number].prepared.load()}, Need::none);
+    slots_[number].prepared = 0;
+  }
+  ageing_ = false;
+  return false;
 }
 
 /// Of the pages for tokens [from, to) that are there.
@@ -80,9 +101,12 @@ Tokens Slots::ready(std::uint32_t slot, Tokens at_most) const {
 }
 
 void Slots::take(std::uint32_t number, Tokens announced) {
-  const Tokens prepared{slots_.at(number).prepared.exchange(0)};
-  set_need(number, {}, reach(announced), Need::announced);
-  set_need(number, reach(announced), prepared, Need::none);
+  {
+    std::lock_guard lock(prepared_mutex_);
+    const Tokens prepared{slots_.at(number).prepared.exchange(0)};
+    set_need(number, {}, reach(announced), Need::announced);
+    set_need(number, reach(announced), prepared, Need::none);
+  }
   announce(number, announced);
 }
 
@@ -145,22 +169,24 @@ void Slots::note_mapped(std::span<const std::uint32_t> slots) {
   }
 }
 
-std::vector<std::uint32_t> Slots::take_due() {
+/// Into at_hand_.
+void Slots::take_due() {
   std::lock_guard lock(due_mutex_);
   for (std::uint32_t slot : due_) slots_[slot].due = false;
-  return std::exchange(due_, {});
+  at_hand_.clear();
+  at_hand_.swap(due_);
 }
 
-/// What was asked for first stays first. Time without memory is no delay.
-void Slots::put_back(std::span<const std::uint32_t> slots, bool starved) {
+/// What is at hand was asked for first, and stays first. Time in which it cannot be mapped is no delay.
+void Slots::put_back(bool can_be_mapped) {
   std::lock_guard lock(due_mutex_);
-  const auto asked_meanwhile = std::exchange(due_, {});
-  for (std::uint32_t slot : asked_meanwhile) slots_[slot].due = false;
-  for (std::uint32_t slot : slots) {
-    if (starved) slots_[slot].asked = never;
-    put_due(slot);
+  for (std::uint32_t slot : at_hand_) {
+    slots_[slot].due = false;
+    if (!can_be_mapped) slots_[slot].asked = never;
   }
-  for (std::uint32_t slot : asked_meanwhile) put_due(slot);
+  std::erase_if(due_, [&](std::uint32_t slot) { return !slots_[slot].due; });
+  due_.insert(due_.begin(), at_hand_.begin(), at_hand_.end());
+  for (std::uint32_t slot : at_hand_) slots_[slot].due = true;
 }
 
 /// What is announced will be used, so it may cost others what they do not need; what is prepared, what nobody
@@ -178,22 +204,31 @@ bool Slots::map_wanted(std::span<const std::uint32_t> slots, Pages& at_most) {
 Ahead Slots::map_ahead(Bytes batch, Pages lookahead) {
   std::lock_guard ahead(ahead_mutex_);
   if (parts_.empty()) return Ahead::done;  // closed
-  const std::vector<std::uint32_t> slots = take_due();
-  if (slots.empty()) return Ahead::done;
+  take_due();
+  if (at_hand_.empty()) return Ahead::done;
   Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().page_bytes())};
+  auto not_mapped = [&](Ahead why, LogLevel level, const std::exception& error) {
+    pool().log().write(level, error.what());
+    put_back(false);
+    return why;
+  };
   try {
-    if (!map_wanted(slots, at_most)) {
-      put_back(slots, false);
+    if (!map_wanted(at_hand_, at_most)) {
+      put_back(true);
       return Ahead::more;
     }
   } catch (const OutOfPages& error) {
-    pool().log().write(LogLevel::debug, error.what());
-    put_back(slots, true);
-    return Ahead::starved;
+    return not_mapped(Ahead::starved, LogLevel::debug, error);
+  } catch (const MappingLimit& error) {
+    return not_mapped(Ahead::starved, LogLevel::warning, error);
+  } catch (const Closed&) {
+    return Ahead::done;
+  } catch (const std::exception& error) {
+    return not_mapped(Ahead::failed, LogLevel::warning, error);
   }
   // The look-ahead costs nobody anything, and is asked for again with the next page.
-  if (!look_ahead_ || map_ahead(slots, Need::none, lookahead, at_most)) return Ahead::done;
-  put_back(slots, false);
+  if (!look_ahead_ || map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;
+  put_back(true);
   return Ahead::more;
 }
 

@@ -15,14 +15,14 @@ void LocalBudget::stop_listening(ListenerId id) {
   listeners_.erase(id);
 }
 
-bool LocalBudget::take(Bytes size, ListenerId taker) {
+bool LocalBudget::take(Bytes size, ListenerId taker, bool press) {
   std::lock_guard lock(mutex_);
   if (taken_ <= limit_ && size <= limit_ - taken_) {
     taken_ += size;
     return true;
   }
   refused_ = true;
-  if (size <= limit_) press(taken_ + size - limit_, taker);
+  if (press && size <= limit_) ask(taken_ + size - limit_, taker);
   return false;
 }
 
@@ -45,15 +45,15 @@ Bytes LocalBudget::taken() const {
 void LocalBudget::set_limit(Bytes limit) {
   std::lock_guard lock(mutex_);
   limit_ = limit;
-  if (taken_ > limit_) press(taken_ - limit_, 0);
+  if (taken_ > limit_) ask(taken_ - limit_, 0);
   tell_of_room();
 }
 
 void LocalBudget::tell_of_room() {
-  if (taken_ < limit_ && std::exchange(refused_, false)) press({}, 0);
+  if (taken_ < limit_ && std::exchange(refused_, false)) ask({}, 0);
 }
 
-void LocalBudget::press(Bytes size, ListenerId except) {
+void LocalBudget::ask(Bytes size, ListenerId except) {
   for (auto& [id, listener] : listeners_)
     if (id != except) listener(size);
 }

@@ -21,8 +21,9 @@ class Budget {
   virtual ~Budget() = default;
   virtual ListenerId listen(Listener listener) = 0;
   virtual void stop_listening(ListenerId id) = 0;
-  /// All or nothing. When false, everybody but `taker` is asked to give back what lacks.
-  virtual bool take(Bytes size, ListenerId taker) = 0;
+  /// All or nothing. When false, everybody but `taker` is asked to give back what lacks, if the taker is to
+  /// `press`; and the taker, like all, is told when there is more.
+  virtual bool take(Bytes size, ListenerId taker, bool press) = 0;
   virtual void give_back(Bytes size) noexcept = 0;
   virtual Bytes limit() const = 0;
   virtual Bytes taken() const = 0;
@@ -35,7 +36,7 @@ class LocalBudget final : public Budget {
 
   ListenerId listen(Listener listener) override;
   void stop_listening(ListenerId id) override;
-  bool take(Bytes size, ListenerId taker) override;
+  bool take(Bytes size, ListenerId taker, bool press) override;
   void give_back(Bytes size) noexcept override;
   Bytes limit() const override;
   Bytes taken() const override;
@@ -43,7 +44,7 @@ class LocalBudget final : public Budget {
   void set_limit(Bytes limit);
 
  private:
-  void press(Bytes size, ListenerId except);
+  void ask(Bytes size, ListenerId except);
   void tell_of_room();
 
   mutable std::mutex mutex_;

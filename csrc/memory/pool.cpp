@@ -217,6 +217,7 @@ void Pool::destroy_stream(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
   synchronize(stream);  // here, where it holds nobody up
   epochs_.destroy(stream);
+  epoch_closed();
 }
 
 void Pool::synchronize(StreamHandle stream) {

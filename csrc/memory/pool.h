@@ -80,8 +80,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void synchronize(StreamHandle stream);
 
   /// Throws OutOfPages unless `asked` more bytes could be had, by reclaiming if need be. Where what is
-  /// lacking may be in the hands of calls under way, it waits for those.
-  void require_obtainable(Bytes asked);
+  /// lacking may be in the hands of calls under way, or retired, it waits for that; but only for what is to
+  /// be kept.
+  void require_obtainable(Bytes asked, Need whose = Need::kept);
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
   Bytes mapped(const Reservation& reservation) const;
@@ -95,8 +96,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::int64_t cost(const Reservation& reservation, std::span<const PageRange> ranges,
                     StreamHandle stream) const;
   /// Gives at least `wanted` bytes back to the budget if it can, reclaimable ones included, and what work
-  /// that is ending still uses if it may wait for that. Returns what it gave back.
-  Bytes trim(Bytes wanted, bool wait = false);
+  /// that is ending still uses if it may wait for that; but only what is needed less than `whose`. Returns
+  /// what it gave back.
+  Bytes trim(Bytes wanted, bool wait = false, Need whose = Need::kept);
 
   /// Creates pages until `wanted` bytes of such pages lie free, as far as the budget and the device allow, in
   /// whole runs, and with `at_most` stops there. Returns what it created. Throws InvalidArgument, Closed, or

@@ -120,9 +120,10 @@ Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRang
     plan.reserve_for_undo(reservation);
     contents_.reserve(plan.claims.size());
     if (to_create.count == 0) return {};
-    // Asking for more than is left presses the budget's other owners: not for what is only a guess.
+    // The budget's other owners are pressed for what will be used, not for a guess; and for a look-ahead the
+    // budget is not even asked for more than it has, or it would tell when there is more.
     const Bytes left = options.need == Need::none ? budget_left() : device_left();
-    if (to_create <= left && budget_->take(to_create, listener_)) {
+    if (to_create <= left && budget_->take(to_create, listener_, options.need > Need::guess)) {
       taken_ += to_create;
       peak_taken_ = std::max(peak_taken_, taken_);
       return {};

@@ -17,6 +17,7 @@ Bytes Pool::device_left() const { return device_limit_.left(taken_, clock_->now(
 
 void Pool::forget_device_limit() {
   std::lock_guard lock(mutex_);
+  if (device_limit_.until(clock_->now())) note_given_up(true);  // so may whoever starved because of it
   device_limit_.forget();
 }
 
@@ -76,7 +77,7 @@ Bytes Pool::coming() const {
   return sum;
 }
 
-void Pool::require_obtainable(Bytes asked) {
+void Pool::require_obtainable(Bytes asked, Need whose) {
   for (;;) {
     std::unique_lock lock(mutex_);
     const MemoryFigures have = figures_locked(asked);
@@ -84,7 +85,9 @@ void Pool::require_obtainable(Bytes asked) {
     // A budget that has been lowered is first to be met.
     const Bytes needed = asked + (std::max(limit, budget_->taken()) - limit);
     if (have.free + have.reclaimable >= needed) return;
-    if (have.free + have.reclaimable + coming() < needed) throw OutOfPages(have, "");
+    // Who maps ahead must not be held up: there is other work, and it is told when memory is given up.
+    const Bytes coming_soon = whose == Need::kept ? coming() : Bytes{};
+    if (have.free + have.reclaimable + coming_soon < needed) throw OutOfPages(have, "");
     clock_->wait(lock, changed_, recheck);
     lock.unlock();
     drain_retired();
@@ -94,7 +97,7 @@ void Pool::require_obtainable(Bytes asked) {
 /// Frees something, or waits until others have; throws OutOfPages before anything is touched.
 void Pool::make_room(Bytes asked, const Shortage& shortage, Need whose) {
   epochs_.poll();
-  require_obtainable(asked);
+  require_obtainable(asked, whose);
   // What is unmapped the next plan takes as it is where it can: runs of whole windows, which idle
   // reservations leave. The rest it gives back here, in exchange for budget.
   Bytes made = release_pages(shortage.nobodys);
@@ -197,7 +200,7 @@ bool Pool::anything_free() const {
   return physical_.free_bytes().count != 0;
 }
 
-Bytes Pool::trim(Bytes wanted, bool wait) {
+Bytes Pool::trim(Bytes wanted, bool wait, Need whose) {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
   Bytes given_back;
@@ -205,8 +208,8 @@ Bytes Pool::trim(Bytes wanted, bool wait) {
     for (;;) {
       given_back += release_free(wanted - given_back);
       if (given_back >= wanted) break;
-      if (reclaim(wanted - given_back, Need::kept).count != 0 || anything_free()) continue;
-      if (!wait || !may_wait() || !await_coming(Need::kept)) break;
+      if (reclaim(wanted - given_back, whose).count != 0 || anything_free()) continue;
+      if (!wait || !may_wait() || !await_coming(whose)) break;
     }
   } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager
     if (given_back.count == 0) throw;

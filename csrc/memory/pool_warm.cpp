@@ -57,7 +57,7 @@ bool Pool::plan_filling(Bytes wanted, Bytes page_bytes, Filling& filling) {
       filling.pages.emplace_back(page, physical_.place_of(page));
   }
   const Bytes taken = page_bytes * filling.pages.size();
-  if (!budget_->take(taken, listener_)) {
+  if (!budget_->take(taken, listener_, false)) {
     physical_.give_back_run(filling.run);
     return false;
   }

@@ -32,7 +32,8 @@ VmmMemory::VmmMemory(VmmMemoryOptions options)
       KvCacheOptions{.max_tokens = options_.max_tokens, .first_tokens = options_.first_tokens});
   stream_ = world_.driver().create_stream();
   world_.pool()->warm(options_.warm, options_.page_bytes, options_.warm);
-  world_.settle();  // the engine is up before its first request
+  // The engine is up before its first request, but not so long that what lies ready is given back.
+  world_.settle(PagerOptions{}.idle_time / 2);
 }
 
 VmmMemory::~VmmMemory() {

@@ -67,10 +67,11 @@ void World::catch_up() {
   clock_->turn(caller);
 }
 
-bool World::settle() {
-  for (int i = 0; i < 100'000 && pager_at_; ++i)
+bool World::settle(Nanoseconds soon) {
+  auto busy = [&] { return pager_at_ && *pager_at_ - now() < soon; };
+  for (int i = 0; i < 100'000 && busy(); ++i)
     sleep_until(std::max({now(), *pager_at_, clock_->now(pager_actor)}) + Nanoseconds{1});
-  return !pager_at_;
+  return !busy();
 }
 
 }  // namespace vmm

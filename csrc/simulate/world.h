@@ -39,8 +39,8 @@ class World {
   void sleep_until(Nanoseconds then);
   /// The pager does all that it begins before the caller's time.
   void catch_up();
-  /// The caller waits until the pager has nothing to do. False if that never comes.
-  bool settle();
+  /// The caller waits until the pager has nothing to do, or not within `soon`. False if that never comes.
+  bool settle(Nanoseconds soon = Nanoseconds::max());
   /// Throws InvariantViolation if anybody ever waited without end, whoever swallowed it then.
   void check() const;
 

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "engine/kv_cache.h"
 #include "engine/slots.h"
 #include "fixtures.h"
 
@@ -34,6 +35,26 @@ Bytes created(const TestPool& test) {
   const PoolStats stats = test.pool->stats();
   return stats.created - std::min(stats.free, stats.budget / 64);
 }
+
+/// A cache whose slots lie ready: two pages each.
+struct Ready : TestPool {
+  Ready()
+      : TestPool(16_MiB), cache(pager, {{reserve(256_KiB, 4), 0, 1, {1'024}}}, 4, {.first_tokens = {128}}) {}
+  ~Ready() {
+    cache.end({});
+    finish_work();
+  }
+
+  void step() {
+    const auto number = static_cast<std::int32_t>(slot);
+    cache.step(std::span(&number, 1), std::span(&length, 1), {});
+  }
+  Bytes guessed() const { return pool->stats().mapped - pool->stats().kept; }
+
+  KvCache cache;
+  std::uint32_t slot = 0;
+  std::int32_t length = 1;
+};
 
 }  // namespace
 
@@ -206,4 +227,54 @@ TEST(who_starved_because_of_the_device_asks_again_by_itself) {
   standin_set("capacity", static_cast<std::int64_t>((1_GiB).count));
   pass(test, 2 * DeviceLimit::believed);
   CHECK(test.pool->stats().mapped == 1_MiB + 64_KiB);
+}
+
+TEST(slots_that_lie_ready_in_a_cache_that_nobody_uses_are_given_back) {
+  Ready test;
+  test.settle();
+  CHECK(test.guessed() == 128_KiB);  // for one who comes
+  pass(test, a_while - 1s);
+  CHECK(test.guessed() == 128_KiB);
+  pass(test, 3 * a_while);
+  CHECK(test.pool->stats().mapped == Bytes{} && created(test) == Bytes{});
+  CHECK(pass(test, 1h) == 1);  // nor does the pager wake up for it again
+  test.slot = test.cache.open({}, {}, {});
+  test.settle();
+  CHECK(test.guessed() == 64_KiB + 128_KiB);  // the one that came, and the next
+  test.step();
+  CHECK(test.pool->counters().stalls.get() == 0);
+  test.pool->check();
+}
+
+TEST(those_of_a_cache_in_use_stay) {
+  Ready test;
+  test.slot = test.cache.open({}, {}, {});
+  test.step();
+  test.settle();
+  const Bytes ready = test.guessed();
+  CHECK(ready >= 128_KiB);
+  for (int i = 0; i < 10; ++i) {
+    pass(test, a_while / 2);
+    test.step();
+  }
+  CHECK(test.guessed() == ready);
+  CHECK(test.pool->counters().pages_unmapped.get() == 0);
+}
+
+/// Sequences may wait for long, and then go on.
+TEST(the_next_step_makes_slots_ready_again) {
+  Ready test;
+  test.slot = test.cache.open({}, {}, {});
+  test.step();
+  test.settle();
+  const Bytes ready = test.guessed();
+  pass(test, 4 * a_while);
+  CHECK(test.guessed() == Bytes{});
+  CHECK(test.cache.length(test.slot) == Tokens{1});
+  test.step();
+  test.settle();
+  CHECK(test.guessed() == ready);
+  pass(test, 4 * a_while);
+  CHECK(test.guessed() == Bytes{});
+  test.pool->check();
 }

@@ -11,12 +11,14 @@
 namespace {
 
 std::atomic<int> allocations{0};
+std::atomic<int> refused{0};  // the allocation of this number; 0: none
 
 }  // namespace
 
 void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* made = std::malloc(size)) return made;
+  const bool refuse = ++allocations == refused;
+  void* made = refuse ? nullptr : std::malloc(size);
+  if (made != nullptr) return made;
   throw std::bad_alloc();
 }
 void operator delete(void* made) noexcept { std::free(made); }
@@ -119,4 +121,35 @@ TEST(a_lost_driver_call_changes_nothing) {
     return;
   }
   CHECK(!"it fails for ever");
+}
+
+/// Whichever allocation of a poll fails: the process goes on, and what was announced is mapped later.
+TEST(a_pager_without_memory_of_its_own_loses_nothing) {
+  int polls_that_failed = 0;
+  for (int n = 1; n < 200; ++n) {
+    TestPool test(1_MiB);
+    auto lease = test.reserve(1_MiB, 4);
+    const auto slots = Slots::make(test.pager, {{lease, 0, 1, record}}, 4, {.look_ahead = false});
+    const auto others = Slots::make(test.pager, {{test.reserve(1_MiB), 0, 1, record}}, 1, {});
+    slots->advance(std::vector<SlotLength>{{0, {16 * 64}}});
+    slots->announce(1, {64});
+    others->announce(0, {64});
+    test.settle();  // both starve
+    slots->announce(2, {64});
+    slots->prepare(3, {64});
+    slots->truncate(0, {8 * 64});
+    test.budget->set_limit(768_KiB);
+    test.clock->advance(PagerOptions{}.idle_time);
+    refused = allocations + n;
+    test.pager->poll(test.clock->now());
+    const bool reached = allocations >= refused;
+    refused = 0;
+    for (int i = 0; i < 3; ++i) test.settle();
+    for (std::uint32_t slot : {1, 2}) CHECK(slots->ready(slot, {64}) == Tokens{64});
+    CHECK(others->ready(0, {64}) == Tokens{64});
+    test.pool->check();
+    if (!reached) break;
+    ++polls_that_failed;
+  }
+  CHECK(polls_that_failed > 5 && polls_that_failed < 199);
 }

@@ -35,11 +35,11 @@ TEST(a_budget_is_all_or_nothing_and_presses_the_others) {
   Bytes heard_a, heard_b;
   const auto a = budget.listen([&](Bytes size) { heard_a += size; });
   const auto b = budget.listen([&](Bytes size) { heard_b += size; });
-  CHECK(budget.take(8_MiB, a));
-  CHECK(!budget.take(4_MiB, b));
+  CHECK(budget.take(8_MiB, a, true));
+  CHECK(!budget.take(4_MiB, b, true));
   CHECK(budget.taken() == 8_MiB);
   CHECK(heard_a == 2_MiB && heard_b == Bytes{});
-  CHECK(!budget.take(11_MiB, b));  // could never fit: nobody is bothered
+  CHECK(!budget.take(11_MiB, b, true));  // could never fit: nobody is bothered
   CHECK(heard_a == 2_MiB);
   budget.set_limit(5_MiB);
   CHECK(heard_a == 5_MiB && heard_b == 3_MiB);

@@ -204,3 +204,140 @@ TEST(the_time_without_memory_is_no_delay_of_the_pager_s) {
   CHECK(test.mapped(1) == 1);
   CHECK(test.slots->take_delay() == Nanoseconds{0});
 }
+
+/// A failure is no lack of memory: nobody will tell that it is over.
+TEST(what_failed_is_asked_for_again_when_the_pager_is_woken_next) {
+  Full test;
+  test.slots->announce(std::vector<SlotLength>{{1, {64}}, {2, {2 * 64}}});
+  test.faults->fail_at(1, 1, Fault::error);
+  test.settle();
+  CHECK(test.mapped(1) == 0 && test.mapped(2) == 0);
+  test.settle();
+  CHECK(test.mapped(1) == 1 && test.mapped(2) == 2);
+  test.pool->check();
+}
+
+TEST(what_fails_again_and_again_does_so_once_each_time) {
+  Full test;
+  test.slots->announce(1, {64});
+  test.faults->fail_at(1, 1'000, Fault::error);
+  for (int i = 1; i <= 10; ++i) {
+    const Pager::Next next = test.pager->poll(test.clock->now());
+    CHECK(!next.now && nothing_soon(test, next));
+    CHECK(test.faults->calls() == i);
+  }
+}
+
+TEST(the_time_since_a_failure_is_no_delay_of_the_pager_s) {
+  for (const Fault fault : {Fault::error, Fault::mapping_limit}) {
+    Full test;
+    test.slots->announce(1, {64});
+    test.faults->fail_at(1, 1, fault);
+    test.settle();
+    test.clock->advance(Nanoseconds{1'000'000'000});
+    test.slots->announce(1, {2 * 64});
+    test.clock->advance(Nanoseconds{500});
+    test.settle();
+    CHECK(test.mapped(1) == 2);
+    CHECK(test.slots->take_delay() == Nanoseconds{500});
+  }
+}
+
+TEST(who_found_no_mappings_left_gets_them_when_some_are_given_up) {
+  Full test;
+  auto other = test.reserve(1_MiB);
+  map(*other, 0, 1);
+  test.slots->announce(1, {64});
+  test.faults->fail_at(1, 1'000, Fault::mapping_limit);
+  test.settle();
+  const auto calls = test.faults->calls();
+  test.settle();
+  CHECK(test.mapped(1) == 0 && test.faults->calls() == calls);  // nobody asks in vain
+  test.faults->fail_at(0, 0, Fault::error);
+  CHECK(test.wakes_by([&] { other.reset(); }) == 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
+
+/// The pager must not sit in one announcement while others wait for it.
+TEST(what_is_about_to_be_given_up_is_not_waited_for_within_an_announcement) {
+  Full test;
+  const StreamHandle stream = test.pool->driver().create_stream();
+  auto other = test.reserve(1_MiB);
+  map(*other, 0, 16);
+  test.faults->delay_events(50);
+  test.pool->epochs().step(stream);
+  test.pool->epochs().end(stream);
+  retire(*other, 0, 16);
+  test.slots->announce(1, {64});
+  Pager::Next next = test.pager->poll(test.clock->now());
+  CHECK(test.mapped(1) == 0);
+  CHECK(!next.now && next.at);  // it looks for it by itself
+  for (int polls = 0; polls < 200 && test.mapped(1) == 0; ++polls) test.pager->poll(test.clock->now());
+  CHECK(test.mapped(1) == 1);
+  test.faults->hold_events(false);
+  test.pool->destroy_stream(stream);
+}
+
+/// A step that fails has ended an epoch all the same.
+TEST(a_step_that_is_refused_for_another_stream_s_sake_wakes_the_pager_too) {
+  TestPool test(1_MiB);
+  const StreamHandle other = test.pool->driver().create_stream();
+  auto lease = test.reserve(1_MiB, 3);
+  KvCache cache(test.pager, {{lease, 0, 1, record}}, 3, {});
+  auto step = [&](std::vector<std::uint32_t> slots, std::vector<std::int32_t> lengths, StreamHandle stream) {
+    const std::vector<std::int32_t> numbers(slots.begin(), slots.end());
+    cache.step(numbers, lengths, stream);
+  };
+  const std::uint32_t large = cache.open({}, {}, {}), small = cache.open({}, {}, {});
+  step({large, small}, {13 * 64, 2 * 64}, {});
+  cache.close(large, {});
+  const std::uint32_t elsewhere = cache.open({}, {}, other);
+  step({elsewhere}, {64}, other);
+  cache.close(elsewhere, other);
+  CHECK(cache.open({}, {}, {}) == large);
+  CHECK(cache.open({}, {}, {}) == elsewhere);  // the only one that is free
+  cache.announce_tokens(small, {3 * 64});
+  test.settle();
+  CHECK(test.pool->resident(lease->reservation(), {{16 * small}, {16}}).count == 2);
+  std::uint64_t wakes = 0;
+  test.pager->set_waker([&] { ++wakes; });
+  CHECK_THROWS(Error, "open still", step({elsewhere}, {64}, {}));
+  CHECK(wakes == 1);
+  test.settle();
+  CHECK(test.pool->resident(lease->reservation(), {{16 * small}, {16}}).count == 3);
+  test.pager->set_waker([] {});
+  cache.end(other);
+  cache.end({});
+  test.pool->destroy_stream(other);
+}
+
+/// Who must have memory asks the device again; if it has some, others may have theirs.
+TEST(who_starved_because_of_the_device_is_woken_when_others_get_some) {
+  Full test;
+  auto other = test.reserve(1_MiB);
+  test.slots->announce(1, {64});
+  test.faults->fail_at(1, 1, Fault::out_of_memory);
+  test.settle();
+  CHECK(test.mapped(1) == 0);
+  test.settle();
+  CHECK(test.mapped(1) == 0);
+  CHECK(test.wakes_by([&] { map(*other, 0, 1); }) == 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
+
+TEST(a_stream_that_ends_in_an_open_epoch_wakes_the_pager) {
+  Full test;
+  const StreamHandle stream = test.pool->driver().create_stream();
+  test.advance(0, 16 * 64);
+  test.slots->announce(1, {64});
+  test.settle();
+  test.pool->epochs().step(stream);
+  test.slots->truncate(0, {8 * 64});
+  test.settle();
+  CHECK(test.mapped(1) == 0);
+  CHECK(test.wakes_by([&] { test.pool->destroy_stream(stream); }) == 1);
+  test.settle();
+  CHECK(test.mapped(1) == 1);
+}
