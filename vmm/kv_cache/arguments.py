@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vmm.errors import InvalidArgument
-from vmm.kv_cache.records import LayerShape
+from vmm.records import LayerShape
 from vmm.pool import Pool, checked_pool, default_pool
 
 

@@ -20,7 +20,7 @@ from vmm.kv_cache.arguments import (
     int32_numbers,
 )
 from vmm.kv_cache.layout import chosen_records
-from vmm.kv_cache.records import LayoutName, Records, Where, slot_tokens
+from vmm.records import LayoutName, Records, Where, slot_elements, slot_tokens
 from vmm.kv_cache.sequence import Batch, Sequence
 from vmm.pool import Pool
 from vmm.stream import handle_of, torch_stream
@@ -217,8 +217,7 @@ class KVCache(Closing):
         return slot_tokens(records, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
 
     def _slot_elements(self, records: Records) -> int:
-        """From one slot to the next, in the part where that is most."""
-        return self._tokens(records) * max(part.extents * part.record for part in records.parts)
+        return slot_elements(records, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
 
     def _reserve(self, part: int) -> _core.Lease:
         described, tokens = self._records.parts[part], self._slot_tokens
