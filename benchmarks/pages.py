@@ -6,8 +6,8 @@ The three traces of ``replay`` at their own rate, Llama-3.1-8B on an A100 with 8
 longest sequences. Creating a page is taken to cost in proportion to its size, the other calls the same for
 every size, as those published do.
 
-Metrics, as ``{trace}_{memory}gib_{page}mib_g{layers or "default"}_{metric}``: ``throughput_vs_paged16`` (1: as many tokens
-a second as with 16-token blocks at no cost), ``fragmentation``, ``peak_sequences``,
+Metrics, as ``{trace}_{memory}gib_{page}mib_g{layers or "default"}_{metric}``: ``throughput_vs_paged16`` (1:
+as many tokens a second as with 16-token blocks at no cost), ``fragmentation``, ``peak_sequences``,
 ``stall_ms_per_1000_iterations``, ``hide_ratio`` and ``pages_mapped_per_1000_tokens``, all as in ``replay``.
 
 ``python -m vmm.benchmarks.pages FILE.svg`` draws them, and prints a table for the docs.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from vmm import _core, sharing
 from vmm.closing import Closing
-from vmm.errors import InvalidArgument
+from vmm.errors import Forked, InvalidArgument
 from vmm.host_memory import available_bytes
 from vmm.sharing import ExportedPage
 from vmm.units import format_bytes, parse_bytes
@@ -255,6 +255,7 @@ class Pool(Closing):
 _defaults: dict[str, Pool] = {}  # by device
 _default_budgets: dict[str, int | str | None] = {}
 _default_lock = threading.Lock()
+_is_child = False  # by fork, of a process that had imported this
 
 
 def configure(*, budget: int | str | None = None, device: object = "cpu") -> None:
@@ -313,7 +314,14 @@ def _parsed_device(device: object) -> tuple[str, int]:
 def _current_cuda_device() -> int:
     """torch's, in this thread; the first where torch, which vmm does not import for this, is not loaded."""
     torch = sys.modules.get("torch")
-    return torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
+    if torch is None or not torch.cuda.is_available():
+        return 0
+    try:
+        return int(torch.cuda.current_device())
+    except RuntimeError as error:
+        if not _is_child:
+            raise
+        raise Forked(f"device='cuda' in a forked child: {error}") from error
 
 
 def _idle_ns(idle_seconds: float | None) -> int:
@@ -372,9 +380,9 @@ def _close_all() -> None:
             print(f"vmm: closing {pool.device} at exit: {text}", file=sys.stderr)
 
 
-def _forget_lock_of_parent() -> None:
-    global _default_lock  # noqa: PLW0603
-    _default_lock = threading.Lock()
+def _after_fork() -> None:
+    global _default_lock, _is_child
+    _default_lock, _is_child = threading.Lock(), True
 
 
-os.register_at_fork(after_in_child=_forget_lock_of_parent)
+os.register_at_fork(after_in_child=_after_fork)

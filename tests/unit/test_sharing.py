@@ -1,11 +1,11 @@
 """Pools whose memory other GPUs, network cards and other processes may use. On the stand-in."""
 
 import ctypes
-import logging
 import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from types import SimpleNamespace
 
 import cuda_standin
@@ -262,6 +262,28 @@ def test_a_page_as_python_gets_it(standin, monkeypatch):
         del lease
 
 
+def test_a_forked_child_has_the_descriptor_and_an_executed_program_has_not(standin, monkeypatch):
+    monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    with vmm.Pool("16MiB", device="cuda", shareable=True) as pool:
+        lease = pool.reserve(page_bytes=PAGE, extent_bytes=PAGE, extents=1)
+        lease.map([(0, 1)])
+        fd = pool.export(lease.address).file_descriptor
+        code = f"import os; os.fstat({fd})"
+        executed = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, close_fds=False, check=False
+        )
+        assert "Bad file descriptor" in executed.stderr
+        if (child := os.fork()) == 0:
+            try:
+                os.fstat(fd)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        os.close(fd)
+        del lease
+
+
 def test_an_export_outlives_the_pool(standin, cuda):
     pool = open_core(shareable=True)
     lease = pool.reserve(page_bytes=PAGE, extent_bytes=PAGE)
@@ -386,14 +408,17 @@ def test_what_wsl2_is(tmp_path):
     assert not sharing.on_wsl2(version=none, device=none)
 
 
-def test_a_device_before_ampere_is_warned_of_once(standin, caplog, monkeypatch):
+def test_a_device_before_ampere_is_warned_of_once(standin, monkeypatch):
     monkeypatch.setattr(sharing, "_warned", set())
-    with caplog.at_level(logging.WARNING, "vmm"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         vmm.Pool("4MiB", device="cuda").close()
         vmm.Pool("4MiB").close()
-        assert not caplog.records
+        assert not caught
         standin.set(compute_capability=70)
         for _ in range(2):
             vmm.Pool("4MiB", device="cuda").close()
-    [record] = caplog.records
-    assert "cuda:0 has compute capability 7.0; vmm needs 8.0" in record.getMessage()
+    [warning] = caught
+    assert issubclass(warning.category, RuntimeWarning)
+    assert "cuda:0 has compute capability 7.0; vmm needs 8.0" in str(warning.message)
+    assert warning.filename == __file__

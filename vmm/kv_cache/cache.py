@@ -20,9 +20,9 @@ from vmm.kv_cache.arguments import (
     int32_numbers,
 )
 from vmm.kv_cache.layout import chosen_records
-from vmm.records import LayoutName, Records, Where, slot_elements, slot_tokens
 from vmm.kv_cache.sequence import Batch, Sequence
 from vmm.pool import Pool
+from vmm.records import LayoutName, Records, Where, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
 
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html

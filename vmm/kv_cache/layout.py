@@ -7,9 +7,9 @@ from typing import Any
 
 from vmm.errors import InvalidArgument
 from vmm.kv_cache.arguments import checked_number
-from vmm.records import LayerShape, Records, fewest_extents, head_major, token_major
 from vmm.layout import fits_int32, warn_of_int32
 from vmm.pool import Pool
+from vmm.records import LayerShape, Records, fewest_extents, head_major, token_major
 
 SlotElements = Callable[[Records], int]  # from one slot to the next, at most
 
