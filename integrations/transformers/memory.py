@@ -119,7 +119,7 @@ class CacheMemory:
                 return layout
         raise InvalidArgument(
             f"batch is {batch}: with {len(self._layers)} layers the cache would use more than half of the"
-            f" {limit} memory mappings a process may have; raise vm.max_map_count (sysctl) or use fewer rows"
+            f" {limit} memory mappings a process may have; raise {_core.mapping_limit()[1]} or use fewer rows"
         )
 
     def allocate(self, batch: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, tuple]:

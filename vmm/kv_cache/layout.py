@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vmm import _core
 from vmm.errors import InvalidArgument
 from vmm.kv_cache.arguments import checked_number
 from vmm.layout import fits_int32, warn_of_int32
@@ -72,5 +73,5 @@ def _chosen(
 def _too_many(limit: int) -> str:
     return (
         f"max_sequences: the slots would use more than {limit} memory mappings, half of what a process may"
-        " have; use fewer sequences, or more layers per extent, or raise vm.max_map_count (sysctl)"
+        f" have; use fewer sequences, or more layers per extent, or raise {_core.mapping_limit()[1]}"
     )
