@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vmm import _core, sharing
@@ -365,19 +366,26 @@ def _budget_bytes(budget: int | str | None, available_now: Callable[[], int], al
 
 @atexit.register
 def _close_all() -> None:
-    """A pool that cannot be closed, or not in time, must hold up neither the others nor the exit."""
+    """A pool that cannot be closed, or not in time, must hold up neither the others nor the exit: nor must
+    Ctrl-C meanwhile, or that there is nowhere to say so."""
     deadline = time.monotonic() + _EXIT_PATIENCE
     for pool in list(_open_pools):
         try:
-            if pool._core.in_child:
-                continue
-            pool._forward_log()
-            pool._core.close(patience_s=max(0.0, deadline - time.monotonic()))
-            unsaid = [text for level, text in pool._core.drain_log() if _LEVELS[level] >= logging.WARNING]
-        except Exception as error:
-            unsaid = [str(error)]
-        for text in unsaid:
-            print(f"vmm: closing {pool.device} at exit: {text}", file=sys.stderr)
+            unsaid = _closed_at_exit(pool, max(0.0, deadline - time.monotonic()))
+        except BaseException as error:
+            unsaid = [str(error) or type(error).__name__]
+        with suppress(BaseException):
+            for text in unsaid:
+                print(f"vmm: closing {pool.device} at exit: {text}", file=sys.stderr or sys.__stderr__)
+
+
+def _closed_at_exit(pool: Pool, patience_s: float) -> list[str]:
+    """What is left to be said of it."""
+    if pool._core.in_child:
+        return []
+    pool._forward_log()
+    pool._core.close(patience_s=patience_s)
+    return [text for level, text in pool._core.drain_log() if _LEVELS[level] >= logging.WARNING]
 
 
 def _after_fork() -> None:
