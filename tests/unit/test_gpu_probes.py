@@ -214,6 +214,24 @@ def test_calls_beside_work(driver_answers):
     assert len(jitter) == 1 + 2 * 5
 
 
+def test_another_process_that_does_not_end_costs_its_own_lines():
+    jitter = found("""
+import subprocess
+from contextlib import contextmanager
+@contextmanager
+def never_ends(b, name):
+    def done():
+        raise subprocess.TimeoutExpired("the other process", 10)
+    yield done
+probe_jitter._process = never_ends
+show(jitter=lambda b: probe_jitter.launch_jitter(b, seconds=0.02))
+""")["jitter"]
+    assert len(jitter) == 1 + 2 * 5
+    said = [seen for name, seen in jitter.items() if name.endswith("in another process")]
+    assert len(said) == 5
+    assert all(seen.startswith("TimeoutExpired: ") for seen in said)
+
+
 def test_calls_of_every_step(driver_answers):
     for name, seen in driver_answers["events"].items():
         assert isinstance(seen, bool) or seen["n"] in (20, 40), name

@@ -16,7 +16,7 @@ import torch
 from cuda_standin import library
 
 from benchmarks.gpu import __main__ as script
-from benchmarks.gpu import bench_items
+from benchmarks.gpu import bench_items, clock
 from benchmarks.gpu.clock import Deadline
 from benchmarks.gpu.sections import Outcome, Section, sections
 from benchmarks.gpu.table import rendered
@@ -362,6 +362,32 @@ def test_time_is_kept_for_what_comes_later(one_gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "sections", lambda build: chosen)
     script.main(["--out", str(tmp_path), "--seconds", "150"])
     assert [round(each, -1) for each in allowed] == [70, 100, 100]
+
+
+def test_in_the_worst_case_every_section_has_what_is_kept_for_it(one_gpu, tmp_path, monkeypatch):
+    """Each takes all the time that it may."""
+    now, allowed = 0.0, {}
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+
+    class TakesAll:
+        def __init__(self, name):
+            self.name = name
+
+        def run(self, deadline, found, changed):
+            nonlocal now
+            allowed[self.name] = deadline.left
+            now += deadline.left
+            found["x"] = {"status": "ok"}
+
+    chosen = sections()
+    for each in chosen:
+        each.crew, each.judge = TakesAll(each.name), lambda items: []
+    monkeypatch.setattr(script, "sections", lambda build: chosen)
+    script.main(["--out", str(tmp_path)])
+    assert list(allowed) == [each.name for each in chosen]
+    assert min(allowed.values()) >= 20
+    assert allowed["probes"] >= 40
+    assert all(allowed[each.name] >= each.least_s for each in chosen)
 
 
 def test_one_section_brings_what_it_stands_on():
