@@ -1,6 +1,7 @@
 """A device that is fuller than the budget, because others have grown on it. On the stand-in."""
 
 import contextlib
+import ctypes
 import gc
 import pickle
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from vmm import InvalidArgument, KVTensor, OutOfPages, _core
 
 PAGE = 2**21
 CAPACITY = 64 * PAGE
+NOT_READY = 600
 
 
 @pytest.fixture
@@ -188,8 +190,13 @@ def test_a_cache_that_cannot_be_emptied_changes_nothing(pool, monkeypatch):
     pool.leave(6)
     cache = TorchCache(monkeypatch, pool, 12)
     monkeypatch.setattr(cache, "_give_back", lambda: torch.zeros(1).view(7))  # a RuntimeError
-    with pytest.raises(OutOfPages):
+    with pytest.raises(OutOfPages) as raised:
         lease.map([(0, 12)])
+    assert (raised.value.of_device, raised.value.asked) == (True, 12 * PAGE)
+    assert (cache.emptied, lease.mapped_bytes) == (1, 0)
+    pool.core.check()
+    lease.map([(0, 6)])  # what the device has
+    del lease  # which the logged error holds by its frames
 
 
 def test_a_tensor_and_a_cache(standin, pool, monkeypatch):
@@ -327,5 +334,23 @@ def test_neighbours_are_zeroed_by_one_call(pool, standin):
     assert standin.count("cuStreamSynchronize") == before[1] + 1
 
 
-def test_zeroing_goes_before_what_is_queued(pool, standin):
-    assert -5 in {stream["priority"] for stream in standin.live()["streams"]}  # the highest there
+def test_zeroing_is_queued_where_it_goes_before_all_else(pool, standin):
+    """On a stream of the highest priority there is, and on no other."""
+    queued = []
+    with cuda_standin.own_calls() as cuda:
+        lease = lease_of(pool, 8, zeroed=True)
+        standin.sync_all()
+
+        def look():
+            queued.extend(
+                stream["priority"]
+                for stream in standin.live()["streams"]
+                if cuda.cuStreamQuery(stream["id"]) == NOT_READY
+            )
+
+        standin.before("cuStreamSynchronize", look)
+        lease.map([(0, 4)])
+        least, greatest = ctypes.c_int(), ctypes.c_int()
+        standin.library.cuCtxGetStreamPriorityRange(ctypes.byref(least), ctypes.byref(greatest))
+        assert queued == [greatest.value]
+        assert greatest.value < least.value

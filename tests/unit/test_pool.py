@@ -3,14 +3,18 @@
 import ctypes.util
 import logging
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import cuda_standin
 import pytest
+from core_pool import settle
+from own_pool import own_pool
 
 import vmm
 from child import run_child
-from vmm import Closed, InvalidArgument, OutOfPages, Pool, default_pool
+from vmm import Closed, InvalidArgument, OutOfPages, Pool, _core, default_pool
 
 PAGE = 65536
 
@@ -181,13 +185,30 @@ def test_bad_uses_of_warm():
 
 
 def test_others_run_while_memory_is_made_warm():
-    pool = Pool("256MiB")
-    with ThreadPoolExecutor(1) as worker:
-        job = worker.submit(pool.warm, "256MiB")
-        leases = [map_pages(pool, 1 + i % 32) for i in range(20)]
-        job.result()
-    assert sum(lease.mapped_bytes for lease in leases) == pool.stats().mapped_bytes
-    pool.check()
+    """While a page is being created, on the stand-in."""
+    page, seen, inside, mapped = 2**21, [], threading.Event(), threading.Event()
+    standin = cuda_standin.loaded()
+    core = _core.Pool(
+        32 * page, arena_bytes=1 << 32, pager_thread=False, cuda_device=0, cuda_host_accessible=True
+    )
+    with own_pool(core) as pool, ThreadPoolExecutor(1) as worker:
+
+        def in_the_driver():
+            inside.set()
+            seen.append(mapped.wait(20))
+
+        standin.before("cuMemCreate", in_the_driver)
+        job = worker.submit(pool.warm, 16 * page, page_bytes=page)
+        assert inside.wait(20)
+        lease = pool.reserve(page_bytes=page, extent_bytes=4 * page, extents=1)
+        lease.map([(0, 4)])
+        mapped.set()
+        assert job.result() == 16 * page
+        assert seen == [True]  # else the map waited for the whole of it
+        assert lease.mapped_bytes == 4 * page
+        pool.check()
+        del lease
+        settle(core)
 
 
 def test_use_after_close():
