@@ -13,10 +13,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import UnionType
 
 from vmm import _core, sharing
 from vmm.closing import Closing
-from vmm.errors import Forked, InvalidArgument
+from vmm.errors import Closed, Forked, InvalidArgument
 from vmm.host_memory import available_bytes
 from vmm.sharing import ExportedPage
 from vmm.units import format_bytes, parse_bytes
@@ -79,10 +80,13 @@ class Pool(Closing):
     each. ``rdma`` lets network cards at it (GPUDirect RDMA). ``shareable`` lets `export` give pages to other
     processes. All of it is tried out with one page when the pool is made.
 
-    Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, and for peers,
-    ``rdma`` or ``shareable`` where there are no such devices or they cannot do it; DriverError when they
-    cannot although they say so, or the system has no memfd. Every method is safe from any thread; after
-    ``close`` and in a forked child they raise Closed and Forked.
+    Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, a device that is
+    none of the above, ``lookahead_pages`` other than a whole number from 0 to 65,535, ``idle_seconds`` other
+    than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable`` where there are no such
+    devices or they cannot do it; DriverError when they cannot although they say so, the GPU is not there or
+    has no driver, or the system has no memfd; Forked for a GPU in a child of a process that used CUDA. Every
+    method is safe from any thread. After ``close`` what gives memory or changes the budget raises Closed; in
+    a forked child every method raises Forked.
     """
 
     def __init__(
@@ -97,8 +101,8 @@ class Pool(Closing):
         shareable: bool = False,
     ) -> None:
         self.device, ordinal = _parsed_device(device)
-        if not 0 <= lookahead_pages < 2**16:
-            raise InvalidArgument(f"lookahead_pages is {lookahead_pages}; expected 0 to 65535")
+        if not _is_number(lookahead_pages, int) or not 0 <= lookahead_pages < 2**16:
+            raise InvalidArgument(f"lookahead_pages is {lookahead_pages!r}; expected 0 to 65535")
         idle_ns = _idle_ns(idle_seconds)
         self._ordinal = ordinal
         kind = "cpu" if ordinal < 0 else self.device
@@ -130,11 +134,13 @@ class Pool(Closing):
     def budget_bytes(self) -> int:
         """The most physical memory this pool may hold. Lowering it gives back what nobody needs, soon.
         Raises InvalidArgument for more than what is free and what the pool holds already, unless it is less
-        than before."""
+        than before; and, when it is set, Closed and Forked."""
         return self._core.budget.limit_bytes
 
     @budget_bytes.setter
     def budget_bytes(self, budget: int | str) -> None:
+        if self.closed:
+            raise Closed("this pool is closed")
         self._core.budget.set_limit(_changed_budget_bytes(budget, self._core, self._ordinal))
 
     @property
@@ -261,7 +267,9 @@ _is_child = False  # by fork, of a process that had imported this
 
 def configure(*, budget: int | str | None = None, device: object = "cpu") -> None:
     """Sets the budget of a device's default pool: now, if there is one, and of those to come. ``None`` is
-    ``VMM_BUDGET``, else half of the available memory. Raises InvalidArgument; then nothing has changed."""
+    ``VMM_BUDGET``, else half of the available memory. Safe from any thread. Raises InvalidArgument for a
+    budget as a Pool would, or a device that is none; DriverError where a GPU cannot be asked for its free
+    memory; Forked for one in a child of a process that used CUDA. Then nothing has changed."""
     name, ordinal = _parsed_device(device)
     with _default_lock:
         pool = _defaults.get(name)
@@ -274,7 +282,8 @@ def configure(*, budget: int | str | None = None, device: object = "cpu") -> Non
 
 def default_pool(device: object = "cpu") -> Pool:
     """The pool that a device's caches and tensors share when none is named: see ``configure``. Made on first
-    use; remade after ``close`` or a fork. Safe from any thread."""
+    use; remade after ``close`` or a fork. Safe from any thread. Raises what making a Pool with the configured
+    budget, else ``VMM_BUDGET``, does: InvalidArgument, DriverError, Forked."""
     name, _ = _parsed_device(device)
     with _default_lock:
         pool = _defaults.get(name)
@@ -325,10 +334,14 @@ def _current_cuda_device() -> int:
         raise Forked(f"device='cuda' in a forked child: {error}") from error
 
 
+def _is_number(value: object, kind: type | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _idle_ns(idle_seconds: float | None) -> int:
     if idle_seconds is None:
         return 0
-    if not isinstance(idle_seconds, int | float) or not 1e-3 <= idle_seconds <= 1e9:
+    if not _is_number(idle_seconds, int | float) or not 1e-3 <= idle_seconds <= 1e9:
         raise InvalidArgument(f"idle_seconds is {idle_seconds!r}; expected 0.001 to 1e9, or None")
     return int(idle_seconds * 1e9)
 

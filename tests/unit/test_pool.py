@@ -36,8 +36,9 @@ def test_bad_device_and_lookahead():
     for device in ("tpu", "cuda:x", "cpu:1", None, -1):
         with pytest.raises(InvalidArgument, match="device"):
             Pool("1MiB", device=device)
-    with pytest.raises(InvalidArgument, match="lookahead_pages"):
-        Pool("1MiB", lookahead_pages=-1)
+    for lookahead in (-1, 2**16, 1.5, True, "1", None):
+        with pytest.raises(InvalidArgument, match="lookahead_pages is"):
+            Pool("1MiB", lookahead_pages=lookahead)
 
 
 @pytest.mark.skipif(ctypes.util.find_library("cuda") is not None, reason="there is a CUDA driver here")
@@ -81,7 +82,7 @@ def test_a_budget_can_be_lowered_on_a_full_machine(monkeypatch):
     assert lease.mapped_bytes == 10 * PAGE
 
 
-@pytest.mark.parametrize("bad", [0, -1, 1e-9, 2e9, float("nan"), "60"])
+@pytest.mark.parametrize("bad", [0, -1, 1e-9, 2e9, float("nan"), "60", True])
 def test_bad_idle_times(bad):
     with pytest.raises(InvalidArgument, match="idle_seconds is"):
         Pool("1MiB", idle_seconds=bad)
@@ -220,6 +221,10 @@ def test_use_after_close():
     assert "closed" in repr(pool)
     with pytest.raises(Closed):
         map_pages(pool, 1)
+    for budget in (16 * PAGE, "bad"):
+        with pytest.raises(Closed):
+            pool.budget_bytes = budget
+    assert pool.budget_bytes == 32 * PAGE
     with pytest.raises(Closed):
         lease.map([(0, 4), (0, 1)])
     del lease

@@ -33,7 +33,7 @@ def test_a_forked_child_is_told_and_harms_nobody():
                         lambda: pool.reserve(page_bytes=65536, extent_bytes=65536, extents=1),
                         lambda: lease.map([(0, 16)]), lambda: growth.truncate(1), lambda: lease.mapped_bytes,
                         lambda: lease.unkeep([(0, 1)]), lambda: growth.missing(400),
-                        lambda: lease.missing([(0, 1)])):
+                        lambda: lease.missing([(0, 1)]), lambda: setattr(pool, "budget_bytes", "1MiB")):
                 try:
                     use()
                 except vmm.Forked as error:
@@ -49,7 +49,7 @@ def test_a_forked_child_is_told_and_harms_nobody():
         print(os.waitstatus_to_exitcode(status), ctypes.string_at(lease.address + 999, 1), flush=True)
         """)
     )
-    assert result.stdout == "12 b'\\x07'\n", result.stdout + result.stderr
+    assert result.stdout == "13 b'\\x07'\n", result.stdout + result.stderr
     assert result.returncode == 0, result.stderr
 
 
