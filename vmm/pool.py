@@ -81,12 +81,12 @@ class Pool(Closing):
     processes. All of it is tried out with one page when the pool is made.
 
     Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, a device that is
-    none of the above, ``lookahead_pages`` other than a whole number from 0 to 65,535, ``idle_seconds`` other
-    than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable`` where there are no such
-    devices or they cannot do it; DriverError when they cannot although they say so, the GPU is not there or
-    has no driver, or the system has no memfd; Forked for a GPU in a child of a process that used CUDA. Every
-    method is safe from any thread. After ``close`` what gives memory or changes the budget raises Closed; in
-    a forked child every method raises Forked.
+    none of the above or not there, ``lookahead_pages`` other than a whole number from 0 to 65,535,
+    ``idle_seconds`` other than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable`` where there are
+    no such devices or they cannot do it; DriverError when they cannot although they say so, there is no CUDA
+    driver for a GPU, or the system has no memfd; Forked for a GPU in a child of a process that used CUDA.
+    Every method is safe from any thread. After ``close`` what gives memory or changes the budget raises
+    Closed; in a forked child every method raises Forked.
     """
 
     def __init__(
