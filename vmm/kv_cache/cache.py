@@ -55,15 +55,15 @@ class KVCache(Closing):
     mapped, in pages of ``page_bytes``.
 
     ``layout`` is ``"token-major"``, ``layers_per_extent`` layers side by side in a token's record, or
-    ``"head-major"``, with which attention on CPUs is faster. The default on a GPU is token-major, with as many
-    layers as keep a slot below 2^31 elements, because some kernels count no further: where a slot has more, a
-    RuntimeWarning names them. On a CPU it is head-major while the process has enough mappings for it.
+    ``"head-major"``, with which attention on CPUs is faster. The default on a GPU is token-major, with as
+    many layers as keep a slot below 2^31 elements, because some kernels count no further: where a slot has
+    more, a RuntimeWarning names them. On a CPU it is head-major while the process has enough mappings for it.
 
     ``tail_tokens`` past each length, and before each window, stay mapped, and finite, for kernels that load
     whole tiles (256 for FlashAttention 3 and 4; before a window 256 is the least on a GPU).
-    ``tokens_per_step`` is what a decoding sequence grows by: 1, or more with speculation. ``first_tokens`` is what a sequence's first step computes
-    at most (a prompt's first chunk): while memory is not short, slots with so much mapped lie ready for
-    sequences that come unannounced (0: with as much as lately).
+    ``tokens_per_step`` is what a decoding sequence grows by: 1, or more with speculation. ``first_tokens`` is
+    what a sequence's first step computes at most (a prompt's first chunk): while memory is not short, slots
+    with so much mapped lie ready for sequences that come unannounced (0: with as much as lately).
 
     Raises InvalidArgument, naming the argument. Every method is safe from any thread.
     """
