@@ -1,4 +1,4 @@
-"""Pools whose memory other GPUs, network cards and other processes may use. On the stand-in."""
+"""Pools whose memory other GPUs and network cards may use. On the stand-in."""
 
 import ctypes
 import warnings
@@ -143,9 +143,6 @@ def test_a_device_that_says_it_has_rdma_and_has_not(four_gpus):
         vmm.Pool("8MiB", device="cuda", rdma=True)
     assert four_gpus.live() == before
     vmm.Pool("8MiB", device="cuda").close()
-
-
-# Other processes
 
 
 # Windows, and old devices
