@@ -56,7 +56,9 @@ test-fault: setup ## every driver call of every scenario made to fail
 	$(BIN)/python -m pytest tests/fault --capture=no
 
 test-calls: setup ## how many calls to libcuda a step costs
-	@$(BIN)/python -m pytest tests/kv_cache/test_kv_cache_calls.py -q --no-header | grep -E 'libcuda|failed'
+	@$(BIN)/python -m pytest tests/kv_cache/test_kv_cache_calls.py -q --no-header >build/test-calls.log 2>&1 \
+	  || { cat build/test-calls.log; exit 1; }
+	@grep libcuda build/test-calls.log
 
 simulate-long: setup ## random courses of the engine with fresh seeds: make simulate-long VMM_SECONDS=600
 	VMM_SECONDS=$${VMM_SECONDS:-600} $(BIN)/python -m pytest tests/simulation/test_courses.py -k violated \

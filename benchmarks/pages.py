@@ -2,11 +2,12 @@
 
 The three traces of ``replay`` at their own rate, Llama-3.1-8B on an A100 with 80 and with 24 GiB; pages of
 2, 4 and 16 MiB; 1, 4 and all 32 layers side by side in a token's record (G), so that a sequence has 32, 8 or
-1 extents and grows by that many pages at once. Creating a page is taken to cost in proportion to its size,
-the other calls the same for every size, as those published do.
+1 extents and grows by that many pages at once; and as many as `KVCache` itself takes for slots of the model's
+longest sequences. Creating a page is taken to cost in proportion to its size, the other calls the same for
+every size, as those published do.
 
-Metrics, as ``{trace}_{memory}gib_{page}mib_g{layers}_{metric}``: ``throughput_vs_paged16`` (1: as many tokens
-a second as with 16-token blocks at no cost), ``fragmentation``, ``peak_sequences``,
+Metrics, as ``{trace}_{memory}gib_{page}mib_g{layers or "default"}_{metric}``: ``throughput_vs_paged16`` (1:
+as many tokens a second as with 16-token blocks at no cost), ``fragmentation``, ``peak_sequences``,
 ``stall_ms_per_1000_iterations``, ``hide_ratio`` and ``pages_mapped_per_1000_tokens``, all as in ``replay``.
 
 ``python -m vmm.benchmarks.pages FILE.svg`` draws them, and prints a table for the docs.
@@ -29,7 +30,8 @@ ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("simulation",)
 
 PAGES_MIB = (2, 4, 16)
-LAYERS = (1, 4, 32)
+LAYERS = (1, 4, 0, 32)  # 0: KVCache's own choice
+COLORS = ("tab:red", "tab:orange", "tab:green", "tab:blue")
 SHOWN = (
     "throughput_vs_paged16",
     "fragmentation",
@@ -54,9 +56,13 @@ def run(progress: Callable[[str], None], device: str) -> Report:
                     of_paged = paged["throughput_tokens_per_s"]
                     metrics["throughput_vs_paged16"] = metrics["throughput_tokens_per_s"] / of_paged
                     for metric in SHOWN:
-                        report.metrics[f"{name}_{gib}gib_{mib}mib_g{layers}_{metric}"] = metrics[metric]
+                        report.metrics[_name(name, gib, mib, layers) + metric] = metrics[metric]
     report.metrics = rounded(report.metrics.items())
     return report
+
+
+def _name(trace: str, gib: int, page_mib: int, layers: int) -> str:
+    return f"{trace}_{gib}gib_{page_mib}mib_g{layers or 'default'}_"
 
 
 def _replay(trace: Trace, gib: int, combination: tuple[int, int]) -> dict[str, float]:
@@ -83,12 +89,12 @@ def table(metrics: dict[str, float]) -> str:
         for layers in reversed(LAYERS):
             cells = []
             for trace in TRACES:
-                of = {metric: metrics[f"{trace}_24gib_{mib}mib_g{layers}_{metric}"] for metric in SHOWN}
+                of = {metric: metrics[_name(trace, 24, mib, layers) + metric] for metric in SHOWN}
                 cells.append(
                     f"{of['throughput_vs_paged16']:.3f}, {of['fragmentation']:.1%}, "
                     f"{of['peak_sequences']:.0f}, {of['stall_ms_per_1000_iterations']:.2f}"
                 )
-            lines.append(f"| {mib} MiB, {layers} | " + " | ".join(cells) + " |")
+            lines.append(f"| {mib} MiB, {layers or 'default'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -99,13 +105,13 @@ def plot(metrics: dict[str, float], path: Path) -> None:
     axes = figure.subplots(2, len(TRACES), sharex=True, sharey="row")
     for column, trace in zip(axes.T, TRACES, strict=True):
         for gib, dashes in zip(MEMORIES_GIB, ("--", "-"), strict=True):
-            for layers, color in zip(LAYERS, ("tab:red", "tab:orange", "tab:blue"), strict=False):
-                names = [f"{trace}_{gib}gib_{mib}mib_g{layers}_" for mib in PAGES_MIB]
+            for layers, color in zip(LAYERS, COLORS, strict=False):
+                names = [_name(trace, gib, mib, layers) for mib in PAGES_MIB]
                 style = {
                     "color": color,
                     "linestyle": dashes,
                     "marker": "o",
-                    "label": f"G={layers}, {gib} GiB",
+                    "label": f"G={layers or 'default'}, {gib} GiB",
                 }
                 for axis, metric in zip(column, ("throughput_vs_paged16", "fragmentation"), strict=True):
                     axis.plot(PAGES_MIB, [metrics[name + metric] for name in names], **style)

@@ -7,13 +7,14 @@ between which the caller computes, as an engine does; ``step_us_256_growing_afte
 caller that sleeps, and ``any_call_us_after_sleep``, what ``torch.empty(1)`` takes then: the machine's part of
 it. ``stalls_…`` and ``caller_mapped_fraction_…``, of both: the steps that had to wait, and the pages that
 were not mapped when they were needed ÷ all; ``horizon_…``: iterations that the pager is asked ahead.
-``any_call_us``: ``torch.empty(1)`` between computations. ``bytes_per_sequence`` of bookkeeping. The peer,
-where vLLM is installed, is its block manager's ``allocate_slots`` for 256 decoding sequences (mean of the
-same microseconds).
+``any_call_us``: ``torch.empty(1)`` between computations; ``step_us_256_growing_over_any_call``: the one mean
+÷ the other. ``bytes_per_sequence`` of bookkeeping. The peer, where vLLM is installed, is its block manager's
+``allocate_slots`` for 256 decoding sequences (mean of the same microseconds).
 
 With ``--busy`` two processes that only compute run beside it, as tokenizers and other engines do on a serving
 host; every metric has ``_busy`` at its end then. A step that the scheduler interrupts for one of them takes
-milliseconds, and so does any other call: what is ours is the difference to ``any_call_us_busy``.
+milliseconds, and so does any other call: what is ours is the difference to ``any_call_us_busy``,
+or the ratio.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def _measure(report: Report, progress: Callable[[str], None]) -> None:
     progress("256 sequences, growing, between computations")
     _growing(report, "growing", 256, _computing_until)
     _note(report, "any_call_us", _smallest_calls(_computing_until))
+    metrics = report.metrics
+    metrics["step_us_256_growing_over_any_call"] = metrics["step_us_256_growing"] / metrics["any_call_us"]
     progress("vLLM's block manager, if it is installed")
     _compare(report, 256)
 

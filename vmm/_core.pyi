@@ -298,8 +298,7 @@ class VmmMemory(KvMemory):
         places: int,
         max_tokens: int,
         page_bytes: int,
-        extents: int,
-        record_bytes: int,
+        records_bytes: Sequence[int],
         call_times_ns: Sequence[int],
         wake_ns: int,
         first_tokens: int = 0,
@@ -331,6 +330,7 @@ class CudaContext:
     def free_bytes(self) -> int: ...
 
 def cuda_free_bytes(device: int) -> int: ...  # of all, while nobody has the primary context
+def mapping_limit() -> tuple[int, str]: ...  # of the process's memory mappings (0: none known), and whose
 def cuda_name(device: int) -> str: ...
 def admit(growths: Sequence[Growth], to: int) -> None: ...
 

@@ -109,7 +109,9 @@ def simulate(
     max_sequences: Annotated[int, typer.Option(help="Running at once.")] = 256,
     batch_tokens: Annotated[int, typer.Option(help="Computed in an iteration, at most.")] = 2048,
     page: Annotated[str, typer.Option(help="Bytes of a physical page.")] = "2MiB",
-    layers_per_extent: Annotated[int, typer.Option(help="Side by side in a token's record; 0: all.")] = 0,
+    layers_per_extent: Annotated[
+        int, typer.Option(help="Side by side in a token's record; 0: as many as KVCache takes by default.")
+    ] = 0,
     load: Annotated[float, typer.Option(help="Requests arrive so many times as fast.")] = 1.0,
     allocator: Annotated[list[str] | None, typer.Option(help="Compare these only; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Of what a trace leaves open.")] = 0,

@@ -44,7 +44,8 @@ class OutOfPages(Error, MemoryError):
     Attributes, all in bytes: ``asked``; ``free`` (budget not taken, and free pages of the pool);
     ``reclaimable`` (mapped, but needed by nobody); ``budget``. ``fitting``: of a KVCache's step, the slots,
     in the order given, that could have had what they need. ``of_device``: the budget would have allowed it,
-    but the device had no more memory, though torch's cache was emptied.
+    but the device had no more memory. By then torch's cache was emptied, unless torch is not used on a GPU,
+    its stream was being captured, or that failed.
     """
 
     fitting: tuple[int, ...] = ()

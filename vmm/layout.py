@@ -4,9 +4,10 @@ A layer's K is one tensor ``[batch, heads, tokens, dim]``; a layout says how man
 token's record in an extent holds, and the strides of the tensor. The last dimension is always contiguous.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
+
+from vmm.user_warnings import warn_user
 
 #: Each extent costs the process two mappings: what is mapped, and the gap after it.
 MAPPINGS_PER_EXTENT = 2
@@ -57,10 +58,8 @@ def fits_int32(elements: int) -> bool:
 def warn_of_int32(what: str) -> None:
     """Of kernels by name: https://github.com/pytorch/pytorch/pull/186075, and the key of torch's cuDNN plans
     (aten/src/ATen/native/cudnn/MHA.cpp)."""
-    warnings.warn(
+    warn_user(
         f"{what}: from 2^31 on torch's memory-efficient attention (until 2.11) reads other tokens' values"
         " without an error, and cuDNN's may use a plan for other strides; FlashAttention is safe"
-        " (docs/engine.md)",
-        RuntimeWarning,
-        stacklevel=4,
+        " (docs/engine.md)"
     )

@@ -11,11 +11,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import UnionType
 
 from vmm import _core, sharing
 from vmm.closing import Closing
-from vmm.errors import InvalidArgument
+from vmm.errors import Closed, Forked, InvalidArgument
 from vmm.host_memory import available_bytes
 from vmm.sharing import ExportedPage
 from vmm.units import format_bytes, parse_bytes
@@ -78,10 +80,13 @@ class Pool(Closing):
     each. ``rdma`` lets network cards at it (GPUDirect RDMA). ``shareable`` lets `export` give pages to other
     processes. All of it is tried out with one page when the pool is made.
 
-    Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, and for peers,
-    ``rdma`` or ``shareable`` where there are no such devices or they cannot do it; DriverError when they
-    cannot although they say so, or the system has no memfd. Every method is safe from any thread; after
-    ``close`` and in a forked child they raise Closed and Forked.
+    Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, a device that is
+    none of the above or not there, ``lookahead_pages`` other than a whole number from 0 to 65,535,
+    ``idle_seconds`` other than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable`` where there are
+    no such devices or they cannot do it; DriverError when they cannot although they say so, there is no CUDA
+    driver for a GPU, or the system has no memfd; Forked for a GPU in a child of a process that used CUDA.
+    Every method is safe from any thread. After ``close`` what gives memory or changes the budget raises
+    Closed; in a forked child every method raises Forked.
     """
 
     def __init__(
@@ -96,8 +101,8 @@ class Pool(Closing):
         shareable: bool = False,
     ) -> None:
         self.device, ordinal = _parsed_device(device)
-        if not 0 <= lookahead_pages < 2**16:
-            raise InvalidArgument(f"lookahead_pages is {lookahead_pages}; expected 0 to 65535")
+        if not _is_number(lookahead_pages, int) or not 0 <= lookahead_pages < 2**16:
+            raise InvalidArgument(f"lookahead_pages is {lookahead_pages!r}; expected 0 to 65535")
         idle_ns = _idle_ns(idle_seconds)
         self._ordinal = ordinal
         kind = "cpu" if ordinal < 0 else self.device
@@ -129,11 +134,13 @@ class Pool(Closing):
     def budget_bytes(self) -> int:
         """The most physical memory this pool may hold. Lowering it gives back what nobody needs, soon.
         Raises InvalidArgument for more than what is free and what the pool holds already, unless it is less
-        than before."""
+        than before; and, when it is set, Closed and Forked."""
         return self._core.budget.limit_bytes
 
     @budget_bytes.setter
     def budget_bytes(self, budget: int | str) -> None:
+        if self.closed:
+            raise Closed("this pool is closed")
         self._core.budget.set_limit(_changed_budget_bytes(budget, self._core, self._ordinal))
 
     @property
@@ -255,11 +262,14 @@ class Pool(Closing):
 _defaults: dict[str, Pool] = {}  # by device
 _default_budgets: dict[str, int | str | None] = {}
 _default_lock = threading.Lock()
+_is_child = False  # by fork, of a process that had imported this
 
 
 def configure(*, budget: int | str | None = None, device: object = "cpu") -> None:
     """Sets the budget of a device's default pool: now, if there is one, and of those to come. ``None`` is
-    ``VMM_BUDGET``, else half of the available memory. Raises InvalidArgument; then nothing has changed."""
+    ``VMM_BUDGET``, else half of the available memory. Safe from any thread. Raises InvalidArgument for a
+    budget as a Pool would, or a device that is none; DriverError where a GPU cannot be asked for its free
+    memory; Forked for one in a child of a process that used CUDA. Then nothing has changed."""
     name, ordinal = _parsed_device(device)
     with _default_lock:
         pool = _defaults.get(name)
@@ -272,7 +282,8 @@ def configure(*, budget: int | str | None = None, device: object = "cpu") -> Non
 
 def default_pool(device: object = "cpu") -> Pool:
     """The pool that a device's caches and tensors share when none is named: see ``configure``. Made on first
-    use; remade after ``close`` or a fork. Safe from any thread."""
+    use; remade after ``close`` or a fork. Safe from any thread. Raises what making a Pool with the configured
+    budget, else ``VMM_BUDGET``, does: InvalidArgument, DriverError, Forked."""
     name, _ = _parsed_device(device)
     with _default_lock:
         pool = _defaults.get(name)
@@ -318,13 +329,24 @@ def _parsed_device(device: object) -> tuple[str, int]:
 def _current_cuda_device() -> int:
     """torch's, in this thread; the first where torch, which vmm does not import for this, is not loaded."""
     torch = sys.modules.get("torch")
-    return torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
+    if torch is None or not torch.cuda.is_available():
+        return 0
+    try:
+        return int(torch.cuda.current_device())
+    except RuntimeError as error:
+        if not _is_child:
+            raise
+        raise Forked(f"device='cuda' in a forked child: {error}") from error
+
+
+def _is_number(value: object, kind: type | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _idle_ns(idle_seconds: float | None) -> int:
     if idle_seconds is None:
         return 0
-    if not isinstance(idle_seconds, int | float) or not 1e-3 <= idle_seconds <= 1e9:
+    if not _is_number(idle_seconds, int | float) or not 1e-3 <= idle_seconds <= 1e9:
         raise InvalidArgument(f"idle_seconds is {idle_seconds!r}; expected 0.001 to 1e9, or None")
     return int(idle_seconds * 1e9)
 
@@ -362,24 +384,31 @@ def _budget_bytes(budget: int | str | None, available_now: Callable[[], int], al
 
 @atexit.register
 def _close_all() -> None:
-    """A pool that cannot be closed, or not in time, must hold up neither the others nor the exit."""
+    """A pool that cannot be closed, or not in time, must hold up neither the others nor the exit: nor must
+    Ctrl-C meanwhile, or that there is nowhere to say so."""
     deadline = time.monotonic() + _EXIT_PATIENCE
     for pool in list(_open_pools):
         try:
-            if pool._core.in_child:
-                continue
-            pool._forward_log()
-            pool._core.close(patience_s=max(0.0, deadline - time.monotonic()))
-            unsaid = [text for level, text in pool._core.drain_log() if _LEVELS[level] >= logging.WARNING]
-        except Exception as error:
-            unsaid = [str(error)]
-        for text in unsaid:
-            print(f"vmm: closing {pool.device} at exit: {text}", file=sys.stderr)
+            unsaid = _closed_at_exit(pool, max(0.0, deadline - time.monotonic()))
+        except BaseException as error:
+            unsaid = [str(error) or type(error).__name__]
+        with suppress(BaseException):
+            for text in unsaid:
+                print(f"vmm: closing {pool.device} at exit: {text}", file=sys.stderr or sys.__stderr__)
 
 
-def _forget_lock_of_parent() -> None:
-    global _default_lock  # noqa: PLW0603
-    _default_lock = threading.Lock()
+def _closed_at_exit(pool: Pool, patience_s: float) -> list[str]:
+    """What is left to be said of it."""
+    if pool._core.in_child:
+        return []
+    pool._forward_log()
+    pool._core.close(patience_s=patience_s)
+    return [text for level, text in pool._core.drain_log() if _LEVELS[level] >= logging.WARNING]
 
 
-os.register_at_fork(after_in_child=_forget_lock_of_parent)
+def _after_fork() -> None:
+    global _default_lock, _is_child
+    _default_lock, _is_child = threading.Lock(), True
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,18 +1,20 @@
 """What a GPU's pages can be made for beside the GPU itself: other GPUs, network cards, other processes."""
 
-import logging
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import InvalidArgument
-
-logger = logging.getLogger("vmm")
+from vmm.user_warnings import warn_user
 
 _LEAST_ARENA = 2**30  # pool.cpp, least_arena
 # Below it (Volta, Turing) replacing a mapping beside running kernels has faulted: kvcached's issue 465.
-_TRIED_CAPABILITY = 80
+TRIED_CAPABILITY = 80
+OLD_DEVICES_FAULT = (
+    "vmm needs 8.0 or later to map memory safely while kernels run: on older GPUs that has ended processes"
+    " with illegal addresses"
+)
 _warned: set[str] = set()  # devices; a warning is for the process
 
 
@@ -22,7 +24,8 @@ class ExportedPage:
 
     ``file_descriptor`` is the receiver's to close, here after it was passed on (``socket.send_fds``,
     ``pass_fds``): until the last one is closed and the last import released, the page's memory is not given
-    back to the device, whatever becomes of the pool. It is not inherited by child processes.
+    back to the device, whatever becomes of the pool. It is closed across ``exec``; a forked child
+    has it, too.
     """
 
     file_descriptor: int
@@ -84,13 +87,10 @@ def on_wsl2(version: str = "/proc/version", device: str = "/dev/dxg") -> bool:
 def warn_of_old_devices(name: str, compute_capability: int) -> None:
     """Once a process for each device that is older than what mapping beside running kernels is known to
     work on."""
-    if compute_capability == 0 or compute_capability >= _TRIED_CAPABILITY or name in _warned:
+    if compute_capability == 0 or compute_capability >= TRIED_CAPABILITY or name in _warned:
         return
     _warned.add(name)
-    logger.warning(
-        "%s has compute capability %d.%d; vmm needs 8.0 or later to map memory safely while kernels run:"
-        " on older GPUs that has ended processes with illegal addresses",
-        name,
-        compute_capability // 10,
-        compute_capability % 10,
+    warn_user(
+        f"{name} has compute capability {compute_capability // 10}.{compute_capability % 10};"
+        f" {OLD_DEVICES_FAULT}"
     )

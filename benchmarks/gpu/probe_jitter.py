@@ -40,7 +40,7 @@ def launch_jitter(b: Bench, seconds: float = _SECONDS) -> Iterator[tuple[str, An
                 with beside(b, name) as done:
                     seen = _launched(b, executable, stream, seconds)
                     yield f"{name}, in another {where}", {**seen, "in_background": done()}
-            except (AssertionError, OSError, ValueError) as error:
+            except (AssertionError, OSError, ValueError, subprocess.TimeoutExpired) as error:
                 yield f"{name}, in another {where}", f"{type(error).__name__}: {error}"
 
 

@@ -121,15 +121,18 @@ def sections(build: bool = True) -> list[Section]:
             name, alone, budget_s, _bench_failures, checks=False, stands_on="build", least_s=least_s
         )
 
-    def asked(name: str, module: str, each_s: float, budget_s: float, **options: Any) -> Section:
-        return Section(name, crew(module, each_s, **options), budget_s, _wrong_results, checks=False)
+    def asked(
+        name: str, module: str, each_s: float, budget_s: float, least_s: float, **options: Any
+    ) -> Section:
+        asking = crew(module, each_s, **options)
+        return Section(name, asking, budget_s, _wrong_results, checks=False, least_s=least_s)
 
     made = [
         Section("build", crew("build", 200), 200, _broken),
         Section("conformance", crew("conformance_items", 20), 60, _differences, least_s=20),
-        asked("questions", "questions", 20, 100),
+        asked("questions", "questions", 20, 100, least_s=20),
         Section("gpu tests", crew("gpu_test_items", 60), 120, _broken, stands_on="build", least_s=40),
-        asked("probes", "probes", 40, 120, separate=True),
+        asked("probes", "probes", 40, 120, least_s=40, separate=True),
         bench("map", 80, least_s=40),
         bench("attention", 150, least_s=60),
         bench("growth", 80, least_s=30),

@@ -8,6 +8,7 @@
 #include "bindings/bindings.h"
 #include "driver/cuda_driver.h"
 #include "driver/host_driver.h"
+#include "driver/host_mappings.h"
 
 namespace py = pybind11;
 
@@ -104,6 +105,10 @@ void bind_driver(py::module_& m) {
       .def(py::init([](int device) { return std::make_unique<cuda::Calls>(device); }), py::arg("device"),
            NoGil())
       .def("free_bytes", [](const cuda::Calls& calls) { return cuda::free_bytes(calls); }, NoGil());
+  m.def("mapping_limit", [] {
+    const host::MostMappings& most = host::MappingCount::of_process().most();
+    return std::pair(most.count, most.by_variable() ? "VMM_MAX_MAPPINGS" : "vm.max_map_count (sysctl)");
+  });
   m.def("cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
   py::class_<CudaDriver, Driver, std::unique_ptr<CudaDriver, DeleteWithoutGil>>(m, "CudaDriver")
       .def(py::init([](int device, bool host_accessible) {

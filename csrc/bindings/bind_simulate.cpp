@@ -98,7 +98,7 @@ void bind_memories(py::module_& m) {
                            std::int64_t>;
   py::class_<VmmMemory, KvMemory, std::shared_ptr<VmmMemory>>(m, "VmmMemory")
       .def(py::init([](std::uint64_t budget, std::uint32_t places, std::uint64_t max_tokens,
-                       std::uint64_t page_bytes, std::uint64_t extents, std::uint64_t record_bytes,
+                       std::uint64_t page_bytes, const std::vector<std::uint64_t>& records_bytes,
                        const Times& times, std::int64_t wake_latency, std::uint64_t first_tokens,
                        std::uint64_t warm) {
              VmmMemoryOptions options;
@@ -113,12 +113,11 @@ void bind_memories(py::module_& m) {
              options.page_bytes = {page_bytes};
              options.first_tokens = {first_tokens};
              options.warm = {warm};
-             options.extents = extents;
-             options.record_bytes = {record_bytes};
+             for (std::uint64_t bytes : records_bytes) options.records.push_back({bytes});
              return std::make_shared<VmmMemory>(options);
            }),
            py::kw_only(), py::arg("budget"), py::arg("places"), py::arg("max_tokens"), py::arg("page_bytes"),
-           py::arg("extents"), py::arg("record_bytes"), py::arg("call_times_ns"), py::arg("wake_ns"),
+           py::arg("records_bytes"), py::arg("call_times_ns"), py::arg("wake_ns"),
            py::arg("first_tokens") = 0, py::arg("warm") = 0);
 }
 

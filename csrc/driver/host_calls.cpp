@@ -122,9 +122,11 @@ void fail(const char* call, Address address, Bytes size, int error) {
   if (error == ENOMEM) {
     MappingCount& mappings = MappingCount::of_process();
     mappings.count();
-    if (mappings.limit() != 0 && mappings.used() + limit_slack >= mappings.limit())
+    // The system's own limit: it knows nothing of VMM_MAX_MAPPINGS.
+    const MostMappings limit{mappings.most().of_system, mappings.most().of_system};
+    if (limit.count != 0 && mappings.used() + limit_slack >= limit.count)
       throw MappingLimit(where + "; this process has " + std::to_string(mappings.used()) +
-                         " memory mappings of " + std::to_string(mappings.limit()) + mapping_advice);
+                         " memory mappings of " + std::to_string(limit.count) + limit.advice());
   }
   if (error == ENOMEM || error == EFAULT || error == ENOSPC) throw DriverOutOfMemory(where);
   throw DriverError(where);

@@ -36,7 +36,7 @@ HostDriver::HostDriver(const char* name)
                     .shareable = false,
                     .compute_capability = 0,
                     .device = 0,
-                    .max_mappings = host::MappingCount::of_process().limit()},
+                    .max_mappings = host::MappingCount::of_process().most().count},
       memfd_(host::open_memfd(name)),
       ledger_(capabilities_.granularity) {}
 

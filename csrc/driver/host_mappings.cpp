@@ -5,9 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
-#include <string>
 
 #include "base/error.h"
 
@@ -16,28 +17,44 @@ namespace {
 
 constexpr std::int64_t kept_back_fraction = 16;
 constexpr int count_attempts = 4;
+constexpr std::uint64_t most_countable = std::uint64_t{1} << 62;
 constexpr std::size_t reserved = 64;  // a mapping and the one after it give way to at most three
 
 std::size_t least_page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
 
 }  // namespace
 
-std::uint64_t max_process_mappings() {
-  std::uint64_t limit = 0;
-  std::ifstream("/proc/sys/vm/max_map_count") >> limit;
-  const char* lower = std::getenv("VMM_MAX_MAPPINGS");
-  const std::uint64_t wanted = lower == nullptr ? 0 : std::strtoull(lower, nullptr, 10);
-  return wanted != 0 && (limit == 0 || wanted < limit) ? wanted : limit;
+std::string MostMappings::advice() const {
+  return by_variable() ? ": raise or unset VMM_MAX_MAPPINGS, or use larger pages"
+                       : ": raise vm.max_map_count (sysctl -w vm.max_map_count=...) or use larger pages";
 }
 
-std::uint64_t count_process_mappings() {
+MostMappings most_mappings() {
+  MostMappings most;
+  std::ifstream("/proc/sys/vm/max_map_count") >> most.of_system;
+  most.count = most.of_system;
+  const char* text = std::getenv("VMM_MAX_MAPPINGS");
+  if (text == nullptr) return most;
+  const char* end = text + std::strlen(text);
+  std::uint64_t wanted = 0;
+  const auto [read_to, error] = std::from_chars(text, end, wanted);
+  if (error != std::errc{} || read_to != end || wanted == 0 || wanted > most_countable)
+    throw InvalidArgument("VMM_MAX_MAPPINGS is '" + std::string(text) +
+                          "'; expected a whole number of memory mappings, 1 or more");
+  if (most.of_system == 0 || wanted < most.of_system) most.count = wanted;
+  return most;
+}
+
+std::optional<std::uint64_t> count_process_mappings() {
   char buffer[16 * 1024];  // not on the heap: there may be no mapping left for it to grow
   const int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-  if (maps < 0) return 0;
+  if (maps < 0) return std::nullopt;  // the process may have no file left to open
   std::uint64_t lines = 0;
-  for (ssize_t got; (got = read(maps, buffer, sizeof buffer)) > 0;)
+  ssize_t got = 0;
+  while ((got = read(maps, buffer, sizeof buffer)) > 0)
     lines += static_cast<std::uint64_t>(std::count(buffer, buffer + got, '\n'));
   close(maps);
+  if (got < 0) return std::nullopt;
   return lines;
 }
 
@@ -47,7 +64,9 @@ MappingCount& MappingCount::of_process() {
 }
 
 MappingCount::MappingCount()
-    : limit_(static_cast<std::int64_t>(max_process_mappings())), kept_back_(limit_ / kept_back_fraction) {
+    : most_(most_mappings()),
+      limit_(static_cast<std::int64_t>(most_.count)),
+      kept_back_(limit_ / kept_back_fraction) {
   MappingReserve::of_process();  // before it is needed
   count();
 }
@@ -57,7 +76,7 @@ void MappingCount::require(std::int64_t more) {
   count();  // others have come or gone since
   if (fits(more)) return;
   throw MappingLimit("this process has " + std::to_string(used()) + " memory mappings of at most " +
-                     std::to_string(limit()) + ", some of which are kept back" + mapping_advice);
+                     std::to_string(most_.count) + ", some of which are kept back" + most_.advice());
 }
 
 void MappingCount::count() {
@@ -65,7 +84,9 @@ void MappingCount::count() {
   for (int attempt = 0; attempt < count_attempts; ++attempt) {
     ours = ours_;
     planned = planned_;
-    all = static_cast<std::int64_t>(count_process_mappings());
+    const auto counted = count_process_mappings();
+    if (!counted) return;
+    all = static_cast<std::int64_t>(*counted);
     if (ours == ours_ && planned == planned_) break;  // else other threads have mapped or unmapped meanwhile
   }
   others_ = all - (ours - planned);

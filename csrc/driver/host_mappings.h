@@ -5,16 +5,25 @@
 #include <cerrno>
 #include <cstdint>
 #include <mutex>
+#include <optional>
+#include <string>
 
 namespace vmm::host {
 
-inline constexpr const char* mapping_advice =
-    ": raise vm.max_map_count (sysctl -w vm.max_map_count=...) or use larger pages";
+/// How many mappings the process may have: vm.max_map_count, or VMM_MAX_MAPPINGS where that is lower.
+struct MostMappings {
+  std::uint64_t count = 0;      // 0: not known, and nothing is refused
+  std::uint64_t of_system = 0;  // 0: not known
 
-/// vm.max_map_count, or VMM_MAX_MAPPINGS where that is lower; 0: not known, and nothing is refused.
-std::uint64_t max_process_mappings();
-/// Lines of /proc/self/maps: exact, but it takes about 0.2 µs for each.
-std::uint64_t count_process_mappings();
+  bool by_variable() const noexcept { return count != of_system; }
+  /// What a message says that ends there.
+  std::string advice() const;
+};
+
+/// Throws InvalidArgument where VMM_MAX_MAPPINGS is no number from 1 on.
+MostMappings most_mappings();
+/// Lines of /proc/self/maps: exact, but it takes about 0.2 µs for each. Nothing where it cannot be read.
+std::optional<std::uint64_t> count_process_mappings();
 
 /// What all host drivers of the process use together, and an estimate of everybody else's: the difference to
 /// the last exact count. A sixteenth of the limit is left to them, and to undoing. Safe from any thread.
@@ -28,9 +37,9 @@ class MappingCount {
   void plan(std::int64_t more) noexcept { planned_ += more; }
   /// Throws MappingLimit unless `more` may be made beside those that were added.
   void require(std::int64_t more);
-  /// Counts everybody's.
+  /// Counts everybody's; where that cannot be done, the last count stands.
   void count();
-  std::uint64_t limit() const noexcept { return static_cast<std::uint64_t>(limit_); }
+  const MostMappings& most() const noexcept { return most_; }
   /// Everybody's, as far as is known.
   std::uint64_t used() const noexcept { return static_cast<std::uint64_t>(ours_ + others_); }
   /// That may still be made; an estimate.
@@ -42,6 +51,7 @@ class MappingCount {
     return limit_ == 0 || ours_ + more + others_ + kept_back_ <= limit_;
   }
 
+  const MostMappings most_;
   const std::int64_t limit_;
   const std::int64_t kept_back_;
   std::atomic<std::int64_t> ours_{0};

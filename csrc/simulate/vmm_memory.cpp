@@ -7,15 +7,17 @@
 namespace vmm {
 namespace {
 
-Bytes extent_bytes(const VmmMemoryOptions& options) {
-  return round_up(options.record_bytes * options.max_tokens.count, options.page_bytes);
+Bytes extent_bytes(const VmmMemoryOptions& options, Bytes record) {
+  return round_up(record * options.max_tokens.count, options.page_bytes);
 }
 
 std::uint32_t slots(const VmmMemoryOptions& options) { return options.places + options.places / 16; }
 
 VmmMemoryOptions completed(VmmMemoryOptions options) {
   options.world.driver.capacity = options.world.budget;
-  options.world.arena_bytes = extent_bytes(options) * options.extents * slots(options) + 1_GiB;
+  options.world.arena_bytes = 1_GiB;
+  for (Bytes record : options.records)
+    options.world.arena_bytes += extent_bytes(options, record) * slots(options);
   return options;
 }
 
@@ -23,12 +25,14 @@ VmmMemoryOptions completed(VmmMemoryOptions options) {
 
 VmmMemory::VmmMemory(VmmMemoryOptions options)
     : options_(completed(options)), world_(options_.world), lengths_(slots(options_)) {
-  const std::uint64_t extents = options_.extents * slots(options_);
-  lease_ = world_.pool()->reserve(
-      {.page_bytes = options_.page_bytes, .extent_bytes = extent_bytes(options_), .extents = extents});
+  for (Bytes record : options_.records) {
+    auto lease = world_.pool()->reserve({.page_bytes = options_.page_bytes,
+                                         .extent_bytes = extent_bytes(options_, record),
+                                         .extents = slots(options_)});
+    parts_.push_back({std::move(lease), 0, 1, record});
+  }
   cache_ = std::make_unique<KvCache>(
-      world_.pager(), std::vector<SlotPart>{{lease_, 0, options_.extents, options_.record_bytes}},
-      slots(options_),
+      world_.pager(), parts_, slots(options_),
       KvCacheOptions{.max_tokens = options_.max_tokens, .first_tokens = options_.first_tokens});
   stream_ = world_.driver().create_stream();
   world_.pool()->warm(options_.warm, options_.page_bytes, options_.warm);
@@ -38,7 +42,7 @@ VmmMemory::VmmMemory(VmmMemoryOptions options)
 
 VmmMemory::~VmmMemory() {
   cache_.reset();
-  lease_.reset();
+  parts_.clear();
 }
 
 Bytes VmmMemory::capacity() const {
@@ -46,16 +50,19 @@ Bytes VmmMemory::capacity() const {
 }
 
 Bytes VmmMemory::bytes_for(Tokens tokens) const {
-  return round_up(options_.record_bytes * tokens.count, options_.page_bytes) * options_.extents;
+  Bytes all{};
+  for (Bytes record : options_.records) all += round_up(record * tokens.count, options_.page_bytes);
+  return all;
 }
 
 std::uint32_t VmmMemory::open(Tokens prompt, Tokens announced) {
   return cache_->open(prompt, announced, stream_);
 }
 
-MemoryRange VmmMemory::tokens(std::uint64_t extent, std::uint64_t from, std::uint64_t to) const {
-  const Address start = lease_->base() + lease_->shape().extent_bytes * extent;
-  return {start + options_.record_bytes * from, options_.record_bytes * (to - from)};
+MemoryRange VmmMemory::tokens(const SlotPart& part, std::uint64_t place, std::uint64_t from,
+                              std::uint64_t to) const {
+  const Address start = part.lease->base() + part.lease->shape().extent_bytes * place;
+  return {start + part.record_bytes * from, part.record_bytes * (to - from)};
 }
 
 bool VmmMemory::step(std::span<const std::int32_t> places, std::span<const std::int32_t> lengths) {
@@ -79,9 +86,9 @@ bool VmmMemory::step(std::span<const std::int32_t> places, std::span<const std::
     const auto to = static_cast<std::uint64_t>(lengths[i]);
     const std::uint64_t from = std::exchange(lengths_[place], to);
     const bool in_new_pages = bytes_for({to}) > bytes_for({from});
-    for (std::uint64_t j = place * options_.extents; j < (place + 1) * options_.extents; ++j) {
-      uses_.push_back(tokens(j, 0, to));
-      if (in_new_pages) new_pages_.push_back(tokens(j, from, to));
+    for (const SlotPart& part : parts_) {
+      uses_.push_back(tokens(part, place, 0, to));
+      if (in_new_pages) new_pages_.push_back(tokens(part, place, from, to));
     }
   }
   const SimDriver::Touched touched = world_.driver().touch(new_pages_, called);

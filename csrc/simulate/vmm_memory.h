@@ -18,8 +18,7 @@ struct VmmMemoryOptions {
   Tokens first_tokens;  // of a sequence's first step, at most; 0: to be learnt
   Bytes warm;           // created before the first request
   Bytes page_bytes = 2_MiB;
-  std::uint64_t extents = 1;  // of a sequence: layers ÷ layers in an extent
-  Bytes record_bytes;         // of a token in each extent
+  std::vector<Bytes> records;  // of a token, in each extent of a sequence
 };
 
 class VmmMemory final : public KvMemory {
@@ -43,11 +42,11 @@ class VmmMemory final : public KvMemory {
   KvCounts counts() const override;
 
  private:
-  MemoryRange tokens(std::uint64_t extent, std::uint64_t from, std::uint64_t to) const;
+  MemoryRange tokens(const SlotPart& part, std::uint64_t place, std::uint64_t from, std::uint64_t to) const;
 
   const VmmMemoryOptions options_;
   World world_;
-  std::shared_ptr<Lease> lease_;
+  std::vector<SlotPart> parts_;  // of one extent each, as KVCache on a GPU has them
   std::unique_ptr<KvCache> cache_;
   StreamHandle stream_;
   std::vector<std::uint64_t> lengths_;  // by place

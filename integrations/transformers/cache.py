@@ -43,7 +43,7 @@ class VmmCache(DynamicCache):
     not memory. ``budget`` (bytes or text like ``"12GiB"``) gives the cache a pool of its own; ``pool`` shares
     one; with neither, the device's default pool is shared. ``device`` is the pool's, unless given with it: by
     default where the first states are. When the cache dies its memory goes back to the pool, still mapped,
-    and the next cache of the same shape starts warm.
+    and the next cache of the same shape starts warm, unless it comes later than the pool's ``idle_seconds``.
 
     Sliding-window, linear-attention and other special layers stay the stock ones. All layers on one device.
 

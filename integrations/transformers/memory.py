@@ -59,6 +59,7 @@ class CacheMemory:
         self.page_bytes = page_bytes
         self.frontier = 0
         self._heads = heads
+        self._has_warned = False
         # Weak, or the cache would be a reference cycle, and its memory would wait for the garbage collector.
         self._layers: list[weakref.ref[VmmLayer]] = []
         self._find_pool = pool
@@ -118,7 +119,7 @@ class CacheMemory:
                 return layout
         raise InvalidArgument(
             f"batch is {batch}: with {len(self._layers)} layers the cache would use more than half of the"
-            f" {limit} memory mappings a process may have; raise vm.max_map_count (sysctl) or use fewer rows"
+            f" {limit} memory mappings a process may have; raise {_core.mapping_limit()[1]} or use fewer rows"
         )
 
     def allocate(self, batch: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, tuple]:
@@ -130,7 +131,9 @@ class CacheMemory:
         record_bytes = layout.record_elements(heads, dim) * dtype.itemsize
         extent_bytes = -(-self.max_tokens * record_bytes // self.page_bytes) * self.page_bytes
         extents = layout.extents(batch, heads)
-        if self.pool._core.gpu and not fits_int32(elements := extent_bytes // dtype.itemsize):
+        elements = extent_bytes // dtype.itemsize
+        if self.pool._core.gpu and not fits_int32(elements) and not self._has_warned:
+            self._has_warned = True  # once for all layers
             warn_of_int32(f"max_tokens: a row has {elements} elements; expect fewer tokens")
         lease = self.pool.reserve(
             page_bytes=self.page_bytes,

@@ -121,3 +121,17 @@ def test_no_extent_is_adopted_whose_stride_does_not_fit_32_bits(pool):
     cache = filled(cache_for(model_of(), pool, max_tokens=100), 5)
     assert cache.layers[0].keys.stride(0) < 2**31
     assert pool.stats().reservations_adopted == 0
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="only GPU kernels count strides with 32 bits")
+def test_one_warning_for_a_cache(pool):
+    model = model_of()
+    assert model.config.num_hidden_layers > 1
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        caches = [cache_for(model, pool, max_tokens=2**31 // (HEADS * DIM)) for _ in range(2)]
+        for cache in caches:
+            model(torch.arange(5)[None], past_key_values=cache)
+            filled(cache, 5)
+    assert ["max_tokens" in str(warning.message) for warning in caught] == [True, True]
+    assert [warning.filename for warning in caught] == [__file__] * 2

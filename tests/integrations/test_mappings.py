@@ -44,6 +44,7 @@ print("ends", flush=True)
 """
 
 
+@pytest.mark.timeout(700)  # pytest's own, 300 s, would end the test before the child's
 @pytest.mark.parametrize(("alive", "end"), [(0, "pool.close()"), (3, "")], ids=["in turn", "three alive"])
 def test_caches_of_500_lengths_share_the_processes_mappings(alive, end):
     result = run_child(CACHES.replace("ALIVE", str(alive)).replace("END", end), timeout=600)

@@ -21,6 +21,31 @@ PAGE = 65536
 WATCHDOG_SECONDS = 60
 
 
+def doomed_things(pool):
+    """By name, each the last owner of what is behind it."""
+
+    def lease():
+        return pool.reserve(page_bytes=PAGE, extent_bytes=PAGE, extents=1)
+
+    def tensor():
+        made = KVTensor(1, 256, 64, pool=pool, page_bytes=PAGE)
+        made[:, :1] = 1
+        return made
+
+    def cache():
+        return KVCache(1, 1, 128, torch.float32, max_tokens=64, max_sequences=1, pool=pool, page_bytes=PAGE)
+
+    return {
+        "a lease": lease(),
+        "a growth": pool.growth([(lease(), 0, 1, 256)]),
+        "a tensor": tensor(),
+        "rows": tensor()._memory.rows,
+        "a slice": tensor()[:, :1],
+        "a cache": cache(),
+        "a view of a cache": cache().kv(0)[0],
+    }
+
+
 def questions(cache, sequence, tensor):
     """By name: every property of every object of the engine, and what takes few arguments."""
     core, engine = cache.pool._core, cache._engine
@@ -36,13 +61,7 @@ def questions(cache, sequence, tensor):
         for name in dir(type(thing)):
             if isinstance(getattr(type(thing), name), property) and name != "memfd":
                 asked[f"{kind}.{name}"] = lambda thing=thing, name=name: getattr(thing, name)
-    doomed = [
-        KVTensor(1, 64, 64, pool=cache.pool, page_bytes=PAGE),
-        cache.pool.reserve(page_bytes=PAGE, extent_bytes=PAGE, extents=1),
-    ]
-    growth = cache.pool.growth([(doomed[-1], 0, 1, 256)])
-    doomed += [growth, KVTensor(1, 64, 64, pool=cache.pool, page_bytes=PAGE)._memory.rows, cache.kv(0)[0][:0]]
-    del growth
+    doomed = doomed_things(cache.pool)
     asked |= {
         "length": lambda: sequence.length,
         "previous_length": lambda: engine.previous_length(sequence.slot),
@@ -56,13 +75,25 @@ def questions(cache, sequence, tensor):
         "set_limit": lambda: core.budget.set_limit(core.budget.limit_bytes),
         "a slice": lambda: tensor[:, :1].sum(),
         "repr": cache.pool.__repr__,
-        **{
-            f"the end of {type(each).__name__} {i}": doomed.clear if i == 0 else doomed.__len__
-            for i, each in enumerate(doomed)
-        },
+        **{f"the end of {name}": lambda name=name: doomed.pop(name) for name in list(doomed)},
+        **questions_of_sequences(cache),
         "another pool": lambda: _core.Pool(PAGE, pager_thread=False).close(),
     }
     return asked
+
+
+def questions_of_sequences(cache):
+    """What an engine asks beside its step, of sequences other than the one that is stepped."""
+    closed, other = cache.open(), cache.open()
+    cache.step(int32(other.slot), int32(1))
+    return {
+        "open": cache.open,
+        "close": closed.close,
+        "announce": lambda: other.announce(64),
+        "truncate": lambda: other.truncate(1),
+        "end": cache.end,
+        "a second step": lambda: cache.step(int32(other.slot), int32(2)),
+    }
 
 
 def main():
@@ -85,7 +116,7 @@ def main():
     other.reserve(100 * PAGE // 256)
     other.close()
     settle(pool._core)
-    cache = KVCache(1, 1, 128, torch.float32, max_tokens=64 * 64, max_sequences=1, pool=pool, page_bytes=PAGE)
+    cache = KVCache(1, 1, 128, torch.float32, max_tokens=64 * 64, max_sequences=4, pool=pool, page_bytes=PAGE)
     sequence = cache.open()
     tensor = KVTensor(1, 256, 64, pool=pool, page_bytes=PAGE)
     tensor[:, :4] = 1

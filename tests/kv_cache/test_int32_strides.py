@@ -10,7 +10,8 @@ from own_pool import own_pool
 
 from vmm import KVCache, _core
 from vmm.kv_cache.layout import chosen_records
-from vmm.kv_cache.records import LayerShape, slot_tokens
+from vmm.records import LayerShape, slot_elements
+from vmm.simulate import PRESETS, Settings, find_gpu
 
 GPU = SimpleNamespace(_core=SimpleNamespace(gpu=True, max_mappings=0))
 LLAMA_8B, LLAMA_70B = [LayerShape(8, 128)] * 32, [LayerShape(8, 128)] * 80
@@ -18,11 +19,7 @@ KERNELS = "memory-efficient.*cuDNN"
 
 
 def elements_of(tokens, itemsize=2):
-    def slot_elements(records):
-        size = slot_tokens(records, tokens, itemsize, 2**21)
-        return size * max(part.extents * part.record for part in records.parts)
-
-    return slot_elements
+    return lambda records: slot_elements(records, tokens, itemsize, 2**21)
 
 
 def layers_of(shapes, tokens, **how):
@@ -107,6 +104,20 @@ def test_a_cache_has_such_strides(gpu):
         assert cache.kv(0)[0].stride() == (2**33, 65_536, 128, 1)
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("model", PRESETS.values(), ids=lambda model: model.name)
+def test_what_is_simulated_by_default_is_what_a_cache_on_a_gpu_has(gpu, model):
+    shape = {"layers": model.layers, "kv_heads": model.kv_heads, "head_dim": model.head_dim}
+    chosen = set()
+    for tokens in (4096, 40_000, 131_072):
+        settings = Settings(model, find_gpu("h200"), 2**38, tokens, find_gpu("h200").call_times)
+        with KVCache(**shape, max_tokens=tokens, max_sequences=1, pool=gpu) as cache:
+            records = [part.record * cache.dtype.itemsize for part in cache._records.parts]
+        assert settings.records_bytes == records
+        assert sum(settings.layers) == model.layers
+        chosen.add(len(records))
+    assert len(chosen) > 1
 
 
 @pytest.mark.host_only

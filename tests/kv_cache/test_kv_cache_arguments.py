@@ -6,7 +6,7 @@ from own_pool import FewMappings, int32, one_pool
 
 from vmm import InvalidArgument, KVCache
 from vmm.kv_cache.layout import chosen_records
-from vmm.kv_cache.records import LayerShape
+from vmm.records import LayerShape, slot_elements
 
 SHAPE = {"layers": 2, "kv_heads": 3, "head_dim": 5, "dtype": torch.float32}
 KINDS = [{"layout": "head-major"}, {"layers_per_extent": 1}, {"layers_per_extent": 2}]
@@ -107,6 +107,10 @@ def test_max_tokens_is_the_limit(pool, kind, tail):
         assert sequence.kv(0)[0].shape == (100, 3, 5)
 
 
+def elements(records):
+    return slot_elements(records, 100, 4, 4096)
+
+
 # 3 sequences of 2 layers of 3 heads: head-major 36 extents, token-major by layer 6, together 3.
 MAPPINGS = {
     "head-major": ({"layout": "head-major"}, 72),
@@ -129,7 +133,8 @@ def test_more_mappings_than_a_process_may_have(pool, monkeypatch, name):
         KVCache(**SHAPE, **SIZE, **kind, pool=pool)
     assert core.stats()["reservations_made"] == made
     monkeypatch.setattr(pool, "_core", FewMappings(core, 2 * most))
-    chosen_records([LayerShape(3, 5)] * 2, kind.get("layout"), kind.get("layers_per_extent"), pool, 3)
+    layers = kind.get("layers_per_extent")
+    chosen_records([LayerShape(3, 5)] * 2, kind.get("layout"), layers, pool, 3, slot_elements=elements)
 
 
 @pytest.mark.host_only
@@ -147,5 +152,5 @@ def test_more_mappings_than_a_process_may_have(pool, monkeypatch, name):
 def test_the_layout_follows_the_mappings(pool, monkeypatch, limit, name, parts):
     """3 sequences of 2 layers of 3 heads: 36 extents head-major, 6 by layer, 3 with all layers in one."""
     monkeypatch.setattr(pool, "_core", FewMappings(pool._core, limit))
-    records = chosen_records([LayerShape(3, 5)] * 2, None, None, pool, 3)
+    records = chosen_records([LayerShape(3, 5)] * 2, None, None, pool, 3, slot_elements=elements)
     assert (records.name, len(records.parts)) == (name, parts)

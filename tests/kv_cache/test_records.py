@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from own_pool import int32
 
 from vmm import KVCache
-from vmm.kv_cache.records import LayerShape, Part, head_major, token_major, tokens_of_extent
+from vmm.records import LayerShape, Part, head_major, token_major, tokens_of_extent
 
 SHAPES = st.lists(st.builds(LayerShape, st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=4)
 KINDS = [{"layout": "head-major"}, *({"layers_per_extent": layers} for layers in (1, 2, 3))]

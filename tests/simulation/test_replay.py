@@ -160,6 +160,22 @@ def test_layers_apart_waste_as_much_as_their_pages_hold_more():
     assert apart == pytest.approx(together, rel=0.1)
 
 
+def test_extents_may_differ():
+    """Five of 7, 7, 7, 7 and 4 layers waste more than one of all, and less than 32 of one."""
+    uneven = settings(layers_per_extent=7)
+    assert uneven.layers == [7, 7, 7, 7, 4]
+    assert sum(uneven.records_bytes) == MODEL.kv_bytes_per_token
+    assert uneven.records_bytes[0] * 4 == uneven.records_bytes[4] * 7
+    together, apart, most = (
+        replay(busy(), settings(layers_per_extent=layers), "vmm").metrics["fragmentation"]
+        for layers in (32, 7, 1)
+    )
+    assert together < apart < most
+    found = replay(busy(), uneven, "vmm").metrics
+    assert found["completed"] == 300
+    assert found["pages_first_used"] > 0
+
+
 def test_samples():
     result = replay(busy(), settings(), "vmm")
     assert len(result.samples) > 100
@@ -175,7 +191,7 @@ def test_samples():
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_sequences": 0}, "max_sequences"),
         ({"batch_tokens": 64}, "batch_tokens"),
-        ({"layers_per_extent": 5}, "layers_per_extent"),
+        ({"layers_per_extent": 33}, "layers_per_extent"),
         ({"layers_per_extent": -1}, "layers_per_extent"),
         ({"page_bytes": 2**20}, "page_bytes"),
         ({"page_bytes": 3 * 2**20}, "page_bytes"),

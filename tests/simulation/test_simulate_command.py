@@ -25,6 +25,7 @@ def test_json(trace, capsys):
     assert found["trace"]["requests"] == 60
     assert "2 times" in found["trace"]["note"]
     assert found["memory_bytes"] == 24 * 2**30
+    assert found["layers_of_extents"] == [7, 7, 7, 7, 4]
     assert list(found["allocators"]) == list(ALLOCATORS)
     assert found["allocators"]["vmm"]["completed"] == 60
     assert found["allocators"]["static"]["rejected"] == 60  # 131,072 tokens are more than 24 GiB hold
@@ -56,12 +57,8 @@ def test_what_is_asked_for_is_what_is_simulated(trace, tmp_path):
     found = settings_of(
         Options(trace, model="qwen2.5-7b", gpu="h200", call_times=times, page="4MiB", layers_per_extent=4)
     )
-    assert (found.model.name, found.gpu.name, found.page_bytes, found.extents) == (
-        "qwen2.5-7b",
-        "h200",
-        4 * 2**20,
-        7,
-    )
+    assert (found.model.name, found.gpu.name, found.page_bytes) == ("qwen2.5-7b", "h200", 4 * 2**20)
+    assert found.layers == [4] * 7
     assert found.call_times.map_us == 3
     assert found.max_tokens == found.model.max_tokens
 

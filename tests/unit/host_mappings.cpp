@@ -2,12 +2,14 @@
 #include "driver/host_mappings.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -86,7 +88,7 @@ class Filler {
  public:
   Filler() {
     const std::size_t page = 4096;
-    pages_ = host::max_process_mappings() + 1000;
+    pages_ = host::most_mappings().count + 1000;
     start_ = static_cast<char*>(
         mmap(nullptr, pages_ * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     for (std::size_t i = 1; i < pages_; i += 2)
@@ -108,7 +110,7 @@ TEST(the_count_is_what_the_system_counts) {
   count.count();
   auto excess = [&] {
     return static_cast<std::int64_t>(count.used()) -
-           static_cast<std::int64_t>(host::count_process_mappings());
+           static_cast<std::int64_t>(*host::count_process_mappings());
   };
   auto lease = test.mapped(500);
   CHECK(std::abs(excess()) <= allowance);
@@ -116,6 +118,40 @@ TEST(the_count_is_what_the_system_counts) {
   lease.reset();
   CHECK(test.pool->trim({~std::uint64_t{0}}) == 8_KiB * 500);
   CHECK(std::abs(excess()) <= allowance);
+}
+
+TEST(a_count_that_cannot_be_made_leaves_the_last_one) {
+  HostPool test;
+  host::MappingCount& count = host::MappingCount::of_process();
+  count.count();
+  const std::uint64_t used = count.used();
+  rlimit files{};
+  getrlimit(RLIMIT_NOFILE, &files);
+  const rlimit none{0, files.rlim_max};
+  setrlimit(RLIMIT_NOFILE, &none);
+  CHECK(!host::count_process_mappings());
+  count.count();
+  CHECK(count.used() == used);
+  CHECK_THROWS(MappingLimit, "max_map_count", count.require(static_cast<std::int64_t>(count.most().count)));
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
+TEST(the_variable_is_a_whole_number_or_refused) {
+  for (const char* bad : {"abc", "0", "12GiB", "1e5", "", " 5", "+5", "-5", "5 ", "99999999999999999999"}) {
+    setenv("VMM_MAX_MAPPINGS", bad, 1);
+    CHECK_THROWS(InvalidArgument, "VMM_MAX_MAPPINGS is '" + std::string(bad) + "'; expected",
+                 host::most_mappings());
+  }
+  setenv("VMM_MAX_MAPPINGS", "1234", 1);
+  const host::MostMappings lower = host::most_mappings();
+  CHECK(lower.count == 1234 && lower.by_variable());
+  CHECK(lower.advice().find("VMM_MAX_MAPPINGS") != std::string::npos);
+  setenv("VMM_MAX_MAPPINGS", "4000000000000000000", 1);
+  const host::MostMappings higher = host::most_mappings();
+  unsetenv("VMM_MAX_MAPPINGS");
+  const host::MostMappings system = host::most_mappings();
+  CHECK(higher.count == system.count && !higher.by_variable() && !system.by_variable());
+  CHECK(system.advice().find("vm.max_map_count") != std::string::npos);
 }
 
 TEST(idle_mappings_are_given_up_before_any_is_refused) {

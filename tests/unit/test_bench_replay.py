@@ -50,14 +50,18 @@ def test_a_trace_that_is_not_there(monkeypatch, tmp_path):
 
 def test_pages(traces, monkeypatch, tmp_path):
     monkeypatch.setattr(pages, "PAGES_MIB", (2, 16))
-    monkeypatch.setattr(pages, "LAYERS", (4, 32))
+    monkeypatch.setattr(pages, "LAYERS", (4, 0, 32))
     monkeypatch.setattr(pages, "TRACES", traces)
     metrics = pages.run(lambda what: None, "simulation").metrics
     for trace in traces:
         small, large = (metrics[f"{trace}_24gib_{mib}mib_g32_fragmentation"] for mib in (2, 16))
         assert small < large
+        small, default, large = (
+            metrics[f"{trace}_24gib_2mib_g{g}_fragmentation"] for g in (32, "default", 4)
+        )
+        assert small < default < large  # 5 extents, between 1 and 8
     table = pages.table(metrics).splitlines()
-    assert len(table) == 2 + 4
+    assert len(table) == 2 + 6
     pytest.importorskip("matplotlib")
     pages.plot(metrics, tmp_path / "pages.svg")
     assert (tmp_path / "pages.svg").stat().st_size > 1000

@@ -1,3 +1,5 @@
+import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -58,6 +60,26 @@ def test_a_benchmark_names_the_devices_it_runs_on():
     result = invoke("bench", "tensor", "--device", "cuda")
     assert result.exit_code == 2
     assert "cpu" in result.output
+
+
+@pytest.mark.parametrize("name", cli._benchmark_names())
+def test_busy_is_an_option_of_step_only(monkeypatch, name):
+    module = importlib.import_module(f"vmm.benchmarks.{name}")
+    asked = []
+
+    @functools.wraps(module.run)  # with its signature
+    def run(progress, device, **options):
+        asked.append(options)
+        return Report(name, device)
+
+    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(module, "ENVIRONMENT", {})
+    result = invoke("bench", name, "--busy")
+    if name == "step":
+        assert (result.exit_code, asked) == (0, [{"busy": True}])
+    else:
+        assert (result.exit_code, asked) == (2, [])
+        assert f"{name} has no such option" in " ".join(result.output.split())
 
 
 def test_our_errors_are_one_line(tmp_path):

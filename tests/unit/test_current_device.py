@@ -110,3 +110,35 @@ def test_with_a_torch_that_has_no_gpu_it_is_the_first(monkeypatch):
     assert "torch" in sys.modules
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert vmm.pool._parsed_device("cuda") == ("cuda:0", 0)
+
+
+IN_A_CHILD = """
+import os, sys
+import torch
+import vmm
+from vmm.integrations.transformers import VmmCache
+from transformers import LlamaConfig
+
+config = LlamaConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=128)
+torch.cuda.is_available = lambda: True
+if (child := os.fork()) != 0:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+torch.cuda._is_in_bad_fork = lambda: True  # so it is in a child of a process that used CUDA
+for make in (
+    lambda: vmm.Pool("8MiB", device="cuda"),
+    lambda: vmm.default_pool("cuda"),
+    lambda: vmm.configure(budget="8MiB", device="cuda"),
+    lambda: vmm.KVTensor(1, 64, 64, device="cuda"),
+    lambda: vmm.KVCache(1, 1, 64, max_tokens=64, max_sequences=1, device="cuda"),
+    lambda: VmmCache(config, device="cuda"),
+):
+    try:
+        make()
+    except vmm.Forked as error:
+        print("Forked", "spawn" in str(error), flush=True)
+"""
+
+
+def test_a_forked_child_is_told_so():
+    done = run_child(IN_A_CHILD)
+    assert (done.returncode, done.stdout) == (0, "Forked True\n" * 6), done.stderr

@@ -169,11 +169,41 @@ def test_a_check_that_fails_is_a_line(monkeypatch):
 def test_more_than_half_of_the_mappings(monkeypatch, used, status):
     files = {"/proc/sys/vm/max_map_count": "64000\n", "/proc/self/maps": "mapping\n" * used}
     monkeypatch.setattr(machine, "_read", files.__getitem__)
+    monkeypatch.setattr(machine._core, "mapping_limit", lambda: (64_000, "vm.max_map_count (sysctl)"))
     finding = machine.mappings(facts := {})
     assert (finding.status, facts["mappings_used"], facts["max_map_count"]) == (status, used, 64_000)
     assert (finding.advice is None) == (status == "ok")
     if finding.advice:
         assert int(finding.advice.removeprefix("sysctl -w vm.max_map_count=")) > 2 * used
+
+
+def doctor_says(limit):
+    done = run_child(
+        "import vmm; print(vmm.verify_installation().to_json())",
+        environment={**os.environ, "VMM_MAX_MAPPINGS": limit},
+    )
+    found = json.loads(done.stdout)
+    return found, {check["name"]: check for check in found["checks"]}
+
+
+def test_mappings_that_a_variable_limits():
+    found, checks = doctor_says("1500")
+    assert found["facts"]["mappings_limit"] == 1500
+    assert "of 1,500 used (VMM_MAX_MAPPINGS)" in checks["mappings"]["found"]
+    found, checks = doctor_says("100")
+    assert (checks["mappings"]["status"], checks["mappings"]["advice"]) == (
+        "warning",
+        "unset VMM_MAX_MAPPINGS",
+    )
+
+
+def test_a_variable_that_is_no_number_of_mappings():
+    found, checks = doctor_says("12GiB")
+    assert not found["usable"]
+    assert checks["mappings"]["status"] == "error"
+    assert "VMM_MAX_MAPPINGS is '12GiB'; expected a whole number" in checks["mappings"]["found"]
+    assert "VMM_MAX_MAPPINGS" in checks["mappings"]["advice"]
+    assert "VMM_BUDGET" not in str(checks["budget"]["advice"])
 
 
 def test_no_limits_are_no_complaints(monkeypatch):

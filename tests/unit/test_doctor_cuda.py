@@ -228,6 +228,16 @@ def test_a_gpu_without_virtual_memory_is_a_warning(with_attributes, checked):
     assert device["granularity_bytes"] is None
 
 
+def test_a_gpu_before_ampere_is_a_warning():
+    new, old = ({"name": name, "memory_bytes": 2**30} for name in ("new", "old"))
+    unknown = {"name": "?", "memory_bytes": 2**30, "compute_capability": None}
+    for said, status in (("8.0", "ok"), ("10.3", "ok"), ("7.5", "warning")):
+        devices = [new | {"compute_capability": "9.0"}, old | {"compute_capability": said}, unknown]
+        finding = cuda._devices("libcuda", devices, "")
+        assert finding.status == status
+        assert ("compute capability of old: vmm needs 8.0" in finding.found) == (status == "warning")
+
+
 @pytest.mark.parametrize(
     ("behaviour", "words"),
     [

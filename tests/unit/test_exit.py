@@ -1,5 +1,7 @@
 """The end of a process whose pools cannot be closed, or whose work never ends."""
 
+import pytest
+
 from child import run_child
 
 WORK_THAT_NEVER_ENDS = """
@@ -27,6 +29,51 @@ def test_work_that_never_ends_does_not_keep_the_process():
             result = run_child(WORK_THAT_NEVER_ENDS.replace("PAGER", pager) + leased)
             assert result.returncode == 0, result.stderr
             assert result.stderr.count("did not end in time") == 1, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "stderr"),
+    [
+        ("RuntimeError", "sys.stderr"),
+        ("KeyboardInterrupt", "sys.stderr"),
+        ("SystemExit", "sys.stderr"),
+        ("RuntimeError", "closed"),
+        ("RuntimeError", "interrupted"),
+        ("KeyboardInterrupt", "None"),
+    ],
+)
+def test_whatever_happens_at_the_close_of_one_the_others_are_closed(error, stderr):
+    result = run_child(f"""
+        import io, sys
+        import vmm
+        from vmm import pool as pools
+
+        class Broken:
+            in_child = False
+
+            def __getattr__(self, name):
+                raise {error}("nothing works here")
+
+        class Interrupted:
+            def write(self, text):
+                raise KeyboardInterrupt
+
+            def flush(self):
+                pass
+
+        made = [vmm.Pool("16MiB") for _ in range(6)]
+        for pool in made[::2]:
+            pool._core = Broken()
+        closed = io.StringIO()
+        closed.close()
+        interrupted = Interrupted()
+        sys.stderr = {stderr}
+        pools._close_all()
+        print([pool.closed for pool in made[1::2]])
+    """)
+    assert (result.returncode, result.stdout.strip()) == (0, "[True, True, True]"), result.stderr
+    if stderr == "sys.stderr":
+        assert result.stderr.count("closing cpu at exit") == 2 * 3  # and once more when the process ends
 
 
 def test_a_pool_that_cannot_be_closed_does_not_keep_the_others_from_closing():

@@ -3,14 +3,18 @@
 import ctypes.util
 import logging
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import cuda_standin
 import pytest
+from core_pool import settle
+from own_pool import own_pool
 
 import vmm
 from child import run_child
-from vmm import Closed, InvalidArgument, OutOfPages, Pool, default_pool
+from vmm import Closed, InvalidArgument, OutOfPages, Pool, _core, default_pool
 
 PAGE = 65536
 
@@ -32,8 +36,9 @@ def test_bad_device_and_lookahead():
     for device in ("tpu", "cuda:x", "cpu:1", None, -1):
         with pytest.raises(InvalidArgument, match="device"):
             Pool("1MiB", device=device)
-    with pytest.raises(InvalidArgument, match="lookahead_pages"):
-        Pool("1MiB", lookahead_pages=-1)
+    for lookahead in (-1, 2**16, 1.5, True, "1", None):
+        with pytest.raises(InvalidArgument, match="lookahead_pages is"):
+            Pool("1MiB", lookahead_pages=lookahead)
 
 
 @pytest.mark.skipif(ctypes.util.find_library("cuda") is not None, reason="there is a CUDA driver here")
@@ -77,7 +82,7 @@ def test_a_budget_can_be_lowered_on_a_full_machine(monkeypatch):
     assert lease.mapped_bytes == 10 * PAGE
 
 
-@pytest.mark.parametrize("bad", [0, -1, 1e-9, 2e9, float("nan"), "60"])
+@pytest.mark.parametrize("bad", [0, -1, 1e-9, 2e9, float("nan"), "60", True])
 def test_bad_idle_times(bad):
     with pytest.raises(InvalidArgument, match="idle_seconds is"):
         Pool("1MiB", idle_seconds=bad)
@@ -181,13 +186,30 @@ def test_bad_uses_of_warm():
 
 
 def test_others_run_while_memory_is_made_warm():
-    pool = Pool("256MiB")
-    with ThreadPoolExecutor(1) as worker:
-        job = worker.submit(pool.warm, "256MiB")
-        leases = [map_pages(pool, 1 + i % 32) for i in range(20)]
-        job.result()
-    assert sum(lease.mapped_bytes for lease in leases) == pool.stats().mapped_bytes
-    pool.check()
+    """While a page is being created, on the stand-in."""
+    page, seen, inside, mapped = 2**21, [], threading.Event(), threading.Event()
+    standin = cuda_standin.loaded()
+    core = _core.Pool(
+        32 * page, arena_bytes=1 << 32, pager_thread=False, cuda_device=0, cuda_host_accessible=True
+    )
+    with own_pool(core) as pool, ThreadPoolExecutor(1) as worker:
+
+        def in_the_driver():
+            inside.set()
+            seen.append(mapped.wait(20))
+
+        standin.before("cuMemCreate", in_the_driver)
+        job = worker.submit(pool.warm, 16 * page, page_bytes=page)
+        assert inside.wait(20)
+        lease = pool.reserve(page_bytes=page, extent_bytes=4 * page, extents=1)
+        lease.map([(0, 4)])
+        mapped.set()
+        assert job.result() == 16 * page
+        assert seen == [True]  # else the map waited for the whole of it
+        assert lease.mapped_bytes == 4 * page
+        pool.check()
+        del lease
+        settle(core)
 
 
 def test_use_after_close():
@@ -199,6 +221,10 @@ def test_use_after_close():
     assert "closed" in repr(pool)
     with pytest.raises(Closed):
         map_pages(pool, 1)
+    for budget in (16 * PAGE, "bad"):
+        with pytest.raises(Closed):
+            pool.budget_bytes = budget
+    assert pool.budget_bytes == 32 * PAGE
     with pytest.raises(Closed):
         lease.map([(0, 4), (0, 1)])
     del lease

@@ -1,9 +1,12 @@
 """Ends of processes: fork, exit and Ctrl-C, each in a child of its own."""
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+
+import pytest
 
 from child import run_child
 
@@ -30,7 +33,7 @@ def test_a_forked_child_is_told_and_harms_nobody():
                         lambda: pool.reserve(page_bytes=65536, extent_bytes=65536, extents=1),
                         lambda: lease.map([(0, 16)]), lambda: growth.truncate(1), lambda: lease.mapped_bytes,
                         lambda: lease.unkeep([(0, 1)]), lambda: growth.missing(400),
-                        lambda: lease.missing([(0, 1)])):
+                        lambda: lease.missing([(0, 1)]), lambda: setattr(pool, "budget_bytes", "1MiB")):
                 try:
                     use()
                 except vmm.Forked as error:
@@ -46,7 +49,7 @@ def test_a_forked_child_is_told_and_harms_nobody():
         print(os.waitstatus_to_exitcode(status), ctypes.string_at(lease.address + 999, 1), flush=True)
         """)
     )
-    assert result.stdout == "12 b'\\x07'\n", result.stdout + result.stderr
+    assert result.stdout == "13 b'\\x07'\n", result.stdout + result.stderr
     assert result.returncode == 0, result.stderr
 
 
@@ -127,3 +130,48 @@ def test_a_process_at_its_mapping_limit_hears_of_it():
         driver.unmap([(arena, 0, page)])
     """)
     assert result.stdout.startswith("MappingLimit"), result.stdout + result.stderr
+
+
+def test_what_limits_the_mappings_is_named():
+    """By the driver, and by the caches that are refused beforehand."""
+    result = run_child("""
+        import os
+        import torch, transformers, vmm
+        from vmm.integrations.transformers import VmmCache
+
+        os.environ["VMM_MAX_MAPPINGS"] = str(sum(1 for _ in open("/proc/self/maps")) + 300)
+        pool = vmm.Pool("64MiB")
+        config = transformers.LlamaConfig(hidden_size=128, num_hidden_layers=8, num_attention_heads=4)
+        lease = pool.reserve(page_bytes=4096, extent_bytes=8192, extents=1000)
+        for make in (
+            lambda: lease.map([(2 * i, 1) for i in range(1000)]),
+            lambda: vmm.KVCache(1, 1, 64, max_tokens=64, max_sequences=2**20 // 64, pool=pool),
+            lambda: VmmCache(config, pool=pool).update(*[torch.ones(2000, 4, 1, 32)] * 2, 0),
+        ):
+            try:
+                make()
+            except (vmm.MappingLimit, vmm.InvalidArgument) as error:
+                print(type(error).__name__, "VMM_MAX_MAPPINGS" in str(error), "vm.max" in str(error))
+    """)
+    assert result.stdout.splitlines() == [
+        "MappingLimit True False",
+        "InvalidArgument True False",
+        "InvalidArgument True False",
+    ], result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("limit", ["abc", "0", "12GiB", "1e5"])
+def test_a_limit_that_is_no_number_is_refused(limit):
+    result = run_child(
+        """
+        import vmm
+        for _ in range(2):
+            try:
+                vmm.Pool("1MiB")
+            except vmm.InvalidArgument as error:
+                print(error)
+        """,
+        environment={**os.environ, "VMM_MAX_MAPPINGS": limit},
+    )
+    expected = f"VMM_MAX_MAPPINGS is '{limit}'; expected a whole number of memory mappings, 1 or more"
+    assert result.stdout.splitlines() == [expected] * 2, result.stderr

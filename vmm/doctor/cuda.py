@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmm.doctor import cuda_probe
 from vmm.doctor.report import Facts, Finding
-from vmm.sharing import on_wsl2
+from vmm.sharing import OLD_DEVICES_FAULT, TRIED_CAPABILITY, on_wsl2
 from vmm.units import format_bytes
 
 _LIBRARY = "libcuda.so.1"
@@ -54,7 +54,16 @@ def _devices(where: str, devices: list[Facts], note: str) -> Finding:
     if lacking:
         found = f"{where}: {listed}; no virtual memory management on {', '.join(lacking)}"
         return Finding("warning", found, "make pools for another device: vmm cannot use such a GPU")
+    old = [device["name"] for device in devices if _is_old(device)]
+    if old:
+        found = f"{where}: {listed}; compute capability of {', '.join(old)}: {OLD_DEVICES_FAULT}{note}"
+        return Finding("warning", found, "make pools for another device")
     return Finding("ok", f"{where}: {len(devices)} device(s), {_NOT_USED}: {listed}{note}")
+
+
+def _is_old(device: Facts) -> bool:
+    major, _, minor = (device.get("compute_capability") or "").partition(".")
+    return major.isdecimal() and 10 * int(major) + int(minor or 0) < TRIED_CAPABILITY
 
 
 def _described(device: Facts) -> str:

@@ -78,14 +78,19 @@ def pages(facts: Facts) -> Finding:
 
 def mappings(facts: Facts) -> Finding:
     """This process's memory mappings: every extent of a cache costs two."""
-    most = int(_read("/proc/sys/vm/max_map_count"))
     used = _read("/proc/self/maps").count("\n")
-    facts.update(max_map_count=most, mappings_used=used)
-    found = f"{used:,} of {most:,} used (vm.max_map_count)"
+    facts.update(max_map_count=int(_read("/proc/sys/vm/max_map_count")), mappings_used=used)
+    try:
+        most, name = _core.mapping_limit()
+    except InvalidArgument as error:
+        return Finding("error", str(error), "unset VMM_MAX_MAPPINGS, or set it to a number of mappings")
+    facts["mappings_limit"] = most
+    found = f"{used:,} of {most:,} used ({name.removesuffix(' (sysctl)')})"
     if used * 2 <= most:
         return Finding("ok", found)
     wanted = max(_COMFORTABLE_MAPPINGS, 4 * used)
-    return Finding("warning", f"{found}, more than half", f"sysctl -w vm.max_map_count={wanted}")
+    advice = f"unset {name}" if name == "VMM_MAX_MAPPINGS" else f"sysctl -w vm.max_map_count={wanted}"
+    return Finding("warning", f"{found}, more than half", advice)
 
 
 def locked_memory(facts: Facts) -> Finding:
@@ -145,7 +150,8 @@ def budget(facts: Facts) -> Finding:
         with Pool(device="cpu") as pool:
             count = facts["budget_bytes"] = pool.budget_bytes
     except InvalidArgument as error:
-        return Finding("error", str(error), "unset VMM_BUDGET, or set it to a size like 12GiB")
+        advice = "unset VMM_BUDGET, or set it to a size like 12GiB"
+        return Finding("error", str(error), advice if "VMM_BUDGET" in str(error) else None)
     except (Error, MemoryError) as error:
         return Finding("error", f"no pool can be made: {error}")
     source = "half of what is available" if text is None else f"VMM_BUDGET={text}"

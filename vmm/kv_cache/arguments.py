@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from vmm.errors import InvalidArgument
-from vmm.kv_cache.records import LayerShape
 from vmm.pool import Pool, checked_pool, default_pool
+from vmm.records import LayerShape
 
 
 def checked_number(argument: str, value: Any, least: int, most: int) -> int:

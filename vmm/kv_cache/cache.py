@@ -20,9 +20,9 @@ from vmm.kv_cache.arguments import (
     int32_numbers,
 )
 from vmm.kv_cache.layout import chosen_records
-from vmm.kv_cache.records import LayoutName, Records, Where, slot_tokens
 from vmm.kv_cache.sequence import Batch, Sequence
 from vmm.pool import Pool
+from vmm.records import LayoutName, Records, Where, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
 
 # DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
@@ -52,15 +52,18 @@ class KVCache(Closing):
     ``kv_heads`` and ``head_dim`` are numbers, or one for each layer; so is ``window``, for layers in which a
     token attends only to so many, itself included (``None`` or 0: to all). Memory is taken from ``pool``, or
     a pool of its own with ``budget``, or the device's default pool; only what running sequences need is
-    mapped, in pages of ``page_bytes``. ``layout`` is ``"token-major"`` (``layers_per_extent`` layers side by
-    side in a token's record; default on a GPU: as many as keep a slot below 2^31 elements, because some
-    kernels count them in 32 bits; a RuntimeWarning names those where it has more) or ``"head-major"`` (faster
-    attention on CPUs; the default there while the process has enough mappings for it). ``tail_tokens`` past
-    each length, and before each window, stay mapped, and finite, for kernels that load whole tiles (256 for
-    FlashAttention 3 and 4; before a window 256 is the least on a GPU). ``tokens_per_step`` is what a decoding
-    sequence grows by: 1, or more with speculation. ``first_tokens`` is what a sequence's first step computes
-    at most (a prompt's first chunk): while memory is not short, slots with so much mapped lie ready for
-    sequences that come unannounced (0: with as much as lately).
+    mapped, in pages of ``page_bytes``.
+
+    ``layout`` is ``"token-major"``, ``layers_per_extent`` layers side by side in a token's record, or
+    ``"head-major"``, with which attention on CPUs is faster. The default on a GPU is token-major, with as
+    many layers as keep a slot below 2^31 elements, because some kernels count no further: where a slot has
+    more, a RuntimeWarning names them. On a CPU it is head-major while the process has enough mappings for it.
+
+    ``tail_tokens`` past each length, and before each window, stay mapped, and finite, for kernels that load
+    whole tiles (256 for FlashAttention 3 and 4; before a window 256 is the least on a GPU).
+    ``tokens_per_step`` is what a decoding sequence grows by: 1, or more with speculation. ``first_tokens`` is
+    what a sequence's first step computes at most (a prompt's first chunk): while memory is not short, slots
+    with so much mapped lie ready for sequences that come unannounced (0: with as much as lately).
 
     Raises InvalidArgument, naming the argument. Every method is safe from any thread.
     """
@@ -217,8 +220,7 @@ class KVCache(Closing):
         return slot_tokens(records, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
 
     def _slot_elements(self, records: Records) -> int:
-        """From one slot to the next, in the part where that is most."""
-        return self._tokens(records) * max(part.extents * part.record for part in records.parts)
+        return slot_elements(records, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
 
     def _reserve(self, part: int) -> _core.Lease:
         described, tokens = self._records.parts[part], self._slot_tokens

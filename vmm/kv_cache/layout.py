@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vmm import _core
 from vmm.errors import InvalidArgument
 from vmm.kv_cache.arguments import checked_number
-from vmm.kv_cache.records import LayerShape, Records, head_major, token_major
 from vmm.layout import fits_int32, warn_of_int32
 from vmm.pool import Pool
+from vmm.records import LayerShape, Records, fewest_extents, head_major, token_major
 
 SlotElements = Callable[[Records], int]  # from one slot to the next, at most
 
@@ -21,7 +22,7 @@ def chosen_records(
     pool: Pool,
     max_sequences: int,
     *,
-    slot_elements: SlotElements = lambda records: 0,
+    slot_elements: SlotElements,
 ) -> Records:
     """Raises InvalidArgument where the process may not have as many memory mappings as it would take. On a
     GPU warns of slots so large that kernels which compute with 32 bits would be wrong."""
@@ -59,7 +60,7 @@ def _chosen(
         if layout is not None:
             raise InvalidArgument(_too_many(limit))
     if layers_per_extent is None and pool._core.gpu:
-        records = _fewest_extents(shapes, slot_elements)
+        records = fewest_extents(shapes, slot_elements)
     else:
         records = token_major(shapes, layers_per_extent or 1)
     if not fits(records) and layers_per_extent is None:
@@ -72,14 +73,5 @@ def _chosen(
 def _too_many(limit: int) -> str:
     return (
         f"max_sequences: the slots would use more than {limit} memory mappings, half of what a process may"
-        " have; use fewer sequences, or more layers per extent, or raise vm.max_map_count (sysctl)"
+        f" have; use fewer sequences, or more layers per extent, or raise {_core.mapping_limit()[1]}"
     )
-
-
-def _fewest_extents(shapes: list[LayerShape], slot_elements: SlotElements) -> Records:
-    """As many layers in an extent as kernels may count in 32 bits, evenly; one where none are."""
-    for extents in range(1, len(shapes)):
-        records = token_major(shapes, -(-len(shapes) // extents))
-        if fits_int32(slot_elements(records)):
-            return records
-    return token_major(shapes, 1)

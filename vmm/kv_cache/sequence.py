@@ -59,9 +59,10 @@ class Sequence(Closing):
         self.cache._engine.announce(self.slot, checked_number("tokens", tokens, 0, self.cache.max_tokens))
 
     def truncate(self, n: int) -> None:
-        """Forgets tokens from ``n`` on: what speculation got wrong. Their memory stays mapped until it is
-        short. Raises InvalidArgument for more than there are; and, if a layer has a window, for fewer than
-        before the last step, but 0: what the window holds before them is gone."""
+        """Forgets tokens from ``n`` on: what speculation got wrong. Their memory stays mapped until memory is
+        short, or nobody has needed it for the pool's ``idle_seconds``. Raises InvalidArgument for more than
+        there are; and, if a layer has a window, for fewer than before the last step, but 0: what the window
+        holds before them is gone."""
         self.cache._engine.truncate(self.slot, checked_number("n", n, 0, self.cache.max_tokens))
 
     def close(self, stream: Any = None) -> None:

@@ -126,6 +126,6 @@ def as_json(trace: Trace, settings: Settings, results: Sequence[Replayed]) -> di
         "max_sequences": settings.max_sequences,
         "batch_tokens": settings.batch_tokens,
         "page_bytes": settings.page_bytes,
-        "layers_per_extent": settings.layers_per_extent or settings.model.layers,
+        "layers_of_extents": settings.layers,
         "allocators": {result.allocator: result.metrics for result in results},
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from vmm.errors import InvalidArgument
+from vmm.records import LayerShape, Records, fewest_extents, slot_elements, token_major
 from vmm.simulate.gpus import CallTimes, Gpu
 from vmm.simulate.models import Model
 from vmm.units import format_bytes
@@ -28,7 +30,7 @@ class Settings:
     max_sequences: int = 256
     batch_tokens: int = 2048
     page_bytes: int = 2**21
-    layers_per_extent: int = 0  # 0: all
+    layers_per_extent: int = 0  # at most; 0: as many as a KVCache on a GPU takes by default
     warm_bytes: int = 0  # of K and V's memory, created before the first request: Pool.warm
     first_tokens_known: bool = True  # KVCache's first_tokens is batch_tokens; else it learns them
     kv_bytes: int = field(init=False)  # what is left of the memory for K and V
@@ -43,9 +45,9 @@ class Settings:
                 f"batch_tokens is {self.batch_tokens}; expected more than max_sequences, "
                 f"{self.max_sequences}, so that prompts go on beside those that decode"
             )
-        if layers < 0 or layers > model.layers or (layers and model.layers % layers):
+        if not 0 <= layers <= model.layers:
             raise InvalidArgument(
-                f"layers_per_extent is {layers}; expected a divisor of {model.layers}, or 0 for all layers"
+                f"layers_per_extent is {layers}; expected 1 to {model.layers}, or 0 for KVCache's own choice"
             )
         if self.warm_bytes < 0:
             raise InvalidArgument(f"warm_bytes is {self.warm_bytes}; expected 0 or more")
@@ -54,17 +56,34 @@ class Settings:
                 f"page_bytes is {self.page_bytes}; expected 2 MiB times a power of two, as on a GPU"
             )
         left = int(self.memory_bytes * MEMORY_FRACTION) - model.weight_bytes - WORKSPACE_BYTES
-        if left < self.extents * self.page_bytes:
+        if left < len(self.records_bytes) * self.page_bytes:
             raise InvalidArgument(
                 f"memory is {format_bytes(self.memory_bytes)}: {model.name} needs more than "
                 f"{format_bytes((model.weight_bytes + WORKSPACE_BYTES) / MEMORY_FRACTION)}"
             )
         object.__setattr__(self, "kv_bytes", left - left % self.page_bytes)
 
+    @cached_property
+    def _records(self) -> Records:
+        shapes = [LayerShape(self.model.kv_heads, self.model.head_dim)] * self.model.layers
+        if self.layers_per_extent:
+            return token_major(shapes, self.layers_per_extent)
+        return fewest_extents(
+            shapes,
+            lambda records: slot_elements(records, self.max_tokens, self.model.dtype_bytes, self.page_bytes),
+        )
+
     @property
-    def extents(self) -> int:
-        """Of a sequence."""
-        return self.model.layers // self.layers_per_extent if self.layers_per_extent else 1
+    def records_bytes(self) -> list[int]:
+        """Of a token, in each extent of a sequence."""
+        return [part.record * self.model.dtype_bytes for part in self._records.parts]
+
+    @property
+    def layers(self) -> list[int]:
+        """In each extent of a sequence."""
+        return [
+            part.record // (2 * self.model.kv_heads * self.model.head_dim) for part in self._records.parts
+        ]
 
     @property
     def roofline(self) -> tuple[float, ...]:

@@ -9,9 +9,11 @@ extent for each head and a record of ``[dim]``. Layers of different windows are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from vmm.layout import fits_int32
 
 LayoutName = Literal["token-major", "head-major"]
 
@@ -103,3 +105,19 @@ def slot_tokens(records: Records, tokens: int, itemsize: int, page_bytes: int) -
     return max(
         tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts
     )  # each a multiple of a power of two, and the largest of all
+
+
+def slot_elements(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
+    """From one slot to the next, in the part where that is most."""
+    most = max(part.extents * part.record for part in records.parts)
+    return slot_tokens(records, tokens, itemsize, page_bytes) * most
+
+
+def fewest_extents(shapes: list[LayerShape], elements: Callable[[Records], int]) -> Records:
+    """What a cache on a GPU gets by default: as many layers in an extent as kernels may count in 32 bits,
+    evenly; one where none are. ``elements`` are those of a slot."""
+    for extents in range(1, len(shapes)):
+        records = token_major(shapes, -(-len(shapes) // extents))
+        if fits_int32(elements(records)):
+            return records
+    return token_major(shapes, 1)
