@@ -111,6 +111,7 @@ struct AccessDescriptor {
   CALL(cuStreamCreateWithPriority, 5050, (Stream * stream, unsigned flags, int priority))                    \
   CALL(cuStreamDestroy, 4000, (Stream stream))                                                               \
   CALL(cuStreamSynchronize, 2000, (Stream stream))                                                           \
+  CALL(cuStreamQuery, 2000, (Stream stream))                                                                 \
   CALL(cuStreamIsCapturing, 10000, (Stream stream, int* status))                                             \
   CALL(cuStreamGetCtx, 9020, (Stream stream, Context * context))                                             \
   CALL(cuEventCreate, 2000, (Event * event, unsigned flags))                                                 \

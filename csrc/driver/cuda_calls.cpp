@@ -50,7 +50,7 @@ Calls::Calls(int ordinal, bool with_context) : api_(load()), ordinal_(ordinal), 
 }
 
 Calls::~Calls() {
-  if (context_ == nullptr) return;
+  if (context_ == nullptr || kept_) return;
   undo_or_leak([this] { (*this)("cuDevicePrimaryCtxRelease", api_.cuDevicePrimaryCtxRelease, device_); });
 }
 

@@ -59,6 +59,9 @@ class Calls {
   /// capture is broken, so that no call needs to see to it.
   void bind_thread() const;
 
+  /// Work that is left behind needs the context: it is the process's from now on.
+  void keep_context() noexcept { kept_ = true; }
+
   const Api& api() const noexcept { return api_; }
   int ordinal() const noexcept { return ordinal_; }
   Device device() const noexcept { return device_; }
@@ -89,6 +92,7 @@ class Calls {
   const std::uint64_t id_;  // never one twice
   Device device_ = 0;
   Context context_ = nullptr;
+  bool kept_ = false;
   mutable std::atomic<Result> lost_{success};  // the error that ended the context
 };
 

@@ -65,6 +65,7 @@ class CudaDriver final : public Driver {
 
   void undo_map(std::span<const PageMapping> mapped) noexcept;
   void unmap_stuck(Address start, Bytes size);
+  bool is_over(StreamHandle stream) const noexcept;
   void check_stream(StreamHandle stream) const;
   void check_device(StreamHandle stream) const;
   bool is_capturing(StreamHandle stream) const;

@@ -33,11 +33,28 @@ CudaDriver::~CudaDriver() {
       const Scope scope(*this);
       cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(EventHandle{event}));
     });
-  for (std::uint64_t stream : std::set(streams_)) undo_or_leak([&] { destroy_stream({stream}); });
-  undo_or_leak([this] {
+  // Nobody is waited for: what is on a stream goes on when it is destroyed, but not without its context.
+  for (std::uint64_t stream : streams_)
+    if (!is_over({stream})) cuda_.keep_context();
+  streams_.insert(reinterpret_cast<std::uint64_t>(own_stream_));
+  for (std::uint64_t stream : streams_)
+    undo_or_leak([&] {
+      const Scope scope(*this);
+      cuda_("cuStreamDestroy", cuda_.api().cuStreamDestroy, to_cuda(StreamHandle{stream}));
+    });
+}
+
+/// Whether the work on a stream of ours is known to be over.
+bool CudaDriver::is_over(StreamHandle stream) const noexcept {
+  bool over = false;
+  undo_or_leak([&] {
     const Scope scope(*this);
-    cuda_("cuStreamDestroy", cuda_.api().cuStreamDestroy, own_stream_);
+    const cuda::Result result = cuda_.ask(cuda_.api().cuStreamQuery, to_cuda(stream));
+    over = result == cuda::success;
+    if (!over && result != cuda::not_ready)
+      cuda_.fail("cuStreamQuery", result, cuda::text(stream.value) + ", ");
   });
+  return over;
 }
 
 void CudaDriver::bind_thread() {

@@ -167,6 +167,7 @@ extern "C" __attribute__((visibility("default"))) int standin_launch(void* handl
     for (std::size_t i = 0; i < n_writes; ++i)
       work->touches.push_back({writes[i].start, writes[i].size, true, {}});
     work->host_code = true;
+    work->hangs = call.s.settings.hang;
     if (fn != nullptr) work->work = [fn, arg]() { fn(arg); };
     // What a captured kernel touches is looked at when the graph is launched.
     const CUresult result =

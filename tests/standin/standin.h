@@ -21,8 +21,9 @@ int standin_reset(uint64_t seed);
 void standin_abandon(void);
 /// "capacity", "others" (bytes of each device that other processes have), "granularity", "version",
 /// "low_alignment", "devices", "undefined_counts", "site_depth", "queue_limit", "missing_result", "fill",
-/// "reuse_handles", "no_peer" (device * 16 + peer; -1: all reach all again), "peer_granularity", "rdma",
-/// "posix_fd", "compute_capability": see Settings. Returns 0, or -1 for an unknown name.
+/// "reuse_handles", "hang" (1: kernels launched from now on do not end before it is 0), "no_peer" (device *
+/// 16 + peer; -1: all reach all again), "peer_granularity", "rdma", "posix_fd", "compute_capability": see
+/// Settings. Returns 0, or -1 for an unknown name.
 int standin_set(const char* name, int64_t value);
 
 /// The n-th call from now (1 is the next) that can fail for real, and the times-1 after it, return `code` and

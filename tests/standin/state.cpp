@@ -60,6 +60,8 @@ bool Settings::set(const std::string& name, std::int64_t value) {
     missing_result = static_cast<CUresult>(value);
   else if (name == "fill")
     fill = value != 0;
+  else if (name == "hang")
+    hang = value != 0;
   else if (name == "reuse_handles")
     reuse_handles = value != 0;
   else if (name == "no_peer" && value < 0)
