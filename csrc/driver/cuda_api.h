@@ -83,6 +83,7 @@ struct AccessDescriptor {
   CALL(cuCtxGetStreamPriorityRange, 5050, (int* least, int* greatest))                                       \
   CALL(cuCtxGetCurrent, 4000, (Context * context))                                                           \
   CALL(cuCtxSetCurrent, 4000, (Context context))                                                             \
+  CALL(cuCtxGetDevice, 2000, (Device * device))                                                              \
   CALL(cuCtxPushCurrent, 4000, (Context context))                                                            \
   CALL(cuCtxPopCurrent, 4000, (Context * context))                                                           \
   CALL(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))                                                \

@@ -49,8 +49,8 @@ class Epochs {
   /// Throws what mark() throws, but not because the stream is being captured.
   void watch(StreamHandle stream);
 
-  /// Its owner puts no more work on it and does not wait. What is on it, marked or not, is fenced as before; an
-  /// open epoch that nobody has joined ends here. Calls no driver, as fence().
+  /// Its owner puts no more work on it and does not wait. What is on it, marked or not, is fenced as before;
+  /// an open epoch that nobody has joined ends here. Calls no driver, as fence().
   void give_up(StreamHandle stream);
   /// How far a stream is that was given up: `held` may stay so until somebody closes an epoch, leaves or ends
   /// a capture.
@@ -91,8 +91,8 @@ class Epochs {
     std::uint64_t completed = 0;
     std::uint32_t owners = 0;  // that have joined
     bool open = false;
-    bool watched = false;   // or given up, and its last work is not marked yet
-    bool given_up = false;  // by its owner: there is no more work to come
+    bool watched = false;    // or given up, and its last work is not marked yet
+    bool given_up = false;   // by its owner: there is no more work to come
     bool owed = false;       // work is on it that could not be marked
     bool wanted = false;     // a fence waits for what is on it, and no event has been recorded for that yet
     bool capturing = false;  // when that was last tried: nothing can be recorded until somebody ends it

@@ -224,7 +224,8 @@ void Pool::end_stream(StreamHandle stream) {
 
 void Pool::destroy_stream(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
-  if (!streams_.destroy(stream) && !closed()) throw InvalidArgument("stream: not one that this pool has made");
+  if (!streams_.destroy(stream) && !closed())
+    throw InvalidArgument("stream: not one that this pool has made");
 }
 
 void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {

@@ -77,8 +77,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Its owner puts no more work on it and does not wait: it is destroyed when its work is over. Nothing for
   /// what is no stream of this pool (any more).
   void end_stream(StreamHandle stream);
-  /// The same, but waits for its work. Throws InvalidArgument for what is no stream of this pool, unless that is
-  /// closed.
+  /// The same, but waits for its work. Throws InvalidArgument for what is no stream of this pool, unless that
+  /// is closed.
   void destroy_stream(StreamHandle stream);
   /// Copies on `stream`: what is released from here on waits for it. Throws Closed on one that has ended.
   void copy(Address to, Address from, Bytes size, StreamHandle stream);
@@ -115,9 +115,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Created take_created();
 
   /// No new work from here on, nor on the pool's streams: they end. Idle memory is given back, leased memory
-  /// when its lease ends. Work that uses it, or is on those streams, is waited for, but from now on not longer
-  /// than `patience`: then it is left to the process, which is logged, as is what the driver refuses. To close
-  /// again tries again.
+  /// when its lease ends. Work that uses it, or is on those streams, is waited for, but from now on not
+  /// longer than `patience`: then it is left to the process, which is logged, as is what the driver refuses.
+  /// To close again tries again.
   void close(Nanoseconds patience = Nanoseconds::max());
   bool closed() const;
 

@@ -29,8 +29,8 @@ class Streams {
   std::uint64_t sweep() noexcept;
   bool empty() const;
 
-  /// For the time of a call: the stream is not destroyed meanwhile, if it is one of these. Throws Closed where
-  /// its owner has ended it.
+  /// For the time of a call: the stream is not destroyed meanwhile, if it is one of these. Throws Closed
+  /// where its owner has ended it.
   class Use {
    public:
     Use(Streams& streams, StreamHandle stream);

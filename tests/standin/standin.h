@@ -54,6 +54,10 @@ size_t standin_log(char* buffer, size_t size);    // {"cuMemMap": 3, ...}
 size_t standin_live(char* buffer, size_t size);   // {"reservations": [...], "handles": [...], ...}
 size_t standin_sites(char* buffer, size_t size);  // [{"function", "site", "reached", "failed"}, ...]
 
+/// A stream of a green context of the device, whose primary context must be retained. As there, its context
+/// is another than the primary one, and events of the one cannot be recorded on streams of the other (cuda.h
+/// on cuEventRecord; the real driver may be less strict).
+int standin_green_stream(int device, void** stream);
 /// Queues a "kernel" on a stream: `fn` is called when its turn comes, and touches nothing but what is
 /// declared. Returns a CUresult.
 int standin_launch(void* stream, void (*fn)(void*), void* arg, const standin_range* reads, size_t n_reads,

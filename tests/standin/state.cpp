@@ -86,13 +86,18 @@ bool Settings::set(const std::string& name, std::int64_t value) {
 State::State() {
   read_environment(settings);
   seed(settings.seed);
-  for (int device = 0; device < Memory::devices; ++device) {
-    Context& context = contexts[static_cast<std::size_t>(device)];
+  const auto open = [this](Context& context, int device) {
     context.device = device;
     context.legacy = std::make_shared<Stream>();
     context.legacy->id = streams.new_stream_id();
     context.legacy->context = &context;
     context.legacy->legacy = true;
+  };
+  for (int device = 0; device < Memory::devices; ++device) {
+    const auto index = static_cast<std::size_t>(device);
+    open(contexts[index], device);
+    open(green_contexts[index], device);
+    green_contexts[index].primary = &contexts[index];
   }
 }
 

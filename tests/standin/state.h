@@ -64,6 +64,7 @@ struct State {
   Captures captures;
   Faults faults;
   std::array<Context, Memory::devices> contexts;
+  std::array<Context, Memory::devices> green_contexts;  // one of each device
   std::int64_t reports = 0;
   std::string last_report;
 

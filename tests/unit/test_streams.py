@@ -1,14 +1,14 @@
-"""Streams whose owner drops them, and streams that never end: nobody is held up, and nothing is reused early."""
+"""Streams that are dropped, and streams that never end: nobody is held up, and nothing is reused early."""
 
 import cuda_standin
 import pytest
 import torch
-from child import run_child
 from core_pool import settle
 from cuda_calls import SUCCESS
 from own_pool import own_pool
 
 import vmm
+from child import run_child
 from vmm import Closed, InvalidArgument, Stream, _core
 
 PAGE = 65536
