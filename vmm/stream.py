@@ -83,7 +83,8 @@ def handle_of(stream: Any) -> int:
 
 def torch_stream(pool: Pool) -> int:
     """Where torch puts its work for ``pool``'s device now; 0 on the host, where work is over when its call
-    returns. What the pool is given back from here on waits for what is on it by then."""
+    returns. What the pool is given back from here on waits for what is on it by then, so it must live as long
+    as the pool: as torch's own streams do."""
     if not pool._runs_late:
         return 0
     handle = _current_stream(pool._ordinal) or _LEGACY_STREAM
@@ -108,7 +109,9 @@ def _current_stream(ordinal: int) -> int:
 
 
 def release_after(pool: Pool, stream: Any) -> None:
-    """What is released on ``pool`` from here on waits for what is on ``stream`` now; None is no stream."""
+    """What is released on ``pool`` from here on waits for what is on ``stream`` now; None is no stream. Work
+    that is put on it later is not waited for. After this its owner may destroy it, unless it is also watched or
+    a KVCache steps it."""
     if stream is None:
         return
     if isinstance(stream, Stream):

@@ -30,6 +30,7 @@ void require_one_stream(StreamHandle stream) {
 CudaDriver::~CudaDriver() {
   if (fork_guard_.in_child()) return;
   events_.insert(spare_events_.begin(), spare_events_.end());
+  events_.insert(stuck_events_.begin(), stuck_events_.end());
   for (std::uint64_t event : events_)
     undo_or_leak([&] {
       const Scope scope(*this);
@@ -270,15 +271,15 @@ void CudaDriver::destroy_event(EventHandle event) {
     if (events_.erase(event.value) == 0) throw InvalidArgument("event: not an event of this driver");
     if (foreign_events_.erase(event.value) == 0) return spare_events_.push_back(event.value);
   }
-  try {
+  bool destroyed = false;
+  undo_or_leak([&] {
     const Scope scope(*this);
     cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(event));
-  } catch (...) {
-    std::lock_guard lock(mutex_);
-    events_.insert(event.value);
-    foreign_events_.insert(event.value);
-    throw;
-  }
+    destroyed = true;
+  });
+  if (destroyed) return;
+  std::lock_guard lock(mutex_);
+  stuck_events_.push_back(event.value);
 }
 
 std::size_t CudaDriver::events_in_use() const {

@@ -302,17 +302,19 @@ void Pool::tear_down() noexcept {
 /// Until those that have ended are destroyed, but for what only somebody else can end. How many are left that
 /// would have to be waited for longer.
 std::uint64_t Pool::await_streams() noexcept {
-  try {
-    for (;;) {
+  for (bool failed = false;;) {
+    try {
       epochs_.poll();
-      const std::uint64_t left = streams_.sweep();
-      if (left == 0 || !may_wait()) return left;
-      std::unique_lock lock(mutex_);
-      clock_->wait(lock, changed_, recheck);
+    } catch (const std::exception& error) {
+      if (std::exchange(failed, true)) {
+        log_.write(LogLevel::warning, error.what());
+        return 0;
+      }
     }
-  } catch (const std::exception& error) {
-    log_.write(LogLevel::warning, error.what());
-    return 0;
+    const std::uint64_t left = streams_.sweep();
+    if (left == 0 || !may_wait()) return left;
+    std::unique_lock lock(mutex_);
+    clock_->wait(lock, changed_, recheck);
   }
 }
 

@@ -99,6 +99,7 @@ void Streams::destroy_if_unused(StreamHandle stream) {
   } catch (...) {
     std::lock_guard lock(mutex_);
     own_[stream.value] = {true, 0};
+    epochs_.give_up(stream);
     throw;
   }
 }
