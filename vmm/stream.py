@@ -110,8 +110,8 @@ def _current_stream(ordinal: int) -> int:
 
 def release_after(pool: Pool, stream: Any) -> None:
     """What is released on ``pool`` from here on waits for what is on ``stream`` now; None is no stream. Work
-    that is put on it later is not waited for. After this its owner may destroy it, unless it is also watched or
-    a KVCache steps it."""
+    that is put on it later is not waited for. After this its owner may destroy it, unless it is watched, too,
+    or a KVCache steps it."""
     if stream is None:
         return
     if isinstance(stream, Stream):

@@ -93,7 +93,7 @@ class CudaDriver final : public Driver {
   std::set<std::uint64_t> foreign_events_;  // of these: made for a stream of another context
   std::vector<std::uint64_t> spare_events_;
   std::vector<std::uint64_t> stuck_events_;  // could not be destroyed
-  std::map<std::uint64_t, Bytes> stuck_;  // mapped, by a map that failed and could not be undone
+  std::map<std::uint64_t, Bytes> stuck_;     // mapped, by a map that failed and could not be undone
 };
 
 }  // namespace vmm

@@ -45,8 +45,8 @@ class Epochs {
   void mark(StreamHandle stream);
 
   /// From now on work may come onto the stream at any time without being announced: every fence also waits
-  /// for what is on it then. The stream must live as long as this, or be ended by destroy(): work that no event
-  /// covers cannot be waited for once its stream is gone, even where the handle is another's by then.
+  /// for what is on it then. The stream must live as long as this, or be ended by destroy(): work that no
+  /// event covers cannot be waited for once its stream is gone, even where the handle is another's by then.
   /// Throws what mark() throws, but not because the stream is being captured.
   void watch(StreamHandle stream);
 
