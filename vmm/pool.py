@@ -216,8 +216,9 @@ class Pool(Closing):
         return page
 
     def close(self) -> None:
-        """Stops the pager and gives back what nobody uses. Tensors over the pool's memory stay valid, and
-        their memory is given back when they die. Closing twice does nothing."""
+        """Stops the pager, waits for the pool's streams and ends them, and gives back what nobody uses.
+        Tensors over the pool's memory stay valid, and their memory is given back when they die. Closing twice
+        does nothing, unless something was left."""
         self._forward_log()
         self._core.close()
 

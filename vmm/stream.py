@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Stream(Closing):
     """An ordered queue of copies on ``pool``'s device, with a worker of its own.
 
-    What is released while a copy is under way waits for it. Safe from any thread. Raises DriverError when the
-    system has no thread left; after ``close`` methods raise Closed.
+    What is released while a copy is under way waits for it. A stream that is dropped is not waited for: it
+    ends when its work is over. Safe from any thread. Raises DriverError when the system has no thread left;
+    after its own or the pool's ``close`` methods raise Closed.
     """
 
     _handle: int | None = None
@@ -35,6 +36,8 @@ class Stream(Closing):
         """What the driver calls this stream."""
         if self._handle is None:
             raise Closed("this stream is closed")
+        if self._pool.closed:
+            raise Closed("the pool of this stream is closed")
         return self._handle
 
     def copy(self, to: torch.Tensor, source: torch.Tensor) -> None:
@@ -53,14 +56,15 @@ class Stream(Closing):
         self._pool._core.synchronize(self.handle)
 
     def close(self) -> None:
-        """Waits for everything on the stream and ends it. Twice is once."""
+        """Waits for everything on the stream, however long that takes, and ends it. Twice is once."""
         handle, self._handle = self._handle, None
         if handle is not None and not self._pool._core.in_child:
             self._pool._core.destroy_stream(handle)
 
     def __del__(self) -> None:
-        if not is_finalizing():  # then the process takes it along
-            self.close()
+        handle, self._handle = self._handle, None
+        if handle is not None and not is_finalizing() and not self._pool._core.in_child:
+            self._pool._core.end_stream(handle)  # whoever drops it does not wait
 
 
 def handle_of(stream: Any) -> int:
@@ -83,7 +87,8 @@ def handle_of(stream: Any) -> int:
 
 def torch_stream(pool: Pool) -> int:
     """Where torch puts its work for ``pool``'s device now; 0 on the host, where work is over when its call
-    returns. What the pool is given back from here on waits for what is on it by then."""
+    returns. What the pool is given back from here on waits for what is on it by then, so it must live as long
+    as the pool: as torch's own streams do."""
     if not pool._runs_late:
         return 0
     handle = _current_stream(pool._ordinal) or _LEGACY_STREAM
@@ -111,10 +116,14 @@ def _current_stream(ordinal: int) -> int:
 
 
 def release_after(pool: Pool, stream: Any) -> None:
-    """What is released on ``pool`` from here on waits for what is on ``stream`` now; None is no stream."""
+    """What is released on ``pool`` from here on waits for what is on ``stream`` now; None is no stream. Work
+    that is put on it later is not waited for. After this its owner may destroy it, unless it is watched, too,
+    or a KVCache steps it."""
     if stream is None:
         return
-    handle = handle_of(stream)
-    if isinstance(stream, Stream) and stream._pool is not pool:
-        raise InvalidArgument("stream: belongs to another pool")
-    pool._core.mark(handle)
+    if isinstance(stream, Stream):
+        if stream._pool is not pool:
+            raise InvalidArgument("stream: belongs to another pool")
+        if pool.closed:
+            return  # which ended its streams: what did not end in time is waited for anyway
+    pool._core.mark(handle_of(stream))

@@ -190,18 +190,12 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("streams_ended",
                              no_gil([](const PoolHandle& h) { return h.pool().epochs().streams_ended(); }))
       .def(
-          "create_stream",
-          [](PoolHandle& h) {
-            h.require_parent();
-            return h.pool().driver().create_stream().value;
-          },
-          NoGil())
+          "create_stream", [](PoolHandle& h) { return h.pool().create_stream().value; }, NoGil())
       .def(
-          "destroy_stream",
-          [](PoolHandle& h, std::uint64_t stream) {
-            h.require_parent();
-            h.pool().destroy_stream({stream});
-          },
+          "end_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().end_stream({stream}); },
+          py::arg("stream"))
+      .def(
+          "destroy_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().destroy_stream({stream}); },
           py::arg("stream"), NoGil())
       .def(
           "copy",

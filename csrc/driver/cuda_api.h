@@ -83,6 +83,7 @@ struct AccessDescriptor {
   CALL(cuCtxGetStreamPriorityRange, 5050, (int* least, int* greatest))                                       \
   CALL(cuCtxGetCurrent, 4000, (Context * context))                                                           \
   CALL(cuCtxSetCurrent, 4000, (Context context))                                                             \
+  CALL(cuCtxGetDevice, 2000, (Device * device))                                                              \
   CALL(cuCtxPushCurrent, 4000, (Context context))                                                            \
   CALL(cuCtxPopCurrent, 4000, (Context * context))                                                           \
   CALL(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))                                                \
@@ -111,6 +112,7 @@ struct AccessDescriptor {
   CALL(cuStreamCreateWithPriority, 5050, (Stream * stream, unsigned flags, int priority))                    \
   CALL(cuStreamDestroy, 4000, (Stream stream))                                                               \
   CALL(cuStreamSynchronize, 2000, (Stream stream))                                                           \
+  CALL(cuStreamQuery, 2000, (Stream stream))                                                                 \
   CALL(cuStreamIsCapturing, 10000, (Stream stream, int* status))                                             \
   CALL(cuStreamGetCtx, 9020, (Stream stream, Context * context))                                             \
   CALL(cuEventCreate, 2000, (Event * event, unsigned flags))                                                 \

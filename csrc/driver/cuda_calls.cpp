@@ -50,7 +50,7 @@ Calls::Calls(int ordinal, bool with_context) : api_(load()), ordinal_(ordinal), 
 }
 
 Calls::~Calls() {
-  if (context_ == nullptr) return;
+  if (context_ == nullptr || kept_) return;
   undo_or_leak([this] { (*this)("cuDevicePrimaryCtxRelease", api_.cuDevicePrimaryCtxRelease, device_); });
 }
 
@@ -118,26 +118,30 @@ Calls::Relaxed::~Relaxed() {
   });
 }
 
-Calls::Scope::Scope(const Calls& calls) : calls_(calls), relaxed_(calls), bound_before_(bound_to) {
-  if (calls.is_bound()) return;
+Calls::Current::Current(const Calls& calls, Context context) : calls_(calls), context_(context) {
   Context current = nullptr;
   calls("cuCtxGetCurrent", calls.api_.cuCtxGetCurrent, &current);
-  if (current != calls.context_) {
-    calls("cuCtxPushCurrent", calls.api_.cuCtxPushCurrent, calls.context_);
-    pushed_ = true;
-  }
-  bound_to = calls.id_;
+  if (current == context) return;
+  calls("cuCtxPushCurrent", calls.api_.cuCtxPushCurrent, context);
+  pushed_ = true;
 }
 
-Calls::Scope::~Scope() {
-  bound_to = bound_before_;
+Calls::Current::~Current() {
   if (!pushed_) return;
   undo_or_leak([this] {
     Context current = nullptr;
     calls_("cuCtxGetCurrent", calls_.api_.cuCtxGetCurrent, &current);
     // An error of earlier work may be told by a pop that was done all the same.
-    if (current == calls_.context_) calls_("cuCtxPopCurrent", calls_.api_.cuCtxPopCurrent, &current);
+    if (current == context_) calls_("cuCtxPopCurrent", calls_.api_.cuCtxPopCurrent, &current);
   });
 }
+
+Calls::Scope::Scope(const Calls& calls) : relaxed_(calls), bound_before_(bound_to) {
+  if (calls.is_bound()) return;
+  current_.emplace(calls, calls.context_);
+  bound_to = calls.id_;
+}
+
+Calls::Scope::~Scope() { bound_to = bound_before_; }
 
 }  // namespace vmm::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -39,7 +40,21 @@ class Calls {
     int mode_ = capture_relaxed;  // then the thread's own
   };
 
-  /// The same, and our context is current. Within one the thread is bound, so that a second one costs
+  /// The context is current, if it was not; then the thread's own.
+  class Current {
+   public:
+    [[gnu::noinline]] Current(const Calls& calls, Context context);
+    [[gnu::noinline]] ~Current();
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+
+   private:
+    const Calls& calls_;
+    const Context context_;
+    bool pushed_ = false;
+  };
+
+  /// As Relaxed, and our context is current. Within one the thread is bound, so that a second one costs
   /// nothing.
   class Scope {
    public:
@@ -49,15 +64,17 @@ class Calls {
     Scope& operator=(const Scope&) = delete;
 
    private:
-    const Calls& calls_;
-    Relaxed relaxed_;  // a member, so that it is undone also where the rest of the constructor throws
-    bool pushed_ = false;
+    Relaxed relaxed_;
+    std::optional<Current> current_;
     std::uint64_t bound_before_ = 0;
   };
 
   /// Once on a thread of ours, on which nobody else calls CUDA: the context is current from then on, and no
   /// capture is broken, so that no call needs to see to it.
   void bind_thread() const;
+
+  /// Work that is left behind needs the context: it is the process's from now on.
+  void keep_context() noexcept { kept_ = true; }
 
   const Api& api() const noexcept { return api_; }
   int ordinal() const noexcept { return ordinal_; }
@@ -89,6 +106,7 @@ class Calls {
   const std::uint64_t id_;  // never one twice
   Device device_ = 0;
   Context context_ = nullptr;
+  bool kept_ = false;
   mutable std::atomic<Result> lost_{success};  // the error that ended the context
 };
 

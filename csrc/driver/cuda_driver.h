@@ -65,10 +65,12 @@ class CudaDriver final : public Driver {
 
   void undo_map(std::span<const PageMapping> mapped) noexcept;
   void unmap_stuck(Address start, Bytes size);
+  bool is_over(StreamHandle stream) const noexcept;
   void check_stream(StreamHandle stream) const;
-  void check_device(StreamHandle stream) const;
+  cuda::Context context_of(StreamHandle stream) const;
   bool is_capturing(StreamHandle stream) const;
   EventHandle take_event();
+  EventHandle create_event(bool foreign);
   cuda::Result record(EventHandle event, StreamHandle stream) const;
   void check_event(EventHandle event);
   /// Calls work(stream). On the default stream it is over when this returns, or throws.
@@ -86,10 +88,12 @@ class CudaDriver final : public Driver {
   mutable std::mutex mutex_;  // guards what follows; of libcuda only what names a thing that others could end
                               // is called under it: cuMemAddressFree, cuMemExportToShareableHandle
   Ledger ledger_;
-  std::set<std::uint64_t> streams_;  // those we made
-  std::set<std::uint64_t> events_;   // in use
+  std::set<std::uint64_t> streams_;         // those we made
+  std::set<std::uint64_t> events_;          // in use
+  std::set<std::uint64_t> foreign_events_;  // of these: made for a stream of another context
   std::vector<std::uint64_t> spare_events_;
-  std::map<std::uint64_t, Bytes> stuck_;  // mapped, by a map that failed and could not be undone
+  std::vector<std::uint64_t> stuck_events_;  // could not be destroyed
+  std::map<std::uint64_t, Bytes> stuck_;     // mapped, by a map that failed and could not be undone
 };
 
 }  // namespace vmm

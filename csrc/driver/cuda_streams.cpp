@@ -1,4 +1,6 @@
 // The CUDA driver's streams and events, and what it does on them.
+#include <utility>
+
 #include "base/undo.h"
 #include "driver/cuda_driver.h"
 
@@ -28,16 +30,34 @@ void require_one_stream(StreamHandle stream) {
 CudaDriver::~CudaDriver() {
   if (fork_guard_.in_child()) return;
   events_.insert(spare_events_.begin(), spare_events_.end());
+  events_.insert(stuck_events_.begin(), stuck_events_.end());
   for (std::uint64_t event : events_)
     undo_or_leak([&] {
       const Scope scope(*this);
       cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(EventHandle{event}));
     });
-  for (std::uint64_t stream : std::set(streams_)) undo_or_leak([&] { destroy_stream({stream}); });
-  undo_or_leak([this] {
+  // Nobody is waited for: what is on a stream goes on when it is destroyed, but not without its context.
+  for (std::uint64_t stream : streams_)
+    if (!is_over({stream})) cuda_.keep_context();
+  streams_.insert(reinterpret_cast<std::uint64_t>(own_stream_));
+  for (std::uint64_t stream : streams_)
+    undo_or_leak([&] {
+      const Scope scope(*this);
+      cuda_("cuStreamDestroy", cuda_.api().cuStreamDestroy, to_cuda(StreamHandle{stream}));
+    });
+}
+
+/// Whether the work on a stream of ours is known to be over.
+bool CudaDriver::is_over(StreamHandle stream) const noexcept {
+  bool over = false;
+  undo_or_leak([&] {
     const Scope scope(*this);
-    cuda_("cuStreamDestroy", cuda_.api().cuStreamDestroy, own_stream_);
+    const cuda::Result result = cuda_.ask(cuda_.api().cuStreamQuery, to_cuda(stream));
+    over = result == cuda::success;
+    if (!over && result != cuda::not_ready)
+      cuda_.fail("cuStreamQuery", result, cuda::text(stream.value) + ", ");
   });
+  return over;
 }
 
 void CudaDriver::bind_thread() {
@@ -73,14 +93,21 @@ bool CudaDriver::capturing(StreamHandle stream) {
 void CudaDriver::check_stream(StreamHandle stream) const {
   require_one_stream(stream);
   if (is_capturing(stream)) refuse_capturing();
-  if (!is_default(stream)) check_device(stream);
+  if (!is_default(stream)) context_of(stream);
 }
 
-void CudaDriver::check_device(StreamHandle stream) const {
+/// Our context, or another of our device: a green context, which is a part of it, say. Not of default
+/// streams.
+cuda::Context CudaDriver::context_of(StreamHandle stream) const {
   cuda::Context context = nullptr;
   cuda_("cuStreamGetCtx", cuda_.api().cuStreamGetCtx, to_cuda(stream), &context);
-  if (context != cuda_.context())
+  if (context == cuda_.context()) return context;
+  cuda::Device device = 0;
+  const cuda::Calls::Current current(cuda_, context);
+  cuda_("cuCtxGetDevice", cuda_.api().cuCtxGetDevice, &device);
+  if (device != cuda_.device())
     throw InvalidArgument("stream: of another device than cuda:" + std::to_string(cuda_.ordinal()));
+  return context;
 }
 
 template <class Work>
@@ -156,11 +183,17 @@ EventHandle CudaDriver::take_event() {
     }
   }
   const Scope scope(*this);
+  return create_event(false);
+}
+
+/// Of the context that is current.
+EventHandle CudaDriver::create_event(bool foreign) {
   cuda::Event event = nullptr;
   cuda_("cuEventCreate", cuda_.api().cuEventCreate, &event, cuda::event_no_timing);
   const EventHandle made{reinterpret_cast<std::uint64_t>(event)};
   std::lock_guard lock(mutex_);
   events_.insert(made.value);
+  if (foreign) foreign_events_.insert(made.value);
   return made;
 }
 
@@ -181,7 +214,7 @@ cuda::Result CudaDriver::record(EventHandle event, StreamHandle stream) const {
 EventHandle CudaDriver::record(StreamHandle stream) {
   fork_guard_.require_parent(this_driver);
   require_one_stream(stream);
-  const EventHandle event = take_event();
+  EventHandle event = take_event();
   try {
     // Without a Scope, which costs three calls: where another context is current CUDA refuses, because the
     // event is of ours.
@@ -189,7 +222,11 @@ EventHandle CudaDriver::record(StreamHandle stream) {
     if (result == cuda::invalid_context || result == cuda::invalid_handle ||
         (result == cuda::capture_implicit && is_default(stream))) {
       const Scope scope(*this);
-      if (!is_default(stream)) check_device(stream);
+      const cuda::Context context = is_default(stream) ? cuda_.context() : context_of(stream);
+      if (context != cuda_.context() && result == cuda::invalid_handle) {
+        const cuda::Calls::Current current(cuda_, context);
+        destroy_event(std::exchange(event, create_event(true)));
+      }
       result = record(event, stream);
     }
     if (result == cuda::capture_implicit || result == cuda::capture_invalidated) refuse_capturing();
@@ -225,12 +262,24 @@ void CudaDriver::wait(EventHandle event) {
   cuda_("cuEventSynchronize", cuda_.api().cuEventSynchronize, to_cuda(event));
 }
 
-/// It is kept, for the next record: as many as were ever in use at once.
+/// It is kept, for the next record: as many as were ever in use at once, which the device's own queues bound;
+/// but not where it serves one context only that may end before us.
 void CudaDriver::destroy_event(EventHandle event) {
   fork_guard_.require_parent(this_driver);
+  {
+    std::lock_guard lock(mutex_);
+    if (events_.erase(event.value) == 0) throw InvalidArgument("event: not an event of this driver");
+    if (foreign_events_.erase(event.value) == 0) return spare_events_.push_back(event.value);
+  }
+  bool destroyed = false;
+  undo_or_leak([&] {
+    const Scope scope(*this);
+    cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(event));
+    destroyed = true;
+  });
+  if (destroyed) return;
   std::lock_guard lock(mutex_);
-  if (events_.erase(event.value) == 0) throw InvalidArgument("event: not an event of this driver");
-  spare_events_.push_back(event.value);
+  stuck_events_.push_back(event.value);
 }
 
 std::size_t CudaDriver::events_in_use() const {

@@ -2,6 +2,8 @@
 //
 // Rules for every implementation; tests/contract runs them on each:
 //  - Whoever reserves and creates also frees and releases, before the driver ends.
+//  - A driver that ends waits for nobody: work on streams that are not destroyed is left to the process, and
+//    so must be the memory that it touches.
 //  - Every method is safe from any thread; two threads must not work on the same page or range at once.
 //  - A call that cannot be done throws: InvalidArgument for a broken rule, DriverOutOfMemory,
 //    MappingLimit, or DriverError with the platform's own words. Nothing else ever throws or aborts.

@@ -17,29 +17,40 @@ bool overlap(const MemoryRange& a, const MemoryRange& b) {
 
 HostStreams::~HostStreams() {
   if (fork_guard_.in_child()) {
-    (void)signals_.release();
-    for (auto& [id, stream] : streams_) (void)stream.release();  // a joinable std::thread must not die
+    // A condition variable that the parent's threads wait on must not die, nor a joinable std::thread.
+    (void)new std::shared_ptr<Shared>(shared_);
     return;
   }
-  while (!streams_.empty()) destroy(StreamHandle{streams_.begin()->first});
+  for (auto& [id, stream] : shared_->streams) {
+    bool idle = false;
+    {
+      std::lock_guard lock(shared_->mutex);
+      stream->stop = true;
+      idle = stream->queue.empty();
+      shared_->submitted.notify_all();
+    }
+    if (idle)
+      stream->worker.join();
+    else
+      stream->worker.detach();
+  }
 }
 
 StreamHandle HostStreams::create() {
-  auto stream = std::make_unique<Stream>();
-  Stream& made = *stream;
-  std::lock_guard lock(mutex_);
+  const auto made = std::make_shared<Stream>();
+  std::lock_guard lock(shared_->mutex);
   try {
-    made.worker = start_thread("vmm-stream", [this, &made] { work_off(made); });
+    made->worker = start_thread("vmm-stream", [shared = shared_, made] { work_off(*shared, *made); });
   } catch (const std::system_error& error) {
     throw DriverError(std::string("create_stream: ") + error.what());
   }
-  streams_[next_stream_] = std::move(stream);
-  return {next_stream_++};
+  shared_->streams[shared_->next_stream] = made;
+  return {shared_->next_stream++};
 }
 
-HostStreams::Stream& HostStreams::find(StreamHandle stream) const {
-  const auto found = streams_.find(stream.value);
-  if (found == streams_.end() || found->second->stop)
+HostStreams::Stream& HostStreams::Shared::find(StreamHandle stream) const {
+  const auto found = streams.find(stream.value);
+  if (found == streams.end() || found->second->stop)
     throw InvalidArgument("stream: not a stream of this driver");
   return *found->second;
 }
@@ -47,32 +58,32 @@ HostStreams::Stream& HostStreams::find(StreamHandle stream) const {
 void HostStreams::destroy(StreamHandle handle) {
   std::thread worker;
   {
-    std::lock_guard lock(mutex_);
-    Stream& stream = find(handle);
+    std::lock_guard lock(shared_->mutex);
+    Stream& stream = shared_->find(handle);
     stream.stop = true;
-    signals_->submitted.notify_all();
+    shared_->submitted.notify_all();
     worker = std::move(stream.worker);
   }
   worker.join();
-  std::lock_guard lock(mutex_);
-  streams_.erase(handle.value);
-  signals_->completed.notify_all();
+  std::lock_guard lock(shared_->mutex);
+  shared_->streams.erase(handle.value);
+  shared_->completed.notify_all();
 }
 
 void HostStreams::run(StreamHandle handle, std::pair<MemoryRange, MemoryRange> touches,
                       std::function<void()> work) {
   if (handle.value == 0) return work();
-  std::lock_guard lock(mutex_);
-  Stream& stream = find(handle);
+  std::lock_guard lock(shared_->mutex);
+  Stream& stream = shared_->find(handle);
   stream.queue.push_back({touches, std::move(work)});
   ++stream.submitted;
-  signals_->submitted.notify_all();
+  shared_->submitted.notify_all();
 }
 
-void HostStreams::work_off(Stream& stream) {
-  std::unique_lock lock(mutex_);
+void HostStreams::work_off(Shared& shared, Stream& stream) {
+  std::unique_lock lock(shared.mutex);
   for (;;) {
-    signals_->submitted.wait(lock, [&] { return stream.stop || !stream.queue.empty(); });
+    shared.submitted.wait(lock, [&] { return stream.stop || !stream.queue.empty(); });
     if (stream.queue.empty()) return;
     const auto& work = stream.queue.front().work;  // a deque's front stays where it is
     lock.unlock();
@@ -80,47 +91,48 @@ void HostStreams::work_off(Stream& stream) {
     lock.lock();
     stream.queue.pop_front();
     ++stream.completed;
-    signals_->completed.notify_all();
+    shared.completed.notify_all();
   }
 }
 
 EventHandle HostStreams::record(StreamHandle stream) {
-  std::lock_guard lock(mutex_);
-  events_[next_event_] = {stream.value, stream.value == 0 ? 0 : find(stream).submitted};
-  return {next_event_++};
+  std::lock_guard lock(shared_->mutex);
+  const std::uint64_t after = stream.value == 0 ? 0 : shared_->find(stream).submitted;
+  shared_->events[shared_->next_event] = {stream.value, after};
+  return {shared_->next_event++};
 }
 
-const HostStreams::Event& HostStreams::find(EventHandle event) const {
-  const auto found = events_.find(event.value);
-  if (found == events_.end()) throw InvalidArgument("event: not an event of this driver");
+const HostStreams::Event& HostStreams::Shared::find(EventHandle event) const {
+  const auto found = events.find(event.value);
+  if (found == events.end()) throw InvalidArgument("event: not an event of this driver");
   return found->second;
 }
 
 /// A stream that is gone has done its work.
-bool HostStreams::over(const Event& event) const {
-  const auto found = streams_.find(event.stream);
-  return found == streams_.end() || found->second->completed >= event.after;
+bool HostStreams::Shared::over(const Event& event) const {
+  const auto found = streams.find(event.stream);
+  return found == streams.end() || found->second->completed >= event.after;
 }
 
 bool HostStreams::query(EventHandle event) const {
-  std::lock_guard lock(mutex_);
-  return over(find(event));
+  std::lock_guard lock(shared_->mutex);
+  return shared_->over(shared_->find(event));
 }
 
 void HostStreams::wait(EventHandle event) {
-  std::unique_lock lock(mutex_);
-  const Event waited = find(event);
-  signals_->completed.wait(lock, [&] { return over(waited); });
+  std::unique_lock lock(shared_->mutex);
+  const Event waited = shared_->find(event);
+  shared_->completed.wait(lock, [&] { return shared_->over(waited); });
 }
 
 void HostStreams::destroy(EventHandle event) {
-  std::lock_guard lock(mutex_);
-  if (events_.erase(event.value) == 0) throw InvalidArgument("event: not an event of this driver");
+  std::lock_guard lock(shared_->mutex);
+  if (shared_->events.erase(event.value) == 0) throw InvalidArgument("event: not an event of this driver");
 }
 
 bool HostStreams::in_use(MemoryRange range) const {
-  std::lock_guard lock(mutex_);
-  for (const auto& [id, stream] : streams_)
+  std::lock_guard lock(shared_->mutex);
+  for (const auto& [id, stream] : shared_->streams)
     for (const Task& task : stream->queue)
       if (overlap(task.touches.first, range) || overlap(task.touches.second, range)) return true;
   return false;

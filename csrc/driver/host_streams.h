@@ -20,7 +20,8 @@ namespace vmm {
 class HostStreams {
  public:
   HostStreams() = default;
-  /// Lets the work in the queues end. In a forked child, where the workers do not exist, it leaves them be.
+  /// Waits for nobody: queues that are not empty are left to their workers, which are left to the process. In
+  /// a forked child, where the workers do not exist, it leaves everything be.
   ~HostStreams();
   HostStreams(const HostStreams&) = delete;
   HostStreams& operator=(const HostStreams&) = delete;
@@ -55,25 +56,25 @@ class HostStreams {
     std::uint64_t stream;
     std::uint64_t after;  // so many of its tasks
   };
-
-  void work_off(Stream& stream);
-  Stream& find(StreamHandle stream) const;
-  const Event& find(EventHandle event) const;
-  bool over(const Event& event) const;
-
-  // Behind pointers, because a forked child must leak what its parent's threads wait on.
-  struct Signals {
+  /// What the workers use, too, and so live as long as the last of them.
+  struct Shared {
     std::condition_variable submitted;
     std::condition_variable completed;
+    std::mutex mutex;  // guards what follows
+    std::map<std::uint64_t, std::shared_ptr<Stream>> streams;
+    std::map<std::uint64_t, Event> events;
+    std::uint64_t next_stream = 1;
+    std::uint64_t next_event = 1;
+
+    Stream& find(StreamHandle stream) const;
+    const Event& find(EventHandle event) const;
+    bool over(const Event& event) const;
   };
 
+  static void work_off(Shared& shared, Stream& stream);
+
   ForkGuard fork_guard_;
-  std::unique_ptr<Signals> signals_ = std::make_unique<Signals>();
-  mutable std::mutex mutex_;  // guards what follows
-  std::map<std::uint64_t, std::unique_ptr<Stream>> streams_;
-  std::map<std::uint64_t, Event> events_;
-  std::uint64_t next_stream_ = 1;
-  std::uint64_t next_event_ = 1;
+  std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
 };
 
 }  // namespace vmm

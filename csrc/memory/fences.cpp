@@ -24,12 +24,19 @@ void Epochs::close(StreamHandle handle, bool open_next) {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
     stream.unfinished.push_back({stream.current, event, open_next});
-    stream.wanted = stream.owed = stream.capturing = false;  // by a fence from before the epoch
+    stream.wanted = false;  // by a fence from before the epoch
+    marked(stream);
   }
   std::lock_guard lock(mutex_);
   Stream& stream = streams_[handle.value];
   stream.open = open_next;
   if (open_next) ++stream.current;
+}
+
+/// An event tells when all that was on it until now is over. Under the lock.
+void Epochs::marked(Stream& stream) {
+  stream.owed = stream.capturing = false;
+  if (stream.given_up) stream.watched = false;
 }
 
 void Epochs::join(StreamHandle handle) {
@@ -71,7 +78,7 @@ bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
     stream.unfinished.push_back({epoch, event, false});
-    stream.owed = stream.capturing = false;
+    marked(stream);
   } catch (const Error& error) {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
@@ -111,7 +118,25 @@ void Epochs::watch(StreamHandle handle) {
   } catch (const StreamCapturing&) {
   }
   std::lock_guard lock(mutex_);
-  streams_[handle.value].watched = true;
+  Stream& stream = streams_[handle.value];
+  if (!stream.given_up) stream.watched = true;
+}
+
+void Epochs::give_up(StreamHandle handle) {
+  std::lock_guard lock(mutex_);
+  Stream& stream = streams_[handle.value];
+  stream.given_up = stream.watched = stream.wanted = true;
+  if (stream.owners == 0) stream.open = false;
+}
+
+Epochs::Ending Epochs::ending(StreamHandle handle) const {
+  std::lock_guard lock(mutex_);
+  const auto found = streams_.find(handle.value);
+  if (found == streams_.end()) return Ending::over;
+  const Stream& stream = found->second;
+  if (stream.open || stream.owners != 0 || stream.capturing) return Ending::held;
+  const bool over = !stream.watched && !stream.owed && stream.unfinished.empty();
+  return over ? Ending::over : Ending::coming;
 }
 
 void Epochs::destroy(StreamHandle handle) {
@@ -136,7 +161,8 @@ bool Epochs::forget(StreamHandle handle) {
     Stream& stream = streams_[handle.value];  // it stays: another stream may get the same handle
     stream.completed = ++stream.current;      // fences may wait for an epoch that nobody has marked yet
     watched = stream.watched;
-    stream.open = stream.watched = stream.owed = stream.wanted = stream.capturing = false;
+    stream.open = stream.watched = stream.given_up = false;
+    stream.owed = stream.wanted = stream.capturing = false;
     over.swap(stream.unfinished);
   }
   ++ended_;

@@ -45,9 +45,18 @@ class Epochs {
   void mark(StreamHandle stream);
 
   /// From now on work may come onto the stream at any time without being announced: every fence also waits
-  /// for what is on it then. The stream must live as long as this, or be ended by destroy().
+  /// for what is on it then. The stream must live as long as this, or be ended by destroy(): work that no
+  /// event covers cannot be waited for once its stream is gone, even where the handle is another's by then.
   /// Throws what mark() throws, but not because the stream is being captured.
   void watch(StreamHandle stream);
+
+  /// Its owner puts no more work on it and does not wait. What is on it, marked or not, is fenced as before;
+  /// an open epoch that nobody has joined ends here. Calls no driver, as fence().
+  void give_up(StreamHandle stream);
+  /// How far a stream is that was given up: `held` may stay so until somebody closes an epoch, leaves or ends
+  /// a capture.
+  enum class Ending : std::uint8_t { over, coming, held };
+  Ending ending(StreamHandle stream) const;
 
   /// Ends the stream, and with it its work: nothing waits for its epochs any more, the open one included.
   void destroy(StreamHandle stream);
@@ -83,7 +92,8 @@ class Epochs {
     std::uint64_t completed = 0;
     std::uint32_t owners = 0;  // that have joined
     bool open = false;
-    bool watched = false;
+    bool watched = false;    // or given up, and its last work is not marked yet
+    bool given_up = false;   // by its owner: there is no more work to come
     bool owed = false;       // work is on it that could not be marked
     bool wanted = false;     // a fence waits for what is on it, and no event has been recorded for that yet
     bool capturing = false;  // when that was last tried: nothing can be recorded until somebody ends it
@@ -91,6 +101,7 @@ class Epochs {
   };
 
   void close(StreamHandle stream, bool open_next);
+  static void marked(Stream& stream);
   bool mark_if(StreamHandle stream, bool only_wanted);
   void mark_wanted();
   bool forget(StreamHandle stream);

@@ -47,6 +47,7 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
       budget_(std::move(budget)),
       clock_(std::move(clock)),
       epochs_(*driver_),
+      streams_(*driver_, epochs_),
       run_bytes_(checked_run_bytes(options.run_bytes, budget_->limit())),
       arena_(*driver_, round_up(options.arena_bytes, driver_->capabilities().granularity),
              std::min(options.arena_bytes, least_arena), driver_->capabilities().granularity),
@@ -207,30 +208,38 @@ void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle
   driver_->zero(std::span(&range, 1), stream);
 }
 
-void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {
+StreamHandle Pool::create_stream() {
   fork_guard_.require_parent("this pool");
-  driver_->copy(to, from, size, stream);
-  epochs_.mark(stream);
+  {
+    std::lock_guard lock(mutex_);
+    require_open();
+  }
+  return streams_.create();
+}
+
+void Pool::end_stream(StreamHandle stream) {
+  fork_guard_.require_parent("this pool");
+  streams_.end(stream);
 }
 
 void Pool::destroy_stream(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
-  synchronize(stream);  // here, where it holds nobody up
-  epochs_.destroy(stream);
+  if (!streams_.destroy(stream) && !closed())
+    throw InvalidArgument("stream: not one that this pool has made");
   epoch_closed();
+}
+
+void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {
+  fork_guard_.require_parent("this pool");
+  const Streams::Use use(streams_, stream);
+  driver_->copy(to, from, size, stream);
+  epochs_.mark(stream);
 }
 
 void Pool::synchronize(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
-  struct Recorded {
-    Driver& driver;
-    EventHandle event;
-    ~Recorded() {
-      undo_or_leak([this] { driver.destroy_event(event); });
-    }
-  };
-  const Recorded recorded{*driver_, driver_->record(stream)};
-  driver_->wait(recorded.event);
+  const Streams::Use use(streams_, stream);
+  streams_.synchronize(stream);
 }
 
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
@@ -268,21 +277,17 @@ void Pool::close(Nanoseconds patience) {
   {
     std::lock_guard lock(mutex_);
     if (patience != Nanoseconds::max()) stop_waiting_at_ = clock_->now() + patience;
-    if (closed_) return;
-    closed_ = true;
+    if (std::exchange(closed_, true) && taken_.count == 0 && streams_.empty()) return;
   }
+  streams_.end_all();
   tear_down();
+  const std::uint64_t left = await_streams();
+  if (!may_wait()) log_impatience(left);
 }
 
 bool Pool::may_wait() const {
   std::lock_guard lock(mutex_);
   return stop_waiting_at_ == Nanoseconds::max() || clock_->now() < stop_waiting_at_;
-}
-
-/// Whether work under way still holds back what nobody needs.
-bool Pool::is_used() const {
-  std::lock_guard lock(mutex_);
-  return waiting().count != 0 || std::ranges::any_of(retired_, &Retirement::intact);
 }
 
 /// Gives back what a closed pool can give back.
@@ -293,8 +298,39 @@ void Pool::tear_down() noexcept {
   } catch (const std::exception& error) {
     log_.write(LogLevel::warning, error.what());
   }
-  if (!may_wait() && is_used())
-    log_.write(LogLevel::warning, "closed without what work under way still uses: it did not end in time");
+}
+
+/// Until those that have ended are destroyed, but for what only somebody else can end. How many are left that
+/// would have to be waited for longer.
+std::uint64_t Pool::await_streams() noexcept {
+  for (bool failed = false;;) {
+    try {
+      epochs_.poll();
+    } catch (const std::exception& error) {
+      if (std::exchange(failed, true)) {
+        log_.write(LogLevel::warning, error.what());
+        return 0;
+      }
+    }
+    const std::uint64_t left = streams_.sweep();
+    if (left == 0 || !may_wait()) return left;
+    std::unique_lock lock(mutex_);
+    clock_->wait(lock, changed_, recheck);
+  }
+}
+
+/// Whether work that is not over may still use memory of leases that have ended.
+bool Pool::is_in_use() {
+  std::lock_guard lock(mutex_);
+  last_uses_.refresh();
+  return waiting().count != 0 || std::ranges::any_of(retired_, &Retirement::intact);
+}
+
+void Pool::log_impatience(std::uint64_t streams) {
+  std::string left = is_in_use() ? "what work under way still uses" : "";
+  if (streams != 0)
+    left += (left.empty() ? "" : " and ") + std::to_string(streams) + (streams == 1 ? " stream" : " streams");
+  if (!left.empty()) log_.write(LogLevel::warning, "closed without " + left + ": it did not end in time");
 }
 
 PoolStats Pool::stats() const {

@@ -31,6 +31,7 @@
 #include "memory/physical_pages.h"
 #include "memory/pool_options.h"
 #include "memory/reservation.h"
+#include "memory/streams.h"
 
 namespace vmm {
 
@@ -72,10 +73,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
-  /// Copies on `stream`: what is released from here on waits for it.
-  void copy(Address to, Address from, Bytes size, StreamHandle stream);
-  /// Waits for the work on `stream`, and ends it.
+  /// A stream of this pool. Throws Closed.
+  StreamHandle create_stream();
+  /// Its owner puts no more work on it and does not wait: it is destroyed when its work is over. Nothing for
+  /// what is no stream of this pool (any more).
+  void end_stream(StreamHandle stream);
+  /// The same, but waits for its work. Throws InvalidArgument for what is no stream of this pool, unless that
+  /// is closed.
   void destroy_stream(StreamHandle stream);
+  /// Copies on `stream`: what is released from here on waits for it. Throws Closed on one that has ended.
+  void copy(Address to, Address from, Bytes size, StreamHandle stream);
   /// Waits for the work on `stream`.
   void synchronize(StreamHandle stream);
 
@@ -110,8 +117,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// What map() has had to create since the last call, and the size of the last page.
   Created take_created();
 
-  /// No new work from here on; idle memory is given back, leased memory when its lease ends. What work still
-  /// uses is waited for, but from now on not longer than `patience`. What the driver refuses is logged.
+  /// No new work from here on, nor on the pool's streams: they end. Idle memory is given back, leased memory
+  /// when its lease ends. Work that uses it, or is on those streams, is waited for, but from now on not
+  /// longer than `patience`: then it is left to the process, which is logged, as is what the driver refuses.
+  /// To close again tries again.
   void close(Nanoseconds patience = Nanoseconds::max());
   bool closed() const;
 
@@ -288,8 +297,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void require_open() const;
   void give_back(Bytes) noexcept;
   void tear_down() noexcept;
+  std::uint64_t await_streams() noexcept;
+  bool is_in_use();
+  void log_impatience(std::uint64_t streams);
   bool may_wait() const;
-  bool is_used() const;
   void wake_pager();
   void wake_pager_if_over_budget();
   void note_given_up(bool at_once);
@@ -305,6 +316,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Counters counters_;
   Log log_;
   Epochs epochs_;
+  Streams streams_;
   Bytes run_bytes_;
   std::atomic<std::uint64_t> pressure_bytes_{0};
   std::atomic<bool> awaited_{false};    // what will be given up

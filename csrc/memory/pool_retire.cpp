@@ -29,6 +29,7 @@ void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, F
 bool Pool::drain_retired(bool refused_too) {
   fork_guard_.require_parent("this pool");
   epochs_.poll();
+  streams_.sweep();
   Retirements over;
   {
     std::lock_guard lock(mutex_);

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import cuda_standin
 from core_pool import settle
 from cuda_calls import Cuda
 
@@ -173,10 +174,12 @@ def _pool_with_something_stuck(pool, standin):
 
 def _end_with_work_under_way(pool, _):
     other = open_pool()
-    stream = other.create_stream()
-    other.step(stream)
-    other.end(stream)
-    other.close()
+    try:
+        stream = other.create_stream()
+        other.step(stream)
+        other.end(stream)
+    finally:
+        other.close()
 
 
 def _share(pool, _):
@@ -192,9 +195,43 @@ def _share(pool, _):
         other.close()
 
 
-def _end_without_a_pool(pool, _):
+def _end_without_a_pool(pool, standin):
     driver = _core.CudaDriver(0)
-    driver.record(driver.create_stream())
+    try:
+        driver.record(driver.create_stream())
+    finally:
+        standin.sync_all()  # or else it leaves the context to what is on the stream
+
+
+def _drop_a_stream(pool, standin):
+    """With work on it that nobody has marked."""
+    stream = pool.create_stream()
+    lease = reserve(pool, 2)
+    try:
+        lease.map([(0, 2)])
+        with cuda_standin.own_calls():
+            standin.launch(stream, reads=[(lease.address, PAGE)])
+    finally:
+        pool.end_stream(stream)
+    lease.retire([(0, 2)])
+    settle(pool)
+    pool.destroy_stream(pool.create_stream())
+
+
+class _Green:
+    """A stream of a green context."""
+
+    def __init__(self, pool, standin):
+        self.cuda = Cuda(standin.library)
+        self.handle = standin.green_stream(0)
+
+    def __del__(self):
+        self.cuda.do("cuStreamDestroy", self.handle)
+
+
+def _copy_on_a_green_stream(pool, green):
+    _copy_and_release(pool, green.handle)
+    settle(pool)
 
 
 def _with_a_context(pool, standin):
@@ -230,6 +267,8 @@ SCENARIOS = {
     "end with something stuck": Scenario(_end_with_something_stuck, _pool_with_something_stuck, True),
     "end with work under way": Scenario(_end_with_work_under_way, ends_drivers=True),
     "share": Scenario(_share, ends_drivers=True),
-    "end without a pool": Scenario(_end_without_a_pool, ends_drivers=True),
+    "drop a stream": Scenario(_drop_a_stream, lambda pool, standin: standin),
+    "copy on a green stream": Scenario(_copy_on_a_green_stream, _Green),
+    "end without a pool": Scenario(_end_without_a_pool, lambda pool, standin: standin, True),
     "ask about the device": Scenario(_ask_about_the_device, ends_drivers=True),
 }

@@ -10,6 +10,8 @@ namespace {
 Context* known(State& s, CUcontext handle) {
   for (Context& context : s.contexts)
     if (context.handle() == handle) return &context;
+  for (Context& context : s.green_contexts)
+    if (context.handle() == handle) return &context;
   return nullptr;
 }
 

@@ -72,7 +72,7 @@ CUresult fill(const char* name, bool blocking, Address address, Value value, Siz
   return enter(name, needs_context | (blocking ? unsafe : plain), [&](Call& call) -> CUresult {
     StreamPtr stream;
     if (const CUresult refused = call.find(handle, stream)) return refused;
-    if (stream->context != call.context) return CUDA_ERROR_INVALID_HANDLE;
+    if (stream->context->device != call.context->device) return CUDA_ERROR_INVALID_HANDLE;
     Size size = 0;
     if (address % sizeof(Value) != 0 || __builtin_mul_overflow(count, sizeof(Value), &size))
       return CUDA_ERROR_INVALID_VALUE;
@@ -160,13 +160,14 @@ extern "C" __attribute__((visibility("default"))) int standin_launch(void* handl
     if (call.s.sticky != CUDA_SUCCESS) return call.s.sticky;
     StreamPtr stream;
     if (const CUresult refused = call.find(static_cast<CUstream>(handle), stream)) return refused;
-    if (stream->context != call.context) return CUDA_ERROR_INVALID_HANDLE;
+    if (stream->context->device != call.context->device) return CUDA_ERROR_INVALID_HANDLE;
     auto work = operation("a kernel", {});
     for (std::size_t i = 0; i < n_reads; ++i)
       work->touches.push_back({reads[i].start, reads[i].size, false, {}});
     for (std::size_t i = 0; i < n_writes; ++i)
       work->touches.push_back({writes[i].start, writes[i].size, true, {}});
     work->host_code = true;
+    work->hangs = call.s.settings.hang;
     if (fn != nullptr) work->work = [fn, arg]() { fn(arg); };
     // What a captured kernel touches is looked at when the graph is launched.
     const CUresult result =

@@ -6,19 +6,23 @@ using namespace standin;
 
 namespace {
 
+void create(Call& call, Context* context, CUstream* handle, unsigned flags, int priority) {
+  auto stream = std::make_shared<Stream>();
+  stream->id = call.s.streams.new_stream_id();
+  stream->context = context;
+  stream->flags = flags;
+  stream->priority = priority;
+  stream->from = call.from;
+  stream->handle = call.s.streams.stream_names.take(call.s.settings.reuse_handles);
+  *handle = stream_handle(stream->handle);
+  call.s.streams.streams[stream->handle] = std::move(stream);
+}
+
 CUresult create(const char* name, CUstream* handle, unsigned flags, int priority) {
   return enter(name, needs_context, [&](Call& call) -> CUresult {
     if (handle == nullptr || (flags & ~unsigned{CU_STREAM_NON_BLOCKING}) != 0)
       return CUDA_ERROR_INVALID_VALUE;
-    auto stream = std::make_shared<Stream>();
-    stream->id = call.s.streams.new_stream_id();
-    stream->context = call.context;
-    stream->flags = flags;
-    stream->priority = priority;
-    stream->from = call.from;
-    stream->handle = call.s.streams.stream_names.take(call.s.settings.reuse_handles);
-    *handle = stream_handle(stream->handle);
-    call.s.streams.streams[stream->handle] = std::move(stream);
+    create(call, call.context, handle, flags, priority);
     return CUDA_SUCCESS;
   });
 }
@@ -52,6 +56,18 @@ STANDIN_API cuStreamCreate(CUstream* stream, unsigned flags) {
 
 STANDIN_API cuStreamCreateWithPriority(CUstream* stream, unsigned flags, int priority) {
   return create("cuStreamCreateWithPriority", stream, flags, priority);
+}
+
+extern "C" __attribute__((visibility("default"))) int standin_green_stream(int device, void** stream) {
+  return enter("standin_green_stream", cannot_fail, [&](Call& call) -> CUresult {
+    if (!call.is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+    Context& context = call.s.green_contexts[static_cast<std::size_t>(device)];
+    if (!context.alive()) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    CUstream made = nullptr;
+    create(call, &context, &made, CU_STREAM_NON_BLOCKING, 0);
+    *stream = made;
+    return CUDA_SUCCESS;
+  });
 }
 
 STANDIN_API cuStreamDestroy_v2(CUstream handle) {

@@ -12,7 +12,7 @@ CUresult begin(Call& call, unsigned traits) {
   }
   if ((traits & needs_context) != 0) {
     if (call.context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
-    if (call.context->retained == 0) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (!call.context->alive()) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   }
   if ((traits & unsafe) != 0) return s.captures.unsafe_call();
   return CUDA_SUCCESS;
@@ -30,10 +30,10 @@ CUresult Call::find(CUstream handle, StreamPtr& stream) const {
     if (found == s.streams.streams.end())
       return undefined("no such stream; destroyed already?", CUDA_ERROR_INVALID_HANDLE);
     stream = found->second;
-    return stream->context->retained == 0 ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_SUCCESS;
+    return !stream->context->alive() ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_SUCCESS;
   }
   if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
-  if (context->retained == 0) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+  if (!context->alive()) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   if (id == 1 || (id == 0 && !per_thread_default())) {
     stream = context->legacy;
     return CUDA_SUCCESS;

@@ -60,7 +60,10 @@ CONTROL void standin_abandon() {
 CONTROL int standin_set(const char* name, std::int64_t value) {
   State& s = state();
   const Lock lock(s.mutex);
-  return s.settings.set(name, value) ? 0 : -1;
+  const bool hung = s.settings.hang;
+  const bool known = s.settings.set(name, value);
+  if (hung && !s.settings.hang) s.work.let_end();
+  return known ? 0 : -1;
 }
 
 CONTROL void standin_fail_at(std::int64_t n, int code, std::int64_t times) {

@@ -21,8 +21,9 @@ int standin_reset(uint64_t seed);
 void standin_abandon(void);
 /// "capacity", "others" (bytes of each device that other processes have), "granularity", "version",
 /// "low_alignment", "devices", "undefined_counts", "site_depth", "queue_limit", "missing_result", "fill",
-/// "reuse_handles", "no_peer" (device * 16 + peer; -1: all reach all again), "peer_granularity", "rdma",
-/// "posix_fd", "compute_capability": see Settings. Returns 0, or -1 for an unknown name.
+/// "reuse_handles", "hang" (1: kernels launched from now on do not end before it is 0), "no_peer" (device *
+/// 16 + peer; -1: all reach all again), "peer_granularity", "rdma", "posix_fd", "compute_capability": see
+/// Settings. Returns 0, or -1 for an unknown name.
 int standin_set(const char* name, int64_t value);
 
 /// The n-th call from now (1 is the next) that can fail for real, and the times-1 after it, return `code` and
@@ -53,6 +54,10 @@ size_t standin_log(char* buffer, size_t size);    // {"cuMemMap": 3, ...}
 size_t standin_live(char* buffer, size_t size);   // {"reservations": [...], "handles": [...], ...}
 size_t standin_sites(char* buffer, size_t size);  // [{"function", "site", "reached", "failed"}, ...]
 
+/// A stream of a green context of the device, whose primary context must be retained. As there, its context
+/// is another than the primary one, and events of the one cannot be recorded on streams of the other (cuda.h
+/// on cuEventRecord; the real driver may be less strict).
+int standin_green_stream(int device, void** stream);
 /// Queues a "kernel" on a stream: `fn` is called when its turn comes, and touches nothing but what is
 /// declared. Returns a CUresult.
 int standin_launch(void* stream, void (*fn)(void*), void* arg, const standin_range* reads, size_t n_reads,

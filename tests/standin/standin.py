@@ -35,6 +35,7 @@ _SIGNATURES = {
     "standin_log": (ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]),
     "standin_live": (ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]),
     "standin_sites": (ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]),
+    "standin_green_stream": (ctypes.c_int, [ctypes.c_int, ctypes.POINTER(ctypes.c_void_p)]),
     "standin_launch": (
         ctypes.c_int,
         [
@@ -90,8 +91,8 @@ class Standin:
     def set(self, **settings: int) -> None:
         """capacity, others (bytes of each device that other processes have), granularity, version,
         low_alignment, devices, undefined_counts, site_depth, queue_limit, missing_result, fill,
-        reuse_handles, no_peer (device * 16 + peer; -1: all reach all again), peer_granularity, rdma,
-        posix_fd, compute_capability."""
+        reuse_handles, hang (1: kernels launched from now on do not end before it is 0), no_peer (device *
+        16 + peer; -1: all reach all again), peer_granularity, rdma, posix_fd, compute_capability."""
         for name, value in settings.items():
             if self.library.standin_set(name.encode(), value) != 0:
                 raise ValueError(f"the stand-in has no setting {name!r}")
@@ -162,6 +163,13 @@ class Standin:
 
     def sync_all(self) -> None:
         self.library.standin_sync_all()
+
+    def green_stream(self, device: int) -> int:
+        """A stream of a green context of the device, whose primary context must be retained."""
+        stream = ctypes.c_void_p()
+        if result := self.library.standin_green_stream(device, ctypes.byref(stream)):
+            raise RuntimeError(f"standin_green_stream: {result}")
+        return stream.value
 
     def launch(
         self,

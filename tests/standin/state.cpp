@@ -60,6 +60,8 @@ bool Settings::set(const std::string& name, std::int64_t value) {
     missing_result = static_cast<CUresult>(value);
   else if (name == "fill")
     fill = value != 0;
+  else if (name == "hang")
+    hang = value != 0;
   else if (name == "reuse_handles")
     reuse_handles = value != 0;
   else if (name == "no_peer" && value < 0)
@@ -84,13 +86,18 @@ bool Settings::set(const std::string& name, std::int64_t value) {
 State::State() {
   read_environment(settings);
   seed(settings.seed);
-  for (int device = 0; device < Memory::devices; ++device) {
-    Context& context = contexts[static_cast<std::size_t>(device)];
+  const auto open = [this](Context& context, int device) {
     context.device = device;
     context.legacy = std::make_shared<Stream>();
     context.legacy->id = streams.new_stream_id();
     context.legacy->context = &context;
     context.legacy->legacy = true;
+  };
+  for (int device = 0; device < Memory::devices; ++device) {
+    const auto index = static_cast<std::size_t>(device);
+    open(contexts[index], device);
+    open(green_contexts[index], device);
+    green_contexts[index].primary = &contexts[index];
   }
 }
 

@@ -38,6 +38,7 @@ struct Settings {
   int rdma = 1;  // attribute 110: 0 says no; 2 says yes, but such pages cannot be opened (WSL2)
   int compute_capability = 90;
   bool posix_fd = true;        // attribute 103
+  bool hang = false;           // kernels that are launched do not end before it is false again
   bool reuse_handles = false;  // of pages, events, streams: the last ended is the next given
 
   bool reaches(int device, int peer) const { return !strangers.contains({device, peer}); }
@@ -63,6 +64,7 @@ struct State {
   Captures captures;
   Faults faults;
   std::array<Context, Memory::devices> contexts;
+  std::array<Context, Memory::devices> green_contexts;  // one of each device
   std::int64_t reports = 0;
   std::string last_report;
 

@@ -27,15 +27,18 @@ struct Stream {
 };
 using StreamPtr = std::shared_ptr<Stream>;
 
-/// A device's primary context. It is never destroyed, only not retained.
+/// A device's primary context, or a green context of its: a part of the device, that lives as long. It is
+/// never destroyed, only not retained.
 struct Context {
   int device = 0;
+  Context* primary = nullptr;  // of a green one
   long retained = 0;
   unsigned flags = 0;
   StreamPtr legacy;
   std::map<std::thread::id, StreamPtr> per_thread;
   std::vector<OperationPtr> orphans;  // the last work of destroyed streams that the legacy stream waits for
 
+  bool alive() const { return (primary != nullptr ? primary : this)->retained > 0; }
   CUcontext handle() { return reinterpret_cast<CUcontext>(this); }
 };
 

@@ -190,3 +190,20 @@ def test_pinned_copies_are_late(standin, bench, memory):
         cuda.do("cuMemFreeHost", host)
         assert standin.reports == 1
         cuda.do("cuStreamSynchronize", stream)
+
+
+def test_kernels_that_hang_end_when_they_are_let(standin, bench):
+    ran = []
+    stream, other = bench.stream(), bench.stream()
+    standin.set(hang=1)
+    try:
+        standin.launch(stream, lambda: ran.append("hangs"))
+    finally:
+        for _ in range(50):
+            assert bench.cuda.cuStreamQuery(stream) == NOT_READY
+        standin.launch(other, lambda: ran.append("hangs as well"))
+        assert not ran
+        standin.set(hang=0)
+    standin.launch(other, lambda: ran.append("goes on"))
+    standin.sync_all()
+    assert sorted(ran) == ["goes on", "hangs", "hangs as well"]

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "state.h"
 
@@ -50,11 +51,20 @@ void Work::enqueue(const OperationPtr& operation, Lock& lock) {
   }
   unobserved_[operation->id] = operation;
   ++queued_;
-  if (operation->unmet == 0) ready_.push_back(operation);
+  if (operation->unmet == 0) make_ready(operation);
   // The real queue is bounded too.
   if (queued_ > state().settings.queue_limit) wander(lock);
   if (unobserved_.size() > memory_limit && unobserved_.begin()->second->done)
     observe(OperationPtr(unobserved_.begin()->second));
+}
+
+void Work::make_ready(const OperationPtr& operation) {
+  (operation->hangs && state().settings.hang ? hanging_ : ready_).push_back(operation);
+}
+
+void Work::let_end() {
+  for (const OperationPtr& operation : std::exchange(hanging_, {})) ready_.push_back(operation);
+  state().progress.notify_all();
 }
 
 void Work::run(std::size_t ready, Lock& lock) {
@@ -76,7 +86,7 @@ void Work::run(std::size_t ready, Lock& lock) {
   operation->done_at = std::chrono::steady_clock::now();
   --queued_;
   for (const auto& waiting : operation->after)
-    if (const OperationPtr later = waiting.lock(); later && --later->unmet == 0) ready_.push_back(later);
+    if (const OperationPtr later = waiting.lock(); later && --later->unmet == 0) make_ready(later);
   operation->after.clear();
   if (operation->host_knows) observe(operation);
   state().progress.notify_all();

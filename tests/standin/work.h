@@ -32,6 +32,7 @@ struct Operation {
   std::vector<Touch> touches;
   std::function<void()> work;
   bool host_code = false;   // runs with the lock released
+  bool hangs = false;       // as long as Settings::hang
   bool host_knows = false;  // a host function: what came before it is known to be over
 
   std::uint64_t id = 0;
@@ -58,6 +59,8 @@ class Work {
   void advance(const OperationPtr& target, Lock& lock);
   /// One step anywhere, if there is one.
   void wander(Lock& lock);
+  /// Nothing hangs any longer.
+  void let_end();
   /// The host has been told that it is over: so is all it waited for.
   void observe(const OperationPtr& operation);
 
@@ -66,12 +69,14 @@ class Work {
   std::size_t queued() const { return queued_; }
 
  private:
+  void make_ready(const OperationPtr& operation);
   void run(std::size_t ready, Lock& lock);
   bool run_one(const std::vector<OperationPtr>& wanted, Lock& lock);
 
   std::uint64_t next_id_ = 1;
   std::size_t queued_ = 0;
   std::vector<OperationPtr> ready_;
+  std::vector<OperationPtr> hanging_;  // would be ready
   std::map<std::uint64_t, OperationPtr> unobserved_;
 };
 

@@ -230,7 +230,7 @@ TEST(an_open_epoch_covers_marked_work) {
 TEST(work_that_could_not_be_marked_is_waited_for) {
   TestPool test(4_MiB);
   Epochs& epochs = test.pool->epochs();
-  const StreamHandle stream = test.pool->driver().create_stream();
+  const StreamHandle stream = test.pool->create_stream();
   test.faults->fail_at(1, 1, Fault::error);
   CHECK_THROWS(DriverError, "record", epochs.mark(stream));
   const Fence fence = epochs.fence();
@@ -266,7 +266,7 @@ TEST(where_no_epoch_is_open_a_step_marks_what_is_on_the_stream) {
 TEST(a_stream_that_is_gone_ends_its_open_epoch) {
   TestPool test(4_MiB);
   Epochs& epochs = test.pool->epochs();
-  const StreamHandle stream = test.pool->driver().create_stream();
+  const StreamHandle stream = test.pool->create_stream();
   epochs.step(stream);
   epochs.step(stream);
   const Fence fence = epochs.fence();

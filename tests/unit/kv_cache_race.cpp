@@ -130,7 +130,7 @@ class Engine {
 TEST(engines_share_a_cache) {
   TestPool test(2_MiB);
   std::vector<StreamHandle> streams;
-  for (int i = 0; i < 3; ++i) streams.push_back(test.pool->driver().create_stream());
+  for (int i = 0; i < 3; ++i) streams.push_back(test.pool->create_stream());
   {
     PagerThread pager(test.pager);
     auto lease = test.reserve(512_KiB, slot_count);

@@ -256,7 +256,7 @@ TEST(a_lowered_budget_is_met_before_anything_is_taken_in_vain) {
 
 TEST(what_another_stream_s_open_epoch_holds_cannot_be_obtained) {
   TestSlots test(1_MiB);
-  const StreamHandle other = test.pool->driver().create_stream();
+  const StreamHandle other = test.pool->create_stream();
   test.advance({{0, {30}}});
   test.pool->epochs().step(other);
   test.slots->truncate(0, {});

@@ -174,7 +174,7 @@ TEST(a_step_that_ends_the_epoch_in_which_something_was_closed_wakes_the_pager) {
 /// Work that is late ends without telling anybody: then the pager looks again by itself, but only then.
 TEST(what_work_under_way_still_uses_is_looked_for_until_that_is_over) {
   Full test;
-  const StreamHandle stream = test.pool->driver().create_stream();
+  const StreamHandle stream = test.pool->create_stream();
   test.advance(0, 16 * 64);
   test.slots->announce(1, {64});
   test.settle();

@@ -103,7 +103,6 @@ CORE_CALLS = {
     "end": lambda core, stream: core.pool.end(stream),
     "copy": lambda core, stream: core.pool.copy(core.lease.address, core.lease.address + PAGE, PAGE, stream),
     "synchronize": lambda core, stream: core.pool.synchronize(stream),
-    "destroy_stream": lambda core, stream: core.pool.destroy_stream(stream),
 }
 RELEASES = {
     "release": lambda t, stream: t.release(0, 600, stream=stream),
@@ -117,6 +116,35 @@ def test_a_stream_of_another_device(core, foreign, name):
     calls = CORE_CALLS | {"watch": lambda core, stream: core.pool.watch(stream)}
     with pytest.raises(InvalidArgument, match=r"stream: of another device than cuda:0"):
         calls[name](core, foreign)
+
+
+def test_a_stream_that_somebody_else_made_is_not_destroyed(core, cuda, foreign):
+    with captured(cuda, NON_BLOCKING) as stream:
+        for other in (0, 1, foreign, stream):
+            with pytest.raises(InvalidArgument, match="stream: not one that this pool has made"):
+                core.pool.destroy_stream(other)
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_stream_of_ours_that_is_being_captured_is_held(core, cuda, standin, captures):
+    """Until the capture ends, which neither a dropped stream nor the pool's end can wait for."""
+    pool = _core.Pool(16 * PAGE, pager_thread=False, cuda_device=0, cuda_host_accessible=True)
+    stream, graph = pool.create_stream(), ctypes.c_void_p()
+    if captures:
+        cuda.do("cuStreamBeginCapture", stream, GLOBAL)
+        with pytest.raises(InvalidArgument, match=r"stream: .* captured"):
+            pool.destroy_stream(stream)
+    pool.end_stream(stream)
+    with pytest.raises(vmm.Closed, match="stream"):
+        pool.synchronize(stream)
+    pool.close()
+    there = {each["id"] for each in standin.live()["streams"]}
+    assert (stream in there) == captures
+    if captures:
+        cuda.do("cuStreamEndCapture", stream, ctypes.byref(graph))
+        cuda.do("cuGraphDestroy", graph)
+        pool.close()
+        assert stream not in {each["id"] for each in standin.live()["streams"]}
 
 
 @pytest.mark.parametrize("name", RELEASES)

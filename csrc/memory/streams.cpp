@@ -1,0 +1,133 @@
+#include "memory/streams.h"
+
+#include <utility>
+
+#include "base/error.h"
+#include "base/undo.h"
+
+namespace vmm {
+
+StreamHandle Streams::create() {
+  if (!ended().empty()) {
+    try {
+      epochs_.poll();
+    } catch (const Error&) {  // of other work: who waits for that will hear of it
+    }
+    sweep();
+  }
+  const StreamHandle made = driver_.create_stream();
+  std::lock_guard lock(mutex_);
+  own_[made.value] = {};
+  return made;
+}
+
+bool Streams::end(StreamHandle stream) {
+  std::lock_guard lock(mutex_);
+  const auto found = own_.find(stream.value);
+  if (found == own_.end()) return false;
+  if (!std::exchange(found->second.ended, true)) epochs_.give_up(stream);
+  return true;
+}
+
+void Streams::end_all() {
+  std::lock_guard lock(mutex_);
+  for (auto& [value, own] : own_)
+    if (!std::exchange(own.ended, true)) epochs_.give_up({value});
+}
+
+Streams::Use::Use(Streams& streams, StreamHandle stream) : streams_(streams), stream_(stream) {
+  std::lock_guard lock(streams.mutex_);
+  const auto found = streams.own_.find(stream.value);
+  if (found == streams.own_.end()) return;
+  if (found->second.ended) throw Closed("this stream is closed");
+  ++found->second.users;
+  ours_ = true;
+}
+
+Streams::Use::~Use() {
+  if (ours_) streams_.release(stream_);
+}
+
+void Streams::release(StreamHandle stream) {
+  std::lock_guard lock(mutex_);
+  --own_.at(stream.value).users;
+}
+
+void Streams::synchronize(StreamHandle stream) {
+  struct Recorded {
+    Driver& driver;
+    EventHandle event;
+    ~Recorded() {
+      undo_or_leak([this] { driver.destroy_event(event); });
+    }
+  };
+  const Recorded recorded{driver_, driver_.record(stream)};
+  driver_.wait(recorded.event);
+}
+
+bool Streams::destroy(StreamHandle stream) {
+  if (!end(stream)) return false;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = own_.find(stream.value);
+    if (found == own_.end()) return true;  // by another thread's sweep: it was over
+    ++found->second.users;
+  }
+  struct Using {
+    Streams& streams;
+    StreamHandle stream;
+    ~Using() { streams.release(stream); }
+  };
+  {
+    const Using keeps_it{*this, stream};
+    synchronize(stream);
+  }
+  destroy_if_unused(stream);
+  return true;
+}
+
+/// What is on it must be over. Where somebody else still waits for it, the next sweep does it.
+void Streams::destroy_if_unused(StreamHandle stream) {
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = own_.find(stream.value);
+    if (found == own_.end() || found->second.users != 0) return;
+    own_.erase(found);  // first: the driver may give the same handle to somebody at once
+  }
+  try {
+    epochs_.destroy(stream);
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    own_[stream.value] = {true, 0};
+    epochs_.give_up(stream);
+    throw;
+  }
+}
+
+std::uint64_t Streams::sweep() noexcept {
+  std::uint64_t coming = 0;
+  for (StreamHandle stream : ended()) {
+    const Epochs::Ending ending = epochs_.ending(stream);
+    coming += ending == Epochs::Ending::coming;
+    try {
+      if (ending == Epochs::Ending::over) destroy_if_unused(stream);
+    } catch (const std::exception&) {  // what the driver refuses is tried again by the next
+    }
+  }
+  return coming;
+}
+
+std::vector<StreamHandle> Streams::ended() const {
+  std::lock_guard lock(mutex_);
+  std::vector<StreamHandle> out;
+  for (const auto& [value, own] : own_)
+    if (own.ended) out.push_back({value});
+  return out;
+}
+
+bool Streams::empty() const {
+  std::lock_guard lock(mutex_);
+  return own_.empty();
+}
+
+}  // namespace vmm
