@@ -183,7 +183,7 @@ TEST(what_is_mapped_is_given_back_where_others_have_used_up_all_mappings) {
 
 TEST(what_was_given_up_makes_room_for_mappings) {
   HostPool test;
-  const std::uint64_t extents = host::max_process_mappings() / 3;  // of two mappings each
+  const std::uint64_t extents = host::most_mappings().count / 3;  // of two mappings each
   auto first = test.mapped(extents);
   const PageRange all{{0}, {extents * 16}};
   test.pool->retire(first->reservation(), std::span(&all, 1), {});  // and nobody has unmapped it yet

@@ -262,7 +262,7 @@ TEST(who_found_no_mappings_left_gets_them_when_some_are_given_up) {
 /// The pager must not sit in one announcement while others wait for it.
 TEST(what_is_about_to_be_given_up_is_not_waited_for_within_an_announcement) {
   Full test;
-  const StreamHandle stream = test.pool->driver().create_stream();
+  const StreamHandle stream = test.pool->create_stream();
   auto other = test.reserve(1_MiB);
   map(*other, 0, 16);
   test.faults->delay_events(50);
@@ -282,7 +282,7 @@ TEST(what_is_about_to_be_given_up_is_not_waited_for_within_an_announcement) {
 /// A step that fails has ended an epoch all the same.
 TEST(a_step_that_is_refused_for_another_stream_s_sake_wakes_the_pager_too) {
   TestPool test(1_MiB);
-  const StreamHandle other = test.pool->driver().create_stream();
+  const StreamHandle other = test.pool->create_stream();
   auto lease = test.reserve(1_MiB, 3);
   KvCache cache(test.pager, {{lease, 0, 1, record}}, 3, {});
   auto step = [&](std::vector<std::uint32_t> slots, std::vector<std::int32_t> lengths, StreamHandle stream) {
@@ -329,7 +329,7 @@ TEST(who_starved_because_of_the_device_is_woken_when_others_get_some) {
 
 TEST(a_stream_that_ends_in_an_open_epoch_wakes_the_pager) {
   Full test;
-  const StreamHandle stream = test.pool->driver().create_stream();
+  const StreamHandle stream = test.pool->create_stream();
   test.advance(0, 16 * 64);
   test.slots->announce(1, {64});
   test.settle();
