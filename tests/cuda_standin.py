@@ -43,7 +43,7 @@ def loaded():
 def configured(*, granularity: int = 2**21, capacity: int = 2**30):
     """The stand-in with these settings. What earlier tests left in reference cycles is still alive in it."""
     found = loaded()
-    found.set(granularity=granularity, capacity=capacity)
+    found.set(granularity=granularity, capacity=capacity, devices=2)
     return found
 
 

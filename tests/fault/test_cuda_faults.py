@@ -53,9 +53,9 @@ def sites_before(request):
 def standin(sites_before):
     found = cuda_standin.configured(granularity=PAGE)
     found.fail_only("_core")
-    found.set(site_depth=1, devices=2)
+    found.set(site_depth=1)
     yield found
-    found.set(site_depth=2, devices=1)
+    found.set(site_depth=2)
     found.fail_at(0)
     found.fail_only("")
 

@@ -58,7 +58,7 @@ def unused_device(small_gpu):
     """Of which nobody has a context."""
     small_gpu.set(devices=4)
     yield 3
-    small_gpu.set(devices=1)
+    small_gpu.set(devices=2)
 
 
 def test_questions_make_no_context(small_gpu, monkeypatch, unused_device):

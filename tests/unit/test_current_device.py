@@ -34,7 +34,7 @@ def current(monkeypatch):
         if (pool := vmm.pool._defaults.pop(name, None)) is not None:
             pool.close()
         vmm.pool._default_budgets.pop(name, None)
-    standin.set(devices=1)
+    standin.set(devices=2)
 
 
 def config():
