@@ -26,7 +26,7 @@ from vmm import DriverError, Error, InvalidArgument, KVCache, OutOfPages
 BUDGET_PAGES = 56
 MOST = 150  # tokens
 SLOTS = 3
-DEFAULT = 1  # CU_STREAM_LEGACY
+DEFAULT = 1 if ON_CUDA else 0  # CU_STREAM_LEGACY; the host's 1 is another stream
 # What a caller may say for a stream; the host's default stream has no second name.
 STREAMS = st.sampled_from(["A", "B", "B as an object", "torch's", "0", *(["1"] if ON_CUDA else [])])
 TAILS = st.sampled_from([0, 20])
