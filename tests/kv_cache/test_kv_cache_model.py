@@ -3,7 +3,6 @@ streams under all their names, and a budget that is too small."""
 
 import contextlib
 import os
-from collections import Counter
 from types import SimpleNamespace
 from unittest import mock
 
@@ -61,12 +60,6 @@ class KVCacheMachine(PoolMachine):
         self.own_calls.enter_context(
             mock.patch.object(vmm.stream, "_current_stream", self.torch_current_stream)
         )
-        self.epochs = Counter()  # by stream, its steps
-        self.open_epochs = {}  # by stream
-        self.unsure = set()  # streams of steps that failed: their epochs may be open
-        self.stepped = set()  # cache and stream
-        self.users = set()  # cache, slot and stream, since the slot was opened
-        self.closed_in = {}  # by cache and slot, the open epochs that may have read it when it was closed
         self.caches: list[NaiveCache] = []
         self.written = 0
 
@@ -181,8 +174,6 @@ class KVCacheMachine(PoolMachine):
     def step_once(self, naive, chosen, grown, stream, write):
         """With, if pages run out, those that are said to fit; and one more, which must not."""
         handle = self.handle(stream)
-        self.unsure.add(handle)
-        self.stepped.add((naive, handle))
         try:
             self.core_step(naive, chosen, grown, stream)
         except OutOfPages as error:
@@ -194,17 +185,11 @@ class KVCacheMachine(PoolMachine):
         except Error as error:
             if "end it there first" not in str(error):
                 raise
-            assert self.is_read_elsewhere(naive, chosen, stream)
             self.finish_work()
-            self.unsure.add(handle)
             self.core_step(naive, chosen, [0] * len(chosen), stream)
             for model in chosen:
                 naive.grow(model, 0)
             return
-        self.unsure.discard(handle)
-        self.epochs[handle] += 1
-        self.open_epochs[handle] = self.epochs[handle]
-        self.users.update((naive, model.sequence.slot, handle) for model in chosen)
         for model, count in zip(chosen, grown, strict=True):
             start = len(model.tokens)
             naive.grow(model, count)
@@ -225,26 +210,6 @@ class KVCacheMachine(PoolMachine):
         lengths = [len(model.tokens) + count for model, count in zip(chosen, grown, strict=True)]
         int32 = {"dtype": torch.int32}
         naive.cache.step(torch.tensor(slots, **int32), torch.tensor(lengths, **int32), self.said(stream))
-
-    def is_read_elsewhere(self, naive, chosen, stream):
-        """By an epoch of another stream that has been open since a slot's last sequence was closed."""
-        handle = self.handle(stream)
-        return bool(self.unsure - {handle}) or any(
-            other != handle and self.open_epochs.get(other) == epoch
-            for model in chosen
-            for other, epoch in self.closed_in.get((naive, model.sequence.slot), {}).items()
-        )
-
-    def note_readers(self, naive, slot):
-        """A stream that never stepped the slot does not read it, if it is one that its cache steps."""
-        self.closed_in[naive, slot] = {
-            handle: epoch
-            for handle, epoch in self.open_epochs.items()
-            if handle == self.handle("torch's")
-            or (naive, handle) not in self.stepped
-            or (naive, slot, handle) in self.users
-        }
-        self.users = {(*of, handle) for *of, handle in self.users if of != [naive, slot]}
 
     def step_fitting(self, naive, chosen, grown, stream, fitting):
         growth = {model.sequence.slot: (model, count) for model, count in zip(chosen, grown, strict=True)}
@@ -298,7 +263,6 @@ class KVCacheMachine(PoolMachine):
         self.close_sequence(*self.draw_sequence(data))
 
     def close_sequence(self, naive, model):
-        self.note_readers(naive, model.sequence.slot)
         model.sequence.close()
         model.sequence = None  # Hypothesis may keep the model itself
         naive.sequences.remove(model)
@@ -308,7 +272,6 @@ class KVCacheMachine(PoolMachine):
     def end(self, data, stream):
         with self.tolerated():
             data.draw(st.sampled_from(self.caches)).cache.end(self.said(stream))
-            self.open_epochs.pop(self.handle(stream), None)
 
     @precondition(lambda self: self.caches)
     @rule(data=st.data())
@@ -351,8 +314,6 @@ class KVCacheMachine(PoolMachine):
             assert cuda_standin.loaded().reports == self.reports, cuda_standin.loaded().last_report
         for stream in (*self.streams, 0):
             self.core.end(stream)
-        self.open_epochs.clear()
-        self.unsure.clear()
         for _ in range(10 * LATEST):  # a poll asks once
             self.core.poll()
 
