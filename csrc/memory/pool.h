@@ -258,7 +258,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
     Bytes size;
   };
   static Bytes size(const Retirements&);
-  static Retirements prepared(std::vector<Unmapping>);
+  Retirements begin_retiring(std::vector<Unmapping>);
   Bytes unmap(Retirements batch);
   Bytes unmap_victims(Retirements victims);
   bool unmap_in_driver(Retirement&, std::exception_ptr& failure) noexcept;

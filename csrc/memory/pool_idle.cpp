@@ -45,10 +45,7 @@ bool Pool::give_back_aged(Bytes at_most) {
   Bytes unused;
   {
     std::lock_guard lock(mutex_);
-    aged = prepared(choose_aged(at_most));
-    for (const auto& [what, fence, intact] : aged)
-      for (PageIndex page : what.pages) what.reservation->table.move(page, VirtualState::retiring);
-    in_transit_ += size(aged);
+    aged = begin_retiring(choose_aged(at_most));
     unused = std::min(aged_free_, at_most);
     aged_free_ -= unused;
   }

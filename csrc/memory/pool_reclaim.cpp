@@ -142,11 +142,7 @@ Bytes Pool::reclaim(Bytes wanted, Need whose) {
   Retirements victims;
   {
     std::lock_guard lock(mutex_);
-    victims = prepared(choose_victims(wanted, whose));
-    for (const Retirement& victim : victims)
-      for (PageIndex page : victim.what.pages)
-        victim.what.reservation->table.move(page, VirtualState::retiring);
-    in_transit_ += size(victims);
+    victims = begin_retiring(choose_victims(wanted, whose));
   }
   return unmap_victims(std::move(victims));
 }

@@ -14,13 +14,17 @@ Bytes Pool::size(const Retirements& batch) {
   return sum;
 }
 
-/// With all the memory that unmapping will need: from here on it cannot fail for want of any.
-Pool::Retirements Pool::prepared(std::vector<Unmapping> victims) {
+/// Resident pages become Retiring, and in transit, with all the memory that unmapping will need: from here on
+/// it cannot fail for want of any. Under the lock.
+Pool::Retirements Pool::begin_retiring(std::vector<Unmapping> victims) {
   Retirements batch;
   for (Unmapping& victim : victims) {
     victim.mappings.reserve(victim.pages.size());
     batch.push_back({std::move(victim), {}, true});
   }
+  for (const Retirement& entry : batch)
+    for (PageIndex page : entry.what.pages) entry.what.reservation->table.move(page, VirtualState::retiring);
+  in_transit_ += size(batch);
   return batch;
 }
 
@@ -206,9 +210,7 @@ bool Pool::free_an_idle_range() {
     Unmapping all{oldest, {}};
     for (std::uint32_t i = 0; i < oldest->table.size().count; ++i)
       if (oldest->table[{i}].state == VirtualState::resident) all.pages.push_back({i});
-    batch = prepared({std::move(all)});
-    for (PageIndex page : batch.front().what.pages) oldest->table.move(page, VirtualState::retiring);
-    in_transit_ += size(batch);
+    batch = begin_retiring({std::move(all)});
   }
   return unmap_victims(std::move(batch)).count != 0;
 }
