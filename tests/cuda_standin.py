@@ -48,6 +48,17 @@ def configured(*, granularity: int = 2**21, capacity: int = 2**30):
 
 
 @contextlib.contextmanager
+def without_misuse(granularity: int):
+    """The stand-in, where nothing may have been misused when all work is over."""
+    found = configured(granularity=granularity)
+    before = found.reports
+    with found.counting():
+        yield found
+        found.sync_all()
+        assert found.reports == before, found.last_report
+
+
+@contextlib.contextmanager
 def own_calls():
     """This thread's own calls to the stand-in, with device 0's context current."""
     from cuda_calls import Cuda
