@@ -18,7 +18,6 @@ from cuda_scenarios import PAGE, SCENARIOS, UNKNOWN, open_pool
 
 from vmm import DriverError, Error, _core
 
-pytestmark = pytest.mark.xdist_group("cuda faults")  # the last test sums up the others
 API = Path(__file__).parents[2] / "csrc" / "driver" / "cuda_api.h"
 KINDS = ("mappings", "reservations", "handles", "events", "streams")
 CANNOT_FAIL = {"cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString"}  # but for wrong arguments

@@ -14,7 +14,6 @@ from core_pool import settle
 
 from vmm import Error, _core
 
-pytestmark = pytest.mark.xdist_group("host faults")  # the last test sums up the others
 PAGE = 65536
 FAULT_DRIVER = Path(__file__).parents[2] / "csrc" / "driver" / "fault_driver.cpp"
 # Made as a pool begins and ends, when nobody can make them fail; test_cuda_faults.py can, a layer below.
