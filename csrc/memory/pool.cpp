@@ -219,7 +219,7 @@ StreamHandle Pool::create_stream() {
 
 void Pool::end_stream(StreamHandle stream) {
   fork_guard_.require_parent("this pool");
-  streams_.end(stream);
+  if (streams_.end(stream)) note_idle();  // or a pool that does nothing else would keep it
 }
 
 void Pool::destroy_stream(StreamHandle stream) {

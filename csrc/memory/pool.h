@@ -147,7 +147,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::optional<Nanoseconds> await_given_up();
   /// An epoch was closed, and what was given up in it may be had soon.
   void epoch_closed();
-  /// Whether there may be memory that nobody needs: so age() must be called again, after a while.
+  /// Whether there may be memory that nobody needs, or a stream that has ended: so age() must be called
+  /// again, after a while.
   bool may_idle() const noexcept { return may_idle_; }
   /// A while has passed: what has been mapped or free for all of it, and needed by nobody, has aged. Not what
   /// warm() was asked for.

@@ -28,6 +28,7 @@ class Streams {
   /// anybody's doing.
   std::uint64_t sweep() noexcept;
   bool empty() const;
+  bool any_ended() const { return !ended().empty(); }
 
   /// For the time of a call: the stream is not destroyed meanwhile, if it is one of these. Throws Closed
   /// where its owner has ended it.

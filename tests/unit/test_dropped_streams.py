@@ -1,5 +1,7 @@
 """Streams that are dropped, and streams that never end: nobody is held up, and nothing is reused early."""
 
+import time
+
 import cuda_standin
 import pytest
 import torch
@@ -119,6 +121,18 @@ def test_a_dropped_stream_is_destroyed_when_it_is_over(standin, looks):
     assert dropped not in streams(standin)
     pool.close()
     assert streams(standin) <= before
+
+
+def test_a_dropped_stream_of_an_idle_pool_is_destroyed_by_the_pager(standin):
+    pool = own_pool(
+        _core.Pool(8 * PAGE, idle_ns=10_000_000, cuda_device=0, cuda_host_accessible=True)  # with a thread
+    )
+    dropped = Stream(pool).handle
+    deadline = time.monotonic() + 30
+    while dropped in streams(standin) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert dropped not in streams(standin)
+    pool.close()
 
 
 def test_a_dropped_stream_with_an_open_epoch_ends_it(standin):
