@@ -34,7 +34,7 @@ void CheckedDriver::set_gap(Address start, Bytes size, Gap gap) {
     std::lock_guard lock(mutex_);
     ledger_.check_gap(start, size);
   }
-  DriverDecorator::gaps()->set_gap(start, size, gap);
+  inner().gaps()->set_gap(start, size, gap);
 }
 
 PageHandle CheckedDriver::create(Bytes page_bytes, Place place) {

@@ -2,8 +2,7 @@
 // silently accept and CUDA answer with a number.
 #pragma once
 
-#include <mutex>
-
+#include "base/lock.h"
 #include "driver/driver_decorator.h"
 #include "driver/ledger.h"
 
@@ -30,7 +29,7 @@ class CheckedDriver final : public DriverDecorator, private Gaps {
  private:
   void set_gap(Address start, Bytes size, Gap gap) override;
 
-  std::mutex mutex_;  // guards the ledger; the driver within is called without it
+  Mutex mutex_{LockRank::checked_driver};  // guards the ledger; the driver within is called without it
   Ledger ledger_;
 };
 

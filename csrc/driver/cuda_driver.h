@@ -3,11 +3,11 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <vector>
 
 #include "base/fork.h"
+#include "base/lock.h"
 #include "driver/cuda_calls.h"
 #include "driver/cuda_properties.h"
 #include "driver/driver.h"
@@ -86,7 +86,8 @@ class CudaDriver final : public Driver, private Exports {
   Capabilities capabilities_;
   const bool shareable_;
   cuda::Stream own_stream_ = nullptr;
-  mutable std::mutex mutex_;  // guards what follows; export_page alone calls libcuda while it holds this
+  mutable Mutex mutex_{
+      LockRank::cuda_driver};                  // guards what follows; only export_page calls libcuda under it
   std::map<Address, PageMapping> exportable_;  // what is mapped, where pages can be exported
   std::set<std::uint64_t> streams_;            // those we made
   std::set<std::uint64_t> events_;             // in use

@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "base/lock.h"
 #include "driver/driver.h"
 
 namespace vmm {
@@ -28,7 +29,11 @@ class DriverDecorator : public Driver {
   std::uint64_t mappings_left() const noexcept override { return inner_->mappings_left(); }
 
  protected:
-  Driver& inner() const { return *inner_; }
+  /// For a call of it.
+  Driver& inner() const {
+    locks::before_driver_call();
+    return *inner_;
+  }
 
  private:
   const std::shared_ptr<Driver> inner_;

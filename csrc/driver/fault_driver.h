@@ -3,9 +3,9 @@
 
 #include <atomic>
 #include <map>
-#include <mutex>
 #include <string>
 
+#include "base/lock.h"
 #include "driver/driver_decorator.h"
 
 namespace vmm {
@@ -49,7 +49,7 @@ class FaultDriver final : public DriverDecorator, private Gaps {
   [[noreturn]] void fail(const char* call);
 
   std::atomic<std::int64_t> calls_{0};
-  mutable std::mutex mutex_;
+  mutable Mutex mutex_{LockRank::fault_driver};
   std::int64_t first_ = 0;
   std::int64_t times_ = 0;
   Fault fault_ = Fault::error;

@@ -3,9 +3,9 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "base/lock.h"
 #include "driver/address_ranges.h"
 #include "driver/driver.h"
 #include "driver/host_mappings.h"
@@ -64,7 +64,7 @@ class HostDriver final : public Driver, private Gaps {
 
   Capabilities capabilities_;
   int memfd_;
-  std::mutex mutex_;  // guards what follows; system calls are made without it
+  Mutex mutex_{LockRank::host_driver};  // guards what follows; system calls are made without it
   std::map<PageHandle, Bytes> page_sizes_;
   MappedPages mapped_;
   AddressRanges zero_gaps_;

@@ -4,9 +4,10 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <string>
+
+#include "base/lock.h"
 
 namespace vmm::host {
 
@@ -82,7 +83,7 @@ class MappingReserve {
   void fill() noexcept;
   void give_up() noexcept;
 
-  std::mutex mutex_;
+  Mutex mutex_{LockRank::mapping_reserve};
   void* start_ = nullptr;
 };
 

@@ -1,17 +1,16 @@
 // Ordered queues of CPU work, each with a worker thread, and the events that tell how far they are.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <utility>
 
 #include "base/fork.h"
+#include "base/lock.h"
 #include "driver/driver.h"
 
 namespace vmm {
@@ -58,9 +57,9 @@ class HostStreams {
   };
   /// What the workers use, too, and so live as long as the last of them.
   struct Shared {
-    std::condition_variable submitted;
-    std::condition_variable completed;
-    std::mutex mutex;  // guards what follows
+    Condition submitted;
+    Condition completed;
+    Mutex mutex{LockRank::host_streams};  // guards what follows
     std::map<std::uint64_t, std::shared_ptr<Stream>> streams;
     std::map<std::uint64_t, Event> events;
     std::uint64_t next_stream = 1;

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "base/lock.h"
 #include "driver/driver.h"
 #include "driver/sim_clock.h"
 #include "driver/sim_faults.h"
@@ -118,7 +118,7 @@ class SimDriver final : public Driver {
   std::shared_ptr<SimClock> clock_;
   const SimOptions options_;
   const Capabilities capabilities_;
-  mutable std::mutex mutex_;  // guards what follows
+  mutable Mutex mutex_{LockRank::sim_driver};  // guards what follows
   SimFaults faults_;
   std::map<PageHandle, Bytes> page_sizes_;
   Bytes created_;
