@@ -31,7 +31,7 @@ class SimClock final : public Clock {
     advance(time);
     others_();
   }
-  void wait(std::unique_lock<std::mutex>& lock, std::condition_variable&, Nanoseconds at_most) override {
+  void wait(std::unique_lock<Mutex>& lock, Condition&, Nanoseconds at_most) override {
     lock.unlock();
     sleep(at_most);
     lock.lock();
