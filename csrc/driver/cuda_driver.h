@@ -1,4 +1,4 @@
-// Virtual memory on NVIDIA GPUs, by the driver's virtual-memory calls.
+// Virtual memory on NVIDIA GPUs, by the virtual-memory calls of libcuda.
 #pragma once
 
 #include <map>
@@ -14,12 +14,12 @@
 
 namespace vmm {
 
-/// A page is a cuMemCreate handle, a stream a CUstream, an event a CUevent. Streams may be anybody's; the
-/// default stream is the legacy one, but for copy() and zero(), which then wait on a stream of their own so
-/// that nobody's work is held up.
+/// A page is a handle of cuMemCreate, a stream is a CUstream, and an event a CUevent. Streams may be
+/// anybody's. The default stream is CUDA's legacy one. Only copy() and zero() on the default stream use a
+/// stream of the driver's own instead, and wait for it, so that nobody else's work is held up.
 class CudaDriver final : public Driver, private Exports {
  public:
-  /// Throws InvalidArgument for devices that are not there or cannot do what is asked of them, DriverError
+  /// Throws InvalidArgument for a device that is not there or cannot do what is asked of it, and DriverError
   /// where CUDA cannot be used.
   explicit CudaDriver(const CudaOptions& options);
   ~CudaDriver() override;
@@ -46,13 +46,13 @@ class CudaDriver final : public Driver, private Exports {
   void destroy_event(EventHandle event) override;
   void bind_thread() override;
   void together(const std::function<void()>& work) override;
-  /// Of the device's memory, now.
+  /// How much of the device's memory is free now.
   Bytes free_bytes() const;
-  /// For tests: recorded and not yet destroyed.
+  /// How many events are recorded and not destroyed yet; for tests.
   std::size_t events_in_use() const;
 
  private:
-  /// What every call needs: that this is not a forked child, and the context.
+  /// Every call is made in one of these. It throws in a forked child, and makes the context current.
   class Scope {
    public:
     explicit Scope(const CudaDriver& driver);

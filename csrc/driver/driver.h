@@ -50,7 +50,7 @@ struct EventHandle {
   constexpr auto operator<=>(const EventHandle&) const = default;
 };
 
-/// Where a page lies among the driver's physical pages, in bytes from an arbitrary origin. Pages at
+/// Where a page lies among the driver's physical pages, in bytes from some origin. Pages at
 /// neighbouring places that are mapped at neighbouring addresses cost the system one mapping where
 /// `Capabilities::merges_neighbours` is set; there no two pages may share a byte of place, and the value of a
 /// page's handle is the offset of its place. Elsewhere the place is ignored.
@@ -69,26 +69,26 @@ struct MemoryRange {
   Bytes size;
 };
 
-/// A page for another process. Whoever gets the descriptor closes it.
+/// What another process needs to map a page. Whoever gets the file descriptor has to close it.
 struct ExportedPage {
   int file;
-  Bytes offset;  // of the address in the page
+  Bytes offset;  // from the start of the page to the address that was asked for
   Bytes page_bytes;
 };
 
 struct Capabilities {
   const char* name;
-  Bytes granularity;            // page sizes are power-of-two multiples of it
-  Bytes default_page_bytes;     // what the platform is best at
+  Bytes granularity;            // every page size is a power of two times this
+  Bytes default_page_bytes;     // the page size that suits the platform best
   bool merges_neighbours;       // see Place
   bool fresh_pages_are_zero;    // a page just created reads as zeros
-  bool gpu;                     // the memory is a GPU's
+  bool gpu;                     // the memory belongs to a GPU
   bool host_accessible;         // the CPU can read and write mapped pages
-  StreamHandle default_stream;  // the name of what 0 is, where it has another
-  bool foreign_streams;         // streams may be anybody's: a handle that is none cannot be told, and kills
-  int compute_capability;       // of a GPU, like 90; 0 elsewhere
-  int device;                   // the platform's number of it
-  std::uint64_t max_mappings;   // of the whole process; 0: no limit known
+  StreamHandle default_stream;  // a second name of stream 0, where the platform has one
+  bool foreign_streams;         // streams may be anybody's, and a handle that is no stream kills
+  int compute_capability;       // of a GPU, like 90; elsewhere 0
+  int device;                   // the platform's number of the device
+  std::uint64_t max_mappings;   // that the whole process may have; 0 where no limit is known
 };
 
 /// What happens to those who read an address of a reservation where nothing is mapped.
@@ -124,49 +124,52 @@ class Driver {
   virtual Gaps* gaps() noexcept { return nullptr; }
   virtual Exports* exports() noexcept { return nullptr; }
 
-  /// An address range with nothing mapped. Both arguments: multiples of the granularity, alignment a
-  /// power of two.
+  /// Returns the start of an address range in which nothing is mapped. Both arguments are positive multiples
+  /// of the granularity, and the alignment is a power of two.
   virtual Address reserve(Bytes size, Bytes alignment) = 0;
-  /// Exactly one reservation, with nothing mapped in it.
+  /// Gives exactly one reservation back, in which nothing is mapped.
   virtual void free_reservation(Address base, Bytes size) = 0;
 
-  /// One physical page, its memory committed: running out of memory shows here.
+  /// Makes one physical page and commits its memory, so that a lack of memory shows here and nowhere else.
   virtual PageHandle create(Bytes page_bytes, Place place) = 0;
-  /// Gives the page's memory back. Refused while the page is mapped.
+  /// Gives the memory of a page back that is mapped nowhere.
   virtual void release(PageHandle page) = 0;
 
   virtual void map(std::span<const PageMapping> pages) = 0;
-  /// Makes mapped pages readable and writable, with their memory present.
+  /// Makes mapped pages readable and writable. Touching them costs no page fault after that.
   virtual void set_access(std::span<const PageMapping> pages) = 0;
-  /// Unmaps in order, no address twice. `done` says, also when this throws, how many entries are unmapped.
+  /// Unmaps the entries in their order; no address may be named twice. `done` says how many entries are
+  /// unmapped, also when this throws.
   virtual void unmap(std::span<const PageMapping> pages, std::size_t& done) = 0;
 
-  /// Both ends accessible; ordered on `stream`.
+  /// These two are done in order with the other work on `stream`. Their memory must be accessible.
   virtual void copy(Address to, Address from, Bytes size, StreamHandle stream) = 0;
   virtual void zero(std::span<const MemoryRange> ranges, StreamHandle stream) = 0;
 
   virtual StreamHandle create_stream() = 0;
-  /// Waits for the work on it. The default stream cannot be destroyed.
+  /// Waits for the work on the stream, then ends it. The default stream cannot be destroyed.
   virtual void destroy_stream(StreamHandle stream) = 0;
-  /// An event that completes when the work now on `stream` has. Throws StreamCapturing where the stream is
-  /// being captured into a graph.
+  /// Returns an event that completes when the work that is on `stream` now has completed. Throws
+  /// StreamCapturing where the stream is being captured into a graph.
   virtual EventHandle record(StreamHandle stream) = 0;
-  /// Whether the stream is being captured into a graph now. Asked by whoever does not run the stream, so that
-  /// nothing of his gets into the graph.
+  /// Whether the stream is being captured into a graph now. Somebody who records on a stream that others run
+  /// asks this first, so that the event does not become a part of their graph.
   virtual bool capturing(StreamHandle stream) = 0;
-  /// Throws StreamCapturing for an event that got into a capture all the same: it will never complete.
+  /// Whether the event has completed. Throws StreamCapturing for an event that became a part of a graph all
+  /// the same: it will never complete.
   virtual bool query(EventHandle event) = 0;
   virtual void wait(EventHandle event) = 0;
   virtual void destroy_event(EventHandle event) = 0;
 
-  /// Called once on a thread of the engine's own, on which nobody else calls the platform, before it makes
-  /// other calls here.
+  /// A thread of the engine's own, on which nobody else calls the platform, calls this once before it makes
+  /// any other call here.
   virtual void bind_thread() = 0;
 
-  /// Calls `work`, which makes many calls here: what each of them costs besides is paid once.
+  /// Calls `work`, which makes many calls here. What a platform has to do before and after each call it then
+  /// does once for all of them.
   virtual void together(const std::function<void()>& work) { work(); }
 
-  /// Mappings of the process that may still be made before `map` throws MappingLimit; an estimate.
+  /// An estimate of how many memory mappings the process may still make before `map` throws MappingLimit.
   virtual std::uint64_t mappings_left() const noexcept { return ~std::uint64_t{0}; }
 };
 

@@ -12,21 +12,22 @@ namespace vmm {
 
 enum class Fault : std::uint8_t { error, out_of_memory, mapping_limit };
 
-/// Every call of the contract that can fail for real counts one; the n-th from `fail_at` throws *before*
-/// it reaches the driver within, or, for `unmap`, after the first half of its entries.
+/// It counts every call of the contract that can fail on a real platform. A call that is to fail throws
+/// before it reaches the driver within; only `unmap` first unmaps half of its entries. Safe from any thread.
 class FaultDriver final : public DriverDecorator, private Gaps {
  public:
   using DriverDecorator::DriverDecorator;
 
-  /// Fails calls n, n + 1, … n + times - 1 from now on (n = 1 is the next call). times = 0: none.
+  /// Fails the calls n, n + 1, … n + times - 1, where the next call has the number 1. With times = 0 none
+  /// fails.
   void fail_at(std::int64_t n, std::int64_t times, Fault fault);
-  /// Calls since the last fail_at, failed ones included.
+  /// How many calls there were since the last fail_at, with those that failed.
   std::int64_t calls() const noexcept { return calls_.load(); }
-  /// "unmap #12" of the last call that was failed, or "".
+  /// The last call that was made to fail, like "unmap #12"; "" if there was none.
   std::string last_failed() const;
   /// While held, events recorded from now on do not complete.
   void hold_events(bool hold);
-  /// Events recorded from now on complete no sooner than at the n-th query after the first.
+  /// An event that is recorded from now on is not complete at its first `queries` queries.
   void delay_events(std::uint64_t queries);
 
   Gaps* gaps() noexcept override { return DriverDecorator::gaps() == nullptr ? nullptr : this; }

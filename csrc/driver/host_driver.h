@@ -1,4 +1,4 @@
-// Virtual memory on plain Linux: one memfd holds the physical pages, mmap puts them where they are wanted.
+// Virtual memory on plain Linux: one memfd holds all physical pages, and mmap puts each where it is wanted.
 #pragma once
 
 #include <map>
@@ -14,10 +14,10 @@
 
 namespace vmm {
 
-/// A page's place is its offset in the memfd.
+/// The place of a page is its offset in the memfd. Unmapping what work on a stream still touches is refused.
 class HostDriver final : public Driver, private Gaps {
  public:
-  /// `name` shows in /proc/self/maps as /memfd:NAME.
+  /// The memfd shows in /proc/self/maps as /memfd:NAME.
   explicit HostDriver(const char* name);
   ~HostDriver() override;
   HostDriver(const HostDriver&) = delete;
@@ -45,7 +45,7 @@ class HostDriver final : public Driver, private Gaps {
   std::uint64_t mappings_left() const noexcept override { return host::MappingCount::of_process().left(); }
 
   int memfd() const noexcept { return memfd_; }
-  /// What the memfd's pages take, by the kernel's account.
+  /// How much memory the kernel says that the memfd takes.
   std::uint64_t committed_bytes() const;
 
  private:
