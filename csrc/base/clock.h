@@ -3,9 +3,10 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <mutex>
 #include <thread>
+
+#include "base/lock.h"
 
 namespace vmm {
 
@@ -17,8 +18,7 @@ class Clock {
   /// Time since some fixed origin; never goes back. Safe from any thread.
   virtual Nanoseconds now() const noexcept = 0;
   /// Lets go of `lock` until `changed` is notified or so long has passed, or for less.
-  virtual void wait(std::unique_lock<std::mutex>& lock, std::condition_variable& changed,
-                    Nanoseconds at_most) {
+  virtual void wait(std::unique_lock<Mutex>& lock, Condition& changed, Nanoseconds at_most) {
     changed.wait_for(lock, at_most);
   }
   virtual void sleep(Nanoseconds time) { std::this_thread::sleep_for(time); }

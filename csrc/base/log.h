@@ -4,10 +4,11 @@
 
 #include <cstdint>
 #include <deque>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "base/lock.h"
 
 namespace vmm {
 
@@ -43,7 +44,7 @@ class Log {
 
  private:
   static constexpr std::size_t capacity = 256;
-  std::mutex mutex_;
+  Mutex mutex_{LockRank::log};
   std::deque<LogRecord> records_;
 };
 

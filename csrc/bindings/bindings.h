@@ -8,6 +8,8 @@
 #include <optional>
 #include <utility>
 
+#include "base/lock.h"
+
 namespace vmm {
 
 /// Gives the interpreter to others for the time of a call. Unlike pybind11's own guard it survives the end
@@ -19,6 +21,7 @@ class ReleaseGil {
   ReleaseGil() : state_(interpreter_is_ending() ? nullptr : PyEval_SaveThread()) {}
   ~ReleaseGil() noexcept(false) {
     if (state_ == nullptr) return;
+    locks::before_gil();
     while (interpreter_is_ending()) pause();  // the process is about to exit: nobody waits for this thread
     PyEval_RestoreThread(state_);
   }

@@ -1,4 +1,4 @@
-// A set of addresses, kept as ranges.
+// A set of addresses, which is kept as ranges.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace vmm {
 
-/// Not thread-safe.
+/// Not thread-safe: its owner's lock guards it.
 class AddressRanges {
   using Ranges = std::map<std::uintptr_t, std::uintptr_t>;  // start → end, apart
 
@@ -31,8 +31,8 @@ class AddressRanges {
     }
   }
 
-  /// Calls visit(start, size, contained) for the pieces of a range that are in the set, and those that are
-  /// not.
+  /// Cuts a range into pieces that lie in the set and pieces that do not, and calls visit(start, size,
+  /// contained) for each of them, in order.
   template <class Visit>
   void for_each_piece(Address start, Bytes size, Visit visit) const {
     const std::uintptr_t end = start.value + size.count;

@@ -1,5 +1,5 @@
-// Calling libcuda: on the right context, harmless to other threads' stream captures, and with errors that say
-// what was called.
+// How libcuda is called: with the right context, without breaking the stream captures of other threads, and
+// with errors that say what was called.
 #pragma once
 
 #include <atomic>
@@ -15,17 +15,19 @@ namespace vmm::cuda {
 std::string text(std::uint64_t value);
 std::string text(const void* value);
 
-/// One device's primary context, shared with torch. Safe from any thread.
+/// The calls to one device, in its primary context, which torch uses, too. Safe from any thread.
 class Calls {
  public:
-  /// Throws InvalidArgument for a device that is not there, DriverError where CUDA cannot be used.
-  /// Without its context, which is made where nobody has it yet, only the device can be asked.
+  /// Throws InvalidArgument for a device that is not there, and DriverError where CUDA cannot be used. The
+  /// context is made where nobody has made it yet. Without the context only questions about the device can be
+  /// asked.
   explicit Calls(int ordinal, bool with_context = true);
   ~Calls();
   Calls(const Calls&) = delete;
   Calls& operator=(const Calls&) = delete;
 
-  /// For the time of a call: a capture on another thread is not broken by it. Nothing on a bound thread.
+  /// While this exists, calls of this thread do not break a capture on another thread. On a bound thread it
+  /// has nothing to do.
   class Relaxed {
    public:
     // Not inlined (here and below): the fault suite counts the places in our code that call libcuda.
@@ -40,7 +42,7 @@ class Calls {
     int mode_ = capture_relaxed;  // then the thread's own
   };
 
-  /// The context is current, if it was not; then the thread's own.
+  /// While this exists, the context is current. Then the one is current again that was before.
   class Current {
    public:
     [[gnu::noinline]] Current(const Calls& calls, Context context);
@@ -54,8 +56,8 @@ class Calls {
     bool pushed_ = false;
   };
 
-  /// As Relaxed, and our context is current. Within one the thread is bound, so that a second one costs
-  /// nothing.
+  /// Does what Relaxed does, and makes our context current. Within it the thread counts as bound, so that a
+  /// second one inside costs nothing.
   class Scope {
    public:
     [[gnu::noinline]] explicit Scope(const Calls& calls);
@@ -69,11 +71,11 @@ class Calls {
     std::uint64_t bound_before_ = 0;
   };
 
-  /// Once on a thread of ours, on which nobody else calls CUDA: the context is current from then on, and no
-  /// capture is broken, so that no call needs to see to it.
+  /// To be called once on a thread of ours on which nobody else calls CUDA. From then on the context is
+  /// current there and no call breaks a capture, so that no single call has to care.
   void bind_thread() const;
 
-  /// Work that is left behind needs the context: it is the process's from now on.
+  /// The context is not released any more, because work that is left behind needs it.
   void keep_context() noexcept { kept_ = true; }
 
   const Api& api() const noexcept { return api_; }
@@ -81,15 +83,15 @@ class Calls {
   Device device() const noexcept { return device_; }
   Context context() const noexcept { return context_; }
 
-  /// Makes the call. Throws DriverOutOfMemory, InvalidArgument or DriverError with the call, its arguments
-  /// and CUDA's own words. After an error that ends the context, everything throws.
+  /// Makes the call. Throws DriverOutOfMemory, InvalidArgument or DriverError, which say the call, its
+  /// arguments and CUDA's own words. After an error that ends the context every call throws.
   template <class... Parameters, class... Arguments>
   void operator()(const char* name, Result (*function)(Parameters...), Arguments... arguments) const {
     require_alive();
     const Result result = function(static_cast<Parameters>(arguments)...);
     if (result != success) fail(name, result, (std::string() + ... + (text(arguments) + ", ")));
   }
-  /// For results that are no errors.
+  /// Makes the call and returns its result, which need not be an error.
   template <class... Parameters, class... Arguments>
   Result ask(Result (*function)(Parameters...), Arguments... arguments) const {
     require_alive();
@@ -103,19 +105,20 @@ class Calls {
 
   Api api_;
   int ordinal_;
-  const std::uint64_t id_;  // never one twice
+  const std::uint64_t id_;  // no two objects ever have the same
   Device device_ = 0;
   Context context_ = nullptr;
   bool kept_ = false;
   mutable std::atomic<Result> lost_{success};  // the error that ended the context
 };
 
-/// Of the device's memory, now.
+/// How much of the device's memory is free now.
 std::uint64_t free_bytes(const Calls& calls);
-/// The same; where nobody has the device's primary context, all of its memory: what is free cannot be asked
-/// without one, and making one takes memory and a while. Throws as the constructor of Calls.
+/// The same. Where nobody has the device's primary context, this returns all of its memory: CUDA tells what
+/// is free only in a context, and making one takes time and memory. Throws what the constructor of Calls
+/// throws.
 std::uint64_t free_bytes(int ordinal);
-/// Throws as the constructor of Calls.
+/// The device's name. Throws what the constructor of Calls throws.
 std::string name(int ordinal);
 
 }  // namespace vmm::cuda

@@ -1,5 +1,5 @@
-// What is asked of libcuda for a page: where it lies, what it can be used for, and which devices may touch
-// it.
+// What libcuda is asked for when a page is created: where it is to lie, what it can be used for, and which
+// devices may touch it.
 #pragma once
 
 #include <string>
@@ -12,13 +12,13 @@ namespace vmm {
 
 struct CudaOptions {
   int device = 0;
-  /// The CPU can touch the pages, which only the tests' stand-in makes true.
+  /// The CPU can touch the pages, too. That is so only with the tests' stand-in for libcuda.
   bool host_accessible = false;
   std::vector<int> peers{};  // other devices that may read and write the pages
-  bool rdma = false;         // network cards may, too (GPUDirect RDMA)
+  bool rdma = false;         // network cards may do so, too (GPUDirect RDMA)
   bool shareable = false;    // pages can be exported to other processes
 
-  /// Whether anything is asked for that hardware or system may lack.
+  /// Whether anything is asked for that the hardware or the system may not have.
   bool special() const noexcept { return !peers.empty() || rdma || shareable; }
 };
 
@@ -26,11 +26,11 @@ namespace cuda {
 
 class PageProperties {
  public:
-  /// Throws InvalidArgument, which names the argument and the device, for what the devices cannot do.
+  /// Throws InvalidArgument for what a device cannot do; it names the argument and the device.
   PageProperties(const Calls& cuda, const CudaOptions& options);
 
   const AllocationProperties& allocation() const noexcept { return allocation_; }
-  /// For cuMemSetAccess: the device's own descriptor, and one for each peer.
+  /// What cuMemSetAccess needs: a descriptor for the device itself and one for each peer.
   std::vector<AccessDescriptor> access(int flags) const;
   /// The smallest pages that the device and all its peers can map.
   Bytes granularity() const noexcept { return granularity_; }
@@ -41,11 +41,12 @@ class PageProperties {
   Bytes granularity_;
 };
 
-/// Creates, maps and opens one page, once, and undoes it: an attribute may promise what the system does not
-/// keep (on WSL2 that of RDMA does). Throws DriverError with what was asked for and CUDA's words.
+/// Creates one page, maps it, makes it accessible, and undoes all that: an attribute of the device may
+/// promise what the system does not keep, as that of RDMA does on WSL2. Throws DriverError, which says what
+/// was asked for and has CUDA's words.
 void try_one_page(const Calls& cuda, const PageProperties& properties, const CudaOptions& options);
 
-/// Ten times the major and the minor number, like 90.
+/// The device's compute capability as one number: 90 for 9.0.
 int compute_capability(const Calls& cuda);
 
 }  // namespace cuda

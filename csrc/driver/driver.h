@@ -1,26 +1,35 @@
 // The driver contract: the only seam between the engine and a platform's virtual memory.
 //
-// Rules for every implementation; tests/contract runs them on each:
-//  - Whoever reserves and creates also frees and releases, before the driver ends.
-//  - A driver that ends waits for nobody: work on streams that are not destroyed is left to the process, and
-//    so must be the memory that it touches.
-//  - Every method is safe from any thread; two threads must not work on the same page or range at once.
-//  - A call that cannot be done throws: InvalidArgument for a broken rule, DriverOutOfMemory,
-//    MappingLimit, or DriverError with the platform's own words. Nothing else ever throws or aborts.
-//  - `create`, `map` and `set_access` are all or nothing. Only `unmap` can stop half way, and says where.
-//  - A page is mapped whole, at addresses that are multiples of its size and lie in one reservation.
-//    A page may be mapped at many addresses; an address holds one page at a time, never silently replaced.
-//  - Nobody may touch a mapped page before `set_access`, nor an unmapped address ever: a fault kills (but
-//    see `set_gap`).
-//  - Work on a stream is done in order, beside the caller; work on the default stream is over when the call
-//    returns. Only events tell that the rest is.
-//  - Nothing else waits for work in flight, and what it touches must not be unmapped: proving that it is over
-//    is the caller's task (memory/fences.h). A driver that can see the rule broken refuses.
+// Every implementation keeps these rules, and tests/contract checks each of them on all implementations:
+//  - Whoever reserves an address range or creates a page also frees or releases it before the driver ends.
+//  - A driver that ends waits for nobody. It leaves work on streams that are not destroyed to the process, so
+//    the memory that this work touches must be left, too.
+//  - Every method may be called from any thread, but two threads must not work on the same page or the same
+//    addresses at once.
+//  - A call that cannot be done throws DriverOutOfMemory, MappingLimit, or DriverError with the platform's
+//  own
+//    words; no call ends the process.
+//  - `create`, `map` and `set_access` do all that they are asked for, or nothing. Only `unmap` can stop half
+//    way, and it says where.
+//  - A page is mapped whole, at addresses that are a multiple of its size and lie in one reservation. A page
+//    may be mapped at many addresses. An address holds one page at a time, and mapping another page over it
+//    is not allowed.
+//  - Nobody may touch a mapped page before `set_access`, nor ever an address without a page: such an access
+//    kills the process (but see Gaps).
+//  - Work on a stream is done in order, beside the caller. Work on the default stream is over when the call
+//    that asked for it returns; of all other work only events tell when it is over.
+//  - No call but `destroy_stream` and `wait` waits for work in flight. What such work touches must not be
+//    unmapped: the caller has to prove that it is over (memory/fences.h). A driver that can see this rule
+//    broken refuses with InvalidArgument.
+//
+// CheckedDriver (checked_driver.h) refuses a call whose arguments break a rule, with InvalidArgument and
+// before anything has changed. It stands around every driver that the engine uses. What a driver by itself
+// does with such arguments is undefined, except that each refuses handles of streams and events that it does
+// not know.
 #pragma once
 
 #include <functional>
 #include <span>
-#include <string>
 
 #include "base/error.h"
 #include "base/types.h"
@@ -41,9 +50,10 @@ struct EventHandle {
   constexpr auto operator<=>(const EventHandle&) const = default;
 };
 
-/// Where a page lies among the driver's physical pages, in bytes from an arbitrary origin. Pages at
+/// Where a page lies among the driver's physical pages, in bytes from some origin. Pages at
 /// neighbouring places that are mapped at neighbouring addresses cost the system one mapping where
-/// `Capabilities::merges_neighbours` is set; elsewhere the place is ignored.
+/// `Capabilities::merges_neighbours` is set; there no two pages may share a byte of place, and the value of a
+/// page's handle is the offset of its place. Elsewhere the place is ignored.
 struct Place {
   std::uint64_t offset_bytes = 0;
 };
@@ -59,92 +69,107 @@ struct MemoryRange {
   Bytes size;
 };
 
-/// A page for another process. Whoever gets the descriptor closes it.
+/// What another process needs to map a page. Whoever gets the file descriptor has to close it.
 struct ExportedPage {
   int file;
-  Bytes offset;  // of the address in the page
+  Bytes offset;  // from the start of the page to the address that was asked for
   Bytes page_bytes;
 };
 
 struct Capabilities {
   const char* name;
-  Bytes granularity;            // page sizes are power-of-two multiples of it
-  Bytes default_page_bytes;     // what the platform is best at
+  Bytes granularity;            // every page size is a power of two times this
+  Bytes default_page_bytes;     // the page size that suits the platform best
   bool merges_neighbours;       // see Place
   bool fresh_pages_are_zero;    // a page just created reads as zeros
-  bool gpu;                     // the memory is a GPU's
+  bool gpu;                     // the memory belongs to a GPU
   bool host_accessible;         // the CPU can read and write mapped pages
-  bool zero_gaps;               // see set_gap
-  StreamHandle default_stream;  // the name of what 0 is, where it has another
-  bool foreign_streams;         // streams may be anybody's: a handle that is none cannot be told, and kills
-  bool shareable;               // pages can be exported
-  int compute_capability;       // of a GPU, like 90; 0 elsewhere
-  int device;                   // the platform's number of it
-  std::uint64_t max_mappings;   // of the whole process; 0: no limit known
+  StreamHandle default_stream;  // a second name of stream 0, where the platform has one
+  bool foreign_streams;         // streams may be anybody's, and a handle that is no stream kills
+  int compute_capability;       // of a GPU, like 90; elsewhere 0
+  int device;                   // the platform's number of the device
+  std::uint64_t max_mappings;   // that the whole process may have; 0 where no limit is known
 };
 
 /// What happens to those who read an address of a reservation where nothing is mapped.
 enum class Gap : std::uint8_t { faults, zeros };
 
+/// The ability to say what a reservation does where nothing is mapped.
+class Gaps {
+ public:
+  /// Sets what the range, in which nothing is mapped, does from now on and whenever its pages are unmapped.
+  /// In a new reservation reading faults. Writing faults everywhere, always.
+  virtual void set_gap(Address start, Bytes size, Gap gap) = 0;
+
+ protected:
+  ~Gaps() = default;
+};
+
+/// The ability to give a page to another process.
+class Exports {
+ public:
+  /// The mapped page that holds the address, by a file descriptor that keeps its memory alive. Throws
+  /// InvalidArgument where nothing is mapped.
+  virtual ExportedPage export_page(Address address) = 0;
+
+ protected:
+  ~Exports() = default;
+};
+
 class Driver {
  public:
   virtual ~Driver() = default;
   virtual const Capabilities& capabilities() const noexcept = 0;
+  /// What not every driver can do. Null where this one cannot.
+  virtual Gaps* gaps() noexcept { return nullptr; }
+  virtual Exports* exports() noexcept { return nullptr; }
 
-  /// An address range with nothing mapped. Both arguments: multiples of the granularity, alignment a
-  /// power of two.
+  /// Returns the start of an address range in which nothing is mapped. Both arguments are positive multiples
+  /// of the granularity, and the alignment is a power of two.
   virtual Address reserve(Bytes size, Bytes alignment) = 0;
-  /// Exactly one reservation, with nothing mapped in it.
+  /// Gives exactly one reservation back, in which nothing is mapped.
   virtual void free_reservation(Address base, Bytes size) = 0;
 
-  /// Sets what the range, where nothing is mapped, does from now on and whenever its pages are unmapped. A
-  /// new reservation faults. Only where `zero_gaps` is set; writing faults everywhere.
-  virtual void set_gap(Address start, Bytes size, Gap gap) = 0;
-
-  /// One physical page, its memory committed: running out of memory shows here.
+  /// Makes one physical page and commits its memory, so that a lack of memory shows here and nowhere else.
   virtual PageHandle create(Bytes page_bytes, Place place) = 0;
-  /// Gives the page's memory back. Refused while the page is mapped.
+  /// Gives the memory of a page back that is mapped nowhere.
   virtual void release(PageHandle page) = 0;
 
   virtual void map(std::span<const PageMapping> pages) = 0;
-  /// Makes mapped pages readable and writable, with their memory present.
+  /// Makes mapped pages readable and writable. Touching them costs no page fault after that.
   virtual void set_access(std::span<const PageMapping> pages) = 0;
-  /// Unmaps in order, no address twice. `done` says, also when this throws, how many entries are unmapped.
+  /// Unmaps the entries in their order; no address may be named twice. `done` says how many entries are
+  /// unmapped, also when this throws.
   virtual void unmap(std::span<const PageMapping> pages, std::size_t& done) = 0;
 
-  /// Both ends accessible; ordered on `stream`.
+  /// These two are done in order with the other work on `stream`. Their memory must be accessible.
   virtual void copy(Address to, Address from, Bytes size, StreamHandle stream) = 0;
   virtual void zero(std::span<const MemoryRange> ranges, StreamHandle stream) = 0;
 
-  /// The mapped page that holds the address, by a file descriptor that keeps its memory alive. Only where
-  /// `shareable` is set.
-  virtual ExportedPage export_page(Address) {
-    throw InvalidArgument(std::string("export_page: not a capability of this ") + capabilities().name +
-                          " driver");
-  }
-
   virtual StreamHandle create_stream() = 0;
-  /// Waits for the work on it. The default stream cannot be destroyed.
+  /// Waits for the work on the stream, then ends it. The default stream cannot be destroyed.
   virtual void destroy_stream(StreamHandle stream) = 0;
-  /// An event that completes when the work now on `stream` has. Throws StreamCapturing where the stream is
-  /// being captured into a graph.
+  /// Returns an event that completes when the work that is on `stream` now has completed. Throws
+  /// StreamCapturing where the stream is being captured into a graph.
   virtual EventHandle record(StreamHandle stream) = 0;
-  /// Whether the stream is being captured into a graph now. Asked by whoever does not run the stream, so that
-  /// nothing of his gets into the graph.
+  /// Whether the stream is being captured into a graph now. Somebody who records on a stream that others run
+  /// asks this first, so that the event does not become a part of their graph.
   virtual bool capturing(StreamHandle stream) = 0;
-  /// Throws StreamCapturing for an event that got into a capture all the same: it will never complete.
+  /// Whether the event has completed. Throws StreamCapturing for an event that became a part of a graph all
+  /// the same: it will never complete.
   virtual bool query(EventHandle event) = 0;
   virtual void wait(EventHandle event) = 0;
   virtual void destroy_event(EventHandle event) = 0;
 
-  /// Called once on a thread of the engine's own, on which nobody else calls the platform, before it makes
-  /// other calls here.
+  /// A thread of the engine's own, on which nobody else calls the platform, calls this once before it makes
+  /// any other call here.
   virtual void bind_thread() = 0;
 
-  /// Calls `work`, which makes many calls here: what each of them costs besides is paid once.
+  /// Calls `work`, which makes many calls here. What a platform has to do before and after each call it then
+  /// does once for all of them.
   virtual void together(const std::function<void()>& work) { work(); }
 
-  /// Mappings of the process that may still be made before `map` throws MappingLimit; an estimate.
+  /// An estimate of how many memory mappings the process may still make before `map` throws MappingLimit.
   virtual std::uint64_t mappings_left() const noexcept { return ~std::uint64_t{0}; }
 };
 

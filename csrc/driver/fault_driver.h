@@ -2,39 +2,37 @@
 #pragma once
 
 #include <atomic>
-#include <functional>
 #include <map>
-#include <memory>
-#include <mutex>
 #include <string>
 
-#include "driver/driver.h"
+#include "base/lock.h"
+#include "driver/driver_decorator.h"
 
 namespace vmm {
 
 enum class Fault : std::uint8_t { error, out_of_memory, mapping_limit };
 
-/// Every call of the contract that can fail for real counts one; the n-th from `fail_at` throws *before*
-/// it reaches the driver within, or, for `unmap`, after the first half of its entries.
-class FaultDriver final : public Driver {
+/// It counts every call of the contract that can fail on a real platform. A call that is to fail throws
+/// before it reaches the driver within; only `unmap` first unmaps half of its entries. Safe from any thread.
+class FaultDriver final : public DriverDecorator, private Gaps {
  public:
-  explicit FaultDriver(std::unique_ptr<Driver> inner) : inner_(std::move(inner)) {}
+  using DriverDecorator::DriverDecorator;
 
-  /// Fails calls n, n + 1, … n + times - 1 from now on (n = 1 is the next call). times = 0: none.
+  /// Fails the calls n, n + 1, … n + times - 1, where the next call has the number 1. With times = 0 none
+  /// fails.
   void fail_at(std::int64_t n, std::int64_t times, Fault fault);
-  /// Calls since the last fail_at, failed ones included.
+  /// How many calls there were since the last fail_at, with those that failed.
   std::int64_t calls() const noexcept { return calls_.load(); }
-  /// "unmap #12" of the last call that was failed, or "".
+  /// The last call that was made to fail, like "unmap #12"; "" if there was none.
   std::string last_failed() const;
   /// While held, events recorded from now on do not complete.
   void hold_events(bool hold);
-  /// Events recorded from now on complete no sooner than at the n-th query after the first.
+  /// An event that is recorded from now on is not complete at its first `queries` queries.
   void delay_events(std::uint64_t queries);
 
-  const Capabilities& capabilities() const noexcept override { return inner_->capabilities(); }
+  Gaps* gaps() noexcept override { return DriverDecorator::gaps() == nullptr ? nullptr : this; }
   Address reserve(Bytes size, Bytes alignment) override;
   void free_reservation(Address base, Bytes size) override;
-  void set_gap(Address start, Bytes size, Gap gap) override;
   PageHandle create(Bytes page_bytes, Place place) override;
   void release(PageHandle page) override;
   void map(std::span<const PageMapping> pages) override;
@@ -42,26 +40,17 @@ class FaultDriver final : public Driver {
   void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
   void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
   void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override;
-  ExportedPage export_page(Address address) override { return inner_->export_page(address); }
-  StreamHandle create_stream() override { return inner_->create_stream(); }
-  void destroy_stream(StreamHandle stream) override { inner_->destroy_stream(stream); }
   EventHandle record(StreamHandle stream) override;
-  bool capturing(StreamHandle stream) override { return inner_->capturing(stream); }
   bool query(EventHandle event) override;
-  void wait(EventHandle event) override { inner_->wait(event); }
-  void destroy_event(EventHandle event) override;
-  void bind_thread() override { inner_->bind_thread(); }
-  void together(const std::function<void()>& work) override { inner_->together(work); }
-  std::uint64_t mappings_left() const noexcept override { return inner_->mappings_left(); }
 
  private:
+  void set_gap(Address start, Bytes size, Gap gap) override;
   bool due();
   void maybe_fail(const char* call);
   [[noreturn]] void fail(const char* call);
 
-  std::unique_ptr<Driver> inner_;
   std::atomic<std::int64_t> calls_{0};
-  mutable std::mutex mutex_;
+  mutable Mutex mutex_{LockRank::fault_driver};
   std::int64_t first_ = 0;
   std::int64_t times_ = 0;
   Fault fault_ = Fault::error;

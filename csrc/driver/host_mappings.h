@@ -1,48 +1,52 @@
-// The memory mappings that this process may have: counted, like bytes under a budget, and with a reserve.
+// Linux limits how many memory mappings a process may have. They are counted here, as a budget counts bytes,
+// and some are held in reserve.
 #pragma once
 
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <string>
+
+#include "base/lock.h"
 
 namespace vmm::host {
 
 /// How many mappings the process may have: vm.max_map_count, or VMM_MAX_MAPPINGS where that is lower.
 struct MostMappings {
-  std::uint64_t count = 0;      // 0: not known, and nothing is refused
-  std::uint64_t of_system = 0;  // 0: not known
+  std::uint64_t count = 0;      // 0 where it is not known; then nothing is refused
+  std::uint64_t of_system = 0;  // 0 where it is not known
 
   bool by_variable() const noexcept { return count != of_system; }
-  /// What a message says that ends there.
+  /// What somebody can do who has too few, as the end of an error message.
   std::string advice() const;
 };
 
 /// Throws InvalidArgument where VMM_MAX_MAPPINGS is no number from 1 on.
 MostMappings most_mappings();
-/// Lines of /proc/self/maps: exact, but it takes about 0.2 µs for each. Nothing where it cannot be read.
+/// Counts the lines of /proc/self/maps, which is exact but takes about 0.2 µs a line. Empty where the file
+/// cannot be read.
 std::optional<std::uint64_t> count_process_mappings();
 
-/// What all host drivers of the process use together, and an estimate of everybody else's: the difference to
-/// the last exact count. A sixteenth of the limit is left to them, and to undoing. Safe from any thread.
+/// The mappings that all host drivers of the process use together, and an estimate of everybody else's, which
+/// is what was left at the last exact count. A sixteenth of the limit is kept back for the others, and for
+/// undoing what failed. Safe from any thread.
 class MappingCount {
  public:
   static MappingCount& of_process();
 
-  /// Ours are so many more, or fewer.
+  /// The host drivers use so many mappings more from now on, or fewer where this is below 0.
   void add(std::int64_t more) noexcept { ours_ += more; }
-  /// So many of those added are not made yet, or (if negative) are made now.
+  /// So many of the mappings that were added are not made yet; where this is below 0, so many are made now.
   void plan(std::int64_t more) noexcept { planned_ += more; }
-  /// Throws MappingLimit unless `more` may be made beside those that were added.
+  /// Throws MappingLimit unless `more` mappings may be made beside those that were added.
   void require(std::int64_t more);
-  /// Counts everybody's; where that cannot be done, the last count stands.
+  /// Counts all mappings of the process. Where that cannot be done, the last count stays.
   void count();
   const MostMappings& most() const noexcept { return most_; }
-  /// Everybody's, as far as is known.
+  /// How many mappings the process has, as far as is known.
   std::uint64_t used() const noexcept { return static_cast<std::uint64_t>(ours_ + others_); }
-  /// That may still be made; an estimate.
+  /// An estimate of how many may still be made.
   std::uint64_t left() const noexcept;
 
  private:
@@ -57,16 +61,17 @@ class MappingCount {
   std::atomic<std::int64_t> ours_{0};
   std::atomic<std::int64_t> planned_{0};
   std::atomic<std::int64_t> others_{0};
-  std::atomic<std::int64_t> counted_at_;  // what ours were then
+  std::atomic<std::int64_t> counted_at_;  // what ours_ was at the last count
 };
 
-/// Some mappings of no use, which are given up for a moment where undoing something needs one and the process
-/// has none left: others may have used up what is counted.
+/// Some mappings that serve no purpose. Undoing something may need a mapping when the process has none left,
+/// because others have used up what was kept back. Then these are given up for a moment. Safe from any
+/// thread.
 class MappingReserve {
  public:
   static MappingReserve& of_process();
 
-  /// `undo()`, which answers 0 or an errno; on ENOMEM again without the reserve.
+  /// Calls `undo`, which returns 0 or an errno. Where that is ENOMEM, calls it again without the reserve.
   template <class Undo>
   int spend(Undo undo) {
     if (const int error = undo(); error != ENOMEM) return error;
@@ -82,7 +87,7 @@ class MappingReserve {
   void fill() noexcept;
   void give_up() noexcept;
 
-  std::mutex mutex_;
+  Mutex mutex_{LockRank::mapping_reserve};
   void* start_ = nullptr;
 };
 

@@ -1,17 +1,17 @@
-// Ordered queues of CPU work, each with a worker thread, and the events that tell how far they are.
+// Streams on the CPU: each is a queue of work with a thread that does it in order. Events tell how far a
+// stream is.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <utility>
 
 #include "base/fork.h"
+#include "base/lock.h"
 #include "driver/driver.h"
 
 namespace vmm {
@@ -20,16 +20,16 @@ namespace vmm {
 class HostStreams {
  public:
   HostStreams() = default;
-  /// Waits for nobody: queues that are not empty are left to their workers, which are left to the process. In
-  /// a forked child, where the workers do not exist, it leaves everything be.
+  /// Waits for nobody. A queue that is not empty is left to its thread, and that thread to the process. In a
+  /// forked child, which does not have the threads, nothing is done at all.
   ~HostStreams();
   HostStreams(const HostStreams&) = delete;
   HostStreams& operator=(const HostStreams&) = delete;
 
   StreamHandle create();
-  /// Waits for the work on it.
+  /// Waits for the work on the stream.
   void destroy(StreamHandle stream);
-  /// `touches` is what in_use() looks for until the work is over.
+  /// Puts work on the stream, which touches the two ranges of memory: see in_use().
   void run(StreamHandle stream, std::pair<MemoryRange, MemoryRange> touches, std::function<void()> work);
 
   EventHandle record(StreamHandle stream);
@@ -37,7 +37,7 @@ class HostStreams {
   void wait(EventHandle event);
   void destroy(EventHandle event);
 
-  /// Whether work that is queued or running touches the range.
+  /// Whether any work that is queued or under way touches the range.
   bool in_use(MemoryRange range) const;
 
  private:
@@ -49,18 +49,18 @@ class HostStreams {
     std::deque<Task> queue;  // the front one is being done
     std::uint64_t submitted = 0;
     std::uint64_t completed = 0;
-    bool stop = false;  // when the queue is empty
+    bool stop = false;  // the thread is to end when the queue is empty
     std::thread worker;
   };
   struct Event {
     std::uint64_t stream;
-    std::uint64_t after;  // so many of its tasks
+    std::uint64_t after;  // the event completes when so many tasks of the stream are done
   };
-  /// What the workers use, too, and so live as long as the last of them.
+  /// What the threads use, too. It lives as long as the last of them.
   struct Shared {
-    std::condition_variable submitted;
-    std::condition_variable completed;
-    std::mutex mutex;  // guards what follows
+    Condition submitted;
+    Condition completed;
+    Mutex mutex{LockRank::host_streams};  // guards what follows
     std::map<std::uint64_t, std::shared_ptr<Stream>> streams;
     std::map<std::uint64_t, Event> events;
     std::uint64_t next_stream = 1;

@@ -1,4 +1,4 @@
-// Simulated time.
+// Simulated time, which passes only when somebody says so.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,8 @@
 
 namespace vmm {
 
-/// The times of actors that take turns: whose turn it is pays for what it does. One thread at a time.
+/// Every actor has a time of its own. They take turns, and the actor whose turn it is pays for what it does.
+/// One thread at a time may use this.
 class SimClock final : public Clock {
  public:
   explicit SimClock(std::size_t actors) : times_(actors) {}
@@ -22,16 +23,16 @@ class SimClock final : public Clock {
   std::size_t current() const noexcept { return current_; }
   void turn(std::size_t actor) { current_ = actor; }
   void advance(Nanoseconds by) { times_[current_] += by; }
-  /// The actor does nothing until then.
+  /// The actor does nothing until that time.
   void idle(std::size_t actor, Nanoseconds until) { times_.at(actor) = std::max(times_.at(actor), until); }
 
-  /// Called when the current actor has waited for a while: the others' turn.
+  /// `others` is called whenever the current actor has waited for a while: then it is the others' turn.
   void on_wait(std::function<void()> others) { others_ = std::move(others); }
   void sleep(Nanoseconds time) override {
     advance(time);
     others_();
   }
-  void wait(std::unique_lock<std::mutex>& lock, std::condition_variable&, Nanoseconds at_most) override {
+  void wait(std::unique_lock<Mutex>& lock, Condition&, Nanoseconds at_most) override {
     lock.unlock();
     sleep(at_most);
     lock.lock();

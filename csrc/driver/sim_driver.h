@@ -1,25 +1,25 @@
-// Virtual memory without memory: calls take simulated time by a table, and work on streams ends when the
-// clock says so.
+// Virtual memory without any memory. Calls take simulated time, which a table gives, and work on a stream
+// ends when the clock says so.
 #pragma once
 
 #include <algorithm>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "base/lock.h"
 #include "driver/driver.h"
-#include "driver/ledger.h"
 #include "driver/sim_clock.h"
 #include "driver/sim_faults.h"
 
 namespace vmm {
 
-/// What one call takes; map, set_access and unmap for each page. The defaults are those published for 2 MiB
-/// on an A100, one thread (kvcached's bench_vmm); release and event: DESIGN §4, and assumed.
+/// How long each call takes; map, set_access and unmap take so long for each page. The defaults were
+/// published for pages of 2 MiB on an A100 and one thread (kvcached's bench_vmm); those of release and event
+/// are assumed (DESIGN §4).
 struct CallTimes {
   Nanoseconds reserve{19'000};
-  Nanoseconds create{193'000};  // of 2 MiB; in proportion for larger pages, which the driver has to clear
+  Nanoseconds create{193'000};  // larger pages take longer in proportion, because the driver clears them
   Nanoseconds map{1'500};
   Nanoseconds set_access{36'000};
   Nanoseconds unmap{26'000};
@@ -28,7 +28,7 @@ struct CallTimes {
 };
 
 struct SimOptions {
-  Bytes capacity{};  // of physical pages; 0: no limit
+  Bytes capacity{};  // how much can be created; 0 for no limit
   Bytes granularity = 2_MiB;
   CallTimes times{};
   SimFaultOptions faults{};
@@ -37,7 +37,8 @@ struct SimOptions {
 /// Whether any of these shares a byte with any of those.
 bool overlap(std::span<const MemoryRange> a, std::span<const MemoryRange> b);
 
-/// The caller's time is the clock's: each call advances it.
+/// Each call advances the clock, which has the time of the caller. Unmapping what work on a stream still uses
+/// is refused. Safe from any thread, as far as the clock is.
 class SimDriver final : public Driver {
  public:
   /// Throws InvalidArgument unless the granularity is a power of two and no time is below 0.
@@ -45,8 +46,7 @@ class SimDriver final : public Driver {
 
   const Capabilities& capabilities() const noexcept override { return capabilities_; }
   Address reserve(Bytes size, Bytes alignment) override;
-  void free_reservation(Address base, Bytes size) override;
-  void set_gap(Address start, Bytes size, Gap gap) override;
+  void free_reservation(Address, Bytes) override {}
   PageHandle create(Bytes page_bytes, Place place) override;
   void release(PageHandle page) override;
   void map(std::span<const PageMapping> pages) override;
@@ -63,26 +63,27 @@ class SimDriver final : public Driver {
   void destroy_event(EventHandle event) override;
   void bind_thread() override {}
 
-  /// What was found where work is about to write and read.
   struct Touched {
-    Nanoseconds waited{};         // for pages that another actor was still mapping, by its own time
-    std::uint64_t first_use = 0;  // mappings that nobody had touched since they were made
-    std::uint64_t late = 0;       // … that were not complete at `called`
+    Nanoseconds waited{};         // for pages that another actor, by its own time, was still mapping
+    std::uint64_t first_use = 0;  // how many mappings nobody had touched since they were made
+    std::uint64_t late = 0;       // how many of those were not complete at the time `called`
   };
-  /// Throws InvariantViolation unless all of it is mapped and accessible.
+  /// Somebody is about to read and write these ranges, and waits for them. Throws InvariantViolation unless
+  /// all of them are mapped and accessible.
   Touched touch(std::span<const MemoryRange> ranges, Nanoseconds called);
-  /// Work of so long on the stream: the kernels of an iteration. Unmapping what it uses before it is over is
-  /// refused: a fence is missing.
+  /// Puts work on the stream that takes so long, like the kernels of an iteration. To unmap what it uses
+  /// before it is over is refused, because then a fence is missing.
   void run(StreamHandle stream, Nanoseconds takes, std::vector<MemoryRange> uses);
-  /// When everything on the stream is over.
+  /// The time at which all work on the stream is over.
   Nanoseconds over_at(StreamHandle stream) const;
   Bytes created() const;
-  /// Throws InvariantViolation unless all of it is mapped and accessible. Takes no time.
+  /// Throws InvariantViolation unless all of the ranges are mapped and accessible. Takes no time.
   void require_accessible(std::span<const MemoryRange> ranges) const;
-  /// Throws InvariantViolation if work under way on another stream than `writer` uses any of it.
+  /// Throws InvariantViolation if work under way on another stream than `writer` uses any of the ranges.
   void require_unused(std::span<const MemoryRange> ranges, StreamHandle writer) const;
-  /// Throws InvariantViolation if anybody ever tried to unmap what work was using, whoever swallowed the
-  /// refusal; or if a page is mapped at two addresses now, which the contract allows and the engine does not.
+  /// Throws InvariantViolation if anybody has ever tried to unmap what work was using, even where the refusal
+  /// was caught; or if a page is mapped at two addresses now, which the contract allows but the engine never
+  /// does.
   void check() const;
   SimFaults& faults() noexcept { return faults_; }
   SimClock& clock() noexcept { return *clock_; }
@@ -112,7 +113,7 @@ class SimDriver final : public Driver {
   static void for_each_mapped(Map& mapped, const MemoryRange& range, Visit visit);
   void refuse_in_use(std::span<const PageMapping> pages);
   void wait_until(Nanoseconds then);
-  /// Actors are apart in time, but what one has learnt of work that is over all know.
+  /// Actors are apart in time, but when one of them has learnt that work is over, all of them know.
   Nanoseconds known_until() const { return std::max(clock_->now(), asked_at_); }
   void take(Nanoseconds time) { clock_->advance(time + faults_.delay()); }
   void maybe_fail(const char* call);
@@ -120,9 +121,9 @@ class SimDriver final : public Driver {
   std::shared_ptr<SimClock> clock_;
   const SimOptions options_;
   const Capabilities capabilities_;
-  mutable std::mutex mutex_;  // guards what follows
+  mutable Mutex mutex_{LockRank::sim_driver};  // guards what follows
   SimFaults faults_;
-  Ledger ledger_;
+  std::map<PageHandle, Bytes> page_sizes_;
   Bytes created_;
   std::uintptr_t next_address_ = std::uintptr_t{1} << 40;
   std::uint64_t next_handle_ = 1;

@@ -1,4 +1,4 @@
-// What goes wrong in a simulated driver, and when: from a seed.
+// What goes wrong in a simulated driver, and when. A seed decides it, so that it can be repeated.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct SimFaultOptions {
   Nanoseconds longest_delay{0};
 };
 
-/// One thread at a time.
+/// One thread at a time may use this.
 class SimFaults {
  public:
   explicit SimFaults(const SimFaultOptions& options) : options_(options), random_(options.seed) {}

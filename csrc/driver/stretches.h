@@ -1,4 +1,4 @@
-// Batches of mappings, cut into what one call to the platform can do.
+// A batch of mappings is cut into pieces that the platform can do with one call each.
 #pragma once
 
 #include <span>
@@ -7,7 +7,7 @@
 
 namespace vmm {
 
-/// Entries that the system can treat as one: [address, address + size), `entries` of them.
+/// Some entries of a batch, one after the other, whose addresses [address, address + size) have no hole.
 struct Stretch {
   Address address;
   std::uint64_t offset_bytes;
@@ -15,7 +15,8 @@ struct Stretch {
   std::size_t entries;
 };
 
-/// Calls visit(stretch) for each stretch of neighbouring entries, in order.
+/// Calls visit(stretch) for each stretch, in order. With `offsets_matter` the pages of a stretch are
+/// neighbours by their places, too.
 template <class Visit>
 void for_each_stretch(std::span<const PageMapping> pages, bool offsets_matter, Visit visit) {
   for (std::size_t i = 0; i < pages.size();) {

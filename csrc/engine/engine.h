@@ -2,8 +2,8 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 
+#include "base/lock.h"
 #include "engine/pager.h"
 #include "engine/pager_thread.h"
 
@@ -44,7 +44,7 @@ class Engine {
  private:
   std::shared_ptr<Pool> pool_;
   std::shared_ptr<Pager> pager_;
-  std::mutex mutex_;
+  Mutex mutex_{LockRank::engine};
   std::unique_ptr<PagerThread> thread_;
 };
 

@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
+#include "base/lock.h"
 #include "engine/slots.h"
 #include "policy/arrival_predictor.h"
 #include "policy/growth_predictor.h"
@@ -92,7 +92,7 @@ class KvCache {
 
   std::shared_ptr<Slots> slots_;
   const KvCacheOptions options_;
-  mutable std::mutex mutex_;
+  mutable Mutex mutex_{LockRank::kv_cache};
   GrowthPredictor predictor_;
   ArrivalPredictor arrivals_;
   // By slot; what every step looks at, in arrays of their own.

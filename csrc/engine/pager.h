@@ -5,9 +5,9 @@
 #include <functional>
 #include <list>
 #include <memory>
-#include <mutex>
 #include <optional>
 
+#include "base/lock.h"
 #include "engine/growing.h"
 #include "memory/pool.h"
 #include "policy/batch_size.h"
@@ -80,9 +80,10 @@ class Pager {
   Nanoseconds refused_recheck_{200'000};
   Nanoseconds refused_at_{0};  // when to try again what the driver refused
   CreationPredictor creations_;
-  Bytes page_bytes_;        // of what was created last
-  bool reserve_ = false;    // it may lack something
-  std::mutex inbox_mutex_;  // guards what follows; never held while the pool or the driver is called
+  Bytes page_bytes_;      // of what was created last
+  bool reserve_ = false;  // it may lack something
+
+  Mutex inbox_mutex_{LockRank::pager_inbox};  // guards what follows
   std::deque<std::weak_ptr<Growing>> due_;
   std::list<std::weak_ptr<Growing>> ageing_;
   std::function<void()> wake_ = [] {};

@@ -1,11 +1,10 @@
 // The thin thread that drives a pager in real time.
 #pragma once
 
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <thread>
 
+#include "base/lock.h"
 #include "engine/pager.h"
 
 namespace vmm {
@@ -25,9 +24,9 @@ class PagerThread {
   void poll_until_stopped();
 
   std::shared_ptr<Pager> pager_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::condition_variable ended_;
+  Mutex mutex_{LockRank::pager_thread};  // guards what follows
+  Condition wake_;
+  Condition ended_;
   bool over_ = false;
   bool woken_ = false;
   bool stop_ = false;

@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <list>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <vector>
 
+#include "base/lock.h"
 #include "engine/growing.h"
 #include "engine/page_set.h"
 #include "engine/region.h"
@@ -122,7 +122,7 @@ class Rows final : public Growing {
   std::vector<std::atomic<std::uint64_t>> floors_;
   std::vector<std::atomic<std::uint64_t>> marks_;
 
-  mutable std::mutex mutex_;  // guards what follows, and changes of usable_; not held while pages are mapped
+  mutable Mutex mutex_{LockRank::rows};  // guards what follows, and changes of usable_
   std::list<const Pin*> pins_;
   std::set<std::uint64_t> doomed_;    // released, but pinned
   std::vector<std::uint64_t> grown_;  // rows that have come into new pages since the pager looked

@@ -4,10 +4,10 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
+#include "base/lock.h"
 #include "engine/growing.h"
 #include "engine/slot_part.h"
 #include "memory/pool.h"
@@ -134,17 +134,18 @@ class Slots final : public Growing {
   const bool write_intent_;
   Tokens max_tokens_;
   bool has_windows_ = false;
-  std::mutex owner_mutex_;
+  Mutex owner_mutex_{LockRank::slots_owner};
   std::vector<Slot> slots_;
-  std::vector<SlotLength> crossing_;    // scratch of advance()
-  std::mutex ahead_mutex_;              // held while the pager works on it
-  std::vector<std::uint32_t> at_hand_;  // what the pager works on
-  mutable std::mutex due_mutex_;
+  std::vector<SlotLength> crossing_;          // scratch of advance()
+  Mutex ahead_mutex_{LockRank::slots_ahead};  // held while the pager works on it
+  std::vector<std::uint32_t> at_hand_;        // what the pager works on
+  mutable Mutex due_mutex_{LockRank::slots_due};
   std::vector<std::uint32_t> due_;  // the pager has something to map for these. Both with room for all slots
   std::atomic<std::int64_t> delay_{0};
   std::atomic<bool> touched_{false};  // since age() was last called
-  std::mutex prepared_mutex_;         // guards `prepared` and its pages' need, but for the pager's mapping
-  bool ageing_ = false;               // the pager knows that something is prepared
+  // Guards what follows, and the slots' `prepared` with the need of its pages, but for the pager's mapping.
+  Mutex prepared_mutex_{LockRank::slots_prepared};
+  bool ageing_ = false;  // the pager knows that something is prepared
 };
 
 constexpr std::size_t Slots::bytes_per_slot() { return sizeof(Slot) + 2 * sizeof(std::uint32_t); }

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <mutex>
 
+#include "base/lock.h"
 #include "base/types.h"
 
 namespace vmm {
@@ -47,7 +47,7 @@ class LocalBudget final : public Budget {
   void ask(Bytes size, ListenerId except);
   void tell_of_room();
 
-  mutable std::mutex mutex_;
+  mutable Mutex mutex_{LockRank::budget};
   Bytes limit_;
   Bytes taken_;
   bool refused_ = false;  // somebody, since that was last told

@@ -140,7 +140,8 @@ Epochs::Ending Epochs::ending(StreamHandle handle) const {
 }
 
 void Epochs::destroy(StreamHandle handle) {
-  std::scoped_lock nobody_asks(poll_mutex_, record_mutex_);
+  std::lock_guard nobody_asks(poll_mutex_);
+  std::lock_guard nobody_records(record_mutex_);
   // First: the driver may give the same handle to somebody at once.
   const bool watched = forget(handle);
   try {

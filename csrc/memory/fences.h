@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <deque>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <vector>
 
+#include "base/lock.h"
 #include "driver/driver.h"
 
 namespace vmm {
@@ -109,10 +109,10 @@ class Epochs {
   void drop(StreamHandle stream, const Unfinished& entry);
 
   Driver& driver_;
-  std::mutex poll_mutex_;    // one poller at a time, so that nobody queries a destroyed event
-  std::mutex record_mutex_;  // events are recorded in the order of their epochs
+  Mutex poll_mutex_{LockRank::epochs_poll};  // one poller at a time, so that nobody queries a destroyed event
+  Mutex record_mutex_{LockRank::epochs_record};  // events are recorded in the order of their epochs
   std::atomic<std::uint64_t> ended_{0};
-  mutable std::mutex mutex_;
+  mutable Mutex mutex_{LockRank::epochs};
   std::map<std::uint64_t, Stream> streams_;
 };
 

@@ -6,12 +6,10 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <functional>
 #include <list>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <utility>
@@ -21,6 +19,7 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/lock.h"
 #include "base/log.h"
 #include "memory/arena.h"
 #include "memory/budget.h"
@@ -324,11 +323,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::atomic<std::uint64_t> room_{0};  // times that there was more of the budget
   std::atomic<bool> may_idle_{false};
   Budget::ListenerId listener_ = 0;
-  std::mutex wake_mutex_;  // guards wake_; never held while the pool's lock is taken
+  Mutex wake_mutex_{LockRank::pool_wake};  // guards wake_
   std::function<void()> wake_ = [] {};
 
-  mutable std::mutex mutex_;  // guards what follows
-  std::condition_variable changed_;
+  mutable Mutex mutex_{LockRank::pool};  // guards what follows
+  Condition changed_;
   bool closed_ = false;
   Arena arena_;
   LastUses last_uses_;

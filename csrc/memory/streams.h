@@ -3,9 +3,9 @@
 
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <vector>
 
+#include "base/lock.h"
 #include "memory/fences.h"
 
 namespace vmm {
@@ -60,7 +60,7 @@ class Streams {
 
   Driver& driver_;
   Epochs& epochs_;
-  mutable std::mutex mutex_;  // nobody calls the driver under it
+  mutable Mutex mutex_{LockRank::streams};
   std::map<std::uint64_t, Own> own_;
 };
 
