@@ -42,13 +42,13 @@ class OutOfPages(Error, MemoryError):
     For a GPU's memory it is a torch.OutOfMemoryError, too, where torch has been imported.
 
     Attributes, all in bytes: ``asked``; ``free`` (budget not taken, and free pages of the pool);
-    ``reclaimable`` (mapped, but needed by nobody); ``budget``. ``fitting``: of a KVCache's step, the slots,
-    in the order given, that could have had what they need. ``of_device``: the budget would have allowed it,
-    but the device had no more memory. By then torch's cache was emptied, unless torch is not used on a GPU,
-    its stream was being captured, or that failed.
+    ``reclaimable`` (mapped, but needed by nobody); ``budget``. ``fitting``: of a KVCache's step, the slots
+    that could have had what they need, in the order given; sequences where the step was given sequences.
+    ``of_device``: the budget would have allowed it, but the device had no more memory. By then torch's cache
+    was emptied, unless torch is not used on a GPU, its stream was being captured, or that failed.
     """
 
-    fitting: tuple[int, ...] = ()
+    fitting: tuple[Any, ...] = ()
 
     def __init__(  # noqa: PLR0917 - the engine passes by position
         self,

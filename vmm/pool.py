@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import UnionType
+from typing import Any
 
 from vmm import _core, sharing
 from vmm.closing import Closing
@@ -39,7 +40,7 @@ _open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class PoolStats:
-    """A pool at one moment. Sizes in bytes, times in nanoseconds; counters run from the pool's start."""
+    """A pool at one moment. Counters run from the pool's start."""
 
     budget_bytes: int
     created_bytes: int  #: physical memory taken from the budget: mapped or free
@@ -53,7 +54,7 @@ class PoolStats:
     retirements_waiting: int
     runs: int
     stalls: int  #: times a caller waited because the pager was not ahead
-    stall_ns: int
+    stall_ms: float
     pages_mapped_ahead: int  #: by the pager
     pages_mapped_waiting: int  #: while a caller waited
     pages_created: int
@@ -155,7 +156,8 @@ class Pool(Closing):
     def stats(self) -> PoolStats:
         """A snapshot of sizes and counters."""
         self._forward_log()
-        return PoolStats(**self._core.stats())
+        counts: dict[str, Any] = self._core.stats()
+        return PoolStats(stall_ms=counts.pop("stall_ns") / 1e6, **counts)
 
     def check(self) -> None:
         """Validates the engine's tables; raises InvariantViolation. For tests: it is slow."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,7 +74,10 @@ def _as_tensor(argument: str, array: Any) -> torch.Tensor:
     try:
         view = memoryview(array)
     except TypeError:
-        raise InvalidArgument(f"{argument} is {type(array).__name__}; expected an int32 array") from None
+        alone = ", or {sequence: length} alone" if isinstance(array, Mapping) else ""
+        raise InvalidArgument(
+            f"{argument} is {type(array).__name__}; expected an int32 array{alone}"
+        ) from None
     if view.format != "i" or view.ndim != 1 or not view.contiguous:
         raise InvalidArgument(
             f"{argument} has items of format {view.format!r}; expected int32, one dimension"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch._C import _from_dlpack
 
 from vmm import _core
 from vmm.closing import Closing
-from vmm.errors import Closed, InvalidArgument
+from vmm.errors import Closed, InvalidArgument, OutOfPages
 from vmm.kv_cache.arguments import (
     checked_number,
     checked_page_bytes,
@@ -20,7 +22,7 @@ from vmm.kv_cache.arguments import (
     int32_numbers,
 )
 from vmm.kv_cache.layout import chosen_records
-from vmm.kv_cache.sequence import Batch, Sequence
+from vmm.kv_cache.sequence import Batch, Sequence, slots_of
 from vmm.pool import Pool
 from vmm.records import LayoutName, Records, Where, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
@@ -43,7 +45,7 @@ class CacheStats:
     mapped_bytes: int  #: live, the rest of their pages, what was mapped ahead, and what closed ones left
     horizon: int  #: iterations ahead that pages are asked for, now
     layout: LayoutName
-    bytes_per_sequence: int  #: of bookkeeping
+    bookkeeping_bytes: int  #: for each sequence
 
 
 class KVCache(Closing):
@@ -128,20 +130,46 @@ class KVCache(Closing):
 
     # Once per iteration.
 
-    def step(self, slots: Any, lengths: Any, stream: Any = None) -> None:
-        """The next iteration: after it, the sequences in ``slots`` have ``lengths`` tokens. Both are int32
-        arrays of one length on the CPU (torch, NumPy, array.array). Maps what is missing, which the pager
-        mostly did before; closes ``stream``'s last epoch and opens the next (default: torch's current
-        stream).
+    @overload
+    def step(self, slots: Any, lengths: Any, stream: Any = None) -> None: ...
+    @overload
+    def step(self, slots: Mapping[Sequence, int], *, stream: Any = None) -> None: ...
+    def step(self, slots: Any, lengths: Any = None, stream: Any = None) -> None:
+        """The next iteration: after it, the sequences in ``slots`` have ``lengths`` tokens. Maps what is
+        missing, which the pager mostly did before; closes ``stream``'s last epoch and opens the next
+        (default: torch's current stream).
 
-        Raises InvalidArgument for a slot that is not open or is named twice, and for a length that is less
-        than before or more than ``max_tokens``; OutOfPages, whose ``fitting`` are the slots that could have
+        ``slots`` and ``lengths`` are int32 arrays of one length on the CPU (torch, NumPy, array.array). Or
+        ``slots`` alone is ``{sequence: length}``, which is easier to write and slower, by 200 ns for each
+        sequence.
+
+        Raises InvalidArgument for a slot that is not open or is named twice, for a sequence of another cache,
+        and for a length that is less than before or more than ``max_tokens``; Closed for a closed sequence;
+        OutOfPages, whose ``fitting`` are the slots, or sequences where sequences were given, that could have
         had what they need; Error for a slot that an open epoch of another stream may still read for the
         sequence before. Then nothing has changed.
         """
+        if lengths is None and isinstance(slots, Mapping):
+            self._step_sequences(slots, stream)
+            return
         self._engine.step(
             *int32_numbers("slots", slots), *int32_numbers("lengths", lengths), self._stream(stream)
         )
+
+    def _step_sequences(self, lengths: Mapping[Sequence, int], stream: Any) -> None:
+        engine = self._engine
+        if not lengths:
+            raise InvalidArgument("slots is empty; expected {sequence: length}, or end() for an idle engine")
+        slots = array("i", slots_of(self, "slots", lengths))
+        numbers = array("i")
+        for at, length in enumerate(lengths.values()):
+            numbers.append(checked_number(f"lengths[{at}]", length, 0, self.max_tokens))
+        try:
+            engine.step(*slots.buffer_info(), *numbers.buffer_info(), self._stream(stream))
+        except OutOfPages as error:
+            given = dict(zip(slots, lengths, strict=True))
+            error.fitting = tuple(given[slot] for slot in error.fitting)
+            raise
 
     def end(self, stream: Any = None) -> None:
         """Closes ``stream``'s epoch without opening the next: the engine goes idle."""
@@ -149,9 +177,10 @@ class KVCache(Closing):
 
     def batch(self, sequences: Ordered[Sequence]) -> Batch:
         """For kernels that take all slots as one tensor: ``kv(layer)[0].flatten(0, 1)``, token-major."""
-        slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32)
-        lengths = torch.tensor([sequence.length for sequence in sequences], dtype=torch.int32)
-        starts = torch.empty(len(sequences) + 1, dtype=torch.int32)
+        open_slots = slots_of(self, "sequences", sequences)
+        slots = torch.tensor(open_slots, dtype=torch.int32)
+        lengths = torch.tensor([self._engine.length(slot) for slot in open_slots], dtype=torch.int32)
+        starts = torch.empty(len(open_slots) + 1, dtype=torch.int32)
         torch.mul(slots, self.tokens_per_slot, out=starts[:-1])
         starts[-1] = self.max_sequences * self.tokens_per_slot
         return Batch(slots, lengths, starts)
@@ -188,7 +217,7 @@ class KVCache(Closing):
             mapped_bytes=sum(lease.mapped_bytes for lease in self._leases),
             horizon=self._engine.horizon,
             layout=self._records.name,
-            bytes_per_sequence=_core.KvCache.bytes_per_slot,
+            bookkeeping_bytes=_core.KvCache.bytes_per_slot,
         )
 
     def close(self) -> None:
