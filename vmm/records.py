@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from vmm.layout import fits_int32
+from vmm.limits import fits_int32
+from vmm.units import rounded_up
 
 LayoutName = Literal["token-major", "head-major"]
 
@@ -29,23 +30,27 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Part:
-    """``extents`` of a slot, each with a record of ``record`` elements."""
+    """``extents`` of a slot, each with a record of ``record`` elements. Where there is one extent, heads lie
+    side by side in the record; otherwise each head has an extent."""
 
     extents: int
     record: int
     window: int = 0
 
+    def strides(self, extent_elements: int, dim: int) -> tuple[int, int, int, int]:
+        """The strides, in elements, of a layer's K or V as ``[slots, tokens, heads, dim]``."""
+        heads = dim if self.extents == 1 else extent_elements
+        return (self.extents * extent_elements, self.record, heads, 1)
+
 
 @dataclass(frozen=True)
 class Where:
-    """One layer's K or V: in the record of ``part`` from ``offset`` on; its heads are side by side in the
-    record (``inside``), or in extents of their own."""
+    """One layer's K or V: in the record of ``part`` from ``offset`` on."""
 
     part: int
     offset: int
     heads: int
     dim: int
-    inside: bool
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,7 @@ def token_major(shapes: list[LayerShape], layers_per_extent: int) -> Records:
         for layer in group:
             shape = shapes[layer]
             size = shape.kv_heads * shape.head_dim
-            k, v = (
-                Where(len(parts), at, shape.kv_heads, shape.head_dim, inside=True)
-                for at in (offset, offset + size)
-            )
+            k, v = (Where(len(parts), at, shape.kv_heads, shape.head_dim) for at in (offset, offset + size))
             layers[layer] = k, v
             offset += 2 * size
         parts.append(Part(extents=1, record=offset, window=shapes[group[0]].window))
@@ -87,17 +89,22 @@ def head_major(shapes: list[LayerShape]) -> Records:
     parts: list[Part] = []
     layers: list[tuple[Where, Where]] = []
     for shape in shapes:
-        k, v = (Where(len(parts) + at, 0, shape.kv_heads, shape.head_dim, inside=False) for at in range(2))
+        k, v = (Where(len(parts) + at, 0, shape.kv_heads, shape.head_dim) for at in range(2))
         layers.append((k, v))
-        parts += [Part(extents=shape.kv_heads, record=shape.head_dim, window=shape.window)] * 2
+        parts += [part_of_one("head-major", shape.kv_heads, shape.head_dim, shape.window)] * 2
     return Records("head-major", tuple(parts), tuple(layers))
+
+
+def part_of_one(name: LayoutName, heads: int, dim: int, window: int = 0) -> Part:
+    """The part that holds one layer's K, or its V, and nothing else."""
+    return Part(heads, dim, window) if name == "head-major" else Part(1, heads * dim, window)
 
 
 def tokens_of_extent(part: Part, tokens: int, itemsize: int, page_bytes: int) -> int:
     """The least number of tokens, at least ``tokens``, whose records are whole pages: then all slots of a
     part are one view ``[slots * tokens, ...]``, although a record may straddle two pages."""
     unit = page_bytes // math.gcd(part.record * itemsize, page_bytes)
-    return -(-tokens // unit) * unit
+    return rounded_up(tokens, unit)
 
 
 def slot_tokens(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:

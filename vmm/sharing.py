@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import InvalidArgument
+from vmm.units import rounded_up
 from vmm.user_warnings import warn_user
 
 _LEAST_ARENA = 2**30  # pool.cpp, least_arena
@@ -71,7 +72,7 @@ def arena_bytes(budget_bytes: int) -> int:
     the budget, and at least 1 GiB."""
     if not on_wsl2():
         return 0
-    return -(-max(2 * budget_bytes, _LEAST_ARENA) // _LEAST_ARENA) * _LEAST_ARENA
+    return rounded_up(max(2 * budget_bytes, _LEAST_ARENA), _LEAST_ARENA)
 
 
 def on_wsl2(version: str = "/proc/version", device: str = "/dev/dxg") -> bool:

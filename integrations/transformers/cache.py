@@ -18,6 +18,7 @@ from transformers.cache_utils import (
     get_layer_types_and_kwargs,
 )
 
+from vmm.arguments import checked_number
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
@@ -69,8 +70,7 @@ class VmmCache(DynamicCache):
         text_config = config.get_text_config(decoder=True)
         if max_tokens is None:
             max_tokens = getattr(text_config, "max_position_embeddings", None)
-        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 0 < max_tokens < 2**31:
-            raise InvalidArgument(f"max_tokens is {max_tokens!r}; expected 1 to 2**31 - 1 tokens")
+        checked_number("max_tokens", max_tokens, 1, 2**31 - 1)
         heads = getattr(text_config, "num_key_value_heads", None) or 1
         memory = CacheMemory(_pool_or_finder(pool, budget, device), max_tokens, page_bytes, heads)
         Cache.__init__(self, layers=_make_layers(text_config, memory))
@@ -97,7 +97,7 @@ class VmmCache(DynamicCache):
             for space in (layer._key_space, layer._value_space):
                 rows, heads, _, dim = space.shape
                 live += rows * heads * layer.length * dim * space.itemsize
-                layout = self._memory.layout(rows, heads).name
+                layout = self._memory.layout(rows, heads)
             mapped += layer.mapped_bytes
         return CacheStats(tokens, live, mapped, len(self._memory.layers), layout)
 

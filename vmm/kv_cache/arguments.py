@@ -7,15 +7,10 @@ from typing import Any
 
 import torch
 
+from vmm.arguments import checked_number
 from vmm.errors import InvalidArgument
 from vmm.pool import Pool, checked_pool, default_pool
 from vmm.records import LayerShape
-
-
-def checked_number(argument: str, value: Any, least: int, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidArgument(f"{argument} is {value!r}; expected {least} to {most}")
-    return value
 
 
 def checked_shapes(layers: Any, kv_heads: Any, head_dim: Any, window: Any) -> list[LayerShape]:
@@ -45,17 +40,6 @@ def chosen_pool(pool: Any, budget: int | str | None, device: Any) -> Pool:
         return checked_pool(pool, device)
     device = "cpu" if device is None else device
     return default_pool(device) if budget is None else Pool(budget, device=device)
-
-
-def checked_page_bytes(page_bytes: Any, pool: Pool) -> int:
-    granularity = pool._core.granularity
-    if page_bytes is None:
-        return pool.default_page_bytes
-    if not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
-        raise InvalidArgument(
-            f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}"
-        )
-    return page_bytes
 
 
 def int32_numbers(argument: str, array: Any) -> tuple[int, int]:

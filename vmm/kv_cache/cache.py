@@ -9,26 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
-from torch._C import _from_dlpack
 
 from vmm import _core
+from vmm.arguments import checked_number, chosen_page_bytes
 from vmm.closing import Closing
+from vmm.dlpack import FLOATS, checked_float, tensor_over
 from vmm.errors import Closed, InvalidArgument, OutOfPages
-from vmm.kv_cache.arguments import (
-    checked_number,
-    checked_page_bytes,
-    checked_shapes,
-    chosen_pool,
-    int32_numbers,
-)
+from vmm.kv_cache.arguments import checked_shapes, chosen_pool, int32_numbers
 from vmm.kv_cache.layout import chosen_records
 from vmm.kv_cache.sequence import Batch, Sequence, slots_of
 from vmm.pool import Pool
 from vmm.records import LayoutName, Records, Where, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
-
-# DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
-_TYPE_CODES = {torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloat16: 4}
 
 # Kernels load whole tiles of K and V: of up to 256 tokens in FlashAttention 3 and 4, and the first tile may
 # begin before the window does.
@@ -91,9 +83,7 @@ class KVCache(Closing):
         first_tokens: int = 0,
     ) -> None:
         shapes = checked_shapes(layers, kv_heads, head_dim, window)
-        if not isinstance(dtype, torch.dtype) or dtype not in _TYPE_CODES:
-            raise InvalidArgument(f"dtype is {dtype!r}; expected one of {', '.join(map(str, _TYPE_CODES))}")
-        self.dtype = dtype
+        self.dtype = checked_float(dtype)
         self.max_tokens = checked_number("max_tokens", max_tokens, 1, 2**31 - 1)
         self.max_sequences = checked_number("max_sequences", max_sequences, 1, 2**20)
         self._tail = checked_number("tail_tokens", tail_tokens, 0, 2**16)
@@ -101,7 +91,7 @@ class KVCache(Closing):
         checked_number("first_tokens", first_tokens, 0, 2**31 - 1)
         self._owns_pool = pool is None and budget is not None
         self.pool = chosen_pool(pool, budget, device)
-        self._page_bytes = checked_page_bytes(page_bytes, self.pool)
+        self._page_bytes = chosen_page_bytes(page_bytes, self.pool)
         more = max(self._tail, _TILE_TOKENS if self.pool._core.gpu else 0)
         self._shapes = [replace(shape, window=shape.window and shape.window + more) for shape in shapes]
         self._records = chosen_records(
@@ -262,25 +252,16 @@ class KVCache(Closing):
             page_bytes=self._page_bytes,
             extent_bytes=tokens * described.record * self.dtype.itemsize,
             extents=self.max_sequences * described.extents,
-            tenant=1 + list(_TYPE_CODES).index(self.dtype),  # else a tail might not be finite in this type
+            tenant=1 + FLOATS.index(self.dtype),  # else a tail might not be finite in this type
             stream=torch_stream(self.pool),
         )
 
     def _view(self, where: Where) -> torch.Tensor:
         part, tokens = self._records.parts[where.part], self._slot_tokens
-        extent = tokens * part.record
-        strides = (
-            (extent, part.record, where.dim, 1)
-            if where.inside
-            else (extent * part.extents, part.record, extent, 1)
-        )
-        capsule = self._leases[where.part].dlpack(
-            offset_bytes=where.offset * self.dtype.itemsize,
+        return tensor_over(
+            self._leases[where.part],
+            self.dtype,
             shape=(self.max_sequences, tokens, where.heads, where.dim),
-            strides=strides,
-            type_code=_TYPE_CODES[self.dtype],
-            type_bits=8 * self.dtype.itemsize,
+            strides=part.strides(tokens * part.record, where.dim),
+            offset_bytes=where.offset * self.dtype.itemsize,
         )
-        with torch.inference_mode(False):  # or only inference mode could ever write into it
-            view: torch.Tensor = _from_dlpack(capsule)
-        return view

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vmm.arguments import checked_number
 from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
-from vmm.kv_cache.arguments import checked_number
 from vmm.stream import handle_of, release_after, torch_stream
 
 if TYPE_CHECKING:

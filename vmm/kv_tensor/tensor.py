@@ -13,8 +13,8 @@ from vmm.kv_tensor import indexing, operations
 from vmm.kv_tensor.arguments import (
     checked_dtype,
     checked_grow_dim,
-    checked_page_bytes,
     checked_shape,
+    chosen_page_size,
     chosen_pool,
     is_meta,
     require_fitting,
@@ -82,8 +82,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         if pool is None and is_meta(device):
             return torch.empty(sizes, dtype=dtype, device="meta")  # type: ignore[return-value]
         pool = chosen_pool(pool, device)
-        page_bytes = pool.default_page_bytes if page_bytes is None else page_bytes
-        page_bytes = checked_page_bytes(page_bytes, sizes, dtype)
+        page_bytes = chosen_page_size(page_bytes, pool, sizes, dtype)
         return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool))
 
     def __init__(self, *shape: Any, **options: Any) -> None: ...  # torch.Tensor's refuses keywords
