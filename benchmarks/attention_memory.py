@@ -70,7 +70,7 @@ def record_tensors(pool: Pool, source: Held, model: Model, group: str, page_byte
     in_record = _in_record(model, group)
     extents = -(-len(source.layers) // in_record)
     extent_bytes = rounded_up(tokens * model.record_bytes(in_record), page_bytes)
-    lease = pool.reserve(page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents)
+    lease = pool._core.reserve(page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents)
     lease.map([(0, extents * extent_bytes // page_bytes)])
 
     def part(layer: int, which: int) -> torch.Tensor:

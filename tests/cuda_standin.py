@@ -32,6 +32,14 @@ def library() -> str:
     return str(BUILD / "libcuda.so.1")
 
 
+def shown_as_cpu(set_attribute=setattr):
+    """From here on every pool is on the stand-in's device 0, whose pages torch takes for the CPU's."""
+    from vmm import devices
+
+    set_attribute(devices, "parsed_device", lambda device: ("cpu", 0))
+    set_attribute(devices, "cuda_host_accessible", True)
+
+
 @functools.cache
 def loaded():
     """The stand-in, in this process from now on."""

@@ -6,6 +6,7 @@ Importing this package imports neither torch nor transformers; what needs them i
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vmm.default_pools import configure, default_pool
 from vmm.errors import (
     Closed,
     DriverError,
@@ -17,7 +18,7 @@ from vmm.errors import (
     MappingLimit,
     OutOfPages,
 )
-from vmm.pool import Pool, PoolStats, configure, default_pool
+from vmm.pool import Pool, PoolStats
 from vmm.sharing import ExportedPage
 from vmm.stream import Stream
 from vmm.units import format_bytes, parse_bytes

@@ -42,7 +42,7 @@ def _empty_torch_cache(device: int) -> None:
 
 
 def _trim_pools(device: int, wanted: int) -> None:
-    from vmm.pool import open_pools
+    from vmm.open_pools import open_pools
 
     for pool in open_pools():
         if pool._ordinal == device and not pool._core.in_child:

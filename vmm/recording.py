@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from vmm.pool import Pool, pool_of_address
+from vmm.open_pools import pool_of_address
+from vmm.pool import Pool
 from vmm.stream import handle_of
 
 _lock = threading.Lock()

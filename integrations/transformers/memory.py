@@ -118,7 +118,7 @@ class CacheMemory:
         if self.pool._core.gpu and not fits_int32(elements) and not self._has_warned:
             self._has_warned = True  # once for all layers
             warn_of_int32(f"max_tokens: a row has {elements} elements; expect fewer tokens")
-        lease = self.pool.reserve(
+        lease = self.pool._core.reserve(
             page_bytes=self.page_bytes,
             extent_bytes=extent_bytes,
             extents=extents,

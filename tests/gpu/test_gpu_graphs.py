@@ -52,7 +52,7 @@ def test_a_graph_replays_over_a_tensor_that_has_grown():
 def test_a_graph_reaches_what_was_mapped_after_its_capture():
     """The row to write comes from the device; the graph was captured with one page mapped."""
     with pool_of(2 * PAGES) as pool:
-        lease = pool.reserve(
+        lease = pool._core.reserve(
             page_bytes=pool.default_page_bytes, extent_bytes=PAGES * pool.default_page_bytes, extents=1
         )
         lease.map([(0, 1)])

@@ -70,7 +70,7 @@ def test_a_longer_idle_extent_serves_a_shorter_cache(pool, lengths):
 
 def test_only_extents_up_to_the_longest_that_was_asked_for_are_adopted(pool):
     def reserved(pages, longest_pages=0):
-        return pool.reserve(
+        return pool._core.reserve(
             page_bytes=PAGE_BYTES,
             extent_bytes=pages * PAGE_BYTES,
             extents=1,

@@ -4,9 +4,8 @@ import gc
 
 import cuda_standin
 import pytest
-from own_pool import own_pool
 
-from vmm import _core
+from vmm import Pool, _core
 
 PAGE = 65536
 
@@ -37,7 +36,7 @@ def gpu_pool(cuda, request):
     core = _core.Pool(
         pages * PAGE, arena_bytes=1 << 30, pager_thread=False, cuda_device=0, cuda_host_accessible=True
     )
-    yield own_pool(core)
+    yield Pool._over(core)
     core.check()
     core.close()
 

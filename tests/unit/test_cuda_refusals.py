@@ -11,7 +11,7 @@ import torch
 from core_pool import settle
 from cuda_calls import GLOBAL, NON_BLOCKING, SUCCESS
 
-import vmm.pool
+import vmm
 from child import run_child
 from vmm import DriverError, InvalidArgument, KVTensor, _core
 
@@ -57,9 +57,7 @@ def core(cuda):
 @pytest.fixture
 def tensor(core, monkeypatch):
     """A KVTensor of a pool on device 0 that torch takes for the CPU's."""
-    if not cuda_standin.ON_CUDA:
-        monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 0))
-        monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    cuda_standin.shown_as_cpu(monkeypatch.setattr)
     with vmm.Pool("32MiB", lookahead_pages=0) as pool:
         made = KVTensor(1, 2048, 1024, pool=pool)  # four pages
         made.append(torch.ones(1, 600, 1024))
@@ -246,9 +244,9 @@ def in_a_child(code):
         import contextlib, ctypes, os, sys
         standin = ctypes.CDLL({cuda_standin.library()!r})
         standin.standin_set(b"granularity", ctypes.c_int64({PAGE}))
-        import torch, vmm, vmm.pool
-        vmm.pool._parsed_device = lambda device: ("cpu", 0)
-        vmm.pool._cuda_host_accessible = True
+        import torch, vmm, vmm.devices
+        vmm.devices.parsed_device = lambda device: ("cpu", 0)
+        vmm.devices.cuda_host_accessible = True
         pool = vmm.Pool("32MiB")
         t = vmm.KVTensor(1, 4096, 1024, pool=pool)
         t.append(torch.ones(1, 600, 1024))
@@ -269,7 +267,7 @@ def in_a_child(code):
         ]
         TABLES = [
             lambda: t.append(torch.ones(1, 1, 1024)), lambda: pool.stats(), lambda: pool.trim(),
-            lambda: pool.reserve(page_bytes={PAGE}, extent_bytes={PAGE}, extents=1),
+            lambda: pool._core.reserve(page_bytes={PAGE}, extent_bytes={PAGE}),
         ]
         {code}
     """)

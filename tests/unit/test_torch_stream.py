@@ -10,7 +10,7 @@ import torch
 from cuda_calls import SUCCESS
 from transformers import LlamaConfig
 
-import vmm.pool
+import vmm
 import vmm.stream
 from vmm import KVCache, KVTensor
 from vmm.integrations.transformers import VmmCache
@@ -32,9 +32,7 @@ def gpu(cuda, monkeypatch):
     """A pool on the stand-in, and torch's "current stream" on it."""
     standin = cuda_standin.loaded()
     stream = cuda.get_number("cuStreamCreate", 1)
-    if not cuda_standin.ON_CUDA:
-        monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 0))
-        monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    cuda_standin.shown_as_cpu(monkeypatch.setattr)
     monkeypatch.setattr(vmm.stream, "_current_stream", lambda ordinal: stream)
     before = standin.reports
     with standin.counting():

@@ -9,7 +9,6 @@ import torch
 
 from vmm.arguments import checked_number
 from vmm.errors import InvalidArgument
-from vmm.pool import Pool, checked_pool, default_pool
 from vmm.records import LayerShape
 
 
@@ -30,16 +29,6 @@ def _of_each_layer(argument: str, given: Any, layers: int, least: int, most: int
     if len(numbers) != layers:
         raise InvalidArgument(f"{argument} has {len(numbers)} numbers; expected one, or {layers}")
     return [checked_number(argument, number, least, most) for number in numbers]
-
-
-def chosen_pool(pool: Any, budget: int | str | None, device: Any) -> Pool:
-    """The pool given; or one of its own, with ``budget``; or the device's default one."""
-    if pool is not None:
-        if budget is not None:
-            raise InvalidArgument("budget and pool: expected at most one of them")
-        return checked_pool(pool, device)
-    device = "cpu" if device is None else device
-    return default_pool(device) if budget is None else Pool(budget, device=device)
 
 
 def int32_numbers(argument: str, array: Any) -> tuple[int, int]:

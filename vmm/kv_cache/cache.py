@@ -13,9 +13,10 @@ import torch
 from vmm import _core
 from vmm.arguments import checked_number, chosen_page_bytes
 from vmm.closing import Closing
+from vmm.default_pools import chosen_pool
 from vmm.dlpack import FLOATS, checked_float, tensor_over
 from vmm.errors import Closed, InvalidArgument, OutOfPages
-from vmm.kv_cache.arguments import checked_shapes, chosen_pool, int32_numbers
+from vmm.kv_cache.arguments import checked_shapes, int32_numbers
 from vmm.kv_cache.layout import chosen_records
 from vmm.kv_cache.sequence import Batch, Sequence, slots_of
 from vmm.pool import Pool

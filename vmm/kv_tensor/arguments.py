@@ -11,7 +11,7 @@ import torch
 from vmm.arguments import chosen_page_bytes
 from vmm.dlpack import DTYPES
 from vmm.errors import InvalidArgument
-from vmm.pool import Pool, checked_pool, default_pool
+from vmm.pool import Pool
 from vmm.units import format_bytes
 
 _LARGEST_BYTES = 2**47  # what user space can address
@@ -26,12 +26,11 @@ def checked_dtype(dtype: Any) -> torch.dtype:
     return dtype  # type: ignore[no-any-return]
 
 
-def chosen_pool(pool: Any, device: Any) -> Pool:
-    """The pool given, or the default one of the device given, or of torch's default device."""
-    if device is None and pool is None:
-        return default_pool(torch.get_default_device())
-    device = None if device is None else torch.device(device)
-    return default_pool(device) if pool is None else checked_pool(pool, device)
+def tensor_device(device: Any, pool: Any) -> torch.device | None:
+    """The device for a tensor: the one given, or torch's default device where no pool is given either."""
+    if device is None:
+        return torch.get_default_device() if pool is None else None
+    return torch.device(device)
 
 
 def is_meta(device: Any) -> bool:

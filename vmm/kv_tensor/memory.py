@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from vmm import _core
+from vmm.default_pools import default_pool
 from vmm.dlpack import consumed, type_of
 from vmm.errors import Closed, Forked
 from vmm.kv_tensor.guarding import refuse_storage, refuse_writers
-from vmm.pool import Pool, default_pool
+from vmm.pool import Pool
 from vmm.stream import torch_stream
 
 _MOST_AT_ONCE = 2**20  # elements

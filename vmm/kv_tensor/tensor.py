@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch.utils._pytree import tree_flatten
 
+from vmm.default_pools import chosen_pool
 from vmm.errors import InvalidArgument
 from vmm.kv_tensor import indexing, operations
 from vmm.kv_tensor.arguments import (
@@ -15,9 +16,9 @@ from vmm.kv_tensor.arguments import (
     checked_grow_dim,
     checked_shape,
     chosen_page_size,
-    chosen_pool,
     is_meta,
     require_fitting,
+    tensor_device,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
 from vmm.kv_tensor.dispatching import dispatched
@@ -81,7 +82,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         grow_dim = checked_grow_dim(grow_dim, sizes)
         if pool is None and is_meta(device):
             return torch.empty(sizes, dtype=dtype, device="meta")  # type: ignore[return-value]
-        pool = chosen_pool(pool, device)
+        pool = chosen_pool(pool, device=tensor_device(device, pool))
         page_bytes = chosen_page_size(page_bytes, pool, sizes, dtype)
         return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool))
 
