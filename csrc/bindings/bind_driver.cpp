@@ -1,11 +1,15 @@
 // The raw driver, for the contract suite and for measuring single calls.
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "bindings/bindings.h"
+#include "driver/checked_driver.h"
 #include "driver/cuda_driver.h"
 #include "driver/host_driver.h"
 #include "driver/host_mappings.h"
@@ -22,7 +26,7 @@ void bind_driver(py::module_& m) {
     for (auto [address, page, page_bytes] : entries) out.push_back({{address}, {page}, {page_bytes}});
     return out;
   };
-  py::class_<Driver, std::unique_ptr<Driver, DeleteWithoutGil>>(m, "Driver")
+  py::class_<Driver, std::shared_ptr<Driver>>(m, "Driver")
       .def_property_readonly("name", [](const Driver& d) { return d.capabilities().name; })
       .def_property_readonly("granularity",
                              [](const Driver& d) { return d.capabilities().granularity.count; })
@@ -32,7 +36,7 @@ void bind_driver(py::module_& m) {
                              [](const Driver& d) { return d.capabilities().merges_neighbours; })
       .def_property_readonly("fresh_pages_are_zero",
                              [](const Driver& d) { return d.capabilities().fresh_pages_are_zero; })
-      .def_property_readonly("zero_gaps", [](const Driver& d) { return d.capabilities().zero_gaps; })
+      .def_property_readonly("zero_gaps", [](Driver& d) { return d.gaps() != nullptr; })
       .def_property_readonly("foreign_streams",
                              [](const Driver& d) { return d.capabilities().foreign_streams; })
       .def_property_readonly("host_accessible",
@@ -48,7 +52,10 @@ void bind_driver(py::module_& m) {
       .def(
           "set_gap",
           [](Driver& d, std::uintptr_t start, std::uint64_t size, bool zeros) {
-            d.set_gap({start}, {size}, zeros ? Gap::zeros : Gap::faults);
+            if (d.gaps() == nullptr)
+              throw InvalidArgument(std::string("set_gap: not a capability of the ") + d.capabilities().name +
+                                    " driver");
+            d.gaps()->set_gap({start}, {size}, zeros ? Gap::zeros : Gap::faults);
           },
           py::arg("start"), py::arg("size"), py::arg("zeros"), NoGil())
       .def(
@@ -110,15 +117,20 @@ void bind_driver(py::module_& m) {
     return std::pair(most.count, most.by_variable() ? "VMM_MAX_MAPPINGS" : "vm.max_map_count (sysctl)");
   });
   m.def("cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
-  py::class_<CudaDriver, Driver, std::unique_ptr<CudaDriver, DeleteWithoutGil>>(m, "CudaDriver")
+  py::class_<CudaDriver, Driver, std::shared_ptr<CudaDriver>>(m, "CudaDriver")
       .def(py::init([](int device, bool host_accessible) {
-             return std::unique_ptr<CudaDriver, DeleteWithoutGil>(
-                 new CudaDriver({.device = device, .host_accessible = host_accessible}));
+             return ends_without_gil(std::make_shared<CudaDriver>(
+                 CudaOptions{.device = device, .host_accessible = host_accessible}));
            }),
            py::arg("device") = 0, py::arg("host_accessible") = false, NoGil());
-  py::class_<HostDriver, Driver, std::unique_ptr<HostDriver, DeleteWithoutGil>>(m, "HostDriver")
+  py::class_<CheckedDriver, Driver, std::shared_ptr<CheckedDriver>>(m, "CheckedDriver")
+      .def(py::init([](std::shared_ptr<Driver> inner) {
+             return ends_without_gil(std::make_shared<CheckedDriver>(std::move(inner)));
+           }),
+           py::arg("driver"));
+  py::class_<HostDriver, Driver, std::shared_ptr<HostDriver>>(m, "HostDriver")
       .def(py::init([](const std::string& name) {
-             return std::unique_ptr<HostDriver, DeleteWithoutGil>(new HostDriver(name.c_str()));
+             return ends_without_gil(std::make_shared<HostDriver>(name.c_str()));
            }),
            py::arg("name") = "vmm", NoGil())
       .def_property_readonly("committed_bytes", &HostDriver::committed_bytes);

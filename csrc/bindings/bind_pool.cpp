@@ -47,6 +47,7 @@ std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
     handle->faults = faults.get();
     driver = std::move(faults);
   }
+  driver = std::make_unique<CheckedDriver>(std::move(driver));
   PoolOptions pool_options;
   if (options.arena_bytes != 0) pool_options.arena_bytes = {options.arena_bytes};
   pool_options.run_bytes = {options.run_bytes};

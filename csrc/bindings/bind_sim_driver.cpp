@@ -23,15 +23,13 @@ std::vector<MemoryRange> memory_ranges(const Ranges& ranges) {
   return out;
 }
 
-std::unique_ptr<SimDriver, DeleteWithoutGil> make(std::uint64_t capacity, std::uint64_t granularity,
-                                                  std::size_t actors, std::int64_t reserve,
-                                                  std::int64_t create, std::int64_t map,
-                                                  std::int64_t set_access, std::int64_t unmap,
-                                                  std::int64_t release, std::int64_t event,
-                                                  std::uint64_t seed, std::uint32_t failures,
-                                                  std::uint32_t delays, std::int64_t longest_delay) {
+std::shared_ptr<SimDriver> make(std::uint64_t capacity, std::uint64_t granularity, std::size_t actors,
+                                std::int64_t reserve, std::int64_t create, std::int64_t map,
+                                std::int64_t set_access, std::int64_t unmap, std::int64_t release,
+                                std::int64_t event, std::uint64_t seed, std::uint32_t failures,
+                                std::uint32_t delays, std::int64_t longest_delay) {
   if (actors == 0) throw InvalidArgument("actors is 0; expected at least one");
-  return std::unique_ptr<SimDriver, DeleteWithoutGil>(new SimDriver(
+  return ends_without_gil(std::make_shared<SimDriver>(
       std::make_shared<SimClock>(actors),
       SimOptions{
           .capacity = {capacity},
@@ -61,7 +59,7 @@ auto touch(SimDriver& driver, const Ranges& ranges, std::int64_t called) {
 void bind_sim_driver(py::module_& m) {
   const SimOptions options;
   const CallTimes& times = options.times;
-  py::class_<SimDriver, Driver, std::unique_ptr<SimDriver, DeleteWithoutGil>>(m, "SimDriver")
+  py::class_<SimDriver, Driver, std::shared_ptr<SimDriver>>(m, "SimDriver")
       .def(py::init(&make), py::arg("capacity") = options.capacity.count,
            py::arg("granularity") = options.granularity.count, py::kw_only(), py::arg("actors") = 1,
            py::arg("reserve_ns") = times.reserve.count(), py::arg("create_ns") = times.create.count(),

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "base/error.h"
+#include "driver/checked_driver.h"
 #include "driver/cuda_driver.h"
 #include "driver/fault_driver.h"
 #include "driver/host_driver.h"

@@ -17,10 +17,8 @@ Capabilities capabilities_of(const cuda::Calls& cuda, Bytes granularity, const C
           .fresh_pages_are_zero = false,
           .gpu = true,
           .host_accessible = options.host_accessible,
-          .zero_gaps = false,
           .default_stream = {1},  // CU_STREAM_LEGACY
           .foreign_streams = true,
-          .shareable = options.shareable,
           .compute_capability = compute_capability(cuda),
           .device = cuda.ordinal(),
           .max_mappings = 0};
@@ -35,7 +33,7 @@ CudaDriver::CudaDriver(const CudaOptions& options)
     : cuda_(options.device),
       properties_(cuda_, options),
       capabilities_(capabilities_of(cuda_, properties_.granularity(), options)),
-      ledger_(capabilities_.granularity) {
+      shareable_(options.shareable) {
   const Scope scope(*this);
   if (options.special()) cuda::try_one_page(cuda_, properties_, options);
   int least = 0, greatest = 0;
@@ -51,61 +49,28 @@ Bytes CudaDriver::free_bytes() const {
 }
 
 Address CudaDriver::reserve(Bytes size, Bytes alignment) {
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_size("size", size);
-    ledger_.check_size("alignment", alignment);
-    if (!is_power_of_two(alignment.count)) throw InvalidArgument("alignment: expected a power of two");
-  }
   const Scope scope(*this);
   cuda::DevicePointer base = 0;
   cuda_("cuMemAddressReserve", cuda_.api().cuMemAddressReserve, &base, size.count, alignment.count, 0u, 0u);
-  std::lock_guard lock(mutex_);
-  ledger_.add_reservation({base}, size);
   return {base};
 }
 
 void CudaDriver::free_reservation(Address base, Bytes size) {
   const Scope scope(*this);
   unmap_stuck(base, size);
-  std::lock_guard lock(mutex_);
-  ledger_.check_free(base, size);
   cuda_("cuMemAddressFree", cuda_.api().cuMemAddressFree, base.value, size.count);
-  ledger_.remove_reservation(base);
-}
-
-void CudaDriver::set_gap(Address, Bytes, Gap) {
-  throw InvalidArgument("set_gap: not a capability of the cuda driver");
 }
 
 PageHandle CudaDriver::create(Bytes page_bytes, Place) {
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_page_size(page_bytes);
-  }
   const Scope scope(*this);
   cuda::AllocationHandle handle = 0;
   cuda_("cuMemCreate", cuda_.api().cuMemCreate, &handle, page_bytes.count, &properties_.allocation(), 0u);
-  std::lock_guard lock(mutex_);
-  ledger_.add_page({handle}, page_bytes);
   return {handle};
 }
 
 void CudaDriver::release(PageHandle page) {
   const Scope scope(*this);
-  Bytes size;
-  {
-    std::lock_guard lock(mutex_);
-    size = ledger_.check_release(page);
-    ledger_.remove_page(page);  // first: the driver may give the same handle to somebody at once
-  }
-  try {
-    cuda_("cuMemRelease", cuda_.api().cuMemRelease, page.value);
-  } catch (...) {
-    std::lock_guard lock(mutex_);
-    ledger_.add_page(page, size);
-    throw;
-  }
+  cuda_("cuMemRelease", cuda_.api().cuMemRelease, page.value);
 }
 
 void CudaDriver::undo_map(std::span<const PageMapping> mapped) noexcept {
@@ -135,12 +100,9 @@ void CudaDriver::unmap_stuck(Address start, Bytes size) {
 void CudaDriver::map(std::span<const PageMapping> pages) {
   const Scope scope(*this);
   for_each_stretch(pages, false, [this](const Stretch& s) { unmap_stuck(s.address, s.size); });
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.add_mappings(pages);
-  }
   std::size_t mapped = 0;
   try {
+    note_exportable(pages);
     for (const PageMapping& entry : pages) {
       cuda_("cuMemMap", cuda_.api().cuMemMap, entry.address.value, entry.page_bytes.count, 0u,
             entry.page.value, 0u);
@@ -148,18 +110,13 @@ void CudaDriver::map(std::span<const PageMapping> pages) {
     }
   } catch (...) {
     undo_map(pages.first(mapped));
-    std::lock_guard lock(mutex_);
-    ledger_.remove_mappings(pages);
+    forget_exportable(pages);
     throw;
   }
 }
 
 void CudaDriver::set_access(std::span<const PageMapping> pages) {
   const Scope scope(*this);
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_mapped(pages);
-  }
   const auto access = properties_.access(cuda::access_read_write);
   std::size_t opened = 0;
   try {
@@ -175,30 +132,39 @@ void CudaDriver::set_access(std::span<const PageMapping> pages) {
     });
     throw;
   }
-  std::lock_guard lock(mutex_);
-  ledger_.set_accessible(pages, true);
 }
 
 void CudaDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
   done = 0;
   const Scope scope(*this);
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_unmap(pages);
-  }
   for_each_stretch(pages, false, [&](const Stretch& stretch) {
     cuda_("cuMemUnmap", cuda_.api().cuMemUnmap, stretch.address.value, stretch.size.count);
-    std::lock_guard lock(mutex_);
-    ledger_.remove_mappings(pages.subspan(done, stretch.entries));
+    forget_exportable(pages.subspan(done, stretch.entries));
     done += stretch.entries;
   });
 }
 
+void CudaDriver::note_exportable(std::span<const PageMapping> pages) {
+  if (!shareable_) return;
+  std::lock_guard lock(mutex_);
+  for (const PageMapping& page : pages) exportable_[page.address] = page;
+}
+
+void CudaDriver::forget_exportable(std::span<const PageMapping> pages) noexcept {
+  if (!shareable_) return;
+  std::lock_guard lock(mutex_);
+  for (const PageMapping& page : pages) exportable_.erase(page.address);
+}
+
 ExportedPage CudaDriver::export_page(Address address) {
-  if (!capabilities_.shareable) return Driver::export_page(address);
   const Scope scope(*this);
-  std::lock_guard lock(mutex_);  // nobody may release the page meanwhile
-  const PageMapping found = ledger_.page_at("address", address);
+  // The lock is held during the call: unmap() takes it before it returns, and only then may anybody release
+  // the page.
+  std::lock_guard lock(mutex_);
+  const auto next = exportable_.upper_bound(address);
+  if (next == exportable_.begin() || address >= std::prev(next)->first + std::prev(next)->second.page_bytes)
+    throw InvalidArgument("address: nothing is mapped there");
+  const PageMapping& found = std::prev(next)->second;
   int file = -1;
   cuda_("cuMemExportToShareableHandle", cuda_.api().cuMemExportToShareableHandle, &file, found.page.value,
         cuda::handle_posix_fd, 0u);

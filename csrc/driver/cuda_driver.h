@@ -11,14 +11,13 @@
 #include "driver/cuda_calls.h"
 #include "driver/cuda_properties.h"
 #include "driver/driver.h"
-#include "driver/ledger.h"
 
 namespace vmm {
 
 /// A page is a cuMemCreate handle, a stream a CUstream, an event a CUevent. Streams may be anybody's; the
 /// default stream is the legacy one, but for copy() and zero(), which then wait on a stream of their own so
 /// that nobody's work is held up.
-class CudaDriver final : public Driver {
+class CudaDriver final : public Driver, private Exports {
  public:
   /// Throws InvalidArgument for devices that are not there or cannot do what is asked of them, DriverError
   /// where CUDA cannot be used.
@@ -30,7 +29,6 @@ class CudaDriver final : public Driver {
   const Capabilities& capabilities() const noexcept override { return capabilities_; }
   Address reserve(Bytes size, Bytes alignment) override;
   void free_reservation(Address base, Bytes size) override;
-  void set_gap(Address start, Bytes size, Gap gap) override;
   PageHandle create(Bytes page_bytes, Place place) override;
   void release(PageHandle page) override;
   void map(std::span<const PageMapping> pages) override;
@@ -38,7 +36,7 @@ class CudaDriver final : public Driver {
   void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
   void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
   void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override;
-  ExportedPage export_page(Address address) override;
+  Exports* exports() noexcept override { return shareable_ ? this : nullptr; }
   StreamHandle create_stream() override;
   void destroy_stream(StreamHandle stream) override;
   EventHandle record(StreamHandle stream) override;
@@ -63,6 +61,9 @@ class CudaDriver final : public Driver {
     cuda::Calls::Scope scope_;
   };
 
+  ExportedPage export_page(Address address) override;
+  void note_exportable(std::span<const PageMapping> pages);
+  void forget_exportable(std::span<const PageMapping> pages) noexcept;
   void undo_map(std::span<const PageMapping> mapped) noexcept;
   void unmap_stuck(Address start, Bytes size);
   bool is_over(StreamHandle stream) const noexcept;
@@ -76,7 +77,6 @@ class CudaDriver final : public Driver {
   /// Calls work(stream). On the default stream it is over when this returns, or throws.
   template <class Work>
   void on_stream(StreamHandle stream, Work work);
-  void check_accessible(const char* argument, Address address, Bytes size);
 
   static constexpr const char* this_driver = "this CUDA device's driver";
 
@@ -84,13 +84,13 @@ class CudaDriver final : public Driver {
   cuda::Calls cuda_;
   cuda::PageProperties properties_;
   Capabilities capabilities_;
+  const bool shareable_;
   cuda::Stream own_stream_ = nullptr;
-  mutable std::mutex mutex_;  // guards what follows; of libcuda only what names a thing that others could end
-                              // is called under it: cuMemAddressFree, cuMemExportToShareableHandle
-  Ledger ledger_;
-  std::set<std::uint64_t> streams_;         // those we made
-  std::set<std::uint64_t> events_;          // in use
-  std::set<std::uint64_t> foreign_events_;  // of these: made for a stream of another context
+  mutable std::mutex mutex_;  // guards what follows; export_page alone calls libcuda while it holds this
+  std::map<Address, PageMapping> exportable_;  // what is mapped, where pages can be exported
+  std::set<std::uint64_t> streams_;            // those we made
+  std::set<std::uint64_t> events_;             // in use
+  std::set<std::uint64_t> foreign_events_;     // of these: made for a stream of another context
   std::vector<std::uint64_t> spare_events_;
   std::vector<std::uint64_t> stuck_events_;  // could not be destroyed
   std::map<std::uint64_t, Bytes> stuck_;     // mapped, by a map that failed and could not be undone

@@ -70,11 +70,6 @@ void CudaDriver::together(const std::function<void()>& work) {
   work();
 }
 
-void CudaDriver::check_accessible(const char* argument, Address address, Bytes size) {
-  std::lock_guard lock(mutex_);
-  ledger_.check_accessible(argument, address, size);
-}
-
 bool CudaDriver::is_capturing(StreamHandle stream) const {
   int status = cuda::capture_none;
   const cuda::Result result = cuda_.ask(cuda_.api().cuStreamIsCapturing, to_cuda(stream), &status);
@@ -128,8 +123,6 @@ void CudaDriver::on_stream(StreamHandle stream, Work work) {
 
 void CudaDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
   const Scope scope(*this);
-  check_accessible("to", to, size);
-  check_accessible("from", from, size);
   on_stream(stream, [&](cuda::Stream on) {
     cuda_("cuMemcpyAsync", cuda_.api().cuMemcpyAsync, to.value, from.value, size.count, on);
   });
@@ -137,7 +130,6 @@ void CudaDriver::copy(Address to, Address from, Bytes size, StreamHandle stream)
 
 void CudaDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
   const Scope scope(*this);
-  for (const MemoryRange& range : ranges) check_accessible("ranges", range.start, range.size);
   on_stream(stream, [&](cuda::Stream on) {
     for (const MemoryRange& range : ranges)
       cuda_("cuMemsetD8Async", cuda_.api().cuMemsetD8Async, range.start.value, 0u, range.size.count, on);

@@ -55,61 +55,61 @@ void FaultDriver::fail(const char* call) {
 
 Address FaultDriver::reserve(Bytes size, Bytes alignment) {
   maybe_fail("reserve");
-  return inner_->reserve(size, alignment);
+  return inner().reserve(size, alignment);
 }
 
 void FaultDriver::free_reservation(Address base, Bytes size) {
   maybe_fail("free_reservation");
-  inner_->free_reservation(base, size);
+  inner().free_reservation(base, size);
 }
 
 void FaultDriver::set_gap(Address start, Bytes size, Gap gap) {
   maybe_fail("set_gap");
-  inner_->set_gap(start, size, gap);
+  DriverDecorator::gaps()->set_gap(start, size, gap);
 }
 
 PageHandle FaultDriver::create(Bytes page_bytes, Place place) {
   maybe_fail("create");
-  return inner_->create(page_bytes, place);
+  return inner().create(page_bytes, place);
 }
 
 void FaultDriver::release(PageHandle page) {
   maybe_fail("release");
-  inner_->release(page);
+  inner().release(page);
 }
 
 void FaultDriver::map(std::span<const PageMapping> pages) {
   maybe_fail("map");
-  inner_->map(pages);
+  inner().map(pages);
 }
 
 void FaultDriver::set_access(std::span<const PageMapping> pages) {
   maybe_fail("set_access");
-  inner_->set_access(pages);
+  inner().set_access(pages);
 }
 
 void FaultDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
   done = 0;
   if (due()) {
-    inner_->unmap(pages.first(pages.size() / 2), done);
+    inner().unmap(pages.first(pages.size() / 2), done);
     fail("unmap");
   }
-  inner_->unmap(pages, done);
+  inner().unmap(pages, done);
 }
 
 void FaultDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
   maybe_fail("copy");
-  inner_->copy(to, from, size, stream);
+  inner().copy(to, from, size, stream);
 }
 
 void FaultDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
   maybe_fail("zero");
-  inner_->zero(ranges, stream);
+  inner().zero(ranges, stream);
 }
 
 EventHandle FaultDriver::record(StreamHandle stream) {
   maybe_fail("record");
-  const EventHandle event = inner_->record(stream);
+  const EventHandle event = inner().record(stream);
   std::lock_guard lock(mutex_);
   if (delay_ != 0) delayed_[event.value] = delay_;
   return event;
@@ -123,9 +123,7 @@ bool FaultDriver::query(EventHandle event) {
     if (delayed != delayed_.end() && delayed->second-- != 0) return false;
     if (delayed != delayed_.end()) delayed_.erase(delayed);
   }
-  return inner_->query(event);
+  return inner().query(event);
 }
-
-void FaultDriver::destroy_event(EventHandle event) { inner_->destroy_event(event); }
 
 }  // namespace vmm

@@ -2,13 +2,11 @@
 #pragma once
 
 #include <atomic>
-#include <functional>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <string>
 
-#include "driver/driver.h"
+#include "driver/driver_decorator.h"
 
 namespace vmm {
 
@@ -16,9 +14,9 @@ enum class Fault : std::uint8_t { error, out_of_memory, mapping_limit };
 
 /// Every call of the contract that can fail for real counts one; the n-th from `fail_at` throws *before*
 /// it reaches the driver within, or, for `unmap`, after the first half of its entries.
-class FaultDriver final : public Driver {
+class FaultDriver final : public DriverDecorator, private Gaps {
  public:
-  explicit FaultDriver(std::unique_ptr<Driver> inner) : inner_(std::move(inner)) {}
+  using DriverDecorator::DriverDecorator;
 
   /// Fails calls n, n + 1, … n + times - 1 from now on (n = 1 is the next call). times = 0: none.
   void fail_at(std::int64_t n, std::int64_t times, Fault fault);
@@ -31,10 +29,9 @@ class FaultDriver final : public Driver {
   /// Events recorded from now on complete no sooner than at the n-th query after the first.
   void delay_events(std::uint64_t queries);
 
-  const Capabilities& capabilities() const noexcept override { return inner_->capabilities(); }
+  Gaps* gaps() noexcept override { return DriverDecorator::gaps() == nullptr ? nullptr : this; }
   Address reserve(Bytes size, Bytes alignment) override;
   void free_reservation(Address base, Bytes size) override;
-  void set_gap(Address start, Bytes size, Gap gap) override;
   PageHandle create(Bytes page_bytes, Place place) override;
   void release(PageHandle page) override;
   void map(std::span<const PageMapping> pages) override;
@@ -42,24 +39,15 @@ class FaultDriver final : public Driver {
   void unmap(std::span<const PageMapping> pages, std::size_t& done) override;
   void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
   void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override;
-  ExportedPage export_page(Address address) override { return inner_->export_page(address); }
-  StreamHandle create_stream() override { return inner_->create_stream(); }
-  void destroy_stream(StreamHandle stream) override { inner_->destroy_stream(stream); }
   EventHandle record(StreamHandle stream) override;
-  bool capturing(StreamHandle stream) override { return inner_->capturing(stream); }
   bool query(EventHandle event) override;
-  void wait(EventHandle event) override { inner_->wait(event); }
-  void destroy_event(EventHandle event) override;
-  void bind_thread() override { inner_->bind_thread(); }
-  void together(const std::function<void()>& work) override { inner_->together(work); }
-  std::uint64_t mappings_left() const noexcept override { return inner_->mappings_left(); }
 
  private:
+  void set_gap(Address start, Bytes size, Gap gap) override;
   bool due();
   void maybe_fail(const char* call);
   [[noreturn]] void fail(const char* call);
 
-  std::unique_ptr<Driver> inner_;
   std::atomic<std::int64_t> calls_{0};
   mutable std::mutex mutex_;
   std::int64_t first_ = 0;

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -30,15 +31,12 @@ HostDriver::HostDriver(const char* name)
                     .fresh_pages_are_zero = true,
                     .gpu = false,
                     .host_accessible = true,
-                    .zero_gaps = true,
                     .default_stream = {0},
                     .foreign_streams = false,
-                    .shareable = false,
                     .compute_capability = 0,
                     .device = 0,
                     .max_mappings = host::MappingCount::of_process().most().count},
-      memfd_(host::open_memfd(name)),
-      ledger_(capabilities_.granularity) {}
+      memfd_(host::open_memfd(name)) {}
 
 HostDriver::~HostDriver() { close(memfd_); }
 
@@ -50,12 +48,6 @@ std::uint64_t HostDriver::committed_bytes() const {
 }
 
 Address HostDriver::reserve(Bytes size, Bytes alignment) {
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_size("size", size);
-    ledger_.check_size("alignment", alignment);
-    if (!is_power_of_two(alignment.count)) throw InvalidArgument("alignment: expected a power of two");
-  }
   const Bytes padded = size + alignment;
   if (padded < size) throw InvalidArgument("size: too large for the address space");
   constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -72,19 +64,24 @@ Address HostDriver::reserve(Bytes size, Bytes alignment) {
     munmap(pointer(base), size.count);
     fail("reserve", base, size, error);
   }
-  std::lock_guard lock(mutex_);
-  ledger_.add_reservation(base, size);
   return base;
 }
 
 void HostDriver::free_reservation(Address base, Bytes size) {
-  std::lock_guard lock(mutex_);
-  ledger_.check_free(base, size);
+  const std::vector<GapPiece> gaps = gaps_in(base, size);
+  {
+    // Before the call: once they are free, the system may give the same addresses to another thread.
+    std::lock_guard lock(mutex_);
+    note_gap(base, size, Gap::faults);
+  }
   const int error = host::MappingReserve::of_process().spend(
       [&] { return munmap(pointer(base), size.count) != 0 ? errno : 0; });
-  if (error != 0) fail("free_reservation", base, size, error);
-  ledger_.remove_reservation(base);
-  zero_gaps_.remove(base, size);
+  if (error == 0) return;
+  {
+    std::lock_guard lock(mutex_);
+    for (const GapPiece& piece : gaps) note_gap(piece.start, piece.size, piece.gap);
+  }
+  fail("free_reservation", base, size, error);
 }
 
 std::vector<HostDriver::GapPiece> HostDriver::gaps_in(Address start, Bytes size) {
@@ -97,10 +94,6 @@ std::vector<HostDriver::GapPiece> HostDriver::gaps_in(Address start, Bytes size)
 }
 
 void HostDriver::set_gap(Address start, Bytes size, Gap gap) {
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_gap(start, size);
-  }
   const int access = gap == Gap::zeros ? PROT_READ : PROT_NONE;
   for (const GapPiece& piece : gaps_in(start, size)) {
     if (piece.gap == gap) continue;
@@ -109,14 +102,19 @@ void HostDriver::set_gap(Address start, Bytes size, Gap gap) {
       fail("set_gap", piece.start, piece.size, errno);
     if (gap == Gap::faults) host::unpopulate(piece.start, piece.size);
     std::lock_guard lock(mutex_);
-    const auto before = static_cast<std::int64_t>(zero_gaps_.size());
-    if (gap == Gap::zeros)
-      zero_gaps_.add(piece.start, piece.size);
-    else
-      zero_gaps_.remove(piece.start, piece.size);
-    host::MappingCount::of_process().add(mappings_of_a_gap *
-                                         (static_cast<std::int64_t>(zero_gaps_.size()) - before));
+    note_gap(piece.start, piece.size, gap);
   }
+}
+
+/// Under the lock.
+void HostDriver::note_gap(Address start, Bytes size, Gap gap) {
+  const auto before = static_cast<std::int64_t>(zero_gaps_.size());
+  if (gap == Gap::zeros)
+    zero_gaps_.add(start, size);
+  else
+    zero_gaps_.remove(start, size);
+  host::MappingCount::of_process().add(mappings_of_a_gap *
+                                       (static_cast<std::int64_t>(zero_gaps_.size()) - before));
 }
 
 /// What was mapped here is gone: puts the gap in its place.
@@ -133,15 +131,13 @@ PageHandle HostDriver::create(Bytes page_bytes, Place place) {
   const PageHandle page{place.offset_bytes};
   {
     std::lock_guard lock(mutex_);
-    ledger_.check_page_size(page_bytes);
-    ledger_.check_place(place, page_bytes);
-    ledger_.add_page(page, page_bytes);
+    page_sizes_[page] = page_bytes;
   }
   if (const int error = host::commit_zeros(memfd_, place, page_bytes)) {
     host::punch(memfd_, page, page_bytes);
     {
       std::lock_guard lock(mutex_);
-      ledger_.remove_page(page);
+      page_sizes_.erase(page);
     }
     fail("create", {place.offset_bytes}, page_bytes, error);
   }
@@ -149,44 +145,33 @@ PageHandle HostDriver::create(Bytes page_bytes, Place place) {
 }
 
 void HostDriver::release(PageHandle page) {
-  Bytes size;
-  {
-    std::lock_guard lock(mutex_);
-    size = ledger_.check_release(page);
-    ledger_.remove_page(page);
-  }
+  std::unique_lock lock(mutex_);
+  auto taken = page_sizes_.extract(page);
+  lock.unlock();
+  const Bytes size = taken.mapped();
   if (const int error = host::punch(memfd_, page, size)) {
-    {
-      std::lock_guard lock(mutex_);
-      ledger_.add_page(page, size);
-    }
+    lock.lock();
+    page_sizes_.insert(std::move(taken));
+    lock.unlock();
     fail("release", {page.value}, size, error);
   }
-}
-
-std::int64_t HostDriver::borders(std::span<const PageMapping> pages) const {
-  std::uint64_t sum = 0;
-  for_each_stretch(pages, false,
-                   [&](const Stretch& stretch) { sum += ledger_.borders(stretch.address, stretch.size); });
-  return static_cast<std::int64_t>(sum);
 }
 
 /// Throws MappingLimit, with nothing added, where the system might not have that many mappings. Returns how
 /// many they will be, which are planned until they are made.
 std::int64_t HostDriver::add_mappings(std::span<const PageMapping> pages) {
+  host::MappingCount& count = host::MappingCount::of_process();
   std::int64_t more = 0;
   {
     std::lock_guard lock(mutex_);
-    more = -borders(pages);
-    ledger_.add_mappings(pages);
-    more += borders(pages);
-    host::MappingCount::of_process().add(more);
-    host::MappingCount::of_process().plan(more);
+    more = mapped_.add(pages);
+    count.add(more);
+    count.plan(more);
   }
   try {
-    host::MappingCount::of_process().require(0);
+    count.require(0);
   } catch (...) {
-    host::MappingCount::of_process().plan(-more);
+    count.plan(-more);
     remove_mappings(pages);
     throw;
   }
@@ -195,9 +180,7 @@ std::int64_t HostDriver::add_mappings(std::span<const PageMapping> pages) {
 
 void HostDriver::remove_mappings(std::span<const PageMapping> pages) {
   std::lock_guard lock(mutex_);
-  const std::int64_t before = borders(pages);
-  ledger_.remove_mappings(pages);
-  host::MappingCount::of_process().add(borders(pages) - before);
+  host::MappingCount::of_process().add(mapped_.remove(pages));
 }
 
 void HostDriver::map(std::span<const PageMapping> pages) {
@@ -226,10 +209,6 @@ void HostDriver::map(std::span<const PageMapping> pages) {
 }
 
 void HostDriver::set_access(std::span<const PageMapping> pages) {
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_mapped(pages);
-  }
   std::size_t opened = 0;
   try {
     for_each_stretch(pages, false, [&](const Stretch& stretch) {
@@ -245,16 +224,10 @@ void HostDriver::set_access(std::span<const PageMapping> pages) {
     });
     throw;
   }
-  std::lock_guard lock(mutex_);
-  ledger_.set_accessible(pages, true);
 }
 
 void HostDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
   done = 0;
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_unmap(pages);
-  }
   refuse_in_use(pages);
   for_each_stretch(pages, false, [&](const Stretch& stretch) {
     // Emptied in small steps first: replacing a populated gigabyte at once blocks every other mmap of the
@@ -268,20 +241,11 @@ void HostDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
 }
 
 void HostDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
-  {
-    std::lock_guard lock(mutex_);
-    ledger_.check_accessible("to", to, size);
-    ledger_.check_accessible("from", from, size);
-  }
   streams_.run(stream, {{to, size}, {from, size}},
                [=] { std::memmove(pointer(to), pointer(from), size.count); });
 }
 
 void HostDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
-  {
-    std::lock_guard lock(mutex_);
-    for (const MemoryRange& range : ranges) ledger_.check_accessible("ranges", range.start, range.size);
-  }
   for (const MemoryRange& range : ranges)
     streams_.run(stream, {range, {}}, [=] { std::memset(pointer(range.start), 0, range.size.count); });
 }

@@ -1,6 +1,7 @@
 // Virtual memory on plain Linux: one memfd holds the physical pages, mmap puts them where they are wanted.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -9,12 +10,12 @@
 #include "driver/driver.h"
 #include "driver/host_mappings.h"
 #include "driver/host_streams.h"
-#include "driver/ledger.h"
+#include "driver/mapped_pages.h"
 
 namespace vmm {
 
 /// A page's place is its offset in the memfd.
-class HostDriver final : public Driver {
+class HostDriver final : public Driver, private Gaps {
  public:
   /// `name` shows in /proc/self/maps as /memfd:NAME.
   explicit HostDriver(const char* name);
@@ -25,7 +26,7 @@ class HostDriver final : public Driver {
   const Capabilities& capabilities() const noexcept override { return capabilities_; }
   Address reserve(Bytes size, Bytes alignment) override;
   void free_reservation(Address base, Bytes size) override;
-  void set_gap(Address start, Bytes size, Gap gap) override;
+  Gaps* gaps() noexcept override { return this; }
   PageHandle create(Bytes page_bytes, Place place) override;
   void release(PageHandle page) override;
   void map(std::span<const PageMapping> pages) override;
@@ -53,17 +54,19 @@ class HostDriver final : public Driver {
     Bytes size;
     Gap gap;
   };
+  void set_gap(Address start, Bytes size, Gap gap) override;
   std::vector<GapPiece> gaps_in(Address start, Bytes size);
+  void note_gap(Address start, Bytes size, Gap gap);
   int restore_gap(Address start, Bytes size);
-  std::int64_t borders(std::span<const PageMapping> pages) const;
   std::int64_t add_mappings(std::span<const PageMapping> pages);
   void remove_mappings(std::span<const PageMapping> pages);
   void refuse_in_use(std::span<const PageMapping> pages) const;
 
   Capabilities capabilities_;
   int memfd_;
-  std::mutex mutex_;  // guards the ledger and the gaps; system calls are made outside it
-  Ledger ledger_;
+  std::mutex mutex_;  // guards what follows; system calls are made without it
+  std::map<PageHandle, Bytes> page_sizes_;
+  MappedPages mapped_;
   AddressRanges zero_gaps_;
   HostStreams streams_;
 };

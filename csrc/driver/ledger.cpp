@@ -33,7 +33,13 @@ void Ledger::check_size(const char* argument, Bytes size) const {
                           "; expected a positive multiple of " + bytes(granularity_));
 }
 
-void Ledger::check_free(Address base, Bytes size) const {
+void Ledger::check_reservation(Bytes size, Bytes alignment) const {
+  check_size("size", size);
+  check_size("alignment", alignment);
+  if (!is_power_of_two(alignment.count)) throw InvalidArgument("alignment: expected a power of two");
+}
+
+Ledger::Reservations::node_type Ledger::take_reservation(Address base, Bytes size) {
   auto found = reservations_.find(base.value);
   if (found == reservations_.end() || found->second != size)
     throw InvalidArgument("base, size: " + hex(base.value) + ", " + bytes(size) +
@@ -42,6 +48,7 @@ void Ledger::check_free(Address base, Bytes size) const {
   if (mapped != mappings_.end() && mapped->first < base.value + size.count)
     throw InvalidArgument("base: the reservation at " + hex(base.value) + " still has a page mapped at " +
                           hex(mapped->first));
+  return reservations_.extract(found);
 }
 
 void Ledger::check_page_size(Bytes page_bytes) const {
@@ -58,12 +65,12 @@ void Ledger::check_place(Place place, Bytes page_bytes) const {
     throw InvalidArgument("place " + hex(place.offset_bytes) + " is taken by another page");
 }
 
-Bytes Ledger::check_release(PageHandle page) const {
+Ledger::PagesByHandle::node_type Ledger::take_page(PageHandle page) {
   auto found = pages_.find(page.value);
   if (found == pages_.end()) throw InvalidArgument("page: no such page " + hex(page.value));
   if (found->second.mappings != 0)
     throw InvalidArgument("page " + hex(page.value) + " is still mapped; unmap it first");
-  return found->second.size;
+  return pages_.extract(found);
 }
 
 void Ledger::check_inside(Address start, Bytes size) const {
@@ -75,16 +82,27 @@ void Ledger::check_inside(Address start, Bytes size) const {
     throw InvalidArgument("address " + hex(start.value) + " is not inside a reservation");
 }
 
+/// The first mapping that has a byte in the range, or the end. `next` is the first that starts in it or
+/// later.
+Ledger::Mappings::const_iterator Ledger::find_overlap(Mappings::const_iterator next, Address start,
+                                                      Bytes size) const {
+  if (next != mappings_.begin()) {
+    const auto before = std::prev(next);
+    if (before->first + before->second.size.count > start.value) return before;
+  }
+  return next != mappings_.end() && next->first < start.value + size.count ? next : mappings_.end();
+}
+
 void Ledger::check_gap(Address start, Bytes size) const {
   check_size("size", size);
   check_inside(start, size);
-  auto last = at_or_before(mappings_, start.value + size.count - 1);
-  if (last != mappings_.end() && last->first + last->second.size.count > start.value)
-    throw InvalidArgument("start: a page is mapped at " + hex(last->first));
+  const auto mapped = find_overlap(mappings_.lower_bound(start.value), start, size);
+  if (mapped != mappings_.end()) throw InvalidArgument("start: a page is mapped at " + hex(mapped->first));
 }
 
-void Ledger::check_target(const PageMapping& entry) const {
-  auto page = pages_.find(entry.page.value);
+/// Throws unless the entry may be mapped. Returns the mapping after it.
+Ledger::Mappings::const_iterator Ledger::check_target(const PageMapping& entry,
+                                                      PagesByHandle::const_iterator page) const {
   if (page == pages_.end()) throw InvalidArgument("page: no such page " + hex(entry.page.value));
   if (page->second.size != entry.page_bytes)
     throw InvalidArgument("page_bytes is " + bytes(entry.page_bytes) + "; a page is mapped whole, " +
@@ -93,18 +111,20 @@ void Ledger::check_target(const PageMapping& entry) const {
     throw InvalidArgument("address " + hex(entry.address.value) + " is not a multiple of the page size, " +
                           bytes(entry.page_bytes));
   check_inside(entry.address, entry.page_bytes);
-  auto before = at_or_before(mappings_, entry.address.value + entry.page_bytes.count - 1);
-  if (before != mappings_.end() && before->first + before->second.size.count > entry.address.value)
+  const auto next = mappings_.lower_bound(entry.address.value);
+  if (find_overlap(next, entry.address, entry.page_bytes) != mappings_.end())
     throw InvalidArgument("address " + hex(entry.address.value) + " has a page mapped already");
+  return next;
 }
 
 void Ledger::add_mappings(std::span<const PageMapping> pages) {
   std::size_t added = 0;
   try {
     for (const PageMapping& entry : pages) {
-      check_target(entry);
-      mappings_[entry.address.value] = {entry.page, entry.page_bytes};
-      ++pages_[entry.page.value].mappings;
+      const auto page = pages_.find(entry.page.value);
+      const auto next = check_target(entry, page);
+      mappings_.emplace_hint(next, entry.address.value, Mapping{entry.page, &page->second, entry.page_bytes});
+      ++page->second.mappings;
       ++added;
     }
   } catch (...) {
@@ -118,7 +138,7 @@ void Ledger::check_mapped(std::span<const PageMapping> pages) const {
     auto found = mappings_.find(entry.address.value);
     if (found == mappings_.end())
       throw InvalidArgument("address " + hex(entry.address.value) + " has no mapping that starts there");
-    if (found->second.page != entry.page || found->second.size != entry.page_bytes)
+    if (found->second.handle != entry.page || found->second.size != entry.page_bytes)
       throw InvalidArgument("address " + hex(entry.address.value) + " maps another page than " +
                             hex(entry.page.value) + " of " + bytes(entry.page_bytes));
   }
@@ -136,17 +156,8 @@ void Ledger::check_unmap(std::span<const PageMapping> pages) const {
       throw InvalidArgument("address " + hex(entry.address.value) + " is to be unmapped twice");
 }
 
-void Ledger::set_accessible(std::span<const PageMapping> pages, bool accessible) {
-  for (const PageMapping& entry : pages) mappings_.at(entry.address.value).accessible = accessible;
-}
-
-PageMapping Ledger::page_at(const char* argument, Address address) const {
-  auto next = mappings_.upper_bound(address.value);
-  if (next != mappings_.begin()) {
-    const auto& [start, mapping] = *std::prev(next);
-    if (address.value - start < mapping.size.count) return {{start}, mapping.page, mapping.size};
-  }
-  throw InvalidArgument(std::string(argument) + ": nothing is mapped there");
+void Ledger::set_accessible(std::span<const PageMapping> pages) {
+  for (const PageMapping& entry : pages) mappings_.at(entry.address.value).accessible = true;
 }
 
 void Ledger::check_accessible(const char* argument, Address address, Bytes size) const {
@@ -162,25 +173,11 @@ void Ledger::check_accessible(const char* argument, Address address, Bytes size)
   }
 }
 
-std::uint64_t Ledger::borders(Address start, Bytes size) const {
-  const std::uintptr_t last = start.value + size.count;
-  std::uint64_t count = 0;
-  auto next = mappings_.lower_bound(start.value);
-  auto before = next == mappings_.begin() ? mappings_.end() : std::prev(next);
-  for (;; before = next++) {
-    const bool none = next == mappings_.end() || next->first > last;
-    const std::uintptr_t end = before == mappings_.end() ? 0 : before->first + before->second.size.count;
-    const bool touch = !none && end == next->first;
-    if (!touch) count += end >= start.value && end <= last;
-    if (none) return count;
-    count += !touch || before->second.page.value + before->second.size.count != next->second.page.value;
-  }
-}
-
-void Ledger::remove_mappings(std::span<const PageMapping> pages) {
+void Ledger::remove_mappings(std::span<const PageMapping> pages) noexcept {
   for (const PageMapping& entry : pages) {
-    mappings_.erase(entry.address.value);
-    --pages_.at(entry.page.value).mappings;
+    const auto found = mappings_.find(entry.address.value);
+    --found->second.page->mappings;
+    mappings_.erase(found);
   }
 }
 

@@ -17,15 +17,12 @@ SimDriver::SimDriver(std::shared_ptr<SimClock> clock, const SimOptions& options)
                     .fresh_pages_are_zero = true,
                     .gpu = true,
                     .host_accessible = false,
-                    .zero_gaps = false,
                     .default_stream = {0},
                     .foreign_streams = false,
-                    .shareable = false,
                     .compute_capability = 0,
                     .device = 0,
                     .max_mappings = 0},
-      faults_(options.faults),
-      ledger_(options.granularity) {
+      faults_(options.faults) {
   if (!is_power_of_two(options.granularity.count))
     throw InvalidArgument("granularity: expected a power of two");
   const CallTimes& times = options.times;
@@ -37,69 +34,46 @@ SimDriver::SimDriver(std::shared_ptr<SimClock> clock, const SimOptions& options)
 
 Address SimDriver::reserve(Bytes size, Bytes alignment) {
   std::lock_guard lock(mutex_);
-  ledger_.check_size("size", size);
-  ledger_.check_size("alignment", alignment);
-  if (!is_power_of_two(alignment.count)) throw InvalidArgument("alignment: expected a power of two");
   take(options_.times.reserve);
   maybe_fail("reserve");
   const Address base{round_up(Bytes{next_address_}, alignment).count};
   if (Bytes{base.value} + size < size || (base + size).value >= std::uintptr_t{1} << 47)
     throw DriverOutOfMemory("reserve: no addresses left");
   next_address_ = (base + size + options_.granularity).value;  // a gap, so that neighbours are not one
-  ledger_.add_reservation(base, size);
   return base;
-}
-
-void SimDriver::free_reservation(Address base, Bytes size) {
-  std::lock_guard lock(mutex_);
-  ledger_.check_free(base, size);
-  ledger_.remove_reservation(base);
-}
-
-void SimDriver::set_gap(Address, Bytes, Gap) {
-  throw InvalidArgument("set_gap: not a capability of the simulation driver");
 }
 
 PageHandle SimDriver::create(Bytes page_bytes, Place) {
   std::lock_guard lock(mutex_);
-  ledger_.check_page_size(page_bytes);
   take(options_.times.create * static_cast<Nanoseconds::rep>(page_bytes / options_.granularity));
   if (faults_.fails()) throw DriverOutOfMemory("create: injected");
   if (options_.capacity.count != 0 && created_ + page_bytes > options_.capacity)
     throw DriverOutOfMemory("create: the simulated device has " + std::to_string(options_.capacity.count) +
                             " bytes");
   const PageHandle page{next_handle_++};
-  ledger_.add_page(page, page_bytes);
+  page_sizes_[page] = page_bytes;
   created_ += page_bytes;
   return page;
 }
 
 void SimDriver::release(PageHandle page) {
   std::lock_guard lock(mutex_);
-  const Bytes size = ledger_.check_release(page);
   take(options_.times.release);
-  created_ -= size;
-  ledger_.remove_page(page);
+  created_ -= page_sizes_.extract(page).mapped();
 }
 
 void SimDriver::map(std::span<const PageMapping> pages) {
   std::lock_guard lock(mutex_);
-  ledger_.add_mappings(pages);
   take(options_.times.map * static_cast<Nanoseconds::rep>(pages.size()));
-  if (faults_.fails()) {
-    ledger_.remove_mappings(pages);
-    throw DriverError("map: injected");
-  }
+  maybe_fail("map");
   for (const PageMapping& page : pages)
     mapped_[page.address.value] = {.page = page.page, .size = page.page_bytes};
 }
 
 void SimDriver::set_access(std::span<const PageMapping> pages) {
   std::lock_guard lock(mutex_);
-  ledger_.check_mapped(pages);
   take(options_.times.set_access * static_cast<Nanoseconds::rep>(pages.size()));
   maybe_fail("set_access");
-  ledger_.set_accessible(pages, true);
   for (const PageMapping& page : pages) {
     Mapped& mapped = mapped_.at(page.address.value);
     if (!std::exchange(mapped.accessible, true)) mapped.ready_at = clock_->now();
@@ -109,12 +83,10 @@ void SimDriver::set_access(std::span<const PageMapping> pages) {
 void SimDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
   done = 0;
   std::lock_guard lock(mutex_);
-  ledger_.check_unmap(pages);
   refuse_in_use(pages);
   take(options_.times.unmap * static_cast<Nanoseconds::rep>(pages.size()));
   const bool fails = faults_.fails();
   const auto unmapped = pages.first(fails ? pages.size() / 2 : pages.size());
-  ledger_.remove_mappings(unmapped);
   for (const PageMapping& page : unmapped) mapped_.erase(page.address.value);
   done = unmapped.size();
   if (fails) throw DriverError("unmap: injected");

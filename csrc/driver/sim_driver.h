@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "driver/driver.h"
-#include "driver/ledger.h"
 #include "driver/sim_clock.h"
 #include "driver/sim_faults.h"
 
@@ -45,8 +44,7 @@ class SimDriver final : public Driver {
 
   const Capabilities& capabilities() const noexcept override { return capabilities_; }
   Address reserve(Bytes size, Bytes alignment) override;
-  void free_reservation(Address base, Bytes size) override;
-  void set_gap(Address start, Bytes size, Gap gap) override;
+  void free_reservation(Address, Bytes) override {}
   PageHandle create(Bytes page_bytes, Place place) override;
   void release(PageHandle page) override;
   void map(std::span<const PageMapping> pages) override;
@@ -122,7 +120,7 @@ class SimDriver final : public Driver {
   const Capabilities capabilities_;
   mutable std::mutex mutex_;  // guards what follows
   SimFaults faults_;
-  Ledger ledger_;
+  std::map<PageHandle, Bytes> page_sizes_;
   Bytes created_;
   std::uintptr_t next_address_ = std::uintptr_t{1} << 40;
   std::uint64_t next_handle_ = 1;

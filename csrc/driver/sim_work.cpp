@@ -19,16 +19,11 @@ bool overlap(std::span<const MemoryRange> a, std::span<const MemoryRange> b) {
 /// wait for what is on the stream before them.
 void SimDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
   std::lock_guard lock(mutex_);
-  find(stream);
-  ledger_.check_accessible("to", to, size);
-  ledger_.check_accessible("from", from, size);
   queue(stream, {}, {{to, size}, {from, size}});
 }
 
 void SimDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
   std::lock_guard lock(mutex_);
-  find(stream);
-  for (const MemoryRange& range : ranges) ledger_.check_accessible("ranges", range.start, range.size);
   queue(stream, {}, {ranges.begin(), ranges.end()});
 }
 

@@ -24,8 +24,8 @@ std::optional<std::pair<PhysicalPageId, Reservation*>> Pool::page_at(Address add
 
 ExportedPage Pool::export_page(Address address) {
   fork_guard_.require_parent("this pool");
-  if (!driver_->capabilities().shareable)
-    throw InvalidArgument("export: the pool was made without shareable=True");
+  Exports* const exports = driver_->exports();
+  if (exports == nullptr) throw InvalidArgument("export: the pool was made without shareable=True");
   // 1. The page gets no other owner, before anybody can have it.
   PhysicalPageId marked;
   {
@@ -37,7 +37,7 @@ ExportedPage Pool::export_page(Address address) {
     physical_[marked].exported = found->second->exported = true;
   }
   // 2. The driver makes the descriptor.
-  const ExportedPage page = driver_->export_page(address);
+  const ExportedPage page = exports->export_page(address);
   // 3. Meanwhile the page may have been unmapped, and another mapped there.
   std::lock_guard lock(mutex_);
   const auto now = page_at(address);

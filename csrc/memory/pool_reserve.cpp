@@ -82,10 +82,11 @@ bool Pool::await_addresses() {
 }
 
 void Pool::set_gap(Address start, Bytes size, Gap gap) {
-  if (!driver_->capabilities().zero_gaps) return;
+  Gaps* const gaps = driver_->gaps();
+  if (gaps == nullptr) return;
   for (;;) {
     try {
-      return driver_->set_gap(start, size, gap);
+      return gaps->set_gap(start, size, gap);
     } catch (const MappingLimit&) {
       if (!relieve_mappings(Need::kept)) throw;
     }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "driver/checked_driver.h"
 
 namespace vmm {
 
@@ -18,7 +19,7 @@ World::World(const WorldOptions& options)
   driver_->faults().stop();  // what fails while all this is made proves nothing
   PoolOptions pool_options;
   pool_options.arena_bytes = options.arena_bytes;
-  pool_ = Pool::make(std::move(driver), budget_, clock_, pool_options);
+  pool_ = Pool::make(std::make_unique<CheckedDriver>(std::move(driver)), budget_, clock_, pool_options);
   pager_ = std::make_shared<Pager>(pool_, PagerOptions{});
   pager_->set_waker([this] { wake(clock_->now() + wake_latency()); });
   clock_->on_wait([this] {

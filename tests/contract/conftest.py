@@ -1,9 +1,12 @@
-"""The drivers that the contract is tested on. A driver to come adds a line to DRIVERS."""
+"""The drivers that the contract is tested on. A driver to come adds a line to DRIVERS.
+
+Each is tested as the engine uses it, within a CheckedDriver, and bare: what is refused needs the first.
+"""
 
 import contextlib
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cuda_standin
 import pytest
@@ -89,16 +92,40 @@ def _simulation() -> DriverUnderTest:
 DRIVERS = {"host": _host, "cuda": _cuda, "simulation": _simulation}
 
 
-@pytest.fixture(params=sorted(DRIVERS))
+def pytest_generate_tests(metafunc):
+    if "under_test" in metafunc.fixturenames:
+        hows = ["checked"] if "only_checked" in metafunc.fixturenames else ["checked", "bare"]
+        names = [f"{how} {name}" for name in sorted(DRIVERS) for how in hows]
+        metafunc.parametrize("under_test", names, indirect=True)
+
+
+@pytest.fixture
+def only_checked():
+    """For tests of refusals: nothing is promised of a bare driver whose rules are broken."""
+
+
+@pytest.fixture
 def under_test(request):
+    how, name = request.param.split()
     # A driver gives nothing back that its user has not: on the stand-in it would lie in later tests' way.
-    with cuda_standin.as_it_was() if request.param == "cuda" else contextlib.nullcontext():
-        yield DRIVERS[request.param]()
+    with cuda_standin.as_it_was() if name == "cuda" else contextlib.nullcontext():
+        made = DRIVERS[name]()
+        if how == "checked":
+            made = replace(
+                made, make=f"_core.CheckedDriver({made.make})", driver=_core.CheckedDriver(made.driver)
+            )
+        yield made
 
 
 @pytest.fixture
 def driver(under_test):
     return under_test.driver
+
+
+@pytest.fixture
+def refuses(driver):
+    """Whether the driver refuses what breaks a rule."""
+    return isinstance(driver, _core.CheckedDriver)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from mapping import mapped
 
 from vmm import DriverOutOfMemory, InvalidArgument, InvariantViolation
-from vmm._core import SimDriver
+from vmm._core import CheckedDriver, SimDriver
 
 PAGE = 2**21
 TIMES = {
@@ -78,9 +78,15 @@ def test_what_would_end_or_turn_back_time_is_refused(make):
         make()
 
 
-def test_a_refused_call_takes_no_time(sim, space):
-    [entry] = mapped(sim, space, PAGE, 1)
-    for call, argument in ((sim.map, [entry]), (sim.release, entry[1]), (sim.unmap, [(space, 99, PAGE)])):
+def test_a_refused_call_takes_no_time(sim):
+    checked = CheckedDriver(sim)
+    space = checked.reserve(16 * PAGE, PAGE)
+    [entry] = mapped(checked, space, PAGE, 1)
+    for call, argument in (
+        (checked.map, [entry]),
+        (checked.release, entry[1]),
+        (checked.unmap, [(space, 99, PAGE)]),
+    ):
         before = sim.now_ns
         with pytest.raises(InvalidArgument):
             call(argument)

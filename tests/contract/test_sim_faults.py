@@ -3,7 +3,7 @@
 import pytest
 
 from vmm import DriverError, DriverOutOfMemory, InvalidArgument
-from vmm._core import SimDriver
+from vmm._core import CheckedDriver, SimDriver
 
 PAGE = 2**21
 A_THIRD = 333_333  # per million
@@ -12,8 +12,9 @@ A_THIRD = 333_333  # per million
 class Course:
     """The same calls on any driver; which of them failed, when, and what the driver then has."""
 
-    def __init__(self, driver, rounds=50):
-        self.driver = driver
+    def __init__(self, sim, rounds=50):
+        self.sim = sim
+        self.driver = CheckedDriver(sim)
         self.failed = []
         self.errors = []
         self.times = []
@@ -22,7 +23,7 @@ class Course:
 
     def attempt(self, call, *arguments):
         """Until it does not fail."""
-        created = self.driver.created_bytes
+        created = self.sim.created_bytes
         while True:
             try:
                 result = call(*arguments)
@@ -30,9 +31,9 @@ class Course:
                 self.failed.append(call.__name__)
                 self.errors.append(error)
             else:
-                self.times.append(self.driver.now_ns)
+                self.times.append(self.sim.now_ns)
                 return result
-            assert self.driver.created_bytes == created
+            assert self.sim.created_bytes == created
 
     def round(self):
         arena = self.attempt(self.driver.reserve, 4 * PAGE, PAGE)
@@ -46,7 +47,7 @@ class Course:
         for page in pages:
             self.driver.release(page)
         self.driver.free_reservation(arena, 4 * PAGE)
-        assert self.driver.created_bytes == 0
+        assert self.sim.created_bytes == 0
 
     def unmap(self, entries):
         while entries:
@@ -70,8 +71,8 @@ def test_failed_calls_leave_nothing_behind_and_unmap_half():
     assert all("injected" in str(error) for error in course.errors)
     for name, error in zip(course.failed, course.errors, strict=True):
         assert isinstance(error, DriverOutOfMemory) == (name == "create")
-    assert course.driver.failures == len(course.failed)
-    course.driver.check()
+    assert course.sim.failures == len(course.failed)
+    course.sim.check()
 
 
 def test_the_same_seed_fails_the_same_calls():

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "driver/checked_driver.h"
 #include "driver/fault_driver.h"
 #include "driver/host_calls.h"
 #include "driver/host_driver.h"
@@ -84,8 +85,10 @@ TEST(an_injected_failure_of_unmap_says_how_far_it_came) {
 }
 
 TEST(an_injected_failure_of_the_simulated_unmap_says_how_far_it_came) {
-  SimDriver driver(std::make_shared<SimClock>(1),
-                   {.granularity = page, .faults = {.seed = 1, .failures_per_million = 700'000}});
+  const auto sim = std::make_shared<SimDriver>(
+      std::make_shared<SimClock>(1),
+      SimOptions{.granularity = page, .faults = {.seed = 1, .failures_per_million = 700'000}});
+  CheckedDriver driver(sim);
   const auto insist = [](auto call) {
     for (;;) try {
         return call();
@@ -97,20 +100,20 @@ TEST(an_injected_failure_of_the_simulated_unmap_says_how_far_it_came) {
   for (std::uint64_t i = 0; i < 16; ++i)
     pages.push_back({base + page * i, insist([&] { return driver.create(page, {}); }), page});
   insist([&] { driver.map(pages); });
-  const std::uint64_t failed_before = driver.faults().failures();
+  const std::uint64_t failed_before = sim->faults().failures();
   for (std::span<const PageMapping> left(pages); !left.empty();) {
-    const std::uint64_t failures = driver.faults().failures();
+    const std::uint64_t failures = sim->faults().failures();
     std::size_t done = 99;
     try {
       driver.unmap(left, done);
     } catch (const DriverError&) {
     }
-    CHECK(done == (driver.faults().failures() == failures ? left.size() : left.size() / 2));
+    CHECK(done == (sim->faults().failures() == failures ? left.size() : left.size() / 2));
     for (const PageMapping& one : left.first(done)) driver.release(one.page);  // refused, were one mapped
     left = left.subspan(done);
     if (!left.empty()) CHECK_THROWS(InvalidArgument, "still mapped", driver.release(left[0].page));
   }
-  CHECK(driver.faults().failures() != failed_before && driver.created() == Bytes{});
+  CHECK(sim->faults().failures() != failed_before && sim->created() == Bytes{});
   driver.free_reservation(base, 1_MiB);
 }
 

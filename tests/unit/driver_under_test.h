@@ -7,6 +7,7 @@
 #include <string>
 
 #include "check.h"
+#include "driver/checked_driver.h"
 #include "driver/cuda_driver.h"
 #include "driver/fault_driver.h"
 #include "driver/host_driver.h"
@@ -19,11 +20,14 @@ inline bool on_cuda() {
   return name != nullptr && std::string(name) == "cuda";
 }
 
-inline std::unique_ptr<Driver> make_driver() {
+inline std::unique_ptr<Driver> make_bare_driver() {
   if (!on_cuda()) return std::make_unique<HostDriver>("vmm-test");
   standin_set("granularity", (4_KiB).count);  // the host's, which these tests are written for
   return std::make_unique<CudaDriver>(CudaOptions{.host_accessible = true});
 }
+
+/// As the engine uses it.
+inline std::unique_ptr<Driver> make_driver() { return std::make_unique<CheckedDriver>(make_bare_driver()); }
 
 /// Everything that was queued is over; on the host's default stream it always is.
 inline void finish_work() {

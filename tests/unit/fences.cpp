@@ -11,7 +11,7 @@
 using namespace vmm;
 
 TEST(a_fence_covers_open_and_unfinished_epochs) {
-  FaultDriver driver(make_driver());
+  FaultDriver driver(make_bare_driver());
   Epochs epochs(driver);
   CHECK(epochs.fence().empty() && epochs.complete({}));
   epochs.step({});  // opens the first
@@ -33,7 +33,7 @@ TEST(a_fence_covers_open_and_unfinished_epochs) {
 }
 
 TEST(a_failing_event_leaves_the_epoch_open) {
-  FaultDriver driver(make_driver());
+  FaultDriver driver(make_bare_driver());
   Epochs epochs(driver);
   epochs.step({});
   driver.fail_at(1, 1, Fault::error);

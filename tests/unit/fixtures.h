@@ -15,11 +15,11 @@ struct TestPool {
   explicit TestPool(Bytes budget_bytes, std::shared_ptr<LocalBudget> shared = nullptr)
       : budget(shared ? shared : std::make_shared<LocalBudget>(budget_bytes)),
         clock(std::make_shared<ManualClock>()) {
-    auto fault_driver = std::make_unique<FaultDriver>(make_driver());
+    auto fault_driver = std::make_unique<FaultDriver>(make_bare_driver());
     faults = fault_driver.get();
     PoolOptions options;
     options.arena_bytes = 8_GiB;  // small enough for ThreadSanitizer's address space
-    pool = Pool::make(std::move(fault_driver), budget, clock, options);
+    pool = Pool::make(std::make_unique<CheckedDriver>(std::move(fault_driver)), budget, clock, options);
     pager = std::make_shared<Pager>(pool, PagerOptions{});
   }
 

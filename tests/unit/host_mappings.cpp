@@ -10,10 +10,12 @@
 #include <cerrno>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "check.h"
+#include "driver/checked_driver.h"
 #include "driver/host_driver.h"
 #include "memory/pool.h"
 
@@ -67,8 +69,8 @@ struct HostPool {
   HostPool() {
     PoolOptions options;
     options.arena_bytes = 8_GiB;
-    pool =
-        Pool::make(std::make_unique<HostDriver>("vmm-test"), budget, std::make_shared<RealClock>(), options);
+    auto driver = std::make_unique<CheckedDriver>(std::make_unique<HostDriver>("vmm-test"));
+    pool = Pool::make(std::move(driver), budget, std::make_shared<RealClock>(), options);
   }
 
   std::shared_ptr<Lease> mapped(std::uint64_t extents) {

@@ -229,7 +229,7 @@ def test_a_tensor_with_such_pages(tensor, page_bytes):
 
 @pytest.mark.parametrize("size", [65536, PAGE + 1])
 def test_a_driver_s_pages_and_reservations(cuda, size):
-    driver = _core.CudaDriver(0, host_accessible=True)
+    driver = _core.CheckedDriver(_core.CudaDriver(0, host_accessible=True))
     with pytest.raises(InvalidArgument, match="page_bytes"):
         driver.create(size, 0)
     for arguments in ((size, PAGE), (PAGE, size)):

@@ -1,0 +1,37 @@
+// What the drivers that stand around another driver have in common.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "driver/driver.h"
+
+namespace vmm {
+
+/// Passes on what the class derived from it does not do itself.
+class DriverDecorator : public Driver {
+ public:
+  explicit DriverDecorator(std::shared_ptr<Driver> inner) : inner_(std::move(inner)) {}
+
+  const Capabilities& capabilities() const noexcept override { return inner_->capabilities(); }
+  Gaps* gaps() noexcept override { return inner_->gaps(); }
+  Exports* exports() noexcept override { return inner_->exports(); }
+  StreamHandle create_stream() override { return inner().create_stream(); }
+  void destroy_stream(StreamHandle stream) override { inner().destroy_stream(stream); }
+  EventHandle record(StreamHandle stream) override { return inner().record(stream); }
+  bool capturing(StreamHandle stream) override { return inner().capturing(stream); }
+  bool query(EventHandle event) override { return inner().query(event); }
+  void wait(EventHandle event) override { inner().wait(event); }
+  void destroy_event(EventHandle event) override { inner().destroy_event(event); }
+  void bind_thread() override { inner().bind_thread(); }
+  void together(const std::function<void()>& work) override { inner().together(work); }
+  std::uint64_t mappings_left() const noexcept override { return inner_->mappings_left(); }
+
+ protected:
+  Driver& inner() const { return *inner_; }
+
+ private:
+  const std::shared_ptr<Driver> inner_;
+};
+
+}  // namespace vmm
