@@ -178,12 +178,5 @@ def test_what_is_no_stream_of_the_pool_cannot_be_destroyed():
     pool.close()
 
 
-@pytest.fixture
-def standin():
-    with cuda_standin.without_misuse(PAGE) as found:
-        yield found
-        found.set(hang=0)
-
-
 def streams(standin):
     return {stream["id"] for stream in standin.live()["streams"]}
