@@ -1,6 +1,6 @@
 """vmm: a virtual-memory allocator for the memory that LLM inference grows and shrinks.
 
-Importing this package imports neither torch nor transformers; what needs them imports them when it is used.
+Importing this package imports neither torch nor transformers: the parts that need them import them when used.
 """
 
 import importlib
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-# What imports torch, or is rarely wanted, is imported when it is used.
+# These import torch or are rarely wanted, so they are imported when they are used.
 _ELSEWHERE = {"KVCache": "vmm.kv_cache", "KVTensor": "vmm.kv_tensor", "verify_installation": "vmm.doctor"}
 
 

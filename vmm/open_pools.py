@@ -24,7 +24,7 @@ def remember(pool: Pool) -> None:
 
 def open_pools() -> list[Pool]:
     """The pools of this process, on every device. Safe from any thread."""
-    # Not by iterating over the set itself, which other threads may change meanwhile.
+    # Other threads may change the set meanwhile, so this does not iterate over it.
     found = (each() for each in tuple(_open_pools.data))  # type: ignore[attr-defined]
     return [pool for pool in found if pool is not None]
 

@@ -28,7 +28,7 @@ _names = itertools.count()
 
 @dataclass(frozen=True)
 class PoolStats:
-    """A pool at one moment. Counters run from the pool's start."""
+    """A pool at one moment. Counters begin at 0 when the pool is made."""
 
     budget_bytes: int
     created_bytes: int  #: physical memory taken from the budget: mapped or free
@@ -41,8 +41,8 @@ class PoolStats:
     reservations_idle: int
     retirements_waiting: int
     runs: int
-    stalls: int  #: times a caller waited because the pager was not ahead
-    stall_ms: float
+    stalls: int  #: how often a caller waited because the pager was not ahead
+    stall_ms: float  #: how long callers have waited so, altogether
     pages_mapped_ahead: int  #: by the pager
     pages_mapped_waiting: int  #: while a caller waited
     pages_created: int
@@ -57,25 +57,26 @@ class PoolStats:
 class Pool(Closing):
     """Physical pages under a budget, with a pager thread that maps ahead of whatever grows.
 
-    ``budget`` is the most physical memory the pool may hold: bytes, or text like ``"12GiB"``; by default
-    ``VMM_BUDGET``, else half of the memory now available (machine and cgroup, or the GPU's free memory).
-    ``lookahead_pages`` are kept mapped beyond the end of every growing extent. What is mapped and needed by
-    nobody stays so, because it may be used again, but is given back after ``idle_seconds`` (at most twice as
-    long; None: never) so that others can have the memory. ``device`` is ``"cpu"``, or a GPU: ``"cuda"``
-    (torch's current device; the first where torch is not loaded), ``"cuda:1"``, or such a torch.device.
+    ``budget`` is the most physical memory the pool may hold: bytes, or text like ``"12GiB"``. The default is
+    ``VMM_BUDGET``, or else half of the memory now available (of the machine and its cgroup, or of the GPU).
+    The pager keeps ``lookahead_pages`` mapped beyond the end of every growing extent. Pages that nobody needs
+    stay mapped, because somebody may use them again; after ``idle_seconds`` (at most twice as long; None:
+    never) the pool gives them back, so that others can have the memory. ``device`` is ``"cpu"``, or a GPU:
+    ``"cuda"`` (torch's current device, or the first where torch is not loaded), ``"cuda:1"``, or such a
+    torch.device.
 
-    For a GPU's memory: ``peers`` are the numbers of other CUDA devices whose kernels may read and write it
-    (``cudaDeviceEnablePeerAccess`` does not reach mapped memory); opening a page costs one more grant for
-    each. ``rdma`` lets network cards at it (GPUDirect RDMA). ``shareable`` lets `export` give pages to other
-    processes. All of it is tried out with one page when the pool is made.
+    Three options are for a GPU's memory. ``peers`` are the numbers of other CUDA devices whose kernels may
+    read and write it (``cudaDeviceEnablePeerAccess`` does not reach mapped memory); opening a page costs one
+    more grant for each of them. ``rdma`` lets network cards access it (GPUDirect RDMA). ``shareable`` lets
+    `export` give pages to other processes. The pool tries all of this with one page when it is made.
 
-    Raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, a device that is
-    none of the above or not there, ``lookahead_pages`` other than a whole number from 0 to 65,535,
-    ``idle_seconds`` other than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable`` where there are
-    no such devices or they cannot do it; DriverError when they cannot although they say so, there is no CUDA
-    driver for a GPU, or the system has no memfd; Forked for a GPU in a child of a process that used CUDA.
-    Every method is safe from any thread. After ``close`` what gives memory or changes the budget raises
-    Closed; in a forked child every method raises Forked.
+    Making a pool raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, for
+    a device that is none of the above or not there, for ``lookahead_pages`` other than a whole number from 0
+    to 65,535, for ``idle_seconds`` other than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable``
+    where there are no such devices or they say that they cannot do it. It raises DriverError when they cannot
+    although they say so, when there is no CUDA driver for a GPU, and when the system has no memfd; and Forked
+    for a GPU in a child of a process that used CUDA. Every method is safe from any thread. After ``close``,
+    methods that give memory or change the budget raise Closed; in a forked child every method raises Forked.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Pool(Closing):
         peers = sharing.checked_peers(peers, kind)
         rdma = sharing.checked_flag("rdma", rdma, kind)
         shareable = sharing.checked_flag("shareable", shareable, kind)
-        # Held until the pool has its own: to make a context for each question would take long.
+        # Making a context for each question would take long, so this one is held until the pool has its own.
         context = _core.CudaContext(ordinal) if ordinal >= 0 else None
         budget_bytes = new_budget_bytes(budget, context)
         core = _core.Pool(
@@ -133,9 +134,9 @@ class Pool(Closing):
 
     @property
     def budget_bytes(self) -> int:
-        """The most physical memory this pool may hold. Lowering it gives back what nobody needs, soon.
-        Raises InvalidArgument for more than what is free and what the pool holds already, unless it is less
-        than before; and, when it is set, Closed and Forked."""
+        """The most physical memory this pool may hold. When it is lowered, the pool soon gives back what
+        nobody needs. Setting it raises InvalidArgument for more than what is free and what the pool holds
+        already, unless that is less than before; and Closed and Forked."""
         return self._core.budget.limit_bytes
 
     @budget_bytes.setter
@@ -160,7 +161,7 @@ class Pool(Closing):
         return PoolStats(stall_ms=counts.pop("stall_ns") / 1e6, **counts)
 
     def check(self) -> None:
-        """Validates the engine's tables; raises InvariantViolation. For tests: it is slow."""
+        """Validates the engine's tables, which is slow and meant for tests. Raises InvariantViolation."""
         self._core.check()
 
     def trim(self, wanted: int | str | None = None) -> int:
@@ -169,15 +170,16 @@ class Pool(Closing):
         return self._core.trim(2**62 if wanted is None else parse_bytes(wanted, "wanted"))
 
     def warm(self, wanted: int | str, *, page_bytes: int | None = None) -> int:
-        """Creates physical memory before it is needed: afterwards ``wanted`` bytes (or text like ``"4GiB"``)
-        lie free, or as much as the budget and the device have left, which is no error. New memory is what the
-        first prompts wait for: on a GPU creating 2 MiB takes 14–190 µs by published figures (CUDA 12, A100)
-        beside 40 for mapping it, on the host faulting in a GiB 0.4 s of the 0.5.
+        """Creates physical memory before it is needed. Afterwards ``wanted`` bytes (or text like ``"4GiB"``)
+        lie free, or as much as the budget and the device have left, which is no error. The first prompts
+        would wait for new memory: on a GPU creating 2 MiB takes 14–190 µs by published figures (CUDA 12,
+        A100) beside 40 for mapping it; on the host a GiB takes 0.5 s, of which faulting it in takes 0.4.
 
-        Free memory serves whoever needs pages of ``page_bytes`` (default: ``default_page_bytes``), counts
-        against the budget, and is given back by ``trim`` and under pressure. Rounded up to what is created as
-        a whole: a page on a GPU, 1 MiB or more on the host. Returns the bytes created: 0 if so much lay free
-        already. Safe from any thread, beside all other use; others run meanwhile, and Ctrl-C ends it.
+        Free memory serves whoever needs pages of ``page_bytes`` (default: ``default_page_bytes``). It counts
+        against the budget; ``trim`` gives it back, and so does the pool when memory is short. The size is
+        rounded up to what is created as a whole: a page on a GPU, 1 MiB or more on the host. Returns the
+        bytes created, which are 0 if so much lay free already. Safe from any thread, beside all other use;
+        others run meanwhile, and Ctrl-C ends it.
 
         Raises InvalidArgument for sizes that do not parse, more than the budget, and page sizes the device
         does not have; DriverError where the device fails otherwise than for lack of memory."""
@@ -193,9 +195,9 @@ class Pool(Closing):
         return created
 
     def export(self, address: int) -> ExportedPage:
-        """The mapped page that holds ``address`` (a tensor's ``data_ptr()``, say), for another process, which
-        imports the descriptor with ``cuMemImportFromShareableHandle``. Only of a pool made with
-        ``shareable=True``. Close the descriptor when it was passed on.
+        """Gives the mapped page that holds ``address`` (a tensor's ``data_ptr()``, say) to another process,
+        which imports the descriptor with ``cuMemImportFromShareableHandle``. The pool must have been made
+        with ``shareable=True``. Close the descriptor after passing it on.
 
         The two processes share the memory itself: neither waits for the other's kernels, so order them
         yourself. What is exported is the page, not the tensor, with whatever neighbours the tensor has there.

@@ -21,7 +21,8 @@ LayoutName = Literal["token-major", "head-major"]
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of one layer's K, and V. ``window``: tokens that the next one needs, itself included; 0: all."""
+    """The shape of one layer's K, and of its V. A token attends to the last ``window`` tokens, itself
+    included, or to all where that is 0."""
 
     kv_heads: int
     head_dim: int
@@ -78,7 +79,7 @@ def token_major(shapes: list[LayerShape], layers_per_extent: int) -> Records:
 
 
 def _groups(shapes: list[LayerShape], most: int) -> Iterator[list[int]]:
-    """Layers of one window each."""
+    """Groups of at most ``most`` layers, all of one window."""
     for window in dict.fromkeys(shape.window for shape in shapes):
         same = [layer for layer, shape in enumerate(shapes) if shape.window == window]
         for first in range(0, len(same), most):
@@ -101,28 +102,30 @@ def part_of_one(name: LayoutName, heads: int, dim: int, window: int = 0) -> Part
 
 
 def tokens_of_extent(part: Part, tokens: int, itemsize: int, page_bytes: int) -> int:
-    """The least number of tokens, at least ``tokens``, whose records are whole pages: then all slots of a
-    part are one view ``[slots * tokens, ...]``, although a record may straddle two pages."""
+    """The least number of tokens, at least ``tokens``, whose records fill whole pages. With so many all slots
+    of a part are one view ``[slots * tokens, ...]``, although a record may straddle two pages."""
     unit = page_bytes // math.gcd(part.record * itemsize, page_bytes)
     return rounded_up(tokens, unit)
 
 
 def slot_tokens(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
-    """Of a slot, the same in every part, so that one set of starts is right for all layers."""
+    """The tokens of a slot. They are the same in every part, so that one set of starts is right for all
+    layers."""
     return max(
         tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts
     )  # each a multiple of a power of two, and the largest of all
 
 
 def slot_elements(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
-    """From one slot to the next, in the part where that is most."""
+    """The elements from one slot to the next, in the part where they are most."""
     most = max(part.extents * part.record for part in records.parts)
     return slot_tokens(records, tokens, itemsize, page_bytes) * most
 
 
 def fewest_extents(shapes: list[LayerShape], elements: Callable[[Records], int]) -> Records:
-    """What a cache on a GPU gets by default: as many layers in an extent as kernels may count in 32 bits,
-    evenly; one where none are. ``elements`` are those of a slot."""
+    """The layout that a cache on a GPU gets by default: as many layers in an extent as kernels can count in
+    32 bits, spread evenly, or one layer where they cannot count even that. ``elements`` counts those of a
+    slot."""
     for extents in range(1, len(shapes)):
         records = token_major(shapes, -(-len(shapes) // extents))
         if fits_int32(elements(records)):
