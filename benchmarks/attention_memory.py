@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from vmm.benchmarks.attention_shapes import ALL, BLOCK_TOKENS, GROUPS, ITEM_BYTES, Model
+from vmm.dlpack import tensor_over
 from vmm.kv_tensor import KVTensor
 from vmm.pool import Pool
+from vmm.units import rounded_up
 
 DTYPE = torch.bfloat16
-_BFLOAT16 = (4, 16)  # DLPack's code and bits
 
 
 @dataclass
@@ -23,10 +24,6 @@ class Held:
     name: str
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     close: Callable[[], None]
-
-
-def _in_pages(size: int, page_bytes: int) -> int:
-    return -(-size // page_bytes) * page_bytes
 
 
 def _in_record(model: Model, group: str) -> int:
@@ -72,21 +69,20 @@ def record_tensors(pool: Pool, source: Held, model: Model, group: str, page_byte
     tokens, heads, dim = source.layers[0][0].shape
     in_record = _in_record(model, group)
     extents = -(-len(source.layers) // in_record)
-    extent_bytes = _in_pages(tokens * model.record_bytes(in_record), page_bytes)
-    lease = pool.reserve(page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents)
+    extent_bytes = rounded_up(tokens * model.record_bytes(in_record), page_bytes)
+    lease = pool._core.reserve(page_bytes=page_bytes, extent_bytes=extent_bytes, extents=extents)
     lease.map([(0, extents * extent_bytes // page_bytes)])
 
     def part(layer: int, which: int) -> torch.Tensor:
         extent, position = divmod(layer, in_record)
         elements = (2 * position + which) * heads * dim
-        capsule = lease.dlpack(
-            offset_bytes=extent * extent_bytes + elements * ITEM_BYTES,
+        return tensor_over(
+            lease,
+            DTYPE,
             shape=(tokens, heads, dim),
             strides=(in_record * 2 * heads * dim, dim, 1),
-            type_code=_BFLOAT16[0],
-            type_bits=_BFLOAT16[1],
+            offset_bytes=extent * extent_bytes + elements * ITEM_BYTES,
         )
-        return torch.from_dlpack(capsule)
 
     layers = [(part(layer, 0), part(layer, 1)) for layer in range(len(source.layers))]
     held = Held(group, layers, layers.clear)
@@ -113,11 +109,11 @@ def paged(source: Held) -> tuple[Held, torch.Tensor]:
 
 def pool_bytes(model: Model, layers: int, tokens: int, page_bytes: int) -> int:
     """What a pool needs for kv_tensors and record_tensors of every group, with pages begun and runs."""
-    needed = 2 * layers * _in_pages(tokens * model.record_bytes(1) // 2, page_bytes)
+    needed = 2 * layers * rounded_up(tokens * model.record_bytes(1) // 2, page_bytes)
     for group in GROUPS:
         in_record = _in_record(model, group)
         extents = -(-layers // in_record)
-        needed += extents * _in_pages(tokens * model.record_bytes(in_record), page_bytes)
+        needed += extents * rounded_up(tokens * model.record_bytes(in_record), page_bytes)
     return needed + needed // 64 + 16 * page_bytes
 
 

@@ -47,7 +47,7 @@ def run(progress: Callable[[str], None], device: str) -> Report:
             fragmentation.append(1 - stats.live_bytes / stats.running_bytes)
 
         seconds, engine = served(model, Slots(cache), ours, note)
-        report.metrics["stall_fraction_of_time"] = 1e-9 * cache.pool.stats().stall_ns / seconds
+        report.metrics["stall_fraction_of_time"] = 1e-3 * cache.pool.stats().stall_ms / seconds
     report.metrics["fragmentation"] = statistics.mean(fragmentation)
     report.metrics["preempted"] = engine.preempted
     progress("on KVCache, with enough memory")

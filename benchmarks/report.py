@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from vmm import _core
-from vmm.pool import _parsed_device
+from vmm.devices import parsed_device
 
 
 @dataclass
@@ -63,7 +63,7 @@ def device_name(device: str) -> str:
 
 def ordinal(device: str) -> int:
     """1 of ``cuda:1``, 0 of ``cuda``. Raises InvalidArgument for what is no device."""
-    return _parsed_device(device)[1]
+    return parsed_device(device)[1]
 
 
 def _commit() -> str:

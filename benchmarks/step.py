@@ -113,7 +113,7 @@ def _nothing_due(report: Report, sequences: int) -> None:
             cache.step(slots, lengths)
         seconds = [time_once(lambda: cache.step(slots, lengths)) for _ in range(STEPS)]
         _note(report, f"step_us_{sequences}", seconds)
-        report.metrics["bytes_per_sequence"] = cache.stats().bytes_per_sequence
+        report.metrics["bytes_per_sequence"] = cache.stats().bookkeeping_bytes
 
 
 def _growing(report: Report, name: str, sequences: int, wait_until: Callable[[float], None]) -> None:

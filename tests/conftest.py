@@ -14,12 +14,10 @@ from cuda_standin import ON_CUDA
 import vmm
 
 if ON_CUDA:
-    import vmm.pool
     import vmm.testing
 
     cuda_standin.configured(granularity=4096, capacity=2**33)
-    vmm.pool._cuda_host_accessible = True
-    vmm.pool._parsed_device = lambda device: ("cpu", 0)  # a CPU tensor over the stand-in's device 0
+    cuda_standin.shown_as_cpu()
 
     def _skip(pool):
         pytest.skip("the kernel's account is one of host memory")

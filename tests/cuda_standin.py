@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -32,6 +33,14 @@ def library() -> str:
     return str(BUILD / "libcuda.so.1")
 
 
+def shown_as_cpu(set_attribute=setattr):
+    """From here on every pool is on the stand-in's device 0, whose pages torch takes for the CPU's."""
+    from vmm import devices
+
+    set_attribute(devices, "parsed_device", lambda device: ("cpu", 0))
+    set_attribute(devices, "cuda_host_accessible", True)
+
+
 @functools.cache
 def loaded():
     """The stand-in, in this process from now on."""
@@ -49,13 +58,16 @@ def configured(*, granularity: int = 2**21, capacity: int = 2**30):
 
 @contextlib.contextmanager
 def without_misuse(granularity: int):
-    """The stand-in, where nothing may have been misused when all work is over."""
+    """The stand-in, which reports memory that is taken away or overwritten under queued work. When all work
+    is over it must have reported nothing but what the test has counted into ``reported``."""
     found = configured(granularity=granularity)
-    before = found.reports
+    gc.collect()  # what an exception's frames hold on to
+    found.reported = found.reports  # by others, on purpose
     with found.counting():
         yield found
+        found.set(hang=0)
         found.sync_all()
-        assert found.reports == before, found.last_report
+        assert found.reports == found.reported, found.last_report
 
 
 @contextlib.contextmanager

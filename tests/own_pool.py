@@ -22,17 +22,6 @@ class FewMappings:
         return getattr(self._core, name)
 
 
-def own_pool(core):
-    """A vmm.Pool over ``core``."""
-    pool = Pool.__new__(Pool)
-    pool._core = core
-    pool.device, pool._ordinal = "cpu", -1
-    pool._runs_late = False
-    pool._watched_streams = set()
-    pool._streams_ended = 0
-    return pool
-
-
 def faulty_pool(pages, **options):
     device = {"cuda_device": 0, "cuda_host_accessible": True} if ON_CUDA else {}
     if ON_CUDA:
@@ -47,7 +36,7 @@ def faulty_pool(pages, **options):
         **device,
         **options,
     )
-    return own_pool(core)
+    return Pool._over(core)
 
 
 def one_pool():

@@ -1,11 +1,12 @@
 """vmm: a virtual-memory allocator for the memory that LLM inference grows and shrinks.
 
-Importing this package imports neither torch nor transformers; what needs them imports them when it is used.
+Importing this package imports neither torch nor transformers: the parts that need them import them when used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vmm.default_pools import configure, default_pool
 from vmm.errors import (
     Closed,
     DriverError,
@@ -17,7 +18,7 @@ from vmm.errors import (
     MappingLimit,
     OutOfPages,
 )
-from vmm.pool import Pool, PoolStats, configure, default_pool
+from vmm.pool import Pool, PoolStats
 from vmm.sharing import ExportedPage
 from vmm.stream import Stream
 from vmm.units import format_bytes, parse_bytes
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 
-# What imports torch, or is rarely wanted, is imported when it is used.
+# These import torch or are rarely wanted, so they are imported when they are used.
 _ELSEWHERE = {"KVCache": "vmm.kv_cache", "KVTensor": "vmm.kv_tensor", "verify_installation": "vmm.doctor"}
 
 

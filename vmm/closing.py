@@ -1,4 +1,4 @@
-"""What is closed when it is left as a context."""
+"""Things with a ``close`` method that a ``with`` statement calls."""
 
 from types import TracebackType
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""Room on a full device: what others in this process hold of it, and do not need."""
+"""Room on a full device, from others in this process who hold its memory and do not need it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 logger = logging.getLogger("vmm")
 
-_left: dict[int, int] = {}  # by device, what torch's emptied cache still held: blocks that are used in part
+# By device: the bytes that torch's cache still held after it was emptied, in blocks that are used in part.
+_left: dict[int, int] = {}
 
 
 def make_room(device: int, wanted: int) -> None:
-    """Empties torch's cache of ``device`` (a CUDA ordinal; -1 is the host), and takes what other pools on it
-    do not need. The core calls this when the device has refused ``wanted`` bytes. Never raises: whoever is
-    out of memory must hear of that, not of this."""
+    """Empties torch's cache of ``device`` (a CUDA ordinal; -1 is the host), and has other pools on it give
+    back what they do not need. The core calls this when the device has refused ``wanted`` bytes. It never
+    raises: whoever is out of memory must hear of that, and not of a failure here."""
     try:
         if device >= 0:
             _empty_torch_cache(device)
@@ -24,9 +25,9 @@ def make_room(device: int, wanted: int) -> None:
 
 
 def _empty_torch_cache(device: int) -> None:
-    """As torch itself does when the device is full: where it is loaded and uses a GPU. Not while torch's
-    current stream is being captured into a graph, which freeing memory would break; and not again for what
-    it could not give back the last time."""
+    """Empties torch's cache, where torch is loaded and uses a GPU, as torch itself does when the device is
+    full. It is not emptied while torch's current stream is being captured into a graph, which freeing memory
+    would break, nor again for what it could not give back the last time."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
         return
@@ -42,7 +43,7 @@ def _empty_torch_cache(device: int) -> None:
 
 
 def _trim_pools(device: int, wanted: int) -> None:
-    from vmm.pool import open_pools
+    from vmm.open_pools import open_pools
 
     for pool in open_pools():
         if pool._ordinal == device and not pool._core.in_child:

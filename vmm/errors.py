@@ -10,19 +10,19 @@ class Error(Exception):
 
 
 class InvalidArgument(Error, ValueError):
-    """A bad argument: the message names it and what was expected. Nothing has changed."""
+    """An argument was bad: the message names it and says what was expected. Nothing has changed."""
 
 
 class Closed(Error):
-    """Use of something that was closed. Nothing has changed."""
+    """Something was used after it was closed. Nothing has changed."""
 
 
 class Forked(Error):
-    """Use in a forked child of what its parent owns: start workers with 'spawn' instead."""
+    """A forked child used what its parent owns. Start workers with 'spawn' instead."""
 
 
 class DriverError(Error):
-    """The platform refused a call: the call, its arguments, and the system's own words."""
+    """The platform refused a call. The message has the call, its arguments, and the system's own words."""
 
 
 class DriverOutOfMemory(DriverError, MemoryError):
@@ -34,21 +34,22 @@ class MappingLimit(DriverError):
 
 
 class InvariantViolation(Error):
-    """The engine's tables contradict each other: a bug of vmm. Please report it."""
+    """The engine's tables contradict each other. That is a bug of vmm: please report it."""
 
 
 class OutOfPages(Error, MemoryError):
     """The budget, or the device behind it, cannot give the pages asked for. The call had no effect.
     For a GPU's memory it is a torch.OutOfMemoryError, too, where torch has been imported.
 
-    Attributes, all in bytes: ``asked``; ``free`` (budget not taken, and free pages of the pool);
-    ``reclaimable`` (mapped, but needed by nobody); ``budget``. ``fitting``: of a KVCache's step, the slots,
-    in the order given, that could have had what they need. ``of_device``: the budget would have allowed it,
-    but the device had no more memory. By then torch's cache was emptied, unless torch is not used on a GPU,
-    its stream was being captured, or that failed.
+    Four attributes are sizes in bytes: ``asked`` is what the call needed; ``free`` is the part of the budget
+    that is not taken, and the free pages of the pool; ``reclaimable`` is mapped, but nobody needs it;
+    ``budget`` is the pool's. After a KVCache's step, ``fitting`` has the slots that could have had what they
+    need, in the order given, or the sequences where the step was given sequences. ``of_device`` says that the
+    budget would have allowed the call, but the device had no more memory. By then vmm has emptied torch's
+    cache, unless torch does not use a GPU, its stream was being captured, or emptying failed.
     """
 
-    fitting: tuple[int, ...] = ()
+    fitting: tuple[Any, ...] = ()
 
     def __init__(  # noqa: PLR0917 - the engine passes by position
         self,
@@ -68,8 +69,9 @@ class OutOfPages(Error, MemoryError):
 
 
 def out_of_pages(of_gpu: bool, message: str, *figures: Any) -> OutOfPages:
-    """What the engine raises when it is out of pages. A GPU's begins as torch's own do: by these words, and
-    by being a RuntimeError of one argument, accelerate's search for a batch size that fits recognises it."""
+    """Makes what the engine raises when it is out of pages. A GPU's exception begins with the words of
+    torch's own and is a RuntimeError of one argument: accelerate's search for a batch size that fits
+    recognises it by these."""
     if not of_gpu or "torch" not in sys.modules:
         return OutOfPages(message, *figures)
     return _out_of_gpu_pages()(f"CUDA out of memory. {message}", *figures)
@@ -77,13 +79,13 @@ def out_of_pages(of_gpu: bool, message: str, *figures: Any) -> OutOfPages:
 
 @functools.cache
 def _out_of_gpu_pages() -> type[OutOfPages]:
-    import torch  # here, because `import vmm` must not
+    import torch  # here, because importing vmm must not import torch
 
     named = {"__module__": __name__, "__doc__": OutOfPages.__doc__}
     return type("OutOfGpuPages", (OutOfPages, torch.OutOfMemoryError), named)
 
 
-def __getattr__(name: str) -> Any:  # for pickle
+def __getattr__(name: str) -> Any:  # pickle looks for the class by its name
     if name == "OutOfGpuPages":
         return _out_of_gpu_pages()
     raise AttributeError(f"module 'vmm.errors' has no attribute {name!r}")

@@ -1,8 +1,9 @@
 """``tensor.record_stream(stream)``, for every tensor over the memory of a pool on a GPU.
 
-torch's own tells torch's allocator, which silently ignores memory that is not its own: a slice of a KVTensor,
-a KVCache's K, a view of either. Their type must be torch.Tensor, so its method is what is replaced, when the
-first such tensor is made. For every other tensor it does, and says, what torch's does.
+torch's own method tells torch's allocator, which silently ignores memory that is not its own: a slice of a
+KVTensor, a KVCache's K, a view of either. The type of these must be torch.Tensor, so the method of
+torch.Tensor is replaced when the first of them is made. For every other tensor it does, and says, what
+torch's does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from vmm.pool import Pool, pool_of_address
+from vmm.open_pools import pool_of_address
+from vmm.pool import Pool
 from vmm.stream import handle_of
 
 _lock = threading.Lock()
@@ -23,7 +25,7 @@ _installed: list[Callable[..., Any]] = []  # at most one
 
 
 def install() -> None:
-    """The first time only. Safe from any thread."""
+    """Replaces the method, the first time it is called. Safe from any thread."""
     with _lock:
         if not _installed:
             _installed.append(_in_place_of(torch.Tensor.record_stream))

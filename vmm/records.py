@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from vmm.layout import fits_int32
+from vmm.limits import fits_int32
+from vmm.units import rounded_up
 
 LayoutName = Literal["token-major", "head-major"]
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of one layer's K, and V. ``window``: tokens that the next one needs, itself included; 0: all."""
+    """The shape of one layer's K, and of its V. A token attends to the last ``window`` tokens, itself
+    included, or to all where that is 0."""
 
     kv_heads: int
     head_dim: int
@@ -29,23 +31,27 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Part:
-    """``extents`` of a slot, each with a record of ``record`` elements."""
+    """``extents`` of a slot, each with a record of ``record`` elements. Where there is one extent, heads lie
+    side by side in the record; otherwise each head has an extent."""
 
     extents: int
     record: int
     window: int = 0
 
+    def strides(self, extent_elements: int, dim: int) -> tuple[int, int, int, int]:
+        """The strides, in elements, of a layer's K or V as ``[slots, tokens, heads, dim]``."""
+        heads = dim if self.extents == 1 else extent_elements
+        return (self.extents * extent_elements, self.record, heads, 1)
+
 
 @dataclass(frozen=True)
 class Where:
-    """One layer's K or V: in the record of ``part`` from ``offset`` on; its heads are side by side in the
-    record (``inside``), or in extents of their own."""
+    """One layer's K or V: in the record of ``part`` from ``offset`` on."""
 
     part: int
     offset: int
     heads: int
     dim: int
-    inside: bool
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,7 @@ def token_major(shapes: list[LayerShape], layers_per_extent: int) -> Records:
         for layer in group:
             shape = shapes[layer]
             size = shape.kv_heads * shape.head_dim
-            k, v = (
-                Where(len(parts), at, shape.kv_heads, shape.head_dim, inside=True)
-                for at in (offset, offset + size)
-            )
+            k, v = (Where(len(parts), at, shape.kv_heads, shape.head_dim) for at in (offset, offset + size))
             layers[layer] = k, v
             offset += 2 * size
         parts.append(Part(extents=1, record=offset, window=shapes[group[0]].window))
@@ -76,7 +79,7 @@ def token_major(shapes: list[LayerShape], layers_per_extent: int) -> Records:
 
 
 def _groups(shapes: list[LayerShape], most: int) -> Iterator[list[int]]:
-    """Layers of one window each."""
+    """Groups of at most ``most`` layers, all of one window."""
     for window in dict.fromkeys(shape.window for shape in shapes):
         same = [layer for layer, shape in enumerate(shapes) if shape.window == window]
         for first in range(0, len(same), most):
@@ -87,35 +90,42 @@ def head_major(shapes: list[LayerShape]) -> Records:
     parts: list[Part] = []
     layers: list[tuple[Where, Where]] = []
     for shape in shapes:
-        k, v = (Where(len(parts) + at, 0, shape.kv_heads, shape.head_dim, inside=False) for at in range(2))
+        k, v = (Where(len(parts) + at, 0, shape.kv_heads, shape.head_dim) for at in range(2))
         layers.append((k, v))
-        parts += [Part(extents=shape.kv_heads, record=shape.head_dim, window=shape.window)] * 2
+        parts += [part_of_one("head-major", shape.kv_heads, shape.head_dim, shape.window)] * 2
     return Records("head-major", tuple(parts), tuple(layers))
 
 
+def part_of_one(name: LayoutName, heads: int, dim: int, window: int = 0) -> Part:
+    """The part that holds one layer's K, or its V, and nothing else."""
+    return Part(heads, dim, window) if name == "head-major" else Part(1, heads * dim, window)
+
+
 def tokens_of_extent(part: Part, tokens: int, itemsize: int, page_bytes: int) -> int:
-    """The least number of tokens, at least ``tokens``, whose records are whole pages: then all slots of a
-    part are one view ``[slots * tokens, ...]``, although a record may straddle two pages."""
+    """The least number of tokens, at least ``tokens``, whose records fill whole pages. With so many all slots
+    of a part are one view ``[slots * tokens, ...]``, although a record may straddle two pages."""
     unit = page_bytes // math.gcd(part.record * itemsize, page_bytes)
-    return -(-tokens // unit) * unit
+    return rounded_up(tokens, unit)
 
 
 def slot_tokens(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
-    """Of a slot, the same in every part, so that one set of starts is right for all layers."""
+    """The tokens of a slot. They are the same in every part, so that one set of starts is right for all
+    layers."""
     return max(
         tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts
     )  # each a multiple of a power of two, and the largest of all
 
 
 def slot_elements(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
-    """From one slot to the next, in the part where that is most."""
+    """The elements from one slot to the next, in the part where they are most."""
     most = max(part.extents * part.record for part in records.parts)
     return slot_tokens(records, tokens, itemsize, page_bytes) * most
 
 
 def fewest_extents(shapes: list[LayerShape], elements: Callable[[Records], int]) -> Records:
-    """What a cache on a GPU gets by default: as many layers in an extent as kernels may count in 32 bits,
-    evenly; one where none are. ``elements`` are those of a slot."""
+    """The layout that a cache on a GPU gets by default: as many layers in an extent as kernels can count in
+    32 bits, spread evenly, or one layer where they cannot count even that. ``elements`` counts those of a
+    slot."""
     for extents in range(1, len(shapes)):
         records = token_major(shapes, -(-len(shapes) // extents))
         if fits_int32(elements(records)):

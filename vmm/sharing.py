@@ -1,4 +1,4 @@
-"""What a GPU's pages can be made for beside the GPU itself: other GPUs, network cards, other processes."""
+"""Who may use a GPU's pages beside the GPU itself: other GPUs, network cards, other processes."""
 
 import operator
 from collections.abc import Iterable
@@ -6,26 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import InvalidArgument
+from vmm.units import rounded_up
 from vmm.user_warnings import warn_user
 
 _LEAST_ARENA = 2**30  # pool.cpp, least_arena
-# Below it (Volta, Turing) replacing a mapping beside running kernels has faulted: kvcached's issue 465.
+# On older devices (Volta, Turing) replacing a mapping beside running kernels has faulted: kvcached's issue
+# 465.
 TRIED_CAPABILITY = 80
 OLD_DEVICES_FAULT = (
     "vmm needs 8.0 or later to map memory safely while kernels run: on older GPUs that has ended processes"
     " with illegal addresses"
 )
-_warned: set[str] = set()  # devices; a warning is for the process
+_warned: set[str] = set()  # the devices that this process has been warned of
 
 
 @dataclass(frozen=True)
 class ExportedPage:
-    """A page for another process, as `Pool.export` gives it. Sizes in bytes.
+    """A page for another process, as `Pool.export` gives it.
 
-    ``file_descriptor`` is the receiver's to close, here after it was passed on (``socket.send_fds``,
-    ``pass_fds``): until the last one is closed and the last import released, the page's memory is not given
-    back to the device, whatever becomes of the pool. It is closed across ``exec``; a forked child
-    has it, too.
+    Close ``file_descriptor`` here after passing it on (``socket.send_fds``, ``pass_fds``); the receiver
+    closes its own. Until the last descriptor is closed and the last import released, the device does not get
+    the page's memory back, whatever becomes of the pool. ``exec`` closes it; a forked child has it, too.
     """
 
     file_descriptor: int
@@ -34,8 +35,8 @@ class ExportedPage:
 
 
 def checked_peers(peers: object, name: str) -> list[int]:
-    """The CUDA devices' numbers. Raises InvalidArgument for what are none; whether they are there, others
-    than the pool's own, and can reach it, is for the driver to say."""
+    """The CUDA devices' numbers. Raises InvalidArgument for anything else. Whether the devices are there,
+    differ from the pool's own and can reach it is for the driver to say."""
     if isinstance(peers, str | bytes) or not isinstance(peers, Iterable):
         raise InvalidArgument(f"peers is {peers!r}; expected numbers of CUDA devices, like (1, 2)")
     numbers = []
@@ -58,7 +59,7 @@ def checked_flag(argument: str, value: object, name: str) -> bool:
     if value and name == "cpu":
         why = {
             "rdma": "GPUDirect RDMA is of a GPU's memory",
-            # Whoever had a descriptor of the file that all the host driver's pages lie in had them all.
+            # All pages of the host driver lie in one file: whoever had its descriptor would have them all.
             "shareable": "the CPU's pages lie in one file, which could only be shared as a whole",
         }
         raise InvalidArgument(f"{argument} is True; expected False for a pool on the CPU: {why[argument]}")
@@ -66,12 +67,12 @@ def checked_flag(argument: str, value: object, name: str) -> bool:
 
 
 def arena_bytes(budget_bytes: int) -> int:
-    """How many addresses a GPU's pool reserves; 0: the engine's default, 256 times the budget. Under WSL2
-    Windows gives few (reservations of 32 GiB have failed: node-llama-cpp's issue 610), so there it is twice
-    the budget, and at least 1 GiB."""
+    """How many addresses a GPU's pool reserves; 0 stands for the engine's default, 256 times the budget.
+    Under WSL2 Windows gives few (reservations of 32 GiB have failed: node-llama-cpp's issue 610), so there it
+    is twice the budget, and at least 1 GiB."""
     if not on_wsl2():
         return 0
-    return -(-max(2 * budget_bytes, _LEAST_ARENA) // _LEAST_ARENA) * _LEAST_ARENA
+    return rounded_up(max(2 * budget_bytes, _LEAST_ARENA), _LEAST_ARENA)
 
 
 def on_wsl2(version: str = "/proc/version", device: str = "/dev/dxg") -> bool:
@@ -85,8 +86,8 @@ def on_wsl2(version: str = "/proc/version", device: str = "/dev/dxg") -> bool:
 
 
 def warn_of_old_devices(name: str, compute_capability: int) -> None:
-    """Once a process for each device that is older than what mapping beside running kernels is known to
-    work on."""
+    """Warns, once a process for each device, of devices on which mapping beside running kernels is not known
+    to work because they are old."""
     if compute_capability == 0 or compute_capability >= TRIED_CAPABILITY or name in _warned:
         return
     _warned.add(name)

@@ -33,7 +33,7 @@ class Stream(Closing):
 
     @property
     def handle(self) -> int:
-        """What the driver calls this stream."""
+        """The driver's handle of this stream."""
         if self._handle is None:
             raise Closed("this stream is closed")
         if self._pool.closed:
@@ -56,7 +56,8 @@ class Stream(Closing):
         self._pool._core.synchronize(self.handle)
 
     def close(self) -> None:
-        """Waits for everything on the stream, however long that takes, and ends it. Twice is once."""
+        """Waits for everything on the stream, however long that takes, and ends it. A second call does
+        nothing."""
         handle, self._handle = self._handle, None
         if handle is not None and not self._pool._core.in_child:
             self._pool._core.destroy_stream(handle)
@@ -64,7 +65,7 @@ class Stream(Closing):
     def __del__(self) -> None:
         handle, self._handle = self._handle, None
         if handle is not None and not is_finalizing() and not self._pool._core.in_child:
-            self._pool._core.end_stream(handle)  # whoever drops it does not wait
+            self._pool._core.end_stream(handle)  # does not wait for what is on it
 
 
 def handle_of(stream: Any) -> int:
@@ -74,7 +75,7 @@ def handle_of(stream: Any) -> int:
         return stream.handle
     handle = getattr(stream, "cuda_stream", stream)
     if hasattr(type(stream), "native_handle"):  # torch.Stream, of any device
-        with suppress(RuntimeError):  # of a device that has none
+        with suppress(RuntimeError):  # where the device has no handles
             handle = stream.native_handle
     if hasattr(stream, "__cuda_stream__"):
         version, handle = stream.__cuda_stream__()
@@ -86,44 +87,46 @@ def handle_of(stream: Any) -> int:
 
 
 def torch_stream(pool: Pool) -> int:
-    """Where torch puts its work for ``pool``'s device now; 0 on the host, where work is over when its call
-    returns. What the pool is given back from here on waits for what is on it by then, so it must live as long
-    as the pool: as torch's own streams do."""
+    """The handle of torch's current stream on ``pool``'s device; 0 on the host, where work is over when the
+    call that does it returns. From here on the pool watches the stream: memory that is given back waits for
+    what is on the stream by then. So the stream must live as long as the pool, as torch's own do."""
     if not pool._runs_late:
         return 0
     handle = _current_stream(pool._ordinal) or _LEGACY_STREAM
-    if (ended := pool._core.streams_ended) != pool._streams_ended:  # their handles may be others' by now
+    if (ended := pool._core.streams_ended) != pool._streams_ended:  # other streams may have their handles now
         pool._watched_streams.clear()
         pool._streams_ended = ended
     if handle not in pool._watched_streams:
         from vmm import recording  # imports torch
 
-        recording.install()  # whoever makes a tensor, or shows a slice, asks here first
+        recording.install()  # here, because whoever makes a tensor or shows a slice asks for the stream first
         pool._core.watch(handle)
         pool._watched_streams.add(handle)
     return handle
 
 
-_LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the default stream; our driver's 0 is a stream of its own
+# CU_STREAM_LEGACY, the default stream. 0 is a stream of our driver's own.
+_LEGACY_STREAM = 1
 
 
 def _current_stream(ordinal: int) -> int:
     import torch
 
-    # Ten times as fast as torch.cuda.current_stream, and asked at every index; compiled code asks the same.
+    # Every index asks this. It is ten times as fast as torch.cuda.current_stream, and compiled code asks it,
+    # too.
     handle: int = torch._C._cuda_getCurrentRawStream(ordinal)
     return handle
 
 
 def release_after(pool: Pool, stream: Any) -> None:
-    """What is released on ``pool`` from here on waits for what is on ``stream`` now; None is no stream. Work
-    that is put on it later is not waited for. After this its owner may destroy it, unless it is watched, too,
-    or a KVCache steps it."""
+    """Makes what is released on ``pool`` from here on wait for what is on ``stream`` now, but not for work
+    that is put on it later; None is no stream. After this the stream's owner may destroy it, unless the pool
+    watches it, too, or a KVCache steps it."""
     if stream is None:
         return
     if isinstance(stream, Stream):
         if stream._pool is not pool:
             raise InvalidArgument("stream: belongs to another pool")
         if pool.closed:
-            return  # which ended its streams: what did not end in time is waited for anyway
+            return  # the pool has ended its streams, and waits for what did not end in time
     pool._core.mark(handle_of(stream))

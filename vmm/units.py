@@ -41,6 +41,11 @@ def parse_bytes(size: int | str, argument: str = "size") -> int:
     return count
 
 
+def rounded_up(count: int, unit: int) -> int:
+    """The least multiple of ``unit`` that is at least ``count``."""
+    return -(-count // unit) * unit
+
+
 def format_bytes(count: float) -> str:
     """``count`` bytes for people, in binary units: ``"1.5 GiB"``."""
     for unit in ("B", "KiB", "MiB", "GiB"):

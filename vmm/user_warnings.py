@@ -1,15 +1,15 @@
-"""Warnings that point at the line of the user's that led to them."""
+"""Warnings that point at the user's line that led to them."""
 
 import sys
 import warnings
 from types import FrameType
 
-# Whose lines are not the user's: our own, and of those who call us for the user.
+# Packages whose lines are not the user's: our own, and those that call us for the user.
 _BETWEEN = {"vmm", "torch", "transformers", "accelerate"}
 
 
 def warn_user(text: str) -> None:
-    """A RuntimeWarning at the innermost line that is the user's; at ours where there is none."""
+    """Gives a RuntimeWarning at the innermost line that is the user's, or at ours where there is none."""
     level = 2
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:

@@ -18,10 +18,12 @@ from transformers.cache_utils import (
     get_layer_types_and_kwargs,
 )
 
+from vmm.arguments import checked_number
+from vmm.default_pools import chosen_pool, default_pool
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
-from vmm.pool import Pool, checked_pool, default_pool
+from vmm.pool import Pool
 from vmm.stream import release_after
 
 
@@ -64,13 +66,10 @@ class VmmCache(DynamicCache):
     ) -> None:
         if not isinstance(config, PreTrainedConfig):
             raise InvalidArgument(f"config is {type(config).__name__}; expected a model's config")
-        if budget is not None and pool is not None:
-            raise InvalidArgument("budget and pool: expected at most one of them")
         text_config = config.get_text_config(decoder=True)
         if max_tokens is None:
             max_tokens = getattr(text_config, "max_position_embeddings", None)
-        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 0 < max_tokens < 2**31:
-            raise InvalidArgument(f"max_tokens is {max_tokens!r}; expected 1 to 2**31 - 1 tokens")
+        checked_number("max_tokens", max_tokens, 1, 2**31 - 1)
         heads = getattr(text_config, "num_key_value_heads", None) or 1
         memory = CacheMemory(_pool_or_finder(pool, budget, device), max_tokens, page_bytes, heads)
         Cache.__init__(self, layers=_make_layers(text_config, memory))
@@ -97,7 +96,7 @@ class VmmCache(DynamicCache):
             for space in (layer._key_space, layer._value_space):
                 rows, heads, _, dim = space.shape
                 live += rows * heads * layer.length * dim * space.itemsize
-                layout = self._memory.layout(rows, heads).name
+                layout = self._memory.layout(rows, heads)
             mapped += layer.mapped_bytes
         return CacheStats(tokens, live, mapped, len(self._memory.layers), layout)
 
@@ -177,15 +176,10 @@ class VmmCache(DynamicCache):
 def _pool_or_finder(
     pool: Any, budget: int | str | None, device: Any
 ) -> Pool | Callable[[torch.device], Pool]:
-    if pool is not None:
-        return checked_pool(pool, device)
-
-    def find(device: Any) -> Pool:
-        return default_pool(device) if budget is None else Pool(budget, device=device)
-
-    if device is not None:
-        return find(device)
-    return find if torch.cuda.is_available() else find("cpu")
+    """The pool or, where it depends on the device of the first states, what finds it then."""
+    if pool is None and device is None and torch.cuda.is_available():
+        return lambda device: chosen_pool(None, budget, device)
+    return chosen_pool(pool, budget, device)
 
 
 def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:

@@ -178,7 +178,7 @@ def _table(arms: list[Arm], identical: bool) -> Table:
         if not isinstance(arm.cache, VmmCache):
             return "-"
         stats = arm.cache.pool.stats()
-        return f"{stats.stalls} ({stats.stall_ns / 1e6:.1f} ms, prefill's first layer included)"
+        return f"{stats.stalls} ({stats.stall_ms:.1f} ms, prefill's first layer included)"
 
     row("prefill", lambda arm: f"{arm.prefill_time:.2f} s")
     row("time per token (median)", lambda arm: f"{1e3 * statistics.median(arm.token_times):.1f} ms")

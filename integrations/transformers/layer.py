@@ -6,18 +6,16 @@ import copy
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
 from transformers.cache_utils import DynamicLayer
 
+from vmm._core import Growth, Lease
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.memory import CacheMemory, with_garbage_collected
 from vmm.stream import torch_stream
-
-if TYPE_CHECKING:
-    from vmm._core import Growth, Lease
 
 logger = logging.getLogger("vmm")
 
@@ -102,7 +100,7 @@ class VmmLayer(DynamicLayer):
             spaces.append(space)
             parts.append(part)
             kinds.append((rows, heads, dim, states.dtype))
-        self.growth = self._memory.pool.growth(parts)
+        self.growth = Growth(self._memory.pool._core, parts)
         self._leases = [part[0] for part in parts]
         self._key_space, self._value_space = spaces
         # For appending: changes nothing that autograd may have saved, because earlier views end before it.

@@ -10,26 +10,19 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from vmm import _core
+from vmm.arguments import chosen_page_bytes
+from vmm.dlpack import checked_float, tensor_over
 from vmm.errors import InvalidArgument, OutOfPages
-from vmm.layout import (
-    HEAD_MAJOR,
-    MOST_INT32_ELEMENTS,
-    TOKEN_MAJOR,
-    Layout,
-    fits,
-    fits_int32,
-    warn_of_int32,
-)
+from vmm.limits import MOST_INT32_ELEMENTS, fits_int32, fits_mappings, too_many_mappings, warn_of_int32
 from vmm.pool import Pool
+from vmm.records import LayoutName, part_of_one
 from vmm.stream import torch_stream
+from vmm.units import rounded_up
 
 if TYPE_CHECKING:
     from vmm.integrations.transformers.layer import VmmLayer
 
 Result = TypeVar("Result")
-
-# DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html
-_TYPE_CODES = {torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloat16: 4}
 
 
 def with_garbage_collected(work: Callable[[], Result]) -> Result:
@@ -77,13 +70,7 @@ class CacheMemory:
         """Raises InvalidArgument where the pool, if it is known yet, cannot hold one row."""
         if self._pool is None:
             return
-        granularity, page_bytes = self._pool._core.granularity, self.page_bytes
-        if page_bytes is None:
-            self.page_bytes = self._pool.default_page_bytes
-        elif not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
-            raise InvalidArgument(
-                f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}"
-            )
+        self.page_bytes = chosen_page_bytes(self.page_bytes, self._pool)
         self.layout(1, self._heads)
 
     def require_device(self, device: torch.device) -> None:
@@ -109,48 +96,40 @@ class CacheMemory:
     def layers(self) -> list[VmmLayer]:
         return [layer for reference in self._layers if (layer := reference()) is not None]
 
-    def layout(self, batch: int, heads: int) -> Layout:
+    def layout(self, batch: int, heads: int) -> LayoutName:
         """The layout for so many rows. Raises InvalidArgument when no layout leaves enough mappings."""
-        limit = self.pool._core.max_mappings
-        tensors = 2 * len(self._layers)
-        # Head-major is what attention on CPUs is faster on; a GPU's pages are too large for a head each.
-        for layout in (TOKEN_MAJOR,) if self.pool._core.gpu else (HEAD_MAJOR, TOKEN_MAJOR):
-            if fits(layout, tensors, batch, heads, limit):
-                return layout
-        raise InvalidArgument(
-            f"batch is {batch}: with {len(self._layers)} layers the cache would use more than half of the"
-            f" {limit} memory mappings a process may have; raise {_core.mapping_limit()[1]} or use fewer rows"
-        )
+        most = self.pool._core.max_mappings
+        rows = 2 * len(self._layers) * batch
+        # Attention on CPUs is faster on head-major K and V; a GPU's pages are too large for a head each.
+        if not self.pool._core.gpu and fits_mappings(rows * heads, most):
+            return "head-major"
+        if fits_mappings(rows, most):
+            return "token-major"
+        what = f"batch is {batch}: with {len(self._layers)} layers the cache"
+        raise too_many_mappings(what, most, "fewer rows")
 
     def allocate(self, batch: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, tuple]:
         """A ``[batch, heads, max_tokens, dim]`` tensor with nothing mapped, and its part of a growth."""
-        if dtype not in _TYPE_CODES:
-            expected = ", ".join(str(known) for known in _TYPE_CODES)
-            raise InvalidArgument(f"dtype is {dtype}; expected one of {expected}")
-        layout = self.layout(batch, heads)
-        record_bytes = layout.record_elements(heads, dim) * dtype.itemsize
-        extent_bytes = -(-self.max_tokens * record_bytes // self.page_bytes) * self.page_bytes
-        extents = layout.extents(batch, heads)
+        part = part_of_one(self.layout(batch, heads), heads, dim)
+        record_bytes = part.record * checked_float(dtype).itemsize
+        extent_bytes = rounded_up(self.max_tokens * record_bytes, self.page_bytes)
+        extents = batch * part.extents
         elements = extent_bytes // dtype.itemsize
         if self.pool._core.gpu and not fits_int32(elements) and not self._has_warned:
             self._has_warned = True  # once for all layers
             warn_of_int32(f"max_tokens: a row has {elements} elements; expect fewer tokens")
-        lease = self.pool.reserve(
+        lease = self.pool._core.reserve(
             page_bytes=self.page_bytes,
             extent_bytes=extent_bytes,
             extents=extents,
             longest_bytes=MOST_INT32_ELEMENTS * dtype.itemsize if self.pool._core.gpu else 2**62,
             stream=torch_stream(self.pool),
         )
-        capsule = lease.dlpack(
-            offset_bytes=0,
-            shape=(batch, heads, self.max_tokens, dim),
-            strides=layout.strides(lease.extent_bytes // dtype.itemsize, heads, dim),
-            type_code=_TYPE_CODES[dtype],
-            type_bits=8 * dtype.itemsize,
+        row, token, head, element = part.strides(lease.extent_bytes // dtype.itemsize, dim)
+        space = tensor_over(
+            lease, dtype, shape=(batch, heads, self.max_tokens, dim), strides=(row, head, token, element)
         )
-        with torch.inference_mode(False):  # or only inference mode could ever write into it
-            return torch.from_dlpack(capsule), (lease, 0, extents, record_bytes)
+        return space, (lease, 0, extents, record_bytes)
 
     def grow(self, layer: VmmLayer, to: int) -> int:
         """Makes tokens [0, to) of ``layer`` usable; returns its new limit.

@@ -1,10 +1,10 @@
 """What is the simulated driver's own: its time, and what it watches. Its failures: test_sim_faults.py."""
 
 import pytest
-from mapping import mapped
 
 from vmm import DriverOutOfMemory, InvalidArgument, InvariantViolation
 from vmm._core import CheckedDriver, SimDriver
+from vmm.testing import mapped
 
 PAGE = 2**21
 TIMES = {

@@ -7,6 +7,7 @@ import torch
 from gpu_device import DEVICE, on_cuda, pattern, pool_of, raised, synchronize, tensor_of
 
 import vmm
+from vmm.dlpack import tensor_over
 
 PAGES = 4
 
@@ -51,15 +52,12 @@ def test_a_graph_replays_over_a_tensor_that_has_grown():
 def test_a_graph_reaches_what_was_mapped_after_its_capture():
     """The row to write comes from the device; the graph was captured with one page mapped."""
     with pool_of(2 * PAGES) as pool:
-        lease = pool.reserve(
+        lease = pool._core.reserve(
             page_bytes=pool.default_page_bytes, extent_bytes=PAGES * pool.default_page_bytes, extents=1
         )
         lease.map([(0, 1)])
         record = pool.default_page_bytes // 16 // 4
-        capsule = lease.dlpack(
-            offset_bytes=0, shape=(16 * PAGES, record), strides=(record, 1), type_code=2, type_bits=32
-        )
-        whole = torch.from_dlpack(capsule)
+        whole = tensor_over(lease, torch.float32, shape=(16 * PAGES, record), strides=(record, 1))
         row, token = torch.tensor([5], device=DEVICE), torch.zeros(1, record, device=DEVICE)
 
         def work() -> None:

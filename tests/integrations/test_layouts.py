@@ -17,24 +17,22 @@ from transformers import DynamicCache
 
 from vmm import InvalidArgument
 from vmm.integrations.transformers.memory import CacheMemory
-from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR, fits
+from vmm.limits import fits_mappings
+from vmm.records import part_of_one
 
 
 @pytest.fixture
 def token_major(monkeypatch):
-    monkeypatch.setattr(CacheMemory, "layout", lambda memory, batch, heads: TOKEN_MAJOR)
+    monkeypatch.setattr(CacheMemory, "layout", lambda memory, batch, heads: "token-major")
 
 
-@pytest.mark.parametrize(
-    ("layout", "most"),
-    [(HEAD_MAJOR, 2 * 6 * 3 * 2), (TOKEN_MAJOR, 2 * 6 * 3)],
-    ids=["head-major", "token-major"],
-)
+@pytest.mark.parametrize(("layout", "most"), [("head-major", 2 * 6 * 3 * 2), ("token-major", 2 * 6 * 3)])
 def test_a_layout_fits_in_half_of_the_mappings(layout, most):
-    shape = {"tensors": 6, "batch": 3, "heads": 2}
-    assert fits(layout, **shape, max_mappings=2 * most)
-    assert not fits(layout, **shape, max_mappings=2 * most - 1)
-    assert fits(layout, **shape, max_mappings=0)
+    """6 tensors of 3 rows of 2 heads."""
+    extents = 6 * 3 * part_of_one(layout, 2, 16).extents
+    assert fits_mappings(extents, max_mappings=2 * most)
+    assert not fits_mappings(extents, max_mappings=2 * most - 1)
+    assert fits_mappings(extents, max_mappings=0)
 
 
 @pytest.mark.host_only
@@ -43,10 +41,10 @@ def test_the_choice_by_mappings(pool):
     cache = cache_for(model_of(), pool)
     pool._core = FewMappings(pool._core, 2 * 48)
     memory = cache._memory
-    assert memory.layout(2, 2) is HEAD_MAJOR
-    assert memory.layout(3, 2) is TOKEN_MAJOR
-    assert memory.layout(4, 2) is TOKEN_MAJOR
-    with pytest.raises(InvalidArgument, match=r"batch is 5: .* 96 memory mappings .* vm.max_map_count"):
+    assert memory.layout(2, 2) == "head-major"
+    assert memory.layout(3, 2) == "token-major"
+    assert memory.layout(4, 2) == "token-major"
+    with pytest.raises(InvalidArgument, match=r"batch is 5: .* 48 memory mappings, half .* vm.max_map_count"):
         memory.layout(5, 2)
 
 
@@ -56,19 +54,19 @@ def test_what_cannot_fit_is_refused_at_once(pool):
         cache_for(model_of(), pool)
 
 
-@pytest.mark.parametrize("layout", [HEAD_MAJOR, TOKEN_MAJOR], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", ["head-major", "token-major"])
 def test_no_two_elements_share_a_place(layout):
     batch, heads, tokens, dim = 2, 3, 5, 4
-    extent_elements = 5 * layout.record_elements(heads, dim) + 7
-    rows, columns, records, last = layout.strides(extent_elements, heads, dim)
-    size = extent_elements * layout.extents(batch, heads)
+    part = part_of_one(layout, heads, dim)
+    extent_elements = 5 * part.record + 7
+    rows, records, columns, last = part.strides(extent_elements, dim)
+    size = extent_elements * batch * part.extents
     places = torch.arange(size).as_strided((batch, heads, tokens, dim), (rows, columns, records, last))
     assert places.unique().numel() == batch * heads * tokens * dim
     assert last == 1
     # A token's record lies in one piece in each extent, the next token's right behind it.
     offsets = places % extent_elements
-    record = layout.record_elements(heads, dim)
-    assert torch.equal(offsets // record, torch.arange(tokens)[None, None, :, None].expand_as(offsets))
+    assert torch.equal(offsets // part.record, torch.arange(tokens)[None, None, :, None].expand_as(offsets))
 
 
 @pytest.mark.usefixtures("token_major")

@@ -22,15 +22,15 @@ from tiny import (
 from transformers import DynamicCache
 
 from vmm import KVCache, KVTensor
-from vmm.layout import HEAD_MAJOR, TOKEN_MAJOR
+from vmm.records import part_of_one
 
 
 def int32(*numbers):
     return torch.tensor(numbers, dtype=torch.int32)
 
 
-LAYOUT = TOKEN_MAJOR if ON_CUDA else HEAD_MAJOR
-RECORD_BYTES = 4 * LAYOUT.record_elements(HEADS, DIM)
+PART = part_of_one("token-major" if ON_CUDA else "head-major", HEADS, DIM)
+RECORD_BYTES = 4 * PART.record
 
 
 def extent_bytes(tokens):
@@ -58,7 +58,7 @@ def test_a_longer_idle_extent_serves_a_shorter_cache(pool, lengths):
         size = fitting[0] if fitting else extent_bytes(tokens)
         for layer in cache.layers:
             assert [lease.extent_bytes for lease in layer._leases] == [size, size]
-            assert layer.keys.stride() == LAYOUT.strides(size // 4, HEADS, DIM)
+            assert layer.keys.transpose(1, 2).stride() == PART.strides(size // 4, DIM)
         idle += [] if fitting else [size]
         del cache, layer
         all_idle(pool)
@@ -70,7 +70,7 @@ def test_a_longer_idle_extent_serves_a_shorter_cache(pool, lengths):
 
 def test_only_extents_up_to_the_longest_that_was_asked_for_are_adopted(pool):
     def reserved(pages, longest_pages=0):
-        return pool.reserve(
+        return pool._core.reserve(
             page_bytes=PAGE_BYTES,
             extent_bytes=pages * PAGE_BYTES,
             extents=1,

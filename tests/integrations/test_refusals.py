@@ -72,7 +72,9 @@ def test_pool(other):
         VmmCache(model_of().config, pool=other)
 
 
-@pytest.mark.parametrize("page_bytes", [0, 1, 1000, 2048, 4097, 12288, -4096, 4096.0, "4096", True], ids=repr)
+@pytest.mark.parametrize(
+    "page_bytes", [0, 1, 1000, 2048, 4097, 12288, -4096, 2**70, 4096.0, "4096", True], ids=repr
+)
 def test_page_bytes(pool, page_bytes):
     with refused("page_bytes"):
         VmmCache(model_of().config, pool=pool, page_bytes=page_bytes)

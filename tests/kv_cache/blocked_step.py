@@ -13,9 +13,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import cuda_standin
 import torch
 from core_pool import settle
-from own_pool import int32, own_pool
+from own_pool import int32
 
-from vmm import KVCache, KVTensor, _core
+from vmm import KVCache, KVTensor, Pool, _core
 
 PAGE = 65536
 WATCHDOG_SECONDS = 60
@@ -25,7 +25,7 @@ def doomed_things(pool):
     """By name, each the last owner of what is behind it."""
 
     def lease():
-        return pool.reserve(page_bytes=PAGE, extent_bytes=PAGE, extents=1)
+        return pool._core.reserve(page_bytes=PAGE, extent_bytes=PAGE, extents=1)
 
     def tensor():
         made = KVTensor(1, 256, 64, pool=pool, page_bytes=PAGE)
@@ -37,7 +37,7 @@ def doomed_things(pool):
 
     return {
         "a lease": lease(),
-        "a growth": pool.growth([(lease(), 0, 1, 256)]),
+        "a growth": _core.Growth(pool._core, [(lease(), 0, 1, 256)]),
         "a tensor": tensor(),
         "rows": tensor()._memory.rows,
         "a slice": tensor()[:, :1],
@@ -99,7 +99,7 @@ def questions_of_sequences(cache):
 def main():
     faulthandler.dump_traceback_later(WATCHDOG_SECONDS, exit=True)
     standin = cuda_standin.loaded()
-    pool = own_pool(
+    pool = Pool._over(
         _core.Pool(
             128 * PAGE, arena_bytes=1 << 32, pager_thread=False, cuda_device=0, cuda_host_accessible=True
         )

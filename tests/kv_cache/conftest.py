@@ -1,26 +1,17 @@
 """Pools on the stand-in, whose kernels are late."""
 
-import gc
-
 import cuda_standin
 import pytest
-from own_pool import own_pool
 
-from vmm import _core
+from vmm import Pool, _core
 
 PAGE = 65536
 
 
 @pytest.fixture
 def standin():
-    """Which reports memory that is taken away or overwritten under queued work."""
-    found = cuda_standin.configured(granularity=PAGE)
-    gc.collect()  # what an exception's frames hold on to
-    found.reported = found.reports  # by others, on purpose
-    with found.counting():
+    with cuda_standin.without_misuse(PAGE) as found:
         yield found
-        found.sync_all()
-        assert found.reports == found.reported, found.last_report
     cuda_standin.configured(granularity=4096)
 
 
@@ -37,7 +28,7 @@ def gpu_pool(cuda, request):
     core = _core.Pool(
         pages * PAGE, arena_bytes=1 << 30, pager_thread=False, cuda_device=0, cuda_host_accessible=True
     )
-    yield own_pool(core)
+    yield Pool._over(core)
     core.check()
     core.close()
 

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import cuda_standin
 import pytest
 import torch
-from own_pool import own_pool
 
-from vmm import KVCache, _core
+from vmm import KVCache, Pool, _core
 from vmm.kv_cache.layout import chosen_records
 from vmm.records import LayerShape, slot_elements
 from vmm.simulate import PRESETS, Settings, find_gpu
@@ -82,7 +81,7 @@ def test_more_tokens_than_any_layout_can_hold(how):
 @pytest.fixture
 def gpu():
     cuda_standin.configured(granularity=2**21)
-    pool = own_pool(_core.Pool(2**26, cuda_device=0, cuda_host_accessible=True))
+    pool = Pool._over(_core.Pool(2**26, cuda_device=0, cuda_host_accessible=True))
     yield pool
     pool.close()
     cuda_standin.configured(granularity=4096)

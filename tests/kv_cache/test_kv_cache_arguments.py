@@ -26,7 +26,7 @@ ARGUMENTS = {
     "tokens_per_step": [0, -1, 1.0, None, 2**16 + 1, True],
     "layout": ["hnd", "", 1, True, []],
     "layers_per_extent": [0, 3, -1, 1.0, True, "1"],
-    "page_bytes": [0, 4095, 6144, 2048, -4096, 4096.0, "4096", True],
+    "page_bytes": [0, 4095, 6144, 2048, -4096, 2**50, 2**70, 4096.0, "4096", True],
     "pool": [1, "64MiB", object()],
 }
 

@@ -3,33 +3,28 @@ streams under all their names, and a budget that is too small."""
 
 import contextlib
 import os
-from types import SimpleNamespace
 from unittest import mock
 
 import cuda_standin
 import pytest
-import torch
 from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 from kinds import KINDS
-from naive_sequences import UNWRITTEN, NaiveCache, NaiveSequence
+from naive_sequences import NaiveCache, NaiveSequence
 from own_pool import PAGE, faulty_pool
-from pool_machine import PoolMachine
+from step_machine import LATEST, StepMachine
+from stream_names import STREAMS, StreamNames
 
 import vmm.kv_cache.cache
 import vmm.stream
-from vmm import DriverError, Error, InvalidArgument, KVCache, OutOfPages
+from vmm import InvalidArgument, KVCache
 
 BUDGET_PAGES = 56
 MOST = 150  # tokens
 SLOTS = 3
-DEFAULT = 1 if ON_CUDA else 0  # CU_STREAM_LEGACY; the host's 1 is another stream
-# What a caller may say for a stream; the host's default stream has no second name.
-STREAMS = st.sampled_from(["A", "B", "B as an object", "torch's", "0", *(["1"] if ON_CUDA else [])])
 TAILS = st.sampled_from([0, 20])
-LATEST = 5  # queries that an event may be late by
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,7 +39,7 @@ def per_layer(given, layers):
     return list(given) if isinstance(given, tuple) else [given] * layers
 
 
-class KVCacheMachine(PoolMachine):
+class KVCacheMachine(StepMachine):
     budget_pages = BUDGET_PAGES
 
     def __init__(self):
@@ -55,10 +50,9 @@ class KVCacheMachine(PoolMachine):
         if ON_CUDA:  # kernels need a context
             self.cuda = self.own_calls.enter_context(cuda_standin.own_calls())
         self.reports = cuda_standin.loaded().reports if ON_CUDA else 0
-        self.streams = [self.core.create_stream() for _ in range(2)]
-        self.current = 0  # torch's stream
+        self.streams = StreamNames(self.pool)
         self.own_calls.enter_context(
-            mock.patch.object(vmm.stream, "_current_stream", self.torch_current_stream)
+            mock.patch.object(vmm.stream, "_current_stream", self.streams.torch_current_stream)
         )
         self.caches: list[NaiveCache] = []
         self.written = 0
@@ -70,8 +64,10 @@ class KVCacheMachine(PoolMachine):
         tail=TAILS,
         per_step=st.sampled_from([1, 4]),
         torch_runs_late=st.booleans(),
+        by_sequence=st.booleans(),
     )
-    def begin(self, kinds, tail, per_step, torch_runs_late):
+    def begin(self, kinds, tail, per_step, torch_runs_late, by_sequence):
+        self.by_sequence = by_sequence
         self.pool._runs_late = torch_runs_late and ON_CUDA
         vmm.stream.torch_stream(self.pool)
         for kind in kinds:
@@ -103,32 +99,12 @@ class KVCacheMachine(PoolMachine):
             assert (window == 0) == (asked is None)
         self.caches.append(NaiveCache(cache, heads, dims, windows))
 
-    def torch_current_stream(self, ordinal):
-        return self.current
-
-    def said(self, name):
-        """For the stream of this name, what a caller says."""
-        a, b = self.streams
-        names = {"A": a, "B": b, "B as an object": SimpleNamespace(cuda_stream=b), "torch's": None}
-        return names[name] if name in names else int(name)
-
-    def handle(self, name):
-        """Of the stream that is meant, for kernels."""
-        if name == "torch's" and self.pool._runs_late:
-            return self.current or DEFAULT
-        return self.streams["AB".index(name[0])] if name[0] in "AB" else DEFAULT
-
     @precondition(lambda self: self.pool._runs_late)
     @rule(which=st.integers(-1, 1))
     def switch(self, which):
         """Torch's current stream is another, and known from now on."""
-        before, self.current = self.current, 0 if which < 0 else self.streams[which]
-        try:
-            with self.tolerated():
-                vmm.stream.torch_stream(self.pool)
-        finally:
-            if (self.current or DEFAULT) not in self.pool._watched_streams:
-                self.current = before
+        with self.tolerated():
+            self.streams.switch(which)
 
     @precondition(lambda self: self.caches)
     @rule(data=st.data(), prompt=st.integers(0, MOST), stream=STREAMS)
@@ -138,7 +114,7 @@ class KVCacheMachine(PoolMachine):
         try:
             with self.tolerated():
                 announce = data.draw(st.none() | st.integers(0, prompt))
-                sequence = naive.cache.open(prompt, announce=announce, stream=self.said(stream))
+                sequence = naive.cache.open(prompt, announce=announce, stream=self.streams.said(stream))
                 assert not full
                 assert sequence.slot not in {model.sequence.slot for model in naive.sequences}
                 naive.sequences.append(NaiveSequence(sequence))
@@ -168,74 +144,8 @@ class KVCacheMachine(PoolMachine):
         naive, model = self.draw_sequence(data)
         self.close_sequence(naive, model)
         with self.tolerated():
-            naive.sequences.append(NaiveSequence(naive.cache.open(tokens, stream=self.said(stream))))
+            naive.sequences.append(NaiveSequence(naive.cache.open(tokens, stream=self.streams.said(stream))))
             self.step_once(naive, naive.sequences[-1:], [tokens], stream, True)
-
-    def step_once(self, naive, chosen, grown, stream, write):
-        """With, if pages run out, those that are said to fit; and one more, which must not."""
-        handle = self.handle(stream)
-        try:
-            self.core_step(naive, chosen, grown, stream)
-        except OutOfPages as error:
-            self.step_fitting(naive, chosen, grown, stream, error.fitting)
-            return
-        except DriverError:
-            assert self.failing
-            return
-        except Error as error:
-            if "end it there first" not in str(error):
-                raise
-            self.finish_work()
-            self.core_step(naive, chosen, [0] * len(chosen), stream)
-            for model in chosen:
-                naive.grow(model, 0)
-            return
-        for model, count in zip(chosen, grown, strict=True):
-            start = len(model.tokens)
-            naive.grow(model, count)
-            numbers = list(range(self.written, self.written + count))
-            self.written += count
-            model.tokens += [UNWRITTEN] * count
-            if write and count and ON_CUDA:
-                if model.stream not in (None, handle):
-                    self.cuda.do("cuStreamSynchronize", model.stream)  # an engine's own dependency
-                model.stream = handle
-                naive.launch(model, start, numbers, handle)
-            elif write:
-                naive.write(model, start, numbers)
-                model.tokens[start:] = numbers
-
-    def core_step(self, naive, chosen, grown, stream):
-        slots = [model.sequence.slot for model in chosen]
-        lengths = [len(model.tokens) + count for model, count in zip(chosen, grown, strict=True)]
-        int32 = {"dtype": torch.int32}
-        naive.cache.step(torch.tensor(slots, **int32), torch.tensor(lengths, **int32), self.said(stream))
-
-    def step_fitting(self, naive, chosen, grown, stream, fitting):
-        growth = {model.sequence.slot: (model, count) for model, count in zip(chosen, grown, strict=True)}
-        assert [slot for slot in growth if slot in fitting] == list(fitting)
-        self.everything_is_as_it_was()
-        if self.failing:
-            return
-        assert len(fitting) < len(growth)
-        # Over a lowered budget pages that are free, but owed, may serve one more than is said.
-        if self.core.stats()["created_bytes"] <= self.core.budget.limit_bytes:
-            self.refuse_one_more(naive, growth, stream, fitting)
-        if fitting:
-            models, counts = zip(*(growth[slot] for slot in fitting), strict=True)
-            self.core_step(naive, models, counts, stream)
-            for model, count in zip(models, counts, strict=True):
-                naive.grow(model, count)
-                model.tokens += [UNWRITTEN] * count
-
-    def refuse_one_more(self, naive, growth, stream, fitting):
-        order = list(growth)
-        refused = next(slot for slot in order if slot not in fitting)
-        before = order[: order.index(refused)]
-        with pytest.raises(OutOfPages) as caught:
-            self.core_step(naive, *zip(*(growth[slot] for slot in (*before, refused)), strict=True), stream)
-        assert list(caught.value.fitting) == before
-        del caught
 
     @precondition(lambda self: any(naive.sequences for naive in self.caches))
     @rule(data=st.data())
@@ -271,7 +181,7 @@ class KVCacheMachine(PoolMachine):
     @rule(data=st.data(), stream=STREAMS)
     def end(self, data, stream):
         with self.tolerated():
-            data.draw(st.sampled_from(self.caches)).cache.end(self.said(stream))
+            data.draw(st.sampled_from(self.caches)).cache.end(self.streams.said(stream))
 
     @precondition(lambda self: self.caches)
     @rule(data=st.data())
@@ -306,26 +216,14 @@ class KVCacheMachine(PoolMachine):
         needed = sum(naive.needed_pages(naive.cache._tail) for naive in self.caches)
         assert self.core.stats()["kept_bytes"] == PAGE * needed
 
-    def finish_work(self):
-        self.recover()
-        self.core.delay_events(0)
-        if ON_CUDA:
-            cuda_standin.loaded().sync_all()
-            assert cuda_standin.loaded().reports == self.reports, cuda_standin.loaded().last_report
-        for stream in (*self.streams, 0):
-            self.core.end(stream)
-        for _ in range(10 * LATEST):  # a poll asks once
-            self.core.poll()
-
     def teardown(self):
         self.finish_work()
         self.everything_is_as_it_was()
         for naive in self.caches:
             naive.close()
-        while self.streams:
-            self.core.destroy_stream(self.streams.pop())
+        self.streams.destroy()
         self.end_pool()
-        self.pool = self.core = None
+        self.pool = self.core = self.streams = None
         self.own_calls.close()
 
     def draw_sequence(self, data):

@@ -141,7 +141,7 @@ def test_token_counts(pool, t, bad):
         lambda: t.release(0, bad),
     ]
     for call in calls:
-        with pytest.raises(InvalidArgument, match="expected 0 to 100 tokens"):
+        with pytest.raises(InvalidArgument, match="expected 0 to 100"):
             call()
     with pytest.raises(InvalidArgument, match="start <= end"):
         t.release(6, 5)

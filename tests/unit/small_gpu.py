@@ -7,7 +7,7 @@ import cuda_standin
 import pytest
 from core_pool import settle
 
-import vmm.pool
+import vmm
 from vmm import _core
 
 PAGE = 2**21
@@ -46,8 +46,6 @@ def lease_of(small_pool, pages, **options):
 @pytest.fixture
 def own_small_pool(small_gpu, small_pool, monkeypatch):
     """A vmm.Pool with a budget of half the device."""
-    if not cuda_standin.ON_CUDA:
-        monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 0))
-        monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    cuda_standin.shown_as_cpu(monkeypatch.setattr)
     with vmm.Pool(32 * PAGE) as made:
         yield made

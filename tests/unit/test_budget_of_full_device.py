@@ -6,8 +6,8 @@ import contextlib
 import pytest
 from small_gpu import CAPACITY, PAGE, lease_of
 
-import vmm.pool
-from vmm import InvalidArgument, OutOfPages, _core
+import vmm
+from vmm import InvalidArgument, OutOfPages, _core, default_pools, devices
 
 
 def test_a_lowered_budget_s_debt_is_told(small_pool):
@@ -19,7 +19,7 @@ def test_a_lowered_budget_s_debt_is_told(small_pool):
 
 
 def test_a_budget_can_be_lowered_on_a_full_device(own_small_pool, small_pool):
-    lease = own_small_pool.reserve(page_bytes=PAGE, extent_bytes=32 * PAGE, extents=1)
+    lease = own_small_pool._core.reserve(page_bytes=PAGE, extent_bytes=32 * PAGE, extents=1)
     lease.map([(0, 10)])
     small_pool.leave(10)  # nothing is free
     own_small_pool.budget_bytes = 20 * PAGE
@@ -33,10 +33,10 @@ def test_a_budget_can_be_lowered_on_a_full_device(own_small_pool, small_pool):
 
 
 def test_a_default_pool_can_be_lowered_on_a_full_device(own_small_pool, small_pool, monkeypatch):
-    monkeypatch.setattr(vmm.pool, "_defaults", {})  # an earlier test's is of another driver
+    monkeypatch.setattr(default_pools, "_pools", {})  # an earlier test's is of another driver
     vmm.configure(budget=32 * PAGE)
     try:
-        lease = vmm.default_pool().reserve(page_bytes=PAGE, extent_bytes=32 * PAGE, extents=1)
+        lease = vmm.default_pool()._core.reserve(page_bytes=PAGE, extent_bytes=32 * PAGE, extents=1)
         lease.map([(0, 10)])
         small_pool.leave(10)
         vmm.configure(budget=20 * PAGE)
@@ -62,7 +62,7 @@ def unused_device(small_gpu):
 
 
 def test_questions_make_no_context(small_gpu, monkeypatch, unused_device):
-    monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cuda:3", unused_device))
+    monkeypatch.setattr(devices, "parsed_device", lambda device: ("cuda:3", unused_device))
     before, retained = small_gpu.live()["contexts"], small_gpu.count("cuDevicePrimaryCtxRetain")
     assert "3" not in before
     assert _core.cuda_free_bytes(unused_device) == CAPACITY  # all of it: what is free cannot be asked
@@ -86,7 +86,7 @@ def test_a_pool_s_questions_retain_nothing(own_small_pool, small_gpu):
 
 
 def test_a_pool_with_a_bad_budget_leaves_no_context(small_gpu, monkeypatch, unused_device):
-    monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", unused_device))
+    monkeypatch.setattr(devices, "parsed_device", lambda device: ("cpu", unused_device))
     with contextlib.suppress(InvalidArgument):
         vmm.Pool("1TiB")
     assert "3" not in small_gpu.live()["contexts"]

@@ -8,9 +8,8 @@ import torch
 from transformers import LlamaConfig
 
 import vmm
-import vmm.pool
 from child import run_child
-from vmm import InvalidArgument, KVCache, KVTensor, Pool
+from vmm import InvalidArgument, KVCache, KVTensor, Pool, default_pools, devices
 from vmm.integrations.transformers import VmmCache
 
 pytestmark = pytest.mark.skipif(cuda_standin.ON_CUDA, reason="there every device is the stand-in's first")
@@ -21,7 +20,7 @@ def current(monkeypatch):
     """Makes a device torch's current one, of two."""
     standin = cuda_standin.configured()
     standin.set(devices=2)
-    monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    monkeypatch.setattr(devices, "cuda_host_accessible", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("VMM_BUDGET", "64MiB")
 
@@ -31,9 +30,9 @@ def current(monkeypatch):
     use(1)
     yield use
     for name in ("cuda:0", "cuda:1"):
-        if (pool := vmm.pool._defaults.pop(name, None)) is not None:
+        if (pool := default_pools._pools.pop(name, None)) is not None:
             pool.close()
-        vmm.pool._default_budgets.pop(name, None)
+        default_pools._budgets.pop(name, None)
     standin.set(devices=2)
 
 
@@ -63,7 +62,7 @@ OF_A_POOL = ["KVTensor", "KVCache", "VmmCache"]
 def test_cuda_is_the_current_device(current, kind, device):
     with MAKERS[kind](device) as pool:
         assert (pool.device, pool._ordinal) == ("cuda:1", 1)
-        lease = pool.reserve(page_bytes=2**21, extent_bytes=2**21, extents=1)
+        lease = pool._core.reserve(page_bytes=2**21, extent_bytes=2**21, extents=1)
         assert lease.map([(0, 1)]) == 1
         used = cuda_standin.loaded().live()["bytes"]
         assert used.get("1")
@@ -99,8 +98,8 @@ def test_another_device_is_named_by_its_number(current):
 def test_without_torch_it_is_the_first_and_torch_is_not_imported():
     done = run_child("""
         import sys
-        from vmm.pool import _parsed_device
-        assert _parsed_device("cuda") == ("cuda:0", 0)
+        from vmm.devices import parsed_device
+        assert parsed_device("cuda") == ("cuda:0", 0)
         assert "torch" not in sys.modules
     """)
     assert done.returncode == 0, done.stderr
@@ -109,7 +108,7 @@ def test_without_torch_it_is_the_first_and_torch_is_not_imported():
 def test_with_a_torch_that_has_no_gpu_it_is_the_first(monkeypatch):
     assert "torch" in sys.modules
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert vmm.pool._parsed_device("cuda") == ("cuda:0", 0)
+    assert devices.parsed_device("cuda") == ("cuda:0", 0)
 
 
 IN_A_CHILD = """

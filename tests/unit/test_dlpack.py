@@ -16,7 +16,7 @@ def pool():
 
 
 def lease_of(pool, pages=4):
-    lease = pool.reserve(page_bytes=PAGE, extent_bytes=pages * PAGE, extents=1)
+    lease = pool._core.reserve(page_bytes=PAGE, extent_bytes=pages * PAGE, extents=1)
     lease.map([(0, pages)])
     return lease
 

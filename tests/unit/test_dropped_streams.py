@@ -7,18 +7,17 @@ import pytest
 import torch
 from core_pool import settle
 from cuda_calls import SUCCESS
-from own_pool import own_pool
 
 import vmm
 from child import run_child
-from vmm import Closed, InvalidArgument, Stream, _core
+from vmm import Closed, InvalidArgument, Pool, Stream, _core
 
 PAGE = 65536
 
 HOST = f"""
 pool = vmm.Pool("64MiB")
 stream = vmm.Stream(pool)
-t = pool.reserve(page_bytes={PAGE}, extent_bytes=1 << 25, extents=1)
+t = pool._core.reserve(page_bytes={PAGE}, extent_bytes=1 << 25, extents=1)
 t.map([(0, (1 << 25) // {PAGE})])
 for _ in range(100_000):  # minutes
     pool._core.copy(t.address, t.address + (1 << 24), 1 << 24, stream.handle)
@@ -27,11 +26,10 @@ STANDIN = f"""
 sys.path[:0] = {[str(cuda_standin.HERE.parent), str(cuda_standin.HERE)]!r}
 import cuda_standin
 standin = cuda_standin.configured(granularity={PAGE})
-pools._parsed_device = lambda device: ("cpu", 0)
-pools._cuda_host_accessible = True
+cuda_standin.shown_as_cpu()
 pool = vmm.Pool("4MiB")
 stream = vmm.Stream(pool)
-t = pool.reserve(page_bytes={PAGE}, extent_bytes={4 * PAGE}, extents=1)
+t = pool._core.reserve(page_bytes={PAGE}, extent_bytes={4 * PAGE}, extents=1)
 t.map([(0, 4)])
 with cuda_standin.own_calls():
     standin.set(hang=1)
@@ -41,9 +39,9 @@ pool._core.mark(stream.handle)
 BEGINNING = """
 import gc, os, sys, threading, time
 import vmm
-from vmm import pool as pools
+from vmm import open_pools
 
-pools._EXIT_PATIENCE = 0.2
+open_pools._EXIT_PATIENCE_S = 0.2
 """
 
 ENDINGS = {  # and how many are told of it: a pool that is dropped tells nobody
@@ -82,11 +80,11 @@ def test_a_stream_that_never_ends_does_not_keep_the_process(device, ending):
 
 
 def test_dropping_a_stream_waits_for_nobody_and_its_fences_stay(standin):
-    pool = own_pool(_core.Pool(8 * PAGE, pager_thread=False, cuda_device=0, cuda_host_accessible=True))
+    pool = Pool._over(_core.Pool(8 * PAGE, pager_thread=False, cuda_device=0, cuda_host_accessible=True))
     with cuda_standin.own_calls():
         stream = Stream(pool)
         handle = stream.handle
-        lease = pool.reserve(page_bytes=PAGE, extent_bytes=4 * PAGE, extents=1)
+        lease = pool._core.reserve(page_bytes=PAGE, extent_bytes=4 * PAGE, extents=1)
         lease.map([(0, 4)])
         over = []
         standin.set(hang=1)
@@ -110,7 +108,7 @@ def test_dropping_a_stream_waits_for_nobody_and_its_fences_stay(standin):
 
 @pytest.mark.parametrize("looks", ["poll", "create_stream", "close"])
 def test_a_dropped_stream_is_destroyed_when_it_is_over(standin, looks):
-    pool = own_pool(_core.Pool(8 * PAGE, pager_thread=False, cuda_device=0, cuda_host_accessible=True))
+    pool = Pool._over(_core.Pool(8 * PAGE, pager_thread=False, cuda_device=0, cuda_host_accessible=True))
     before = streams(standin)
     dropped = Stream(pool).handle
     assert dropped in streams(standin)
@@ -124,7 +122,7 @@ def test_a_dropped_stream_is_destroyed_when_it_is_over(standin, looks):
 
 
 def test_a_dropped_stream_of_an_idle_pool_is_destroyed_by_the_pager(standin):
-    pool = own_pool(
+    pool = Pool._over(
         _core.Pool(8 * PAGE, idle_ns=10_000_000, cuda_device=0, cuda_host_accessible=True)  # with a thread
     )
     dropped = Stream(pool).handle
@@ -136,8 +134,8 @@ def test_a_dropped_stream_of_an_idle_pool_is_destroyed_by_the_pager(standin):
 
 
 def test_a_dropped_stream_with_an_open_epoch_ends_it(standin):
-    pool = own_pool(_core.Pool(8 * PAGE, pager_thread=False, cuda_device=0, cuda_host_accessible=True))
-    lease = pool.reserve(page_bytes=PAGE, extent_bytes=4 * PAGE, extents=1)
+    pool = Pool._over(_core.Pool(8 * PAGE, pager_thread=False, cuda_device=0, cuda_host_accessible=True))
+    lease = pool._core.reserve(page_bytes=PAGE, extent_bytes=4 * PAGE, extents=1)
     lease.map([(0, 4)])
     stream = Stream(pool)
     pool._core.step(stream.handle)
@@ -178,13 +176,6 @@ def test_what_is_no_stream_of_the_pool_cannot_be_destroyed():
         with pytest.raises(InvalidArgument, match="stream"):
             pool.destroy_stream(none)
     pool.close()
-
-
-@pytest.fixture
-def standin():
-    with cuda_standin.without_misuse(PAGE) as found:
-        yield found
-        found.set(hang=0)
 
 
 def streams(standin):

@@ -8,9 +8,9 @@ WORK_THAT_NEVER_ENDS = """
 import ctypes, sys
 import vmm
 from vmm import _core
-from vmm import pool as pools
+from vmm import open_pools
 
-pools._EXIT_PATIENCE = 0.2
+open_pools._EXIT_PATIENCE_S = 0.2
 pool = vmm.Pool("16MiB")
 pool._core.close()
 pool._core = _core.Pool(1 << 24, faults=True, pager_thread=PAGER)  # whose events can be held back
@@ -46,7 +46,7 @@ def test_whatever_happens_at_the_close_of_one_the_others_are_closed(error, stder
     result = run_child(f"""
         import io, sys
         import vmm
-        from vmm import pool as pools
+        from vmm import open_pools
 
         class Broken:
             in_child = False
@@ -68,7 +68,7 @@ def test_whatever_happens_at_the_close_of_one_the_others_are_closed(error, stder
         closed.close()
         interrupted = Interrupted()
         sys.stderr = {stderr}
-        pools._close_all()
+        open_pools._close_all()
         print([pool.closed for pool in made[1::2]])
     """)
     assert (result.returncode, result.stdout.strip()) == (0, "[True, True, True]"), result.stderr
@@ -90,8 +90,8 @@ def test_a_pool_that_cannot_be_closed_does_not_keep_the_others_from_closing():
                 raise RuntimeError("nothing works here")
 
         bad._core = Broken()
-        from vmm import pool as pools
-        pools._close_all()
+        from vmm import open_pools
+        open_pools._close_all()
         print([pool.closed for pool in good])
     """)
     assert (result.returncode, result.stdout.strip()) == (0, "[True, True, True, True]"), result.stderr

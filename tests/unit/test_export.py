@@ -13,7 +13,7 @@ from cuda_calls import access
 from four_gpus import PAGE, open_core
 
 import vmm
-from vmm import InvalidArgument
+from vmm import InvalidArgument, devices
 
 pytestmark = pytest.mark.host_only  # real device names; see conftest.py
 
@@ -66,9 +66,9 @@ def test_another_process_sees_the_page_and_writes_to_it(mapped):
 
 
 def test_a_page_as_python_gets_it(four_gpus, monkeypatch):
-    monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    monkeypatch.setattr(devices, "cuda_host_accessible", True)
     with vmm.Pool("16MiB", device="cuda", shareable=True) as pool:
-        lease = pool.reserve(page_bytes=PAGE, extent_bytes=PAGE, extents=1)
+        lease = pool._core.reserve(page_bytes=PAGE, extent_bytes=PAGE)
         lease.map([(0, 1)])
         page = pool.export(lease.address + 5)
         assert isinstance(page, vmm.ExportedPage)
@@ -79,9 +79,9 @@ def test_a_page_as_python_gets_it(four_gpus, monkeypatch):
 
 
 def test_a_forked_child_has_the_descriptor_and_an_executed_program_has_not(four_gpus, monkeypatch):
-    monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    monkeypatch.setattr(devices, "cuda_host_accessible", True)
     with vmm.Pool("16MiB", device="cuda", shareable=True) as pool:
-        lease = pool.reserve(page_bytes=PAGE, extent_bytes=PAGE, extents=1)
+        lease = pool._core.reserve(page_bytes=PAGE, extent_bytes=PAGE)
         lease.map([(0, 1)])
         fd = pool.export(lease.address).file_descriptor
         code = f"import os; os.fstat({fd})"

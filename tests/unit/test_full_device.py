@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_gpu import PAGE, lease_of
 
+import vmm
 import vmm.device_memory
-import vmm.pool
 from vmm import KVTensor, OutOfPages, _core
 
 NOT_READY = 600
@@ -149,10 +149,10 @@ def test_what_torch_could_not_give_back_it_is_not_asked_for_again(small_pool, mo
 
 
 def test_another_pool_of_the_device_gives_up_what_it_does_not_need(small_pool, own_small_pool):
-    idle = own_small_pool.reserve(page_bytes=PAGE, extent_bytes=8 * PAGE, extents=1)
+    idle = own_small_pool._core.reserve(page_bytes=PAGE, extent_bytes=8 * PAGE, extents=1)
     idle.map([(0, 8)])
     del idle
-    used = own_small_pool.reserve(page_bytes=PAGE, extent_bytes=2 * PAGE, extents=1)
+    used = own_small_pool._core.reserve(page_bytes=PAGE, extent_bytes=2 * PAGE, extents=1)
     used.map([(0, 2)])
     small_pool.leave(12)  # two more than the other has
     lease = lease_of(small_pool, 9)
@@ -196,9 +196,7 @@ def test_a_cache_that_cannot_be_emptied_changes_nothing(small_pool, monkeypatch)
 
 def test_a_tensor_and_a_cache(small_gpu, small_pool, monkeypatch):
     """The ways of KVTensor and KVCache into the engine."""
-    if not cuda_standin.ON_CUDA:
-        monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 0))
-        monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    cuda_standin.shown_as_cpu(monkeypatch.setattr)
     with vmm.Pool(32 * PAGE, lookahead_pages=0) as own:
         tensor = KVTensor(1, 8 * 512, 1024, pool=own)  # 512 tokens a page
         cache = vmm.KVCache(1, 1, 512, torch.float32, max_tokens=8 * 512, max_sequences=2, pool=own)

@@ -2,7 +2,6 @@
 
 import ctypes
 
-import cuda_standin
 import pytest
 from core_pool import settle
 from cuda_calls import SUCCESS
@@ -13,21 +12,10 @@ PAGE = 65536
 
 
 @pytest.fixture
-def standin():
-    found = cuda_standin.configured(granularity=PAGE)
-    before = found.reports
-    with found.counting(), cuda_standin.own_calls() as cuda:
-        found.cuda = cuda
-        yield found
-        found.sync_all()
-    assert found.reports == before, found.last_report
-
-
-@pytest.fixture
-def green(standin):
+def green(standin, cuda):
     stream = standin.green_stream(0)
     yield stream
-    standin.cuda.do("cuStreamDestroy", stream)
+    cuda.do("cuStreamDestroy", stream)
 
 
 @pytest.fixture
@@ -102,8 +90,8 @@ def test_its_events_are_no_others(standin, pool, green):
     pool.destroy_stream(own)
 
 
-def test_one_of_another_device_is_refused(standin, pool):
-    other = standin.cuda.get_number("cuDevicePrimaryCtxRetain", 1)
+def test_one_of_another_device_is_refused(standin, cuda, pool):
+    other = cuda.get_number("cuDevicePrimaryCtxRetain", 1)
     stream = standin.green_stream(1)
     for call in (pool.mark, pool.step, pool.end, pool.watch, pool.synchronize):
         with pytest.raises(InvalidArgument, match="stream: of another device than cuda:0"):
@@ -114,6 +102,6 @@ def test_one_of_another_device_is_refused(standin, pool):
         pool.copy(lease.address, lease.address + PAGE, PAGE, stream)
     del lease
     assert pool.trim(1 << 40) == 4 * PAGE
-    standin.cuda.do("cuStreamDestroy", stream)
-    standin.cuda.do("cuDevicePrimaryCtxRelease", 1)
+    cuda.do("cuStreamDestroy", stream)
+    cuda.do("cuDevicePrimaryCtxRelease", 1)
     assert other

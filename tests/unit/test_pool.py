@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import cuda_standin
 import pytest
 from core_pool import settle
-from own_pool import own_pool
 
 import vmm
 from child import run_child
@@ -20,7 +19,7 @@ PAGE = 65536
 
 
 def map_pages(pool, pages):
-    lease = pool.reserve(page_bytes=PAGE, extent_bytes=pages * PAGE, extents=1)
+    lease = pool._core.reserve(page_bytes=PAGE, extent_bytes=pages * PAGE, extents=1)
     lease.map([(0, pages)])
     return lease
 
@@ -65,14 +64,14 @@ def test_the_environment_sets_the_default_budget(monkeypatch):
 @pytest.mark.host_only
 def test_the_default_budget_is_a_part_of_what_is_available(monkeypatch):
     monkeypatch.delenv("VMM_BUDGET", raising=False)
-    monkeypatch.setattr("vmm.pool.available_bytes", lambda: 2**30)
+    monkeypatch.setattr("vmm.budgets.available_bytes", lambda: 2**30)
     assert Pool().budget_bytes == 2**29
 
 
 def test_a_budget_can_be_lowered_on_a_full_machine(monkeypatch):
     pool = Pool(32 * PAGE)
     lease = map_pages(pool, 10)
-    free = "vmm.pool.available_bytes" if pool._ordinal < 0 else "vmm._core.Pool.device_free_bytes"
+    free = "vmm.budgets.available_bytes" if pool._ordinal < 0 else "vmm._core.Pool.device_free_bytes"
     monkeypatch.setattr(free, lambda *_: 0)
     pool.budget_bytes = 20 * PAGE
     with pytest.raises(InvalidArgument, match="budget"):
@@ -146,7 +145,7 @@ def test_what_is_warm_need_not_be_created_again():
     assert pool.warm(2**24) == 0
     before = pool.stats()
     assert before.free_bytes == before.created_bytes == 2**24
-    lease = pool.reserve(page_bytes=pool.default_page_bytes, extent_bytes=2**24, extents=1)
+    lease = pool._core.reserve(page_bytes=pool.default_page_bytes, extent_bytes=2**24, extents=1)
     lease.map([(0, 2**24 // pool.default_page_bytes)])
     assert pool.stats().pages_created == before.pages_created
     assert lease.mapped_bytes == 2**24
@@ -192,7 +191,7 @@ def test_others_run_while_memory_is_made_warm():
     core = _core.Pool(
         32 * page, arena_bytes=1 << 32, pager_thread=False, cuda_device=0, cuda_host_accessible=True
     )
-    with own_pool(core) as pool, ThreadPoolExecutor(1) as worker:
+    with Pool._over(core) as pool, ThreadPoolExecutor(1) as worker:
 
         def in_the_driver():
             inside.set()
@@ -201,7 +200,7 @@ def test_others_run_while_memory_is_made_warm():
         standin.before("cuMemCreate", in_the_driver)
         job = worker.submit(pool.warm, 16 * page, page_bytes=page)
         assert inside.wait(20)
-        lease = pool.reserve(page_bytes=page, extent_bytes=4 * page, extents=1)
+        lease = pool._core.reserve(page_bytes=page, extent_bytes=4 * page, extents=1)
         lease.map([(0, 4)])
         mapped.set()
         assert job.result() == 16 * page
@@ -260,7 +259,7 @@ def test_with_closes():
 def test_bad_shapes_are_refused(arguments, words):
     pool = Pool("1MiB")
     with pytest.raises(InvalidArgument, match=words):
-        pool.reserve(**{"page_bytes": PAGE, "extent_bytes": 2**20, "extents": 1, **arguments})
+        pool._core.reserve(**{"page_bytes": PAGE, "extent_bytes": 2**20, "extents": 1, **arguments})
     assert pool.stats().reservations_leased == 0
 
 

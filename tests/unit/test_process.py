@@ -12,9 +12,10 @@ from child import run_child
 
 MAKE = """
 import ctypes, os, sys, vmm
+from vmm import _core
 pool = vmm.Pool("8MiB")
-lease = pool.reserve(page_bytes=65536, extent_bytes=1 << 20, extents=1)
-growth = pool.growth([(lease, 0, 1, 256)])
+lease = pool._core.reserve(page_bytes=65536, extent_bytes=1 << 20, extents=1)
+growth = _core.Growth(pool._core, [(lease, 0, 1, 256)])
 growth.advance(300)
 ctypes.memset(lease.address, 7, 1000)
 """
@@ -30,7 +31,7 @@ def test_a_forked_child_is_told_and_harms_nobody():
         if child == 0:
             refused = 0
             for use in (pool.stats, pool.check, pool.trim, pool.close, lambda: growth.advance(2000),
-                        lambda: pool.reserve(page_bytes=65536, extent_bytes=65536, extents=1),
+                        lambda: pool._core.reserve(page_bytes=65536, extent_bytes=65536, extents=1),
                         lambda: lease.map([(0, 16)]), lambda: growth.truncate(1), lambda: lease.mapped_bytes,
                         lambda: lease.unkeep([(0, 1)]), lambda: growth.missing(400),
                         lambda: lease.missing([(0, 1)]), lambda: setattr(pool, "budget_bytes", "1MiB")):
@@ -40,7 +41,7 @@ def test_a_forked_child_is_told_and_harms_nobody():
                     refused += "before fork()" in str(error)
             repr(pool)
             fresh = vmm.default_pool()
-            fresh.reserve(page_bytes=65536, extent_bytes=65536, extents=1).map([(0, 1)])
+            fresh._core.reserve(page_bytes=65536, extent_bytes=65536, extents=1).map([(0, 1)])
             del growth, lease, pool  # the parent's memory must survive this
             sys.exit(refused)
         _, status = os.waitpid(child, 0)
@@ -73,7 +74,7 @@ def test_exit_by_exception_while_mapping():
         MAKE
         + textwrap.dedent("""
         import threading
-        other = pool.reserve(page_bytes=65536, extent_bytes=1 << 22, extents=1)
+        other = pool._core.reserve(page_bytes=65536, extent_bytes=1 << 22, extents=1)
         def churn():
             while True:
                 other.map([(0, 60)])
@@ -142,7 +143,7 @@ def test_what_limits_the_mappings_is_named():
         os.environ["VMM_MAX_MAPPINGS"] = str(sum(1 for _ in open("/proc/self/maps")) + 300)
         pool = vmm.Pool("64MiB")
         config = transformers.LlamaConfig(hidden_size=128, num_hidden_layers=8, num_attention_heads=4)
-        lease = pool.reserve(page_bytes=4096, extent_bytes=8192, extents=1000)
+        lease = pool._core.reserve(page_bytes=4096, extent_bytes=8192, extents=1000)
         for make in (
             lambda: lease.map([(2 * i, 1) for i in range(1000)]),
             lambda: vmm.KVCache(1, 1, 64, max_tokens=64, max_sequences=2**20 // 64, pool=pool),

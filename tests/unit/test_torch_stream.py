@@ -10,7 +10,7 @@ import torch
 from cuda_calls import SUCCESS
 from transformers import LlamaConfig
 
-import vmm.pool
+import vmm
 import vmm.stream
 from vmm import KVCache, KVTensor
 from vmm.integrations.transformers import VmmCache
@@ -20,40 +20,26 @@ PAGE = 65536
 
 
 @pytest.fixture
-def cuda():
-    """This thread's own calls to libcuda."""
-    cuda_standin.configured(granularity=PAGE).sync_all()
-    with cuda_standin.own_calls() as made:
-        yield made
-
-
-@pytest.fixture
-def gpu(cuda, monkeypatch):
+def gpu(standin, cuda, monkeypatch):
     """A pool on the stand-in, and torch's "current stream" on it."""
-    standin = cuda_standin.loaded()
     stream = cuda.get_number("cuStreamCreate", 1)
-    if not cuda_standin.ON_CUDA:
-        monkeypatch.setattr(vmm.pool, "_parsed_device", lambda device: ("cpu", 0))
-        monkeypatch.setattr(vmm.pool, "_cuda_host_accessible", True)
+    cuda_standin.shown_as_cpu(monkeypatch.setattr)
     monkeypatch.setattr(vmm.stream, "_current_stream", lambda ordinal: stream)
-    before = standin.reports
-    with standin.counting():
-        pool = vmm.Pool("4MiB", lookahead_pages=0)
-        pool._runs_late = True
+    pool = vmm.Pool("4MiB", lookahead_pages=0)
+    pool._runs_late = True
 
-        def work(tensor):
-            """Work that reads ``tensor``: the list is empty until it runs, then has the first number."""
-            seen = []
-            reads = [(tensor.data_ptr(), tensor.numel() * tensor.itemsize)]
-            first = ctypes.c_float.from_address(tensor.data_ptr())
-            assert standin.launch(stream, lambda: seen.append(first.value), reads=reads) == SUCCESS
-            return seen
+    def work(tensor):
+        """Work that reads ``tensor``: the list is empty until it runs, then has the first number."""
+        seen = []
+        reads = [(tensor.data_ptr(), tensor.numel() * tensor.itemsize)]
+        first = ctypes.c_float.from_address(tensor.data_ptr())
+        assert standin.launch(stream, lambda: seen.append(first.value), reads=reads) == SUCCESS
+        return seen
 
-        yield SimpleNamespace(pool=pool, standin=standin, stream=stream, work=work)
-        standin.sync_all()
-        pool.check()
-        pool.close()
-        assert standin.reports == before, standin.last_report
+    yield SimpleNamespace(pool=pool, standin=standin, stream=stream, work=work)
+    standin.sync_all()
+    pool.check()
+    pool.close()
     cuda.do("cuStreamDestroy", stream)
 
 

@@ -6,7 +6,6 @@ On the stand-in, whose "kernels" declare what they read: it reports memory that 
 import ctypes
 from types import SimpleNamespace
 
-import cuda_standin
 import pytest
 from core_pool import settle
 from cuda_calls import GLOBAL, SUCCESS
@@ -15,18 +14,6 @@ from vmm import InvalidArgument, OutOfPages, _core
 
 PAGE = 65536
 READS = 4096
-
-
-@pytest.fixture
-def standin():
-    with cuda_standin.without_misuse(PAGE) as found:
-        yield found
-
-
-@pytest.fixture
-def cuda(standin):
-    with cuda_standin.own_calls() as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from vmm.arguments import checked_number
 from vmm.errors import InvalidArgument
-from vmm.pool import Pool, checked_pool, default_pool
 from vmm.records import LayerShape
-
-
-def checked_number(argument: str, value: Any, least: int, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidArgument(f"{argument} is {value!r}; expected {least} to {most}")
-    return value
 
 
 def checked_shapes(layers: Any, kv_heads: Any, head_dim: Any, window: Any) -> list[LayerShape]:
@@ -37,27 +31,6 @@ def _of_each_layer(argument: str, given: Any, layers: int, least: int, most: int
     return [checked_number(argument, number, least, most) for number in numbers]
 
 
-def chosen_pool(pool: Any, budget: int | str | None, device: Any) -> Pool:
-    """The pool given; or one of its own, with ``budget``; or the device's default one."""
-    if pool is not None:
-        if budget is not None:
-            raise InvalidArgument("budget and pool: expected at most one of them")
-        return checked_pool(pool, device)
-    device = "cpu" if device is None else device
-    return default_pool(device) if budget is None else Pool(budget, device=device)
-
-
-def checked_page_bytes(page_bytes: Any, pool: Pool) -> int:
-    granularity = pool._core.granularity
-    if page_bytes is None:
-        return pool.default_page_bytes
-    if not isinstance(page_bytes, int) or page_bytes < granularity or page_bytes & (page_bytes - 1):
-        raise InvalidArgument(
-            f"page_bytes is {page_bytes!r}; expected a power of two of at least {granularity}"
-        )
-    return page_bytes
-
-
 def int32_numbers(argument: str, array: Any) -> tuple[int, int]:
     """Where the numbers are, and how many."""
     if not isinstance(array, torch.Tensor):
@@ -74,7 +47,10 @@ def _as_tensor(argument: str, array: Any) -> torch.Tensor:
     try:
         view = memoryview(array)
     except TypeError:
-        raise InvalidArgument(f"{argument} is {type(array).__name__}; expected an int32 array") from None
+        alone = ", or {sequence: length} alone" if isinstance(array, Mapping) else ""
+        raise InvalidArgument(
+            f"{argument} is {type(array).__name__}; expected an int32 array{alone}"
+        ) from None
     if view.format != "i" or view.ndim != 1 or not view.contiguous:
         raise InvalidArgument(
             f"{argument} has items of format {view.format!r}; expected int32, one dimension"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vmm import _core
+from vmm.arguments import checked_number
 from vmm.errors import InvalidArgument
-from vmm.kv_cache.arguments import checked_number
-from vmm.layout import fits_int32, warn_of_int32
+from vmm.limits import fits_int32, fits_mappings, too_many_mappings, warn_of_int32
 from vmm.pool import Pool
 from vmm.records import LayerShape, Records, fewest_extents, head_major, token_major
 
@@ -48,17 +47,17 @@ def _chosen(
         checked_number("layers_per_extent", layers_per_extent, 1, len(shapes))
         if layout == "head-major":
             raise InvalidArgument("layers_per_extent: of the layout 'token-major' only")
-    limit = pool._core.max_mappings // 2  # each extent costs two: what is mapped, and the gap after it
+    most = pool._core.max_mappings
 
     def fits(records: Records) -> bool:
-        return limit == 0 or 2 * max_sequences * sum(part.extents for part in records.parts) <= limit
+        return fits_mappings(max_sequences * sum(part.extents for part in records.parts), most)
 
     by_heads = head_major(shapes)
     if layout == "head-major" or (layout is None and layers_per_extent is None and not pool._core.gpu):
         if fits(by_heads):
             return by_heads
         if layout is not None:
-            raise InvalidArgument(_too_many(limit))
+            raise _too_many(most)
     if layers_per_extent is None and pool._core.gpu:
         records = fewest_extents(shapes, slot_elements)
     else:
@@ -66,12 +65,10 @@ def _chosen(
     if not fits(records) and layers_per_extent is None:
         records = token_major(shapes, len(shapes))
     if not fits(records):
-        raise InvalidArgument(_too_many(limit))
+        raise _too_many(most)
     return records
 
 
-def _too_many(limit: int) -> str:
-    return (
-        f"max_sequences: the slots would use more than {limit} memory mappings, half of what a process may"
-        f" have; use fewer sequences, or more layers per extent, or raise {_core.mapping_limit()[1]}"
-    )
+def _too_many(max_mappings: int) -> InvalidArgument:
+    instead = "fewer sequences, or more layers per extent"
+    return too_many_mappings("max_sequences: the slots", max_mappings, instead)

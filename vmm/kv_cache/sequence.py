@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vmm.arguments import checked_number
 from vmm.closing import Closing
-from vmm.errors import Closed
-from vmm.kv_cache.arguments import checked_number
+from vmm.errors import Closed, InvalidArgument
 from vmm.stream import handle_of, release_after, torch_stream
 
 if TYPE_CHECKING:
@@ -76,3 +77,20 @@ class Sequence(Closing):
             current = torch_stream(self.cache.pool)
             self.cache._opened.close(self._slot, current if stream is None else handle_of(stream))
         self._slot = None
+
+
+def slots_of(cache: KVCache, argument: str, sequences: Iterable[Sequence]) -> list[int]:
+    """The slots of open sequences of ``cache``. Raises InvalidArgument for anything else among ``sequences``
+    and Closed for a closed sequence; both name ``argument`` and the position in it."""
+    if not isinstance(sequences, Iterable):
+        raise InvalidArgument(f"{argument} is {sequences!r}; expected sequences of this cache")
+    slots = []
+    for at, sequence in enumerate(sequences):
+        if not isinstance(sequence, Sequence):
+            raise InvalidArgument(f"{argument}[{at}] is {sequence!r}; expected a sequence of this cache")
+        if sequence.cache is not cache:
+            raise InvalidArgument(f"{argument}[{at}] is of another cache; expected a sequence of this one")
+        if (slot := sequence._slot) is None:  # another thread may close it after this
+            raise Closed(f"{argument}[{at}]: this sequence is closed")
+        slots.append(slot)
+    return slots

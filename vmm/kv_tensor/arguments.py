@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from vmm.arguments import chosen_page_bytes
+from vmm.dlpack import DTYPES
 from vmm.errors import InvalidArgument
-from vmm.kv_tensor.memory import DTYPES
-from vmm.pool import Pool, checked_pool, default_pool
+from vmm.pool import Pool
 from vmm.units import format_bytes
 
 _LARGEST_BYTES = 2**47  # what user space can address
@@ -25,12 +26,11 @@ def checked_dtype(dtype: Any) -> torch.dtype:
     return dtype  # type: ignore[no-any-return]
 
 
-def chosen_pool(pool: Any, device: Any) -> Pool:
-    """The pool given, or the default one of the device given, or of torch's default device."""
-    if device is None and pool is None:
-        return default_pool(torch.get_default_device())
-    device = None if device is None else torch.device(device)
-    return default_pool(device) if pool is None else checked_pool(pool, device)
+def tensor_device(device: Any, pool: Any) -> torch.device | None:
+    """The device for a tensor: the one given, or torch's default device where no pool is given either."""
+    if device is None:
+        return torch.get_default_device() if pool is None else None
+    return torch.device(device)
 
 
 def is_meta(device: Any) -> bool:
@@ -50,12 +50,12 @@ def checked_grow_dim(grow_dim: Any, sizes: tuple[int, ...]) -> int:
     return dimension
 
 
-def checked_page_bytes(page_bytes: Any, sizes: tuple[int, ...], dtype: torch.dtype) -> int:
-    if not isinstance(page_bytes, int) or not 0 < page_bytes < 2**40:
-        raise InvalidArgument(f"page_bytes is {page_bytes!r}; expected a power of two")
-    if math.prod(sizes) * dtype.itemsize > _MOST_PAGES * page_bytes:
-        raise InvalidArgument(f"page_bytes is {page_bytes}: more than 2^26 pages for shape {sizes!r}")
-    return page_bytes
+def chosen_page_size(page_bytes: Any, pool: Pool, sizes: tuple[int, ...], dtype: torch.dtype) -> int:
+    """The page size in bytes, which ``pool`` has and which is large enough for a tensor of this shape."""
+    chosen = chosen_page_bytes(page_bytes, pool)
+    if math.prod(sizes) * dtype.itemsize > _MOST_PAGES * chosen:
+        raise InvalidArgument(f"page_bytes is {chosen}: more than 2^26 pages for shape {sizes!r}")
+    return chosen
 
 
 def checked_shape(shape: tuple[Any, ...], dtype: torch.dtype) -> tuple[int, ...]:
@@ -71,12 +71,6 @@ def checked_shape(shape: tuple[Any, ...], dtype: torch.dtype) -> tuple[int, ...]
             f"shape is {sizes!r}: {format_bytes(size_bytes)} are more than can be addressed"
         )
     return sizes
-
-
-def checked_tokens(argument: str, value: Any, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise InvalidArgument(f"{argument} is {value!r}; expected 0 to {most} tokens")
-    return value
 
 
 def kind_of(x: Any) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from vmm.arguments import checked_number
 from vmm.closing import Closing
 from vmm.errors import InvalidArgument
-from vmm.kv_tensor.arguments import checked_tokens, kind_of
+from vmm.kv_tensor.arguments import kind_of
 from vmm.kv_tensor.memory import KVMemory
 from vmm.stream import handle_of, release_after
 
@@ -73,12 +74,12 @@ class Lifecycle(Closing):
         """Maps tokens [0, n) of every row, so that writing them can neither stall nor run out of memory.
         Raises InvalidArgument or OutOfPages."""
         memory = self._whole_memory("reserve")
-        memory.rows.reserve(checked_tokens("n", n, memory.tokens))
+        memory.rows.reserve(checked_number("n", n, 0, memory.tokens))
 
     def truncate(self, n: int, stream: Any = None) -> None:
         """Forgets tokens from ``n`` on, in every row, and lowers ``length`` to ``n``; see ``release``."""
         memory = self._whole_memory("truncate")
-        checked_tokens("n", n, memory.tokens)
+        checked_number("n", n, 0, memory.tokens)
         with memory.lock:
             self.release(n, memory.tokens, stream)
             memory.length = min(memory.length, n)
@@ -89,8 +90,8 @@ class Lifecycle(Closing):
         ``stream`` until now (a vmm.Stream, a CUDA stream, or its handle), and the pool's open epochs. Until
         they are written again, the tokens read as what they were or as zeros. Raises InvalidArgument."""
         memory = self._whole_memory("release")
-        checked_tokens("start", start, memory.tokens)
-        checked_tokens("end", end, memory.tokens)
+        checked_number("start", start, 0, memory.tokens)
+        checked_number("end", end, 0, memory.tokens)
         release_after(memory.pool, stream)
         memory.release(start, end)
 

@@ -10,25 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._C import _from_dlpack
 
 from vmm import _core
+from vmm.default_pools import default_pool
+from vmm.dlpack import consumed, type_of
 from vmm.errors import Closed, Forked
 from vmm.kv_tensor.guarding import refuse_storage, refuse_writers
-from vmm.pool import Pool, default_pool
+from vmm.pool import Pool
 from vmm.stream import torch_stream
 
-# DLPack's type codes: https://dmlc.github.io/dlpack/latest/c_api.html. The float8 types are newer than what
-# every torch reads: they travel as bytes.
-_FLOAT8 = {value for name, value in vars(torch).items() if name.startswith("float8_")}
-_TYPE_CODES = {
-    torch.float64: 2, torch.float32: 2, torch.float16: 2, torch.bfloat16: 4,
-    torch.complex128: 5, torch.complex64: 5, torch.bool: 6,
-    torch.int8: 0, torch.int16: 0, torch.int32: 0, torch.int64: 0,
-    torch.uint8: 1, torch.uint16: 1, torch.uint32: 1, torch.uint64: 1,
-    **dict.fromkeys(_FLOAT8, 1),
-}  # fmt: skip
-DTYPES = frozenset(_TYPE_CODES)
 _MOST_AT_ONCE = 2**20  # elements
 
 
@@ -52,8 +42,7 @@ class KVMemory:
             tokens=self.tokens,
             record_bytes=self.record * dtype.itemsize,
             page_bytes=page_bytes,
-            type_code=_TYPE_CODES[dtype],
-            type_bits=8 * dtype.itemsize,
+            **type_of(dtype),
         )
         self.lock = threading.RLock()
         self.length = 0  # tokens up to the last one written through the tensor, in any row
@@ -61,10 +50,10 @@ class KVMemory:
         _memories.add(self)
         strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         with torch.inference_mode(False):  # or only inference mode could ever write into it
-            self.raw = _consume(self.rows.base(shape, strides), dtype)  # all of it, mapped or not
+            self.raw = consumed(self.rows.base(shape, strides), dtype)  # all of it, mapped or not
             # The same for torch to show: a change of either counts as a change of both.
             self.guarded = self.raw.detach()
-            self.guarded.data = _consume(self.rows.base(shape, strides), dtype)
+            self.guarded.data = consumed(self.rows.base(shape, strides), dtype)
         self.address = self.raw.data_ptr()
         refuse_storage(self.raw)
         refuse_storage(self.guarded)
@@ -99,7 +88,7 @@ class KVMemory:
             return region.new_empty_strided(region.shape, region.stride())
         torch_stream(self.pool)
         capsule, holes = self.rows.slice(int(region.storage_offset()), region.shape, region.stride())
-        tensor = _consume(capsule, region.dtype)
+        tensor = consumed(capsule, region.dtype)
         if not of_raw:
             tensor = marked(tensor, region.is_conj(), region.is_neg())
         if not torch.is_inference_mode_enabled():
@@ -231,11 +220,6 @@ def marked(tensor: torch.Tensor, conjugate: bool, negative: bool) -> torch.Tenso
     """``tensor``, which shows the conjugates or negatives of what is in memory: a view of a view may."""
     tensor = torch._conj(tensor) if conjugate else tensor
     return torch._neg_view(tensor) if negative else tensor
-
-
-def _consume(capsule: object, dtype: torch.dtype) -> torch.Tensor:
-    tensor: torch.Tensor = _from_dlpack(capsule)
-    return tensor if tensor.dtype == dtype else tensor.view(dtype)
 
 
 def rebuild_memory(  # noqa: PLR0917 - pickle passes by position

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vmm.kv_tensor.indexing import Selection, advanced, along, normalized, scattered
 from vmm.kv_tensor.reshaping import IN_PLACE, change_in_place, is_kv_tensor, native, require_shape
+from vmm.kv_tensor.selecting import bounded, operate, selected
 
 if TYPE_CHECKING:
     from vmm.kv_tensor.tensor import KVTensor
@@ -124,7 +124,7 @@ def _view_or_copy(
 
 def _narrow(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     dim = args[0] if args else kwargs["dim"]
-    return tensor._bounded(lambda base: func(base, *args, **kwargs), [dim])
+    return bounded(tensor, lambda base: func(base, *args, **kwargs), [dim])
 
 
 def _record_stream(
@@ -145,63 +145,12 @@ def _iterate(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwar
     return iter(tensor.unbind(0))
 
 
-def _select(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Selection | None:
-    """What the operations of _SELECTING address, by their arguments; None where it is not clear."""
-    if name.startswith("index_put"):
-        indices = args[0] if args else kwargs["indices"]
-        return advanced(tensor._raw, tuple(normalized(entry) for entry in indices))
-    dim = args[0] if args else kwargs.get("dim")
-    index = args[1] if len(args) > 1 else kwargs.get("index")
-    if not isinstance(dim, int) or not isinstance(index, torch.Tensor):
-        return None
-    find = scattered if name.startswith(("scatter", "gather")) else along
-    try:
-        return find(tensor._raw, dim, index)
-    except IndexError:
-        return None  # torch has errors of its own for each
-
-
 def _selecting(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Touches only what an index selects. The rest of the arguments are ordinary tensors."""
-    selection = _select(name, tensor, args, kwargs)
+    selection = selected(name, tensor, args, kwargs)
     if selection is None or any(map(is_kv_tensor, (*args, *kwargs.values()))):
         return consume(name, func, (tensor, *args), kwargs)
-    work = _scatter_of_integers(func, tensor, args, kwargs) if name == "scatter_" else None
-    if work is None and _rewrites_all(name, tensor, args, kwargs):
-        tensor._memory.touch(tensor._raw)
-    return tensor._on_selection(
-        selection,
-        work or (lambda base: func(base, *args, **kwargs)),
-        in_place=name.endswith("_"),
-        values=(args, kwargs),
-    )
-
-
-def _rewrites_all(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether torch writes all of the tensor, whatever is selected: it computes half-precision sums in
-    float32 and copies them back, and divides everything for a mean."""
-    if not name.startswith(("scatter_", "index_add_", "index_reduce_")):
-        return False
-    how = next((arg for arg in args if isinstance(arg, str)), kwargs.get("reduce"))
-    return how == "mean" or tensor._raw.dtype in _HALF
-
-
-def _scatter_of_integers(
-    func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[Any], Any] | None:
-    """scatter_() of half-precision numbers, which would write all, by their bits; None for other cases."""
-    raw = tensor._raw
-    given = dict(zip(("dim", "index", "src"), args, strict=False)) | kwargs
-    values = given.get("src", given.get("value"))
-    if raw.dtype not in _HALF or len(given) != 3 or values is None or tensor._memory.tracks_gradients:
-        return None
-    if not isinstance(values, torch.Tensor):
-        bits: Any = int(torch.tensor(values, dtype=raw.dtype, device="cpu").view(torch.int16))
-    elif values.dtype == raw.dtype and not values.requires_grad:
-        bits = values.view(torch.int16)
-    else:
-        return None
-    return lambda base: func(base.view(torch.int16), given["dim"], given["index"], bits)
+    return operate(name, func, tensor, args, kwargs, on=selection)
 
 
 def _zero(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -252,8 +201,6 @@ def _set_requires_grad(
 _IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")} | {
     f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")
 }
-
-_HALF = {torch.float16, torch.bfloat16}
 
 _NAMES = {
     _measure: """

@@ -6,24 +6,25 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-from torch.utils._pytree import tree_flatten
 
+from vmm.default_pools import chosen_pool
 from vmm.errors import InvalidArgument
-from vmm.kv_tensor import indexing, operations
+from vmm.kv_tensor import indexing, operations, selecting
 from vmm.kv_tensor.arguments import (
     checked_dtype,
     checked_grow_dim,
-    checked_page_bytes,
     checked_shape,
-    chosen_pool,
+    chosen_page_size,
     is_meta,
     require_fitting,
+    tensor_device,
 )
 from vmm.kv_tensor.compiling import keep_out_of_graphs
 from vmm.kv_tensor.dispatching import dispatched
 from vmm.kv_tensor.lifecycle import Lifecycle
 from vmm.kv_tensor.memory import KVMemory, marked, rebuild_memory
 from vmm.kv_tensor.reshaping import change_in_place, native
+from vmm.kv_tensor.selecting import item, set_item
 from vmm.pool import Pool
 from vmm.units import format_bytes
 
@@ -81,9 +82,8 @@ class KVTensor(Lifecycle, torch.Tensor):
         grow_dim = checked_grow_dim(grow_dim, sizes)
         if pool is None and is_meta(device):
             return torch.empty(sizes, dtype=dtype, device="meta")  # type: ignore[return-value]
-        pool = chosen_pool(pool, device)
-        page_bytes = pool.default_page_bytes if page_bytes is None else page_bytes
-        page_bytes = checked_page_bytes(page_bytes, sizes, dtype)
+        pool = chosen_pool(pool, device=tensor_device(device, pool))
+        page_bytes = chosen_page_size(page_bytes, pool, sizes, dtype)
         return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool))
 
     def __init__(self, *shape: Any, **options: Any) -> None: ...  # torch.Tensor's refuses keywords
@@ -106,11 +106,10 @@ class KVTensor(Lifecycle, torch.Tensor):
         if not indexing.is_basic(index):
             index = indexing.normalized(index)
             if not indexing.is_basic(index):
-                return self._gather(index)
+                return selecting.gather(self, index)
         entries = indexing.entries_by_dimension(index, self._raw.dim())
-        return self._bounded(
-            lambda base: _item(base, index), [dim for dim, entry in entries if indexing.is_bound(entry)]
-        )
+        ends = [dim for dim, entry in entries if indexing.is_bound(entry)]
+        return selecting.bounded(self, lambda base: item(base, index), ends)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         memory = self._memory
@@ -120,7 +119,7 @@ class KVTensor(Lifecycle, torch.Tensor):
         if not indexing.is_basic(index):
             index = indexing.normalized(index)
             if not indexing.is_basic(index):
-                return self._scatter(index, value)
+                return selecting.scatter(self, index, value)
         whole = self._raw is memory.guarded
         region = memory.raw[index] if whole else memory.writable(self._raw[index])
         require_fitting(value, region)
@@ -128,7 +127,7 @@ class KVTensor(Lifecycle, torch.Tensor):
             memory.touch(region)
             if gradients or memory.tracks_gradients:
                 with native():
-                    _set_item(self._as_recorded(), index, value)
+                    set_item(self._as_recorded(), index, value)
             elif isinstance(value, torch.Tensor) and value.dim() <= region.dim():
                 region.copy_(value)
             else:
@@ -136,56 +135,7 @@ class KVTensor(Lifecycle, torch.Tensor):
             self._note_written(region, gradients)
         return None
 
-    def _bounded(self, view: Callable[[torch.Tensor], torch.Tensor], dims: list[int]) -> torch.Tensor:
-        """The view; mapped and plain if one of ``dims``, where it ends somewhere, counts tokens."""
-        memory = self._memory
-        region = view(self._raw)
-        if not any(map(self._counts_tokens, dims)):
-            memory.require_open()
-            return self._wrap(self._viewed(view) if memory.tracks_gradients else region)
-        if not memory.tracks_gradients:
-            return memory.plain(region)
-        memory.touch(region)
-        recorded: torch.Tensor = self._viewed(view)
-        return recorded
-
-    def _counts_tokens(self, dim: int) -> bool:
-        memory, raw = self._memory, self._raw
-        if raw is memory.guarded:
-            return dim % raw.dim() == memory.grow_dim
-        stride = raw.stride(dim)
-        return stride < memory.row and stride * (raw.shape[dim] - 1) >= memory.record
-
-    def _gather(self, index: Any) -> torch.Tensor:
-        selection = indexing.advanced(self._raw, index)
-        made: torch.Tensor = self._on_selection(selection, lambda base: _item(base, index), False, ())
-        return made
-
-    def _scatter(self, index: Any, value: Any) -> None:
-        selection = indexing.advanced(self._raw, index)
-        self._on_selection(selection, lambda base: _set_item(base, index, value), True, value)
-
-    def _on_selection(
-        self, selection: indexing.Selection, work: Callable[[Any], Any], in_place: bool, values: Any
-    ) -> Any:
-        """``work`` on this tensor, of which it touches the selection only; it must not return a view."""
-        memory = self._memory
-        gradients = torch.is_grad_enabled() and any(
-            isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in tree_flatten(values)[0]
-        )
-        with memory.lock:
-            memory.touch_each(selection.offsets, selection.region)
-            if self._raw.is_conj() or self._raw.is_neg():
-                memory.touch(self._raw)  # torch works on what is in memory, and turns all of it over and back
-            recorded = gradients or memory.tracks_gradients
-            with native():
-                result = work(self._as_recorded() if recorded else memory.writable(self._raw))
-        if not in_place:
-            return result
-        self._note_written(selection.region, gradients, selection.offsets)
-        return self
-
-    # What operations.py asks of us.
+    # What selecting.py and operations.py ask of us.
 
     def _same_kind(self, other: KVTensor) -> bool:
         return self._memory.shape == other._memory.shape and self._memory.dtype == other._memory.dtype
@@ -292,11 +242,6 @@ def rebuild_tensor(memory: KVMemory, geometry: _Geometry, requires_grad: bool) -
     if requires_grad:
         made.requires_grad_()
     return made
-
-
-# torch's own, which those of KVTensor end in.
-_item = torch.Tensor.__getitem__
-_set_item = torch.Tensor.__setitem__
 
 
 def _geometry(raw: torch.Tensor) -> _Geometry:

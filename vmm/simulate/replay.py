@@ -16,17 +16,16 @@ SAMPLES = 1000  # of memory over time, about
 
 
 class Sample(NamedTuple):
-    """At one time. Bytes of memory: ``live`` K and V; ``held`` by running sequences, announced prompts and
-    look-ahead included; ``mapped``; ``reclaimable``. ``stalled_s``: so far."""
+    """The memory and the requests at one simulated time."""
 
-    at_s: float
-    live: int
-    held: int
-    mapped: int
-    reclaimable: int
-    running: int
-    waiting: int
-    stalled_s: float
+    at_ms: float  #: since the first arrival
+    live_bytes: int  #: of K and V of the tokens that there are
+    held_bytes: int  #: by running sequences, announced prompts and look-ahead
+    mapped_bytes: int
+    reclaimable_bytes: int
+    running: int  #: requests
+    waiting: int  #: requests
+    stalled_ms: float  #: until then
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,10 @@ def replay(
     while run.run(ITERATIONS_BETWEEN_REPORTS):
         progress(run.over)
     progress(run.over)
-    samples = [Sample(*each)._replace(at_s=each[0] / 1e9, stalled_s=each[-1] / 1e9) for each in run.samples()]
+    samples = [
+        Sample(at_ns / 1e6, live, held, mapped, reclaimable, running, waiting, stalled_ns / 1e6)
+        for at_ns, live, held, mapped, reclaimable, running, waiting, stalled_ns in run.samples()
+    ]
     return Replayed(allocator, _metrics(run.figures(), settings), samples)
 
 
@@ -69,7 +71,7 @@ def _metrics(figures: dict[str, Any], settings: Settings) -> dict[str, float]:
         for name in ("completed", "rejected", "preempted", "iterations", "prompt_tokens", "output_tokens")
     }
     found |= {
-        "seconds": seconds,
+        "duration_ms": 1e3 * seconds,
         "throughput_tokens_per_s": _ratio(figures["output_tokens"], seconds),
         "ttft_p50_ms": _percentile(first, 50) / 1e6,
         "ttft_p99_ms": _percentile(first, 99) / 1e6,

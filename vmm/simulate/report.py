@@ -53,15 +53,15 @@ def plot(results: Sequence[Replayed], settings: Settings, title: str, path: Path
     figure = Figure(figsize=(4.5 * len(results), 6), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
     for (memory, stalls), result in zip(axes.T, results, strict=True):
-        at = [sample.at_s for sample in result.samples]
+        at = [sample.at_ms / 1e3 for sample in result.samples]
         for name in ("mapped", "held", "live"):
-            gib = [getattr(sample, name) / 2**30 for sample in result.samples]
+            gib = [getattr(sample, f"{name}_bytes") / 2**30 for sample in result.samples]
             memory.fill_between(at, gib, label=name, alpha=0.6, linewidth=0)
-        gib = [sample.reclaimable / 2**30 for sample in result.samples]
+        gib = [sample.reclaimable_bytes / 2**30 for sample in result.samples]
         memory.plot(at, gib, label="reclaimable", color="black", linewidth=0.8)
         memory.axhline(settings.kv_bytes / 2**30, label="budget", color="red", linewidth=0.8)
         memory.set_title(result.allocator)
-        stalls.plot(at, [1e3 * sample.stalled_s for sample in result.samples], color="black", linewidth=0.8)
+        stalls.plot(at, [sample.stalled_ms for sample in result.samples], color="black", linewidth=0.8)
         stalls.set_xlabel("s")
     axes[0][0].set_ylabel("GiB")
     axes[1][0].set_ylabel("stalled so far, ms")

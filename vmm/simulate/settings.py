@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from vmm.arguments import checked_page_bytes
 from vmm.errors import InvalidArgument
 from vmm.records import LayerShape, Records, fewest_extents, slot_elements, token_major
 from vmm.simulate.gpus import CallTimes, Gpu
@@ -12,6 +13,7 @@ from vmm.simulate.models import Model
 from vmm.units import format_bytes
 
 MEMORY_FRACTION = 0.9  # of the GPU's: vLLM's default gpu_memory_utilization
+GRANULARITY_BYTES = 2**21  # of a GPU's pages
 WORKSPACE_BYTES = 2**30  # activations and graphs; assumed
 WATERMARK = 0.01  # of the KV memory, free after a sequence is admitted beside others: vLLM V0's
 
@@ -51,10 +53,7 @@ class Settings:
             )
         if self.warm_bytes < 0:
             raise InvalidArgument(f"warm_bytes is {self.warm_bytes}; expected 0 or more")
-        if self.page_bytes < 2**21 or self.page_bytes & (self.page_bytes - 1):
-            raise InvalidArgument(
-                f"page_bytes is {self.page_bytes}; expected 2 MiB times a power of two, as on a GPU"
-            )
+        checked_page_bytes(self.page_bytes, GRANULARITY_BYTES)
         left = int(self.memory_bytes * MEMORY_FRACTION) - model.weight_bytes - WORKSPACE_BYTES
         if left < len(self.records_bytes) * self.page_bytes:
             raise InvalidArgument(

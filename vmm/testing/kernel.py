@@ -1,4 +1,4 @@
-"""Looking at a pool from outside: for tests and benchmarks, of vmm and of what is built on it."""
+"""Looking at a pool from outside: the kernel's account of it, and when its pager is at rest."""
 
 import os
 from pathlib import Path
