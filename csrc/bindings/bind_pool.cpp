@@ -129,19 +129,19 @@ void bind_pool(py::module_& m) {
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
-             std::uint32_t tenant, bool zeroed, std::uint64_t longest_bytes,
+             std::uint32_t kind, bool zeroed, std::uint64_t longest_bytes,
              std::optional<std::uint64_t> stream) {
             const ReservationShape shape{.page_bytes = {page_bytes},
                                          .extent_bytes = {extent_bytes},
                                          .extents = extents,
-                                         .tenant = {tenant},
+                                         .kind = {kind},
                                          .longest = {longest_bytes},
                                          .zeroed = zeroed};
             return ends_without_gil(
                 h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt));
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
-          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longest_bytes") = 0,
+          py::arg("kind") = 0, py::arg("zeroed") = false, py::arg("longest_bytes") = 0,
           py::arg("stream") = py::none(), NoGil())
       .def("stats", &stats)
       .def(

@@ -16,12 +16,12 @@ void Contents::add_entries(std::uint64_t lacking) {
   for (std::uint64_t i = lacking; i-- > 0;) free_.push_back({first + static_cast<std::uint32_t>(i)});
 }
 
-ContentId Contents::add(TenantId tenant, PhysicalPageId page) {
+ContentId Contents::add(ByteKind kind, PhysicalPageId page) {
   if (reserved_ == 0) throw InvariantViolation("a content was added without room for it");
   --reserved_;
   const ContentId id = free_.back();
   free_.pop_back();
-  entries_[id.value] = {tenant, page, 1};
+  entries_[id.value] = {kind, page, 1};
   return id;
 }
 

@@ -47,7 +47,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  /// Adopts an idle reservation of the same tenant, page and extent size, with its pages still mapped, or
+  /// Adopts an idle reservation of the same kind, page and extent size, with its pages still mapped, or
   /// makes a new one. `stream`: all its work so far, and no other work, comes before the first use.
   /// Throws InvalidArgument, Closed, or OutOfPages when the address space is used up.
   std::shared_ptr<Lease> reserve(const ReservationShape& shape, std::optional<StreamHandle> stream = {});

@@ -15,7 +15,7 @@ void Pool::age() {
   std::lock_guard lock(mutex_);
   for (const auto& [id, reservation] : reservations_) reservation->table.age();
   const Bytes unused = physical_.take_least_free();
-  aged_free_ = unused - std::min(unused, warmed_);
+  aged_free_ = saturating_sub(unused, warmed_);
 }
 
 /// About so much of what has aged, and is not in use by unfinished work.

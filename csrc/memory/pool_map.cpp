@@ -130,7 +130,7 @@ Pool::Shortage Pool::plan_map(Reservation& reservation, std::span<const PageRang
     }
     contents_.give_up(plan.claims.size());
     shortage.to_create = to_create;
-    shortage.lacking = std::max(to_create - std::min(to_create, budget_left()), reservation.shape.page_bytes);
+    shortage.lacking = std::max(saturating_sub(to_create, budget_left()), reservation.shape.page_bytes);
     // What the plan could use it has claimed.
     if (options.need != Need::none) {
       shortage.nobodys = physical_.some_free(shortage.lacking, false);
@@ -163,8 +163,8 @@ bool Pool::claim(Reservation& reservation, PageIndex page, MapPlan& plan) {
   const PhysicalPage& physical = physical_[id];
   if (physical.state == PhysicalState::releasing) return false;
   const bool create = physical.state == PhysicalState::absent;
-  const bool dirty = physical.last_tenant.valid()
-                         ? physical.last_tenant != reservation.shape.tenant || reservation.shape.zeroed
+  const bool dirty = physical.holds.valid()
+                         ? physical.holds != reservation.shape.kind || reservation.shape.zeroed
                          : !driver_->capabilities().fresh_pages_are_zero;
   plan.claims.push_back({page, id, physical_.place_of(id), physical.handle.get(), create, dirty});
   physical_.move(id, PhysicalState::busy);
@@ -214,10 +214,10 @@ void Pool::zero_claims(const Reservation& reservation, const MapPlan& plan, cons
 }
 
 void Pool::become_resident(Reservation& reservation, const Claim& claim) {
-  reservation.table.set_content(claim.page, contents_.add(reservation.shape.tenant, claim.physical));
+  reservation.table.set_content(claim.page, contents_.add(reservation.shape.kind, claim.physical));
   reservation.table.move(claim.page, VirtualState::resident);
   PhysicalPage& physical = physical_[claim.physical];
-  physical.last_tenant = reservation.shape.tenant;
+  physical.holds = reservation.shape.kind;
   physical.mapped_by = {reservation.id, claim.page};
   physical_.move(claim.physical, PhysicalState::mapped);
 }
@@ -260,9 +260,9 @@ Bytes Pool::roll_back(Reservation& reservation, MapPlan& plan) {
     const bool made = claim.create && created != plan.created.end();
     if (made) physical_[claim.physical].handle = std::move(*created++);
     if (i >= unmapped) {
-      const TenantId holds = physical_[claim.physical].last_tenant;  // it may not have been zeroed
+      const ByteKind holds = physical_[claim.physical].holds;  // it may not have been zeroed
       become_resident(reservation, claim);
-      physical_[claim.physical].last_tenant = holds;
+      physical_[claim.physical].holds = holds;
       reservation.table.move(claim.page, VirtualState::retiring);
       plan.refused.back().what.pages.push_back(claim.page);
       continue;

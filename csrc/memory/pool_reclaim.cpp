@@ -10,7 +10,7 @@ namespace vmm {
 /// Of what may be created, by the budget and by what the device has.
 Bytes Pool::budget_left() const {
   const Bytes limit = budget_->limit();
-  return std::min(limit - std::min(limit, budget_->taken()), device_left());
+  return std::min(saturating_sub(limit, budget_->taken()), device_left());
 }
 
 Bytes Pool::device_left() const { return device_limit_.left(taken_, clock_->now()); }
@@ -34,7 +34,7 @@ MemoryFigures Pool::figures_locked(Bytes asked) const {
           mapped_.reclaimable(),
           limit,
           driver_->capabilities().gpu,
-          std::max(limit, taken) - limit,
+          saturating_sub(taken, limit),
           of_device ? device_limit_.words() : ""};
 }
 
@@ -83,7 +83,7 @@ void Pool::require_obtainable(Bytes asked, Need whose) {
     const MemoryFigures have = figures_locked(asked);
     const Bytes limit = budget_->limit();
     // A budget that has been lowered is first to be met.
-    const Bytes needed = asked + (std::max(limit, budget_->taken()) - limit);
+    const Bytes needed = asked + saturating_sub(budget_->taken(), limit);
     if (have.free + have.reclaimable >= needed) return;
     // Who maps ahead must not be held up: there is other work, and it is told when memory is given up.
     const Bytes coming_soon = whose == Need::kept ? coming() : Bytes{};
@@ -101,7 +101,7 @@ void Pool::make_room(Bytes asked, const Shortage& shortage, Need whose) {
   // What is unmapped the next plan takes as it is where it can: runs of whole windows, which idle
   // reservations leave. The rest it gives back here, in exchange for budget.
   Bytes made = release_pages(shortage.nobodys);
-  const auto lacking = [&] { return shortage.lacking - std::min(shortage.lacking, made); };
+  const auto lacking = [&] { return saturating_sub(shortage.lacking, made); };
   if (lacking().count != 0) made += reclaim(lacking(), Need::none);
   if (lacking().count != 0) made += release_pages(shortage.strays);
   if (lacking().count != 0) made += reclaim(lacking(), whose);
@@ -187,7 +187,7 @@ void Pool::add_victims(Bytes wanted, bool idle, Need need, Bytes& found, std::ve
 Bytes Pool::owed() const {
   std::lock_guard lock(mutex_);
   const Bytes limit = budget_->limit();
-  const Bytes exceeded = std::max(limit, budget_->taken()) - limit;
+  const Bytes exceeded = saturating_sub(budget_->taken(), limit);
   return std::min(exceeded, physical_.free_bytes() + mapped_.reclaimable());
 }
 

@@ -29,7 +29,7 @@ void Pool::check_shape(const ReservationShape& shape) const {
                           std::to_string(arena_.size().count) + " bytes");
   if (shape.extent_bytes * shape.extents / shape.page_bytes >= PageIndex::none)
     throw InvalidArgument("page_bytes is too small for so large a reservation: more than 2^32 pages");
-  if (!shape.tenant.valid()) throw InvalidArgument("tenant: out of range");
+  if (!shape.kind.valid()) throw InvalidArgument("kind: out of range");
 }
 
 /// Pages that the driver does not unmap cannot be mapped anew.
@@ -47,7 +47,7 @@ Reservation* Pool::find_adoptable(const ReservationShape& wanted, std::optional<
     if (candidate->leased || candidate->exported || holds_refused(*candidate) || shape.zeroed ||
         shape.page_bytes != wanted.page_bytes || shape.extent_bytes < wanted.extent_bytes ||
         shape.extent_bytes > std::max(wanted.extent_bytes, wanted.longest) ||
-        shape.extents < wanted.extents || shape.tenant != wanted.tenant ||
+        shape.extents < wanted.extents || shape.kind != wanted.kind ||
         !epochs_.complete(candidate->idle_fence, stream))
       continue;
     // The closest fit, then the one with most pages mapped.

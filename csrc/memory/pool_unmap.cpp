@@ -183,7 +183,7 @@ Bytes Pool::release(Releasing what) {
       continue;
     }
     physical_.move(pages[i], PhysicalState::absent);
-    page.last_tenant = {};
+    page.holds = {};
     page.exported = false;
     give_back(physical_.page_bytes(pages[i]));
     freed += physical_.page_bytes(pages[i]);

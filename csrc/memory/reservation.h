@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ranges>
 #include <span>
 #include <vector>
 
@@ -16,7 +17,7 @@ struct ReservationShape {
   Bytes page_bytes;
   Bytes extent_bytes;  // a multiple of page_bytes
   std::uint64_t extents = 1;
-  TenantId tenant{0};
+  ByteKind kind{0};
   Bytes longest{};      // extents of an adopted reservation may have up to so many bytes: its shape tells
   bool zeroed = false;  // reads as zeros where nothing was written, unmapped pages included where the driver
                         // can; recycled ones are not adopted
@@ -51,12 +52,22 @@ struct Reservation {
   std::uint64_t position_of(PageIndex page) const { return page.value % pages_per_window.count; }
 };
 
-/// Calls visit(page) for each page of the ranges, until one answers false.
 template <class Visit>
 void for_each_page(std::span<const PageRange> ranges, Visit visit) {
   for (const PageRange& range : ranges)
     for (std::uint64_t i = 0; i < range.count.count; ++i)
       if (!visit(PageIndex{range.first.value + static_cast<std::uint32_t>(i)})) return;
+}
+
+/// The pages of the ranges, one after the other.
+inline auto each_page(std::span<const PageRange> ranges) {
+  return ranges | std::views::transform([](const PageRange& range) {
+           return std::views::iota(std::uint64_t{range.first.value}, range.first.value + range.count.count) |
+                  std::views::transform([](std::uint64_t page) {
+                    return PageIndex{static_cast<std::uint32_t>(page)};
+                  });
+         }) |
+         std::views::join;
 }
 
 }  // namespace vmm

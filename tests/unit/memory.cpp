@@ -108,7 +108,7 @@ TEST(a_window_gets_no_run_whose_pages_were_released) {
   CHECK(pages.take_run(64_KiB) == kept);
 }
 
-TEST(another_tenant_never_sees_the_bytes) {
+TEST(another_kind_never_sees_the_bytes) {
   TestPool test(1_MiB);
   auto mine = test.reserve(1_MiB, 1, 1);
   map(*mine, 0, 16);
