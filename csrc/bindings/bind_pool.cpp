@@ -152,7 +152,7 @@ void bind_pool(py::module_& m) {
       .def(
           "warm",
           [](PoolHandle& h, std::uint64_t wanted, std::uint64_t page_bytes, std::uint64_t at_most) {
-            return h.pool().warm({wanted}, {page_bytes}, {at_most}).count;
+            return h.pool().mapping().warm({wanted}, {page_bytes}, {at_most}).count;
           },
           py::arg("wanted"), py::arg("page_bytes"), py::arg("at_most"), NoGil())
       .def(
@@ -162,7 +162,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().step({stream});
-            h.pool().epoch_closed();
+            h.pool().streams().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -170,7 +170,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().end({stream});
-            h.pool().epoch_closed();
+            h.pool().streams().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -190,20 +190,21 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("streams_ended",
                              no_gil([](const PoolHandle& h) { return h.pool().epochs().streams_ended(); }))
       .def(
-          "create_stream", [](PoolHandle& h) { return h.pool().create_stream().value; }, NoGil())
+          "create_stream", [](PoolHandle& h) { return h.pool().streams().create().value; }, NoGil())
       .def(
-          "end_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().end_stream({stream}); },
+          "end_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().streams().end({stream}); },
           py::arg("stream"))
       .def(
-          "destroy_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().destroy_stream({stream}); },
+          "destroy_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().streams().destroy({stream}); },
           py::arg("stream"), NoGil())
       .def(
           "copy",
           [](PoolHandle& h, std::uintptr_t to, std::uintptr_t from, std::uint64_t size,
-             std::uint64_t stream) { h.pool().copy({to}, {from}, {size}, {stream}); },
+             std::uint64_t stream) { h.pool().streams().copy({to}, {from}, {size}, {stream}); },
           py::arg("to"), py::arg("source"), py::arg("size"), py::arg("stream"), NoGil())
       .def(
-          "synchronize", [](PoolHandle& h, std::uint64_t stream) { h.pool().synchronize({stream}); },
+          "synchronize",
+          [](PoolHandle& h, std::uint64_t stream) { h.pool().streams().synchronize({stream}); },
           py::arg("stream"), NoGil())
       .def(
           "close",
@@ -216,12 +217,12 @@ void bind_pool(py::module_& m) {
       .def(
           "export_page",
           [](PoolHandle& h, std::uintptr_t address) {
-            const ExportedPage page = h.pool().export_page({address});
+            const ExportedPage page = h.pool().mapping().export_page({address});
             return std::tuple(page.file, page.offset.count, page.page_bytes.count);
           },
           py::arg("address"), NoGil())
       .def(
-          "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().holds({address}); },
+          "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().leases().holds({address}); },
           py::arg("address"))
       .def_property_readonly("closed", no_gil([](PoolHandle& h) { return h.pool().closed(); }))
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
@@ -232,7 +233,8 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
       .def_property_readonly("compute_capability",
                              [](PoolHandle& h) { return h.capabilities().compute_capability; })
-      .def_property_readonly("arena_bytes", [](PoolHandle& h) { return h.pool().arena_bytes().count; })
+      .def_property_readonly("arena_bytes",
+                             [](PoolHandle& h) { return h.pool().leases().arena_bytes().count; })
       .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
       .def(

@@ -23,7 +23,7 @@ struct Holding {
   Pages pages_per_window;  // the pages of a window share one run of memory, which is recycled whole
   std::array<const PageBits*, reclaimable_needs.size()> reclaimable;  // the pages of each need
   const PageBits* aged;                                               // nobody has needed these for a while
-  std::function<bool(PageIndex)> over;                                // whether no work uses the page any more
+  std::function<bool(PageIndex)> over;  // whether no work uses the page any more
 };
 
 /// What a victim policy decides by. Whoever takes it holds the lock that keeps it true.
@@ -76,7 +76,8 @@ class VictimPolicy {
     return out;
   }
 
-  static void add(const Snapshot& snapshot, bool leased, Need need, Bytes& lacking, std::vector<Victim>& out) {
+  static void add(const Snapshot& snapshot, bool leased, Need need, Bytes& lacking,
+                  std::vector<Victim>& out) {
     const auto which = static_cast<std::size_t>(need);
     if (lacking.count == 0 || snapshot.reclaimable[which].count == 0) return;
     for (std::size_t i : in_order(snapshot, leased)) {

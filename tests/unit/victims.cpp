@@ -86,8 +86,8 @@ TEST(idle_reservations_go_first_the_longest_idle_first_in_whole_windows) {
   scene.has(scene.add(false, 5), Need::none, {2, 4, 5, 6});
   CHECK(are(policy.choose(scene.snapshot, 64_KiB, Need::none), {{2, {{4}, {5}, {6}}}}));
   CHECK(are(policy.choose(scene.snapshot, 256_KiB, Need::none), {{2, {{2}, {4}, {5}, {6}}}}));
-  CHECK(are(policy.choose(scene.snapshot, 320_KiB, Need::none),
-            {{2, {{2}, {4}, {5}, {6}}}, {1, {{0}, {1}}}}));
+  CHECK(
+      are(policy.choose(scene.snapshot, 320_KiB, Need::none), {{2, {{2}, {4}, {5}, {6}}}, {1, {{0}, {1}}}}));
   CHECK(are(policy.choose(scene.snapshot, 448_KiB, Need::kept),
             {{2, {{2}, {4}, {5}, {6}}}, {1, {{0}, {1}}}, {0, {{0}}}}));
   CHECK(policy.longest_idle(scene.snapshot) == 2);
