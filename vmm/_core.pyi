@@ -149,7 +149,7 @@ class Pool:
         page_bytes: int,
         extent_bytes: int,
         extents: int = 1,
-        tenant: int = 0,
+        kind: int = 0,
         zeroed: bool = False,
         longest_bytes: int = 0,
         stream: int | None = None,

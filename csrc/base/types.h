@@ -23,6 +23,12 @@ struct Count {
   constexpr Count& operator-=(Count other) { return *this = *this - other; }
 };
 
+/// `a` − `b`, or nothing where `b` is more: what is left of a limit, or what a limit is exceeded by.
+template <class Tag>
+constexpr Count<Tag> saturating_sub(Count<Tag> a, Count<Tag> b) {
+  return a > b ? a - b : Count<Tag>{};
+}
+
 using Bytes = Count<struct BytesTag>;
 using Pages = Count<struct PagesTag>;
 using Tokens = Count<struct TokensTag>;
@@ -42,7 +48,9 @@ using PageIndex = Id<struct PageIndexTag>;  // a virtual page's place in its res
 using PhysicalPageId = Id<struct PhysicalPageTag>;
 using ContentId = Id<struct ContentTag>;
 using RunId = Id<struct RunTag>;
-using TenantId = Id<struct TenantTag>;
+/// Bytes of one kind are never seen as another: a page is zeroed before it holds another kind. (One dtype's
+/// numbers, read as another's, may be infinite.)
+using ByteKind = Id<struct ByteKindTag>;
 
 /// Pages [first, first + count) of one reservation.
 struct PageRange {

@@ -130,19 +130,19 @@ void bind_pool(py::module_& m) {
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
-             std::uint32_t tenant, bool zeroed, std::uint64_t longest_bytes,
+             std::uint32_t kind, bool zeroed, std::uint64_t longest_bytes,
              std::optional<std::uint64_t> stream) {
             const ReservationShape shape{.page_bytes = {page_bytes},
                                          .extent_bytes = {extent_bytes},
                                          .extents = extents,
-                                         .tenant = {tenant},
+                                         .kind = {kind},
                                          .longest = {longest_bytes},
                                          .zeroed = zeroed};
             return ends_without_gil(
                 h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt));
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
-          py::arg("tenant") = 0, py::arg("zeroed") = false, py::arg("longest_bytes") = 0,
+          py::arg("kind") = 0, py::arg("zeroed") = false, py::arg("longest_bytes") = 0,
           py::arg("stream") = py::none(), NoGil())
       .def("stats", &stats)
       .def(
@@ -153,7 +153,7 @@ void bind_pool(py::module_& m) {
       .def(
           "warm",
           [](PoolHandle& h, std::uint64_t wanted, std::uint64_t page_bytes, std::uint64_t at_most) {
-            return h.pool().warm({wanted}, {page_bytes}, {at_most}).count;
+            return h.pool().mapping().warm({wanted}, {page_bytes}, {at_most}).count;
           },
           py::arg("wanted"), py::arg("page_bytes"), py::arg("at_most"), NoGil())
       .def(
@@ -163,7 +163,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().step({stream});
-            h.pool().epoch_closed();
+            h.pool().streams().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -171,7 +171,7 @@ void bind_pool(py::module_& m) {
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();
             h.pool().epochs().end({stream});
-            h.pool().epoch_closed();
+            h.pool().streams().epoch_closed();
           },
           py::arg("stream") = 0, NoGil())
       .def(
@@ -191,20 +191,21 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("streams_ended",
                              no_gil([](const PoolHandle& h) { return h.pool().epochs().streams_ended(); }))
       .def(
-          "create_stream", [](PoolHandle& h) { return h.pool().create_stream().value; }, NoGil())
+          "create_stream", [](PoolHandle& h) { return h.pool().streams().create().value; }, NoGil())
       .def(
-          "end_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().end_stream({stream}); },
+          "end_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().streams().end({stream}); },
           py::arg("stream"))
       .def(
-          "destroy_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().destroy_stream({stream}); },
+          "destroy_stream", [](PoolHandle& h, std::uint64_t stream) { h.pool().streams().destroy({stream}); },
           py::arg("stream"), NoGil())
       .def(
           "copy",
           [](PoolHandle& h, std::uintptr_t to, std::uintptr_t from, std::uint64_t size,
-             std::uint64_t stream) { h.pool().copy({to}, {from}, {size}, {stream}); },
+             std::uint64_t stream) { h.pool().streams().copy({to}, {from}, {size}, {stream}); },
           py::arg("to"), py::arg("source"), py::arg("size"), py::arg("stream"), NoGil())
       .def(
-          "synchronize", [](PoolHandle& h, std::uint64_t stream) { h.pool().synchronize({stream}); },
+          "synchronize",
+          [](PoolHandle& h, std::uint64_t stream) { h.pool().streams().synchronize({stream}); },
           py::arg("stream"), NoGil())
       .def(
           "close",
@@ -217,12 +218,12 @@ void bind_pool(py::module_& m) {
       .def(
           "export_page",
           [](PoolHandle& h, std::uintptr_t address) {
-            const ExportedPage page = h.pool().export_page({address});
+            const ExportedPage page = h.pool().mapping().export_page({address});
             return std::tuple(page.file, page.offset.count, page.page_bytes.count);
           },
           py::arg("address"), NoGil())
       .def(
-          "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().holds({address}); },
+          "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().leases().holds({address}); },
           py::arg("address"))
       .def_property_readonly("closed", no_gil([](PoolHandle& h) { return h.pool().closed(); }))
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
@@ -233,7 +234,8 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
       .def_property_readonly("compute_capability",
                              [](PoolHandle& h) { return h.capabilities().compute_capability; })
-      .def_property_readonly("arena_bytes", [](PoolHandle& h) { return h.pool().arena_bytes().count; })
+      .def_property_readonly("arena_bytes",
+                             [](PoolHandle& h) { return h.pool().leases().arena_bytes().count; })
       .def_property_readonly("max_mappings", [](PoolHandle& h) { return h.capabilities().max_mappings; })
       .def_property_readonly("run_bytes", [](PoolHandle& h) { return h.pool().run_bytes().count; })
       .def(

@@ -39,7 +39,7 @@ class TypedRows {
       : code_(code), bits_(bits), item_{std::uint64_t{bits} / 8u} {
     const Bytes size = shape.record_bytes * shape.tokens.count * shape.rows;
     auto lease = pool.pool().reserve(
-        {.page_bytes = page, .extent_bytes = round_up(size, page), .tenant = {0}, .zeroed = true});
+        {.page_bytes = page, .extent_bytes = round_up(size, page), .kind = {0}, .zeroed = true});
     rows_ = Rows::make(pool.engine->pager(), std::move(lease), shape);
   }
 

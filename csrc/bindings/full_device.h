@@ -25,7 +25,7 @@ auto with_full_device(Pool& pool, Work work) {
   pybind11::module_::import("vmm.device_memory")
       .attr("make_room")(capabilities.gpu ? capabilities.device : -1, asked.count);
   const ReleaseGil released;
-  pool.forget_device_limit();
+  pool.reclaiming().forget_device_limit();
   return work();
 }
 

@@ -9,7 +9,7 @@ void admit(std::span<const std::shared_ptr<Growth>> growths, Tokens to) {
     growth->check_length("to", to);
     missing += growth->missing(to);
   }
-  if (missing.count != 0) growths.front()->pool().require_obtainable(missing);
+  if (missing.count != 0) growths.front()->pool().reclaiming().require_obtainable(missing);
   for (const auto& growth : growths) growth->announce(to);
 }
 

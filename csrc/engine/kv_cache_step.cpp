@@ -81,7 +81,7 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
   try {
     slots_->advance(crossing_);
   } catch (const OutOfPages& error) {
-    std::int64_t left = slots_->pool().obtainable(stream);
+    std::int64_t left = slots_->pool().reclaiming().obtainable(stream);
     Bytes missing;
     std::vector<std::uint32_t> fitting;
     for (std::size_t i = 0; i < slots.size(); ++i) {
@@ -110,7 +110,7 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   check(slots, lengths);
   if (steps_ % steps_between_polls == 0) pool.epochs().poll();
   pool.epochs().step(stream);
-  pool.epoch_closed();
+  pool.streams().epoch_closed();
   const std::uint32_t user = users_bit(stream);
   while (is_read(slots, stream)) {
     lock.unlock();  // others go on with their sequences meanwhile
@@ -173,7 +173,7 @@ void KvCache::end(StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   std::lock_guard lock(mutex_);
   slots_->pool().epochs().end(stream);
-  slots_->pool().epoch_closed();
+  slots_->pool().streams().epoch_closed();
 }
 
 }  // namespace vmm

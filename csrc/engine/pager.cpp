@@ -21,11 +21,11 @@ constexpr std::uint64_t most_of_budget_free = 64;  // one part of so many
 
 Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options)
     : pool_(std::move(pool)), options_(options), batch_(options.batch_bytes.count) {
-  pool_->on_pressure([this] { wake(); });
+  pool_->signals().on_change([this] { wake(); });
 }
 
 Pager::~Pager() {
-  if (!pool_->fork_guard().in_child()) pool_->on_pressure([] {});
+  if (!pool_->fork_guard().in_child()) pool_->signals().on_change([] {});
 }
 
 void Pager::set_waker(std::function<void()> wake) {
@@ -100,7 +100,7 @@ void Pager::map_one_batch() {
   if (!growing) return;
   // Cleared before the work: a frontier that moves meanwhile puts it in the inbox again.
   growing->due_ = false;
-  const std::uint64_t before = pool_->given_up();
+  const std::uint64_t before = pool_->reclaiming().given_up();
   const Nanoseconds start = pool_->clock().now();
   const Ahead ahead = growing->map_ahead({batch_.bytes()}, options_.lookahead);
   batch_.took(pool_->clock().now() - start, ahead == Ahead::more);
@@ -114,22 +114,22 @@ void Pager::map_one_batch() {
 /// What others lack is taken of what is needed less than announced: for whatever they need it, or two that
 /// announce would take the same memory from each other for ever. What is owed is taken of that, too.
 void Pager::give_up(Nanoseconds now) {
-  const Bytes owed = pool_->owed(), lacking = pool_->take_pressure();
+  const Bytes owed = pool_->reclaiming().owed(), lacking = pool_->signals().take_pressure();
   if (owed.count == 0 && lacking.count == 0) return;
-  pool_->take_created();  // others need it more than a reserve
+  pool_->mapping().take_created();  // others need it more than a reserve
   reserve_ = false;
   const Bytes given = owed.count == 0 ? owed : pool_->trim(owed);
   if (given >= lacking || pool_->trim(lacking - given, false, Need::announced).count == 0) return;
   if (starved_.empty()) return;
   // It is not for those who starve here, unless nobody takes it.
-  given_up_ = pool_->given_up();
+  given_up_ = pool_->reclaiming().given_up();
   ask_at_ = now + yielded_recheck;
 }
 
 /// Who starved tries again when something has been given up since (not for others), and only then.
 void Pager::ask_again(Nanoseconds now) {
   if (starved_.empty()) return;
-  const std::uint64_t number = pool_->given_up();
+  const std::uint64_t number = pool_->reclaiming().given_up();
   if (std::exchange(given_up_, number) == number && (!ask_at_ || now < *ask_at_)) return;
   ask_at_.reset();
   for (; !starved_.empty(); starved_.pop_back()) {
@@ -143,10 +143,10 @@ void Pager::ask_again(Nanoseconds now) {
 
 /// When there is nothing else to do: as much as lately had to be created at once, and once after each time
 /// that something had to be. On a host memory that lies free is taken from everybody else: there, only
-/// Pool::warm. True when there may be more to create.
+/// Mapping::warm. True when there may be more to create.
 bool Pager::create_ahead() {
   if (!pool_->driver().capabilities().gpu) return false;
-  if (const Pool::Created created = pool_->take_created(); created.size.count != 0) {
+  if (const Created created = pool_->mapping().take_created(); created.size.count != 0) {
     creations_.created(created.size);
     page_bytes_ = created.page_bytes;
     reserve_ = true;
@@ -154,7 +154,7 @@ bool Pager::create_ahead() {
   if (!std::exchange(reserve_, false)) return false;
   Bytes wanted = std::min(creations_.reserve(), pool_->budget().limit() / most_of_budget_free);
   wanted = page_bytes_ * (wanted / page_bytes_);
-  guarded([&] { reserve_ = pool_->warm(wanted, page_bytes_, options_.batch_bytes).count != 0; });
+  guarded([&] { reserve_ = pool_->mapping().warm(wanted, page_bytes_, options_.batch_bytes).count != 0; });
   return reserve_;
 }
 
@@ -176,7 +176,7 @@ bool Pager::guarded(Work work) noexcept {
 }
 
 bool Pager::may_idle() {
-  if (pool_->may_idle()) return true;
+  if (pool_->signals().may_idle()) return true;
   std::lock_guard lock(inbox_mutex_);
   return !ageing_.empty();
 }
@@ -203,10 +203,10 @@ std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
   if (idle_at_ && now >= *idle_at_) {
     idle_at_.reset();
     age_all();
-    guarded([&] { pool_->age(); });
+    guarded([&] { pool_->reclaiming().age(); });
     aged_ = true;
   }
-  if (aged_) guarded([&] { aged_ = false, aged_ = pool_->give_back_aged({batch_.bytes()}); });
+  if (aged_) guarded([&] { aged_ = false, aged_ = pool_->reclaiming().give_back_aged({batch_.bytes()}); });
   if (aged_) return now;
   if (!may_idle()) return {};
   if (!idle_at_) idle_at_ = now + options_.idle_time;
@@ -217,9 +217,9 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
   Next next;
   bool waiting = false;
   const bool again = now >= refused_at_;
-  const bool drained = guarded([&] { waiting = pool_->drain_retired(again); });
+  const bool drained = guarded([&] { waiting = pool_->reclaiming().drain_retired(again); });
   // What the driver refuses, it may refuse for a long time.
-  if (!pool_->refused() && drained) {
+  if (!pool_->reclaiming().refused() && drained) {
     refused_recheck_ = retired_recheck;
   } else {
     if (again) refused_recheck_ = std::min(refused_recheck_ * 2, refused_recheck_max);
@@ -228,7 +228,7 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
   }
   if (waiting) next.at = std::min(next.at.value_or(now + retired_recheck), now + retired_recheck);
   guarded([&] { give_up(now); });
-  if (!next.at && pool_->owed().count != 0) next.at = now + owed_recheck;
+  if (!next.at && pool_->reclaiming().owed().count != 0) next.at = now + owed_recheck;
   guarded([&] { ask_again(now); });
   guarded([&] { retry_failed(); });
   guarded([&] { map_one_batch(); });
@@ -236,9 +236,9 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
     if (time) next.at = std::min(next.at.value_or(*time), *time);
   };
   if (!starved_.empty()) {
-    look_at(pool_->await_given_up());
+    look_at(pool_->reclaiming().await_given_up());
     look_at(ask_at_);
-    next.now = pool_->given_up() != given_up_;
+    next.now = pool_->reclaiming().given_up() != given_up_;
   }
   next.now |= anything_due();
   if (!next.now) next.now = create_ahead();

@@ -123,11 +123,10 @@ void Rows::map(const Spans& spans) {
   const std::vector<PageRange> ranges = pages_of(spans);
   map_counting_stalls(pool(), [&] { return pool().map(lease_->reservation(), ranges, {}); });
   std::lock_guard lock(mutex_);
-  for_each_page(ranges, [&](PageIndex page) {
+  for (PageIndex page : each_page(ranges)) {
     usable_.add(page.value);
     doomed_.erase(page.value);
-    return true;
-  });
+  }
 }
 
 /// Calls visit(row, from, to) for the bytes [from, to) of each row that the spans touch.

@@ -95,7 +95,8 @@ std::int64_t Slots::cost(std::uint32_t slot, Tokens to, StreamHandle stream) con
   const SlotLength wanted{slot, to};
   std::int64_t sum = 0;
   for (const SlotPart& part : parts_)
-    sum += pool().cost(part.lease->reservation(), missing_ranges(part, std::span(&wanted, 1)), stream);
+    sum += pool().reclaiming().cost(part.lease->reservation(), missing_ranges(part, std::span(&wanted, 1)),
+                                    stream);
   return sum;
 }
 

@@ -68,7 +68,7 @@ class Slots final : public Growing {
 
   /// Bytes that advance() would have to map.
   Bytes missing(std::uint32_t slot, Tokens to) const;
-  /// What advance() would take of Pool::obtainable().
+  /// What advance() would take of Reclaiming::obtainable().
   std::int64_t cost(std::uint32_t slot, Tokens to, StreamHandle stream) const;
   /// Bytes of the pages that are kept for a slot, or announced.
   Bytes held(std::uint32_t slot) const;

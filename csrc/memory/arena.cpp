@@ -1,5 +1,7 @@
 #include "memory/arena.h"
 
+#include <iterator>
+
 namespace vmm {
 namespace {
 
@@ -15,42 +17,48 @@ ReservedRange reserve_largest(Driver& driver, Bytes wanted, Bytes least, Bytes a
 
 }  // namespace
 
-Arena::Arena(Driver& driver, Bytes wanted, Bytes least, Bytes alignment)
-    : range_(reserve_largest(driver, wanted, least, alignment)) {
-  free_[range_.base().value] = range_.size();
+AddressRange::~AddressRange() {
+  if (arena_ != nullptr) arena_->free(base_);
 }
 
-std::optional<Address> Arena::allocate(Bytes size, Bytes alignment) {
-  for (auto it = free_.begin(); it != free_.end(); ++it) {
+Arena::Arena(Driver& driver, Bytes wanted, Bytes least, Bytes alignment)
+    : range_(reserve_largest(driver, wanted, least, alignment)) {
+  pieces_[range_.base().value] = {range_.size(), true};
+}
+
+std::optional<AddressRange> Arena::allocate(Bytes size, Bytes alignment) {
+  for (auto it = pieces_.begin(); it != pieces_.end(); ++it) {
     const Address start{it->first};
-    const Bytes length = it->second;
+    const Bytes length = it->second.size;
     const Address base{round_up(Bytes{start.value}, alignment).count};
     const Bytes before = base - start;
-    if (before >= length || length - before < size) continue;
+    if (!it->second.free || before >= length || length - before < size) continue;
+    // All the memory that this needs comes first: from there on nothing fails.
     const Bytes after = length - before - size;
-    if (after.count != 0) free_[(base + size).value] = after;
+    std::map<std::uintptr_t, Piece> made;
+    made[base.value] = {size, false};
+    if (after.count != 0) made[(base + size).value] = {after, true};
     if (before.count != 0)
-      it->second = before;
+      it->second.size = before;
     else
-      free_.erase(it);
-    return base;
+      pieces_.erase(it);
+    pieces_.merge(made);
+    return std::optional<AddressRange>(std::in_place, *this, base, size);
   }
   return std::nullopt;
 }
 
-void Arena::free(Address base, Bytes size) {
-  auto [it, inserted] = free_.emplace(base.value, size);
-  if (!inserted) throw InvariantViolation("arena: a range was freed twice");
-  if (auto next = std::next(it); next != free_.end() && it->first + it->second.count == next->first) {
-    it->second += next->second;
-    free_.erase(next);
+void Arena::free(Address base) noexcept {
+  auto it = pieces_.find(base.value);
+  it->second.free = true;
+  if (auto next = std::next(it); next != pieces_.end() && next->second.free) {
+    it->second.size += next->second.size;
+    pieces_.erase(next);
   }
-  if (it != free_.begin()) {
-    auto before = std::prev(it);
-    if (before->first + before->second.count == it->first) {
-      before->second += it->second;
-      free_.erase(it);
-    }
+  if (it == pieces_.begin()) return;
+  if (auto before = std::prev(it); before->second.free) {
+    before->second.size += it->second.size;
+    pieces_.erase(it);
   }
 }
 

@@ -9,15 +9,35 @@
 
 namespace vmm {
 
-/// First fit over free ranges that merge with their neighbours. Not thread-safe: the pool's lock guards it.
+class Arena;
+
+/// A range of an arena, which gets it back when this dies. Move-only.
+class AddressRange {
+ public:
+  AddressRange(Arena& arena, Address base, Bytes size) noexcept : arena_(&arena), base_(base), size_(size) {}
+  AddressRange(AddressRange&& other) noexcept
+      : arena_(std::exchange(other.arena_, nullptr)), base_(other.base_), size_(other.size_) {}
+  AddressRange& operator=(AddressRange&&) = delete;
+  ~AddressRange();
+
+  Address base() const noexcept { return base_; }
+  Bytes size() const noexcept { return size_; }
+
+ private:
+  Arena* arena_;
+  Address base_;
+  Bytes size_;
+};
+
+/// First fit over free ranges that merge with their neighbours. Not thread-safe: the pool's lock guards it,
+/// and with it the death of every AddressRange.
 class Arena {
  public:
   /// Halves the size until the driver agrees, down to `least`: address space may be limited (ulimit -v).
   Arena(Driver& driver, Bytes wanted, Bytes least, Bytes alignment);
 
   /// Empty when no free range is large enough. `alignment` is a power of two.
-  std::optional<Address> allocate(Bytes size, Bytes alignment);
-  void free(Address base, Bytes size);
+  std::optional<AddressRange> allocate(Bytes size, Bytes alignment);
 
   Bytes size() const noexcept { return range_.size(); }
   bool contains(Address address) const noexcept {
@@ -25,8 +45,16 @@ class Arena {
   }
 
  private:
+  friend class AddressRange;
+  struct Piece {
+    Bytes size;
+    bool free;
+  };
+
+  void free(Address base) noexcept;
+
   ReservedRange range_;
-  std::map<std::uintptr_t, Bytes> free_;
+  std::map<std::uintptr_t, Piece> pieces_;  // all of the range, free or not, so that free() needs no memory
 };
 
 }  // namespace vmm

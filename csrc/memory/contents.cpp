@@ -11,17 +11,18 @@ void Contents::reserve(std::uint64_t more) {
 
 void Contents::add_entries(std::uint64_t lacking) {
   const auto first = static_cast<std::uint32_t>(entries_.size());
-  entries_.resize(entries_.size() + lacking);
-  free_.reserve(entries_.capacity());  // so that drop() never allocates
+  const std::uint64_t size = entries_.size() + lacking;
+  if (free_.capacity() < size) free_.reserve(2 * size);  // first, and for all, so that drop() never allocates
+  entries_.resize(size);
   for (std::uint64_t i = lacking; i-- > 0;) free_.push_back({first + static_cast<std::uint32_t>(i)});
 }
 
-ContentId Contents::add(TenantId tenant, PhysicalPageId page) {
+ContentId Contents::add(ByteKind kind, PhysicalPageId page) {
   if (reserved_ == 0) throw InvariantViolation("a content was added without room for it");
   --reserved_;
   const ContentId id = free_.back();
   free_.pop_back();
-  entries_[id.value] = {tenant, page, 1};
+  entries_[id.value] = {kind, page, 1};
   return id;
 }
 

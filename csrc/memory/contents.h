@@ -9,7 +9,7 @@
 namespace vmm {
 
 struct Content {
-  TenantId tenant;
+  ByteKind kind;
   PhysicalPageId page;
   std::uint32_t references = 0;  // virtual pages that point here; 0: the entry is free
 };
@@ -21,7 +21,7 @@ class Contents {
   void reserve(std::uint64_t more);
   void give_up(std::uint64_t count) noexcept { reserved_ -= count; }
   /// A content with one reference, in room that was reserved.
-  ContentId add(TenantId tenant, PhysicalPageId page);
+  ContentId add(ByteKind kind, PhysicalPageId page);
   /// Takes one reference away; with the last the entry is free.
   void drop(ContentId content);
   const Content& operator[](ContentId content) const { return entries_.at(content.value); }

@@ -40,7 +40,7 @@ class DeviceLimit {
   /// Beside `held`, which is all that was created.
   Bytes left(Bytes held, Nanoseconds now) const {
     if (now >= until_) return {std::numeric_limits<std::int64_t>::max()};
-    return held_ - std::min(held_, held);
+    return saturating_sub(held_, held);
   }
   const std::string& words() const noexcept { return words_; }
 

@@ -35,7 +35,7 @@ class MappedBytes {
 
   Bytes all_;
   Bytes kept_;
-  std::array<Bytes, 3> reclaimable_;       // by need
+  std::array<Bytes, reclaimable_needs.size()> reclaimable_;
   std::vector<Bytes> by_last_use_{65536};  // all of them, so that counting never allocates
 };
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/page_bits.h"
 #include "memory/mapped_bytes.h"
-#include "memory/page_bits.h"
 #include "memory/virtual_page.h"
 
 namespace vmm {
@@ -51,9 +51,9 @@ class PageTable {
   void count(PageIndex page, const VirtualPage& entry, bool in);
 
   std::vector<VirtualPage> pages_;
-  std::array<PageBits, 3> reclaimable_;  // by need
-  PageBits idle_;                        // needed by nobody when age() was last called, nor since
-  PageBits aged_;                        // … nor when it was called before
+  std::array<PageBits, reclaimable_needs.size()> reclaimable_;
+  PageBits idle_;  // needed by nobody when age() was last called, nor since
+  PageBits aged_;  // … nor when it was called before
   const Bytes page_bytes_;
   MappedBytes& sums_;
   Pages in_use_;

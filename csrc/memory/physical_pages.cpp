@@ -77,13 +77,16 @@ RunId PhysicalPages::make_run(Bytes page_bytes) {
   const RunId made{run_count()};
   next_place_ = round_up(Bytes{next_place_}, page_bytes).count;
   const PhysicalPageId first{size()};
+  // All the memory comes first: a run that is only half made would have no owner. And of the lists so much that
+  // give_back_run() never allocates.
+  if (runs_.size() == runs_.capacity()) runs_.reserve(2 * runs_.size() + 1);
+  warm_[page_bytes].reserve(runs_.capacity());
+  empty_[page_bytes].reserve(runs_.capacity());
+  recycled_.try_emplace(page_bytes);
   pages_.resize(pages_.size() + count);
   for (std::uint32_t i = 0; i < count; ++i) pages_[first.value + i].run = made;
   runs_.push_back(
       {.page_bytes = page_bytes, .place = {next_place_}, .first = first, .pages = count, .owned = true});
-  warm_[page_bytes].reserve(runs_.capacity());  // so that give_back_run() never allocates
-  empty_[page_bytes].reserve(runs_.capacity());
-  recycled_.try_emplace(page_bytes);
   next_place_ += page_bytes.count * count;
   return made;
 }

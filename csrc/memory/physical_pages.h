@@ -31,7 +31,7 @@ struct PhysicalPage {
   RunId run;
   PhysicalState state = PhysicalState::absent;
   bool exported = false;  // another process may have it: given back to the driver, never to a new owner
-  TenantId last_tenant;   // whose bytes it holds; none: still as the driver made it
+  ByteKind holds;         // none: still as the driver made it
   VirtualRef mapped_by;
 };
 

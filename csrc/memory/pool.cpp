@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/undo.h"
 
 namespace vmm {
 namespace {
@@ -37,247 +36,145 @@ std::shared_ptr<Pool> Pool::make(std::unique_ptr<Driver> driver, std::shared_ptr
                                  std::shared_ptr<Clock> clock, PoolOptions options) {
   if (options.arena_bytes.count == 0) options.arena_bytes = default_arena_bytes(budget->limit());
   return {new Pool(std::move(driver), std::move(budget), std::move(clock), options), [](Pool* pool) {
-            if (!pool->fork_guard_.in_child()) delete pool;
+            if (!pool->fork_guard().in_child()) delete pool;
           }};
 }
 
 Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::shared_ptr<Clock> clock,
            const PoolOptions& options)
-    : driver_(std::move(driver)),
-      budget_(std::move(budget)),
-      clock_(std::move(clock)),
-      epochs_(*driver_),
-      streams_(*driver_, epochs_),
-      run_bytes_(checked_run_bytes(options.run_bytes, budget_->limit())),
-      arena_(*driver_, round_up(options.arena_bytes, driver_->capabilities().granularity),
-             std::min(options.arena_bytes, least_arena), driver_->capabilities().granularity),
-      last_uses_(epochs_),
-      physical_(run_bytes_, driver_->capabilities().merges_neighbours) {
-  on_pressure([] {});
+    : ground_(std::move(driver), std::move(budget), std::move(clock)),
+      run_bytes_(checked_run_bytes(options.run_bytes, ground_.budget->limit())),
+      arena_(*ground_.driver, round_up(options.arena_bytes, ground_.driver->capabilities().granularity),
+             std::min(options.arena_bytes, least_arena), ground_.driver->capabilities().granularity),
+      tables_(ground_.driver->capabilities(), run_bytes_, ground_.epochs,
+              Allowance(*ground_.budget, ground_.signals.listener(), *ground_.clock)),
+      streams_(ground_, tables_),
+      reclaiming_(ground_, tables_, streams_),
+      mapping_(ground_, tables_, reclaiming_),
+      leases_(ground_, tables_, reclaiming_, arena_) {
   if (arena_.size() < options.arena_bytes)
-    log_.write(LogLevel::info, "address space is limited: the arena has only " +
-                                   std::to_string(arena_.size().count) + " bytes");
+    log().write(LogLevel::info, "address space is limited: the arena has only " +
+                                    std::to_string(arena_.size().count) + " bytes");
 }
 
 Pool::~Pool() {
-  budget_->stop_listening(listener_);
-  if (taken_.count == 0) return;  // nor are streams looked at, which may be gone
+  ground_.signals.stop();
+  if (tables_.allowance().taken().count == 0) return;  // nor are streams looked at, which may be gone
   try {
-    epochs_.poll();
-    drain_retired(true);
-    while (free_an_idle_range()) {
+    epochs().poll();
+    reclaiming_.drain_retired(true);
+    while (reclaiming_.end_an_idle_reservation()) {
     }
   } catch (const std::exception&) {  // what stays mapped is lost to this process, and nothing more
   }
-  give_back(taken_);
+  tables_.allowance().give_back(tables_.allowance().taken());
 }
 
-void Pool::on_pressure(std::function<void()> wake) {
-  // The budget's lock makes the exchange safe against a listener that is being called.
-  if (listener_ != 0) budget_->stop_listening(listener_);
-  {
-    std::lock_guard lock(wake_mutex_);
-    wake_ = wake;
-  }
-  listener_ = budget_->listen([this, wake = std::move(wake)](Bytes wanted) {
-    pressure_bytes_.fetch_add(wanted.count);
-    if (wanted.count == 0) room_.fetch_add(1);
-    wake();
-  });
+std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape, std::optional<StreamHandle> stream) {
+  // The lease comes first: a reservation that nobody can hold would never be given back.
+  auto lease = std::make_shared<Lease>(shared_from_this(), shape.extents);
+  lease->reservation_ = &leases_.reserve(shape, stream);
+  return lease;
 }
 
-void Pool::wake_pager() {
-  std::lock_guard lock(wake_mutex_);
-  wake_();
-}
-
-void Pool::wake_pager_if_over_budget() {
-  if (budget_->taken() > budget_->limit()) wake_pager();
-}
-
-/// Under the lock. Not `at_once`: work may still be using it.
-void Pool::note_given_up(bool at_once) {
-  given_up_ += at_once;
-  if (awaited_.exchange(false)) wake_pager();
-}
-
-std::uint64_t Pool::given_up() {
-  std::lock_guard lock(mutex_);
-  last_uses_.refresh();
-  given_up_ += device_limit_.ends(clock_->now());
-  return given_up_ + last_uses_.ended() + room_;
-}
-
-std::optional<Nanoseconds> Pool::await_given_up() {
-  std::lock_guard lock(mutex_);
-  awaited_ = true;
-  if (last_uses_.refresh() && waiting().count != 0) return clock_->now() + recheck;
-  return device_limit_.until(clock_->now());
-}
-
-void Pool::epoch_closed() {
-  if (!awaited_) return;
-  std::lock_guard lock(mutex_);
-  if (waiting().count != 0) note_given_up(false);
-}
-
-/// Of what is reclaimable, that which work may still be using.
-Bytes Pool::waiting() const {
-  Bytes sum;
-  last_uses_.for_each_not_over([&](std::uint16_t number) { sum += mapped_.last_used(number); });
-  return sum;
-}
-
-void Pool::require_open() const {
-  if (closed_) throw Closed("this pool is closed");
-}
-
-bool Pool::closed() const {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
-  return closed_;
-}
-
-void Pool::give_back(Bytes size) noexcept {
-  taken_ -= size;
-  budget_->give_back(size);
-}
-
-void Pool::check_ranges(const Reservation& reservation, std::span<const PageRange> ranges) {
-  const std::uint64_t pages = reservation.table.size().count;
-  for (const PageRange& range : ranges)
-    if (range.count.count > pages || range.first.value > pages - range.count.count)
-      throw InvalidArgument("ranges: pages " + std::to_string(range.first.value) + " + " +
-                            std::to_string(range.count.count) + " are not all in this reservation of " +
-                            std::to_string(pages));
+void Pool::end_lease(Reservation& reservation) noexcept {
+  if (fork_guard().in_child()) return;
+  leases_.recycle(reservation);
+  if (closed()) tear_down();
 }
 
 void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
-  fork_guard_.require_parent("this pool");
+  ground_.require_parent();
   {
-    std::lock_guard lock(mutex_);
-    check_ranges(reservation, ranges);
-    const std::uint16_t last_use = last_uses_.now();
+    std::lock_guard lock(ground_.mutex);
+    reservation.check(ranges);
+    LastUses& last_uses = tables_.last_uses();
+    const std::uint16_t last_use = last_uses.now();
     bool any = false, at_once = false;
-    for_each_page(ranges, [&](PageIndex page) {
-      if (reservation.table[page].need == Need::none) return true;
+    for (PageIndex page : each_page(ranges)) {
+      if (reservation.table[page].need == Need::none) continue;
       reservation.table.unkeep(page, last_use);
       any = true;
-      at_once |= last_uses_.over(reservation.table[page].last_use);
-      return true;
-    });
-    if (any) note_given_up(at_once);
+      at_once |= last_uses.over(reservation.table[page].last_use);
+    }
+    if (any) ground_.signals.given_up(at_once);
   }
-  note_idle();
-  wake_pager_if_over_budget();
+  ground_.signals.note_idle();
+  ground_.signals.wake_if_over_budget();
 }
 
 void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges) {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
-  check_ranges(reservation, ranges);
-  for_each_page(ranges, [&](PageIndex page) {
-    reservation.table.set_need(page, Need::none);
-    return true;
-  });
-  note_given_up(true);
-  note_idle();
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  reservation.check(ranges);
+  for (PageIndex page : each_page(ranges)) reservation.table.set_need(page, Need::none);
+  ground_.signals.given_up(true);
+  ground_.signals.note_idle();
 }
 
 void Pool::set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
-  check_ranges(reservation, ranges);
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  reservation.check(ranges);
   bool less = false;
-  for_each_page(ranges, [&](PageIndex page) {
+  for (PageIndex page : each_page(ranges)) {
     const VirtualPage& entry = reservation.table[page];
-    if (entry.state != VirtualState::resident || entry.kept()) return true;
+    if (entry.state != VirtualState::resident || entry.kept()) continue;
     less |= need < entry.need;
     reservation.table.set_need(page, need);
-    return true;
-  });
-  if (less) note_given_up(true);
-  if (need == Need::none) note_idle();
-}
-
-void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
-  fork_guard_.require_parent("this pool");
-  if (offset > reservation.size() || size > reservation.size() - offset)
-    throw InvalidArgument("offset, size: beyond the end of the reservation");
-  const MemoryRange range{reservation.base + offset, size};
-  driver_->zero(std::span(&range, 1), stream);
-}
-
-StreamHandle Pool::create_stream() {
-  fork_guard_.require_parent("this pool");
-  {
-    std::lock_guard lock(mutex_);
-    require_open();
   }
-  return streams_.create();
+  if (less) ground_.signals.given_up(true);
+  if (need == Need::none) ground_.signals.note_idle();
 }
 
-void Pool::end_stream(StreamHandle stream) {
-  fork_guard_.require_parent("this pool");
-  if (streams_.end(stream)) note_idle();  // or a pool that does nothing else would keep it
-}
-
-void Pool::destroy_stream(StreamHandle stream) {
-  fork_guard_.require_parent("this pool");
-  if (!streams_.destroy(stream) && !closed())
-    throw InvalidArgument("stream: not one that this pool has made");
-  epoch_closed();
-}
-
-void Pool::copy(Address to, Address from, Bytes size, StreamHandle stream) {
-  fork_guard_.require_parent("this pool");
-  const Streams::Use use(streams_, stream);
-  driver_->copy(to, from, size, stream);
-  epochs_.mark(stream);
-}
-
-void Pool::synchronize(StreamHandle stream) {
-  fork_guard_.require_parent("this pool");
-  const Streams::Use use(streams_, stream);
-  streams_.synchronize(stream);
+void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  reservation.check(ranges);
+  tables_.retire(reservation, ranges, std::move(fence));
 }
 
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
-  check_ranges(reservation, ranges);
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  reservation.check(ranges);
   std::uint64_t count = 0;
-  for_each_page(ranges, [&](PageIndex page) {
-    count += reservation.table[page].state != VirtualState::resident;
-    return true;
-  });
+  for (PageIndex page : each_page(ranges)) count += reservation.table[page].state != VirtualState::resident;
   return reservation.shape.page_bytes * count;
 }
 
 Pages Pool::resident(const Reservation& reservation, const PageRange& range) const {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
-  check_ranges(reservation, std::span(&range, 1));
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  const std::span ranges(&range, 1);
+  reservation.check(ranges);
   Pages count;
-  while (count < range.count &&
-         reservation.table[{range.first.value + static_cast<std::uint32_t>(count.count)}].state ==
-             VirtualState::resident)
+  for (PageIndex page : each_page(ranges)) {
+    if (reservation.table[page].state != VirtualState::resident) break;
     count += Pages{1};
+  }
   return count;
 }
 
 Bytes Pool::mapped(const Reservation& reservation) const {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
   return reservation.shape.page_bytes * reservation.table.resident().count;
 }
 
+bool Pool::closed() const {
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  return ground_.closed;
+}
+
 void Pool::close(Nanoseconds patience) {
-  fork_guard_.require_parent("this pool");
+  ground_.require_parent();
   {
-    std::lock_guard lock(mutex_);
-    if (patience != Nanoseconds::max()) stop_waiting_at_ = clock_->now() + patience;
-    if (std::exchange(closed_, true) && taken_.count == 0 && streams_.empty()) return;
+    std::lock_guard lock(ground_.mutex);
+    if (patience != Nanoseconds::max()) ground_.stop_waiting_at = clock().now() + patience;
+    if (std::exchange(ground_.closed, true) && tables_.allowance().taken().count == 0 && streams_.empty())
+      return;
   }
   streams_.end_all();
   tear_down();
@@ -286,69 +183,76 @@ void Pool::close(Nanoseconds patience) {
 }
 
 bool Pool::may_wait() const {
-  std::lock_guard lock(mutex_);
-  return stop_waiting_at_ == Nanoseconds::max() || clock_->now() < stop_waiting_at_;
+  std::lock_guard lock(ground_.mutex);
+  return ground_.may_wait();
 }
 
 /// Gives back what a closed pool can give back.
 void Pool::tear_down() noexcept {
   try {
-    drain_retired(true);
+    reclaiming_.drain_retired(true);
     trim({~std::uint64_t{0}}, true);
   } catch (const std::exception& error) {
-    log_.write(LogLevel::warning, error.what());
+    log().write(LogLevel::warning, error.what());
   }
 }
 
 /// Until those that have ended are destroyed, but for what only somebody else can end. How many are left that
 /// would have to be waited for longer.
-std::uint64_t Pool::await_streams() noexcept {
+std::uint64_t Pool::await_streams() {
+  Wait wait(ground_, "the work on streams that have ended is over");
   for (bool failed = false;;) {
     try {
-      epochs_.poll();
+      epochs().poll();
     } catch (const std::exception& error) {
       if (std::exchange(failed, true)) {
-        log_.write(LogLevel::warning, error.what());
+        log().write(LogLevel::warning, error.what());
         return 0;
       }
     }
     const std::uint64_t left = streams_.sweep();
     if (left == 0 || !may_wait()) return left;
-    std::unique_lock lock(mutex_);
-    clock_->wait(lock, changed_, recheck);
+    std::unique_lock lock(ground_.mutex);
+    wait.moment(lock);
   }
 }
 
 /// Whether work that is not over may still use memory of leases that have ended.
 bool Pool::is_in_use() {
-  std::lock_guard lock(mutex_);
-  last_uses_.refresh();
-  return waiting().count != 0 || std::ranges::any_of(retired_, &Retirement::intact);
+  std::lock_guard lock(ground_.mutex);
+  tables_.last_uses().refresh();
+  return tables_.waiting().count != 0 || tables_.retired().any_intact();
 }
 
 void Pool::log_impatience(std::uint64_t streams) {
   std::string left = is_in_use() ? "what work under way still uses" : "";
   if (streams != 0)
     left += (left.empty() ? "" : " and ") + std::to_string(streams) + (streams == 1 ? " stream" : " streams");
-  if (!left.empty()) log_.write(LogLevel::warning, "closed without " + left + ": it did not end in time");
+  if (!left.empty()) log().write(LogLevel::warning, "closed without " + left + ": it did not end in time");
 }
 
 PoolStats Pool::stats() const {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
   PoolStats out{};
-  out.budget = budget_->limit();
-  out.created = taken_;
-  out.free = physical_.free_bytes();
-  out.peak_created = peak_taken_;
-  out.mapped = mapped_.all();
-  out.kept = mapped_.kept();
-  out.reclaimable = mapped_.reclaimable();
-  out.runs = physical_.run_count();
-  out.retirements_waiting = retired_.size();
-  for (const auto& [id, reservation] : reservations_)
+  out.budget = tables_.allowance().limit();
+  out.created = tables_.allowance().taken();
+  out.peak_created = tables_.allowance().peak();
+  out.free = tables_.physical().free_bytes();
+  out.mapped = tables_.mapped().all();
+  out.kept = tables_.mapped().kept();
+  out.reclaimable = tables_.mapped().reclaimable();
+  out.runs = tables_.physical().run_count();
+  out.retirements_waiting = tables_.retired().size();
+  for (const auto& [id, reservation] : tables_.reservations())
     ++(reservation->leased ? out.reservations_leased : out.reservations_idle);
   return out;
+}
+
+void Pool::check() const {
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  tables_.check();
 }
 
 }  // namespace vmm

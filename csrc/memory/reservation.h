@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <ranges>
 #include <span>
 #include <vector>
 
+#include "memory/arena.h"
 #include "memory/fences.h"
 #include "memory/page_table.h"
 #include "memory/physical_pages.h"
@@ -16,7 +18,7 @@ struct ReservationShape {
   Bytes page_bytes;
   Bytes extent_bytes;  // a multiple of page_bytes
   std::uint64_t extents = 1;
-  TenantId tenant{0};
+  ByteKind kind{0};
   Bytes longest{};      // extents of an adopted reservation may have up to so many bytes: its shape tells
   bool zeroed = false;  // reads as zeros where nothing was written, unmapped pages included where the driver
                         // can; recycled ones are not adopted
@@ -24,16 +26,18 @@ struct ReservationShape {
 
 /// Owned by its pool, guarded by the pool's lock but for the constants.
 struct Reservation {
-  Reservation(ReservationId id_, Address base_, const ReservationShape& shape_, Pages pages_per_window_,
-              MappedBytes& sums)
+  Reservation(ReservationId id_, AddressRange addresses_, const ReservationShape& shape_,
+              Pages pages_per_window_, MappedBytes& sums)
       : id(id_),
-        base(base_),
+        addresses(std::move(addresses_)),
+        base(addresses.base()),
         shape(shape_),
         pages_per_window(pages_per_window_),
         table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums),
         window_runs((table.size().count + pages_per_window_.count - 1) / pages_per_window_.count) {}
 
   const ReservationId id;
+  const AddressRange addresses;
   const Address base;
   const ReservationShape shape;
   const Pages pages_per_window;
@@ -45,18 +49,26 @@ struct Reservation {
   std::uint64_t idle_since = 0;  // the pool's count of recyclings: the smallest is the oldest
   Fence idle_fence;              // work that may still touch it
 
-  Bytes size() const { return shape.extent_bytes * shape.extents; }
+  Bytes size() const { return addresses.size(); }
+  bool contains(Address address) const { return address >= base && address < base + size(); }
+  /// Throws InvalidArgument unless all these pages are in it.
+  void check(std::span<const PageRange> ranges) const;
   Address address_of(PageIndex page) const { return base + shape.page_bytes * page.value; }
   std::uint64_t window_of(PageIndex page) const { return page.value / pages_per_window.count; }
   std::uint64_t position_of(PageIndex page) const { return page.value % pages_per_window.count; }
 };
 
-/// Calls visit(page) for each page of the ranges, until one answers false.
-template <class Visit>
-void for_each_page(std::span<const PageRange> ranges, Visit visit) {
-  for (const PageRange& range : ranges)
-    for (std::uint64_t i = 0; i < range.count.count; ++i)
-      if (!visit(PageIndex{range.first.value + static_cast<std::uint32_t>(i)})) return;
+/// Throws InvalidArgument unless pages may have this size.
+void check_page_size(const Capabilities& driver, Bytes page_bytes);
+
+/// The pages of the ranges, one after the other.
+inline auto each_page(std::span<const PageRange> ranges) {
+  return ranges | std::views::transform([](const PageRange& range) {
+           return std::views::iota(std::uint64_t{range.first.value}, range.first.value + range.count.count) |
+                  std::views::transform(
+                      [](std::uint64_t page) { return PageIndex{static_cast<std::uint32_t>(page)}; });
+         }) |
+         std::views::join;
 }
 
 }  // namespace vmm

@@ -8,31 +8,41 @@
 namespace vmm {
 
 StreamHandle Streams::create() {
+  ground_.require_parent();
+  {
+    std::lock_guard lock(ground_.mutex);
+    ground_.require_open();
+  }
   if (!ended().empty()) {
     try {
-      epochs_.poll();
+      ground_.epochs.poll();
     } catch (const Error&) {  // of other work: who waits for that will hear of it
     }
     sweep();
   }
-  const StreamHandle made = driver_.create_stream();
+  const StreamHandle made = ground_.driver->create_stream();
   std::lock_guard lock(mutex_);
   own_[made.value] = {};
   return made;
 }
 
-bool Streams::end(StreamHandle stream) {
+void Streams::end(StreamHandle stream) {
+  ground_.require_parent();
+  if (end_own(stream)) ground_.signals.note_idle();  // or a pool that does nothing else would keep it
+}
+
+bool Streams::end_own(StreamHandle stream) {
   std::lock_guard lock(mutex_);
   const auto found = own_.find(stream.value);
   if (found == own_.end()) return false;
-  if (!std::exchange(found->second.ended, true)) epochs_.give_up(stream);
+  if (!std::exchange(found->second.ended, true)) ground_.epochs.give_up(stream);
   return true;
 }
 
 void Streams::end_all() {
   std::lock_guard lock(mutex_);
   for (auto& [value, own] : own_)
-    if (!std::exchange(own.ended, true)) epochs_.give_up({value});
+    if (!std::exchange(own.ended, true)) ground_.epochs.give_up({value});
 }
 
 Streams::Use::Use(Streams& streams, StreamHandle stream) : streams_(streams), stream_(stream) {
@@ -53,7 +63,26 @@ void Streams::release(StreamHandle stream) {
   --own_.at(stream.value).users;
 }
 
+void Streams::copy(Address to, Address from, Bytes size, StreamHandle stream) {
+  ground_.require_parent();
+  const Use use(*this, stream);
+  ground_.driver->copy(to, from, size, stream);
+  ground_.epochs.mark(stream);
+}
+
 void Streams::synchronize(StreamHandle stream) {
+  ground_.require_parent();
+  const Use use(*this, stream);
+  wait_for(stream);
+}
+
+void Streams::epoch_closed() {
+  if (!ground_.signals.awaited()) return;
+  std::lock_guard lock(ground_.mutex);
+  if (tables_.waiting().count != 0) ground_.signals.given_up(false);
+}
+
+void Streams::wait_for(StreamHandle stream) {
   struct Recorded {
     Driver& driver;
     EventHandle event;
@@ -61,12 +90,22 @@ void Streams::synchronize(StreamHandle stream) {
       undo_or_leak([this] { driver.destroy_event(event); });
     }
   };
-  const Recorded recorded{driver_, driver_.record(stream)};
-  driver_.wait(recorded.event);
+  const Recorded recorded{*ground_.driver, ground_.driver->record(stream)};
+  ground_.driver->wait(recorded.event);
 }
 
-bool Streams::destroy(StreamHandle stream) {
-  if (!end(stream)) return false;
+void Streams::destroy(StreamHandle stream) {
+  ground_.require_parent();
+  if (!await_and_destroy(stream)) {
+    std::lock_guard lock(ground_.mutex);
+    if (!ground_.closed) throw InvalidArgument("stream: not one that this pool has made");
+  }
+  epoch_closed();
+}
+
+/// False where it is no stream of these.
+bool Streams::await_and_destroy(StreamHandle stream) {
+  if (!end_own(stream)) return false;
   {
     std::lock_guard lock(mutex_);
     const auto found = own_.find(stream.value);
@@ -80,7 +119,7 @@ bool Streams::destroy(StreamHandle stream) {
   };
   {
     const Using keeps_it{*this, stream};
-    synchronize(stream);
+    wait_for(stream);
   }
   destroy_if_unused(stream);
   return true;
@@ -95,11 +134,11 @@ void Streams::destroy_if_unused(StreamHandle stream) {
     own_.erase(found);  // first: the driver may give the same handle to somebody at once
   }
   try {
-    epochs_.destroy(stream);
+    ground_.epochs.destroy(stream);
   } catch (...) {
     std::lock_guard lock(mutex_);
     own_[stream.value] = {true, 0};
-    epochs_.give_up(stream);
+    ground_.epochs.give_up(stream);
     throw;
   }
 }
@@ -107,7 +146,7 @@ void Streams::destroy_if_unused(StreamHandle stream) {
 std::uint64_t Streams::sweep() noexcept {
   std::uint64_t coming = 0;
   for (StreamHandle stream : ended()) {
-    const Epochs::Ending ending = epochs_.ending(stream);
+    const Epochs::Ending ending = ground_.epochs.ending(stream);
     coming += ending == Epochs::Ending::coming;
     try {
       if (ending == Epochs::Ending::over) destroy_if_unused(stream);

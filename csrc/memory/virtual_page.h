@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "base/need.h"
 #include "base/types.h"
 
 namespace vmm {
@@ -10,14 +11,6 @@ namespace vmm {
 /// Unmapped → Mapping → Resident → Retiring → Unmapped. Mapping falls back to Unmapped when a driver call
 /// fails, or to Retiring when even the undoing fails. Retiring → Resident when its owner wants it after all.
 enum class VirtualState : std::uint8_t { unmapped, mapping, resident, retiring };
-
-/// How much a Resident page is needed. Who maps pages may take those that are needed less.
-enum class Need : std::uint8_t {
-  none,       // surplus, or a look-ahead
-  guess,      // ready for who may come
-  announced,  // will be used soon
-  kept,       // in use: never reclaimed
-};
 
 struct VirtualPage {
   ContentId content;

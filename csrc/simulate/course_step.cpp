@@ -51,7 +51,7 @@ Course::Stepped Course::try_step(std::size_t number) {
   } catch (const OutOfPages& error) {
     ++totals_.refused;
     // What the driver refused to unmap earlier cannot be had.
-    sure_ = failures() == failures_before && !others_open && !world_.pool()->refused();
+    sure_ = failures() == failures_before && !others_open && !world_.pool()->reclaiming().refused();
     fitting_ = error.fitting();
     if (options_.check) check_refusal(error);
     return Stepped::refused;

@@ -35,7 +35,7 @@ VmmMemory::VmmMemory(VmmMemoryOptions options)
       world_.pager(), parts_, slots(options_),
       KvCacheOptions{.max_tokens = options_.max_tokens, .first_tokens = options_.first_tokens});
   stream_ = world_.driver().create_stream();
-  world_.pool()->warm(options_.warm, options_.page_bytes, options_.warm);
+  world_.pool()->mapping().warm(options_.warm, options_.page_bytes, options_.warm);
   // The engine is up before its first request, but not so long that what lies ready is given back.
   world_.settle(PagerOptions{}.idle_time / 2);
 }

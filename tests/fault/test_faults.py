@@ -42,10 +42,10 @@ def _idle_then_reserve(pool):
     old.map([(0, 8)])
     ctypes.memset(old.address, 0xEE, 8 * PAGE)
     del old
-    return reserve(pool, 16, tenant=1)
+    return reserve(pool, 16, kind=1)
 
 
-def _remap_for_another_tenant(pool, lease):
+def _remap_for_another_kind(pool, lease):
     lease.map([(0, 8)])
     assert ctypes.string_at(lease.address, 8 * PAGE) == bytes(8 * PAGE)
 
@@ -113,7 +113,7 @@ def _copy_on_a_stream(pool, state):
 
 SCENARIOS = {
     "map fresh pages": (16, lambda pool: reserve(pool, 12), _fresh),
-    "remap another tenant's pages": (8, _idle_then_reserve, _remap_for_another_tenant),
+    "remap pages of another kind": (8, _idle_then_reserve, _remap_for_another_kind),
     "grow with the pager": (32, _growth, _admit_and_grow),
     "retire and map again": (16, _mapped, _retire),
     "trim and map again": (16, _mapped, _trim),
@@ -123,7 +123,7 @@ SCENARIOS = {
     "copy on a stream": (16, lambda pool: (_mapped(pool), pool.create_stream()), _copy_on_a_stream),
 }
 
-ONE_CALL = ("map fresh pages", "remap another tenant's pages")  # must be all or nothing
+ONE_CALL = ("map fresh pages", "remap pages of another kind")  # must be all or nothing
 
 
 @pytest.mark.parametrize("out_of_memory", [False, True], ids=["error", "out-of-memory"])

@@ -112,7 +112,7 @@ def main():
 
     other = KVTensor(
         1, 100 * PAGE // 256, 64, pool=pool, page_bytes=PAGE
-    )  # of a tenant whose pages are zeroed
+    )  # of a kind whose pages are zeroed first
     other.reserve(100 * PAGE // 256)
     other.close()
     settle(pool._core)

@@ -23,15 +23,15 @@ class Model:
     """What one lease must hold: the bytes of every page that is kept, and whose they are."""
 
     lease: _core.Lease
-    tenant: int
+    kind: int
     zeroed: bool
     pages: int
     kept: dict[int, bytes | None] = field(default_factory=dict)  # None: mapped, contents not yet written
 
 
-def fill(tenant: int, number: int) -> bytes:
-    """Recognisable as the tenant's: every byte is 16 * (tenant + 1) + something."""
-    return bytes([16 * (tenant + 1) + number % 16]) * MARK
+def fill(kind: int, number: int) -> bytes:
+    """Recognisable as of that kind: every byte is 16 * (kind + 1) + something."""
+    return bytes([16 * (kind + 1) + number % 16]) * MARK
 
 
 def make_pool():
@@ -69,21 +69,21 @@ class LeaseMachine(PoolMachine):
     @rule(
         extent_pages=st.integers(1, 12),
         extents=st.integers(1, 3),
-        tenant=st.integers(0, 1),
+        kind=st.integers(0, 1),
         zeroed=st.booleans(),
         stream=st.sampled_from([None, 0]),
     )
-    def reserve(self, extent_pages, extents, tenant, zeroed, stream):
+    def reserve(self, extent_pages, extents, kind, zeroed, stream):
         with self.tolerated():
             lease = self.core.reserve(
                 page_bytes=PAGE,
                 extent_bytes=extent_pages * PAGE,
                 extents=extents,
-                tenant=tenant,
+                kind=kind,
                 zeroed=zeroed,
                 stream=stream,
             )
-            self.models.append(Model(lease, tenant, zeroed, extent_pages * extents))
+            self.models.append(Model(lease, kind, zeroed, extent_pages * extents))
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())
@@ -116,7 +116,7 @@ class LeaseMachine(PoolMachine):
         model = self.models[data.draw(st.integers(0, len(self.models) - 1))]
         for page in model.kept:
             self.writes += 1
-            model.kept[page] = fill(model.tenant, self.writes)
+            model.kept[page] = fill(model.kind, self.writes)
             for end in (0, PAGE - MARK):
                 ctypes.memmove(model.lease.address + page * PAGE + end, model.kept[page], MARK)
 
@@ -201,11 +201,11 @@ class LeaseMachine(PoolMachine):
             model.kept.pop(page, None)
 
     def check_first_sight(self, model, page, was_missing):
-        """A page may hold the tenant's own old bytes, never another's; in a zeroed reservation, none."""
+        """A page may hold old bytes of its own kind, never of another; in a zeroed reservation, none."""
         seen = ctypes.string_at(model.lease.address + page * PAGE, PAGE)
         if model.zeroed and was_missing:
             assert seen == bytes(PAGE)
-        assert {byte // 16 for byte in seen} <= {0, model.tenant + 1}
+        assert {byte // 16 for byte in seen} <= {0, model.kind + 1}
 
 
 LeaseMachine.TestCase.settings = settings(

@@ -52,13 +52,13 @@ TEST(retired_pages_wait_for_their_fence) {
   test.faults->hold_events(true);
   test.pool->epochs().step({});
   retire(*lease, 0, 4);
-  CHECK(test.pool->drain_retired());  // the epoch is open
+  CHECK(test.pool->reclaiming().drain_retired());  // the epoch is open
   test.pool->epochs().end({});
-  CHECK(test.pool->drain_retired());  // closed, but unfinished
+  CHECK(test.pool->reclaiming().drain_retired());  // closed, but unfinished
   CHECK(test.pool->stats().free == Bytes{});
   test.faults->hold_events(false);
   finish_work();
-  CHECK(!test.pool->drain_retired());
+  CHECK(!test.pool->reclaiming().drain_retired());
   CHECK(test.pool->stats().free == 256_KiB);
   test.pool->check();
 }
@@ -69,7 +69,7 @@ TEST(what_is_retired_and_over_counts_as_obtainable) {
   map(*lease, 0, 16);
   retire(*lease, 0, 16);
   auto other = test.reserve(1_MiB);
-  test.pool->require_obtainable(1_MiB);
+  test.pool->reclaiming().require_obtainable(1_MiB);
   map(*other, 0, 16);
   test.pool->check();
 }
@@ -85,7 +85,7 @@ TEST(a_retired_page_that_is_wanted_again_comes_back_with_its_bytes) {
   CHECK(*bytes_at(*lease, 64_KiB) == 5);
   test.pool->epochs().end({});
   finish_work();
-  CHECK(!test.pool->drain_retired());
+  CHECK(!test.pool->reclaiming().drain_retired());
   CHECK(test.pool->mapped(lease->reservation()) == 64_KiB);
   test.pool->check();
 }
@@ -103,7 +103,7 @@ TEST(a_retirement_that_was_called_off_leaves_no_trace) {
   test.pool->epochs().poll();
   lease.reset();
   CHECK(test.pool->trim(4_MiB) == 256_KiB);  // ends the reservation
-  test.pool->drain_retired();
+  test.pool->reclaiming().drain_retired();
   test.pool->check();
 }
 
@@ -204,11 +204,11 @@ TEST(marked_work_holds_back_what_is_released_after_it) {
   retire(*lease, 0, 1);
   epochs.mark({});
   retire(*lease, 1, 1);
-  CHECK(test.pool->drain_retired());
+  CHECK(test.pool->reclaiming().drain_retired());
   CHECK(test.pool->stats().free == 64_KiB);
   test.faults->hold_events(false);
   finish_work();
-  CHECK(!test.pool->drain_retired());
+  CHECK(!test.pool->reclaiming().drain_retired());
   CHECK(test.pool->stats().free == 128_KiB);
   CHECK(epochs.fence().empty());
 }
@@ -230,7 +230,7 @@ TEST(an_open_epoch_covers_marked_work) {
 TEST(work_that_could_not_be_marked_is_waited_for) {
   TestPool test(4_MiB);
   Epochs& epochs = test.pool->epochs();
-  const StreamHandle stream = test.pool->create_stream();
+  const StreamHandle stream = test.pool->streams().create();
   test.faults->fail_at(1, 1, Fault::error);
   CHECK_THROWS(DriverError, "record", epochs.mark(stream));
   const Fence fence = epochs.fence();
@@ -240,7 +240,7 @@ TEST(work_that_could_not_be_marked_is_waited_for) {
   epochs.poll();
   CHECK(epochs.complete(fence));
   CHECK(epochs.fence().empty());
-  test.pool->destroy_stream(stream);
+  test.pool->streams().destroy(stream);
 }
 
 TEST(where_no_epoch_is_open_a_step_marks_what_is_on_the_stream) {
@@ -266,12 +266,12 @@ TEST(where_no_epoch_is_open_a_step_marks_what_is_on_the_stream) {
 TEST(a_stream_that_is_gone_ends_its_open_epoch) {
   TestPool test(4_MiB);
   Epochs& epochs = test.pool->epochs();
-  const StreamHandle stream = test.pool->create_stream();
+  const StreamHandle stream = test.pool->streams().create();
   epochs.step(stream);
   epochs.step(stream);
   const Fence fence = epochs.fence();
   CHECK(epochs.waits_for_open_epoch(fence));
-  test.pool->destroy_stream(stream);
+  test.pool->streams().destroy(stream);
   CHECK(epochs.complete(fence));
   CHECK(epochs.fence().empty());
 }

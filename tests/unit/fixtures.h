@@ -23,12 +23,12 @@ struct TestPool {
     pager = std::make_shared<Pager>(pool, PagerOptions{});
   }
 
-  std::shared_ptr<Lease> reserve(Bytes extent, std::uint64_t extents = 1, std::uint32_t tenant = 0,
+  std::shared_ptr<Lease> reserve(Bytes extent, std::uint64_t extents = 1, std::uint32_t kind = 0,
                                  bool zeroed = false) {
     return pool->reserve({.page_bytes = 64_KiB,
                           .extent_bytes = extent,
                           .extents = extents,
-                          .tenant = {tenant},
+                          .kind = {kind},
                           .zeroed = zeroed});
   }
   std::shared_ptr<Growth> grow(std::shared_ptr<Lease> lease, Bytes record) {

@@ -211,7 +211,7 @@ TEST(close_and_trim_end_whichever_call_fails) {
         reached = failure.reached();
       }
       test.pool->check();
-      test.pool->drain_retired(true);
+      test.pool->reclaiming().drain_retired(true);
       test.pool->trim({~std::uint64_t{0}}, true);
       CHECK(test.pool->stats().created == Bytes{});
       if (!reached) break;

@@ -102,7 +102,7 @@ TEST(so_is_what_lies_free) {
 
 TEST(but_not_what_was_made_warm) {
   TestPool test(64_MiB);
-  test.pool->warm(4_MiB, 64_KiB, 4_MiB);
+  test.pool->mapping().warm(4_MiB, 64_KiB, 4_MiB);
   pass(test, 4 * a_while);
   CHECK(test.pool->stats().free == 4_MiB);
   CHECK(pass(test, 1h) == 1);

@@ -130,7 +130,7 @@ class Engine {
 TEST(engines_share_a_cache) {
   TestPool test(2_MiB);
   std::vector<StreamHandle> streams;
-  for (int i = 0; i < 3; ++i) streams.push_back(test.pool->create_stream());
+  for (int i = 0; i < 3; ++i) streams.push_back(test.pool->streams().create());
   {
     PagerThread pager(test.pager);
     auto lease = test.reserve(512_KiB, slot_count);
@@ -163,5 +163,5 @@ TEST(engines_share_a_cache) {
   test.pool->trim(2_MiB, true);
   CHECK(test.pool->stats().created == Bytes{});
   test.pool->check();
-  for (StreamHandle stream : streams) test.pool->destroy_stream(stream);
+  for (StreamHandle stream : streams) test.pool->streams().destroy(stream);
 }

@@ -139,14 +139,14 @@ TEST(copies_on_streams_beside_everything) {
   std::vector<std::thread> threads;
   for (int n = 0; n < 2; ++n)
     threads.emplace_back([&] {
-      const StreamHandle stream = test.pool->create_stream();
+      const StreamHandle stream = test.pool->streams().create();
       for (int i = 0; i < 40; ++i) {
         auto rows = Rows::make(test.pager, test.reserve(2_MiB, 1, 0, true), {2, {4096}, record});
         rows->reserve({4096});
-        test.pool->copy(rows->lease().base(), rows->lease().base() + 1_MiB, 1_MiB, stream);
+        test.pool->streams().copy(rows->lease().base(), rows->lease().base() + 1_MiB, 1_MiB, stream);
       }  // released while the copy is under way
-      test.pool->synchronize(stream);
-      test.pool->destroy_stream(stream);
+      test.pool->streams().synchronize(stream);
+      test.pool->streams().destroy(stream);
     });
   for (std::thread& thread : threads) thread.join();
   CHECK(test.pool->counters().driver_failures.get() == 0);

@@ -232,14 +232,14 @@ TEST(the_cost_of_a_length_counts_what_others_could_take) {
   TestSlots test(1_MiB);
   test.slots->announce(0, {30});
   test.settle();
-  CHECK(test.pool->obtainable({}) == 1 << 20);
+  CHECK(test.pool->reclaiming().obtainable({}) == 1 << 20);
   CHECK(test.slots->missing(0, {30}) == Bytes{});
   CHECK(test.slots->cost(0, {30}, {}) == 5 * 65'536);
   test.advance({{0, {30}}});
-  CHECK(test.pool->obtainable({}) == 11 * 65'536);
+  CHECK(test.pool->reclaiming().obtainable({}) == 11 * 65'536);
   CHECK(test.slots->cost(0, {30}, {}) == 0);
   test.budget->set_limit(256_KiB);
-  CHECK(test.pool->obtainable({}) == -65'536);
+  CHECK(test.pool->reclaiming().obtainable({}) == -65'536);
 }
 
 TEST(a_lowered_budget_is_met_before_anything_is_taken_in_vain) {
@@ -256,16 +256,16 @@ TEST(a_lowered_budget_is_met_before_anything_is_taken_in_vain) {
 
 TEST(what_another_stream_s_open_epoch_holds_cannot_be_obtained) {
   TestSlots test(1_MiB);
-  const StreamHandle other = test.pool->create_stream();
+  const StreamHandle other = test.pool->streams().create();
   test.advance({{0, {30}}});
   test.pool->epochs().step(other);
   test.slots->truncate(0, {});
-  CHECK(test.pool->obtainable({}) == 11 * 65'536);
-  CHECK(test.pool->obtainable(other) == 16 * 65'536);
+  CHECK(test.pool->reclaiming().obtainable({}) == 11 * 65'536);
+  CHECK(test.pool->reclaiming().obtainable(other) == 16 * 65'536);
   CHECK(test.slots->cost(0, {30}, {}) == 0);  // its own, wherever that stream is
   test.pool->epochs().end(other);
-  CHECK(test.pool->obtainable({}) == 16 * 65'536);
-  test.pool->destroy_stream(other);
+  CHECK(test.pool->reclaiming().obtainable({}) == 16 * 65'536);
+  test.pool->streams().destroy(other);
 }
 
 TEST(the_time_until_what_was_announced_is_mapped) {

@@ -174,7 +174,7 @@ TEST(a_step_that_ends_the_epoch_in_which_something_was_closed_wakes_the_pager) {
 /// Work that is late ends without telling anybody: then the pager looks again by itself, but only then.
 TEST(what_work_under_way_still_uses_is_looked_for_until_that_is_over) {
   Full test;
-  const StreamHandle stream = test.pool->create_stream();
+  const StreamHandle stream = test.pool->streams().create();
   test.advance(0, 16 * 64);
   test.slots->announce(1, {64});
   test.settle();
@@ -190,7 +190,7 @@ TEST(what_work_under_way_still_uses_is_looked_for_until_that_is_over) {
   test.faults->hold_events(false);
   test.settle();
   CHECK(test.mapped(1) == 1);
-  test.pool->destroy_stream(stream);
+  test.pool->streams().destroy(stream);
 }
 
 TEST(the_time_without_memory_is_no_delay_of_the_pager_s) {
@@ -262,7 +262,7 @@ TEST(who_found_no_mappings_left_gets_them_when_some_are_given_up) {
 /// The pager must not sit in one announcement while others wait for it.
 TEST(what_is_about_to_be_given_up_is_not_waited_for_within_an_announcement) {
   Full test;
-  const StreamHandle stream = test.pool->create_stream();
+  const StreamHandle stream = test.pool->streams().create();
   auto other = test.reserve(1_MiB);
   map(*other, 0, 16);
   test.faults->delay_events(50);
@@ -276,13 +276,13 @@ TEST(what_is_about_to_be_given_up_is_not_waited_for_within_an_announcement) {
   for (int polls = 0; polls < 200 && test.mapped(1) == 0; ++polls) test.pager->poll(test.clock->now());
   CHECK(test.mapped(1) == 1);
   test.faults->hold_events(false);
-  test.pool->destroy_stream(stream);
+  test.pool->streams().destroy(stream);
 }
 
 /// A step that fails has ended an epoch all the same.
 TEST(a_step_that_is_refused_for_another_stream_s_sake_wakes_the_pager_too) {
   TestPool test(1_MiB);
-  const StreamHandle other = test.pool->create_stream();
+  const StreamHandle other = test.pool->streams().create();
   auto lease = test.reserve(1_MiB, 3);
   KvCache cache(test.pager, {{lease, 0, 1, record}}, 3, {});
   auto step = [&](std::vector<std::uint32_t> slots, std::vector<std::int32_t> lengths, StreamHandle stream) {
@@ -309,7 +309,7 @@ TEST(a_step_that_is_refused_for_another_stream_s_sake_wakes_the_pager_too) {
   test.pager->set_waker([] {});
   cache.end(other);
   cache.end({});
-  test.pool->destroy_stream(other);
+  test.pool->streams().destroy(other);
 }
 
 /// Who must have memory asks the device again; if it has some, others may have theirs.
@@ -329,7 +329,7 @@ TEST(who_starved_because_of_the_device_is_woken_when_others_get_some) {
 
 TEST(a_stream_that_ends_in_an_open_epoch_wakes_the_pager) {
   Full test;
-  const StreamHandle stream = test.pool->create_stream();
+  const StreamHandle stream = test.pool->streams().create();
   test.advance(0, 16 * 64);
   test.slots->announce(1, {64});
   test.settle();
@@ -337,7 +337,7 @@ TEST(a_stream_that_ends_in_an_open_epoch_wakes_the_pager) {
   test.slots->truncate(0, {8 * 64});
   test.settle();
   CHECK(test.mapped(1) == 0);
-  CHECK(test.wakes_by([&] { test.pool->destroy_stream(stream); }) == 1);
+  CHECK(test.wakes_by([&] { test.pool->streams().destroy(stream); }) == 1);
   test.settle();
   CHECK(test.mapped(1) == 1);
 }

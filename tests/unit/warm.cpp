@@ -15,7 +15,7 @@ namespace {
 constexpr Bytes everything{~std::uint64_t{0}};
 
 Bytes warm(TestPool& test, Bytes wanted, Bytes at_most = everything) {
-  return test.pool->warm(wanted, 64_KiB, at_most);
+  return test.pool->mapping().warm(wanted, 64_KiB, at_most);
 }
 
 /// What is created as a whole.
@@ -124,8 +124,8 @@ TEST(what_was_given_back_is_created_in_the_same_places_again) {
 
 TEST(bad_sizes_and_closed_pools_are_refused) {
   TestPool test(16_MiB);
-  CHECK_THROWS(InvalidArgument, "page_bytes", test.pool->warm(1_MiB, Bytes{5'000}, everything));
-  CHECK_THROWS(InvalidArgument, "page_bytes", test.pool->warm(1_MiB, {}, everything));
+  CHECK_THROWS(InvalidArgument, "page_bytes", test.pool->mapping().warm(1_MiB, Bytes{5'000}, everything));
+  CHECK_THROWS(InvalidArgument, "page_bytes", test.pool->mapping().warm(1_MiB, {}, everything));
   test.pool->close();
   CHECK_THROWS(Closed, "closed", warm(test, 1_MiB));
   CHECK(test.pool->stats().created == Bytes{});

@@ -253,7 +253,7 @@ class KVCache(Closing):
             page_bytes=self._page_bytes,
             extent_bytes=tokens * described.record * self.dtype.itemsize,
             extents=self.max_sequences * described.extents,
-            tenant=1 + FLOATS.index(self.dtype),  # else a tail might not be finite in this type
+            kind=1 + FLOATS.index(self.dtype),  # else a tail might not be finite in this type
             stream=torch_stream(self.pool),
         )
 

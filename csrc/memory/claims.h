@@ -1,0 +1,102 @@
+// What a call that maps has in its hands. Whatever it has not committed goes back where it came from when
+// these die, so a call that fails unwinds by itself.
+#pragma once
+
+#include <vector>
+
+#include "memory/ground.h"
+#include "memory/tables.h"
+
+namespace vmm {
+
+/// Pages that one attempt to map has claimed, and the budget for those whose memory it creates. When this
+/// dies they are Unmapped again and the budget goes back, but for memory that was created: that is paid for,
+/// and the next attempt needs it, so it stays, free. Made, used and destroyed under the pool's lock, but for
+/// drive().
+class Claims {
+ public:
+  Claims(Ground& ground, Tables& tables, Reservation& reservation)
+      : ground_(ground), tables_(tables), reservation_(reservation) {}
+  ~Claims() { put_back(); }
+  Claims(const Claims&) = delete;
+  Claims& operator=(const Claims&) = delete;
+
+  /// False while the page's place is still being released.
+  bool add(PageIndex page);
+  /// Reserves all the memory that is needed from here on, to commit or to put back: where mappings run out,
+  /// so may the heap. Then takes what is to be created from the budget; false where that has not enough.
+  bool pay(Need need);
+  /// The pages are Resident, and needed so much. Ends what this holds.
+  void commit(Need need);
+  void put_back() noexcept;
+
+  bool empty() const noexcept { return claims_.empty(); }
+  const std::vector<Claim>& pages() const noexcept { return claims_; }
+  Reservation& reservation() const noexcept { return reservation_; }
+  Bytes size() const { return page_bytes() * claims_.size(); }
+  /// Of that, what is to be created, and what has been.
+  Bytes to_create() const noexcept { return to_create_; }
+  Bytes created() const { return page_bytes() * created_.size(); }
+
+ private:
+  friend class DriverMappings;
+
+  Bytes page_bytes() const { return reservation_.shape.page_bytes; }
+  void put_back_all();
+
+  Ground& ground_;
+  Tables& tables_;
+  Reservation& reservation_;
+  std::vector<Claim> claims_;
+  Bytes to_create_;
+  bool paid_ = false;
+  std::vector<CreatedPage> created_;   // for the claims that create, in their order
+  std::vector<PageMapping> mappings_;  // of the claims, once they are created
+  std::size_t unmapped_ = 0;           // of the mappings; the driver still has the others
+  Retirements refused_;                // one, for pages that the driver does not unmap again
+};
+
+/// The same pages in the driver: their memory is created, and they are mapped. When this dies they are
+/// unmapped, unless they stay. Made, used and destroyed without the pool's lock.
+class DriverMappings {
+ public:
+  explicit DriverMappings(Claims& claims) : claims_(claims) {}
+  ~DriverMappings();
+  DriverMappings(const DriverMappings&) = delete;
+  DriverMappings& operator=(const DriverMappings&) = delete;
+
+  /// Throws what the driver throws.
+  void make();
+  void stay() noexcept { made_ = false; }
+
+ private:
+  Claims& claims_;
+  bool made_ = false;
+};
+
+/// Pages whose need a call has raised. When this dies they are needed by nobody, unless they stay so. Made,
+/// used and destroyed under the pool's lock.
+class RaisedNeeds {
+ public:
+  RaisedNeeds(Ground& ground, Reservation& reservation, Need need)
+      : ground_(ground), reservation_(reservation), need_(need) {}
+  ~RaisedNeeds();
+  RaisedNeeds(const RaisedNeeds&) = delete;
+  RaisedNeeds& operator=(const RaisedNeeds&) = delete;
+
+  /// A Resident page that is needed less.
+  void raise(PageIndex page);
+  void reserve(std::uint64_t more) { pages_.reserve(pages_.size() + more); }
+  /// Pages that were mapped with the need. There is room for them: see reserve().
+  void add(const std::vector<Claim>& claims);
+  void stay() noexcept { stay_ = true; }
+
+ private:
+  Ground& ground_;
+  Reservation& reservation_;
+  const Need need_;
+  std::vector<PageIndex> pages_;  // only kept ones: others may be taken by whoever keeps
+  bool stay_ = false;
+};
+
+}  // namespace vmm

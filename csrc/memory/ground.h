@@ -1,0 +1,46 @@
+// What all rooms of a pool stand on.
+#pragma once
+
+#include <memory>
+
+#include "base/clock.h"
+#include "base/counters.h"
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/lock.h"
+#include "base/log.h"
+#include "memory/budget.h"
+#include "memory/fences.h"
+#include "memory/signals.h"
+
+namespace vmm {
+
+struct Ground {
+  Ground(std::unique_ptr<Driver> driver_, std::shared_ptr<Budget> budget_, std::shared_ptr<Clock> clock_)
+      : driver(std::move(driver_)), budget(std::move(budget_)), clock(std::move(clock_)) {}
+
+  void require_parent() const { fork_guard.require_parent("this pool"); }
+  /// Under the lock.
+  void require_open() const {
+    if (closed) throw Closed("this pool is closed");
+  }
+  /// Whether the pool's closing still has patience. Under the lock.
+  bool may_wait() const { return stop_waiting_at == Nanoseconds::max() || clock->now() < stop_waiting_at; }
+
+  const std::unique_ptr<Driver> driver;
+  const std::shared_ptr<Budget> budget;
+  const std::shared_ptr<Clock> clock;
+  ForkGuard fork_guard;
+  Counters counters;
+  Log log;
+  Epochs epochs{*driver};
+  Signals signals{*budget};
+
+  // The pool's lock guards the tables, what the rooms say it guards, and what follows.
+  mutable Mutex mutex{LockRank::pool};
+  Condition changed;  // pages have moved in the tables
+  bool closed = false;
+  Nanoseconds stop_waiting_at = Nanoseconds::max();  // of what is being closed
+};
+
+}  // namespace vmm

@@ -1,0 +1,48 @@
+// Reservations: made, leased, recycled whole and still mapped, ended.
+#pragma once
+
+#include <optional>
+
+#include "memory/arena.h"
+#include "memory/ground.h"
+#include "memory/reclaiming.h"
+#include "memory/tables.h"
+#include "memory/waiting.h"
+
+namespace vmm {
+
+/// Safe from any thread; called without the pool's lock.
+class Leases {
+ public:
+  Leases(Ground& ground, Tables& tables, Reclaiming& reclaiming, Arena& arena)
+      : ground_(ground), tables_(tables), reclaiming_(reclaiming), arena_(arena) {}
+
+  /// An idle reservation that fits, with its pages still mapped, or else a new one. It is leased until
+  /// recycle(). `stream`: all its work so far, and no other work, comes before the first use. Throws
+  /// InvalidArgument, Closed, OutOfPages when the address space is used up, or what the driver throws; then
+  /// no addresses are taken.
+  Reservation& reserve(const ReservationShape& shape, std::optional<StreamHandle> stream);
+  /// Nobody uses the reservation any more: it is idle, and may be adopted, still mapped.
+  void recycle(Reservation& reservation) noexcept;
+
+  /// Whether the address is one of this pool's, mapped or not.
+  bool holds(Address address) const noexcept { return arena_.contains(address); }
+  Bytes arena_bytes() const noexcept { return arena_.size(); }
+
+ private:
+  using Lock = std::unique_lock<Mutex>;
+
+  void check_shape(const ReservationShape& shape) const;
+  Reservation* find_adoptable(const ReservationShape& shape, std::optional<StreamHandle> stream);
+  Reservation& make(Lock& lock, const ReservationShape& shape);
+  AddressRange allocate(Lock& lock, const ReservationShape& shape);
+  bool await_addresses(Lock& lock, Wait& wait);
+  void set_gap(const AddressRange& addresses, Gap gap);
+
+  Ground& ground_;
+  Tables& tables_;
+  Reclaiming& reclaiming_;
+  Arena& arena_;  // guarded by the pool's lock
+};
+
+}  // namespace vmm

@@ -1,0 +1,236 @@
+#include "memory/mapping.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "memory/waiting.h"
+
+namespace vmm {
+
+/// What calls have created that fail for want of memory: it goes back to a full device, where others need it.
+class Mapping::CreatedInVain {
+ public:
+  CreatedInVain(Mapping& mapping, Lock& lock) : mapping_(mapping), lock_(lock) {}
+  ~CreatedInVain() {
+    if (size_.count == 0) return;
+    const Unlocked outside(lock_);
+    try {
+      mapping_.reclaiming_.release_free(size_);
+    } catch (const std::exception& error) {  // what is refused stays, free
+      mapping_.ground_.log.write(LogLevel::warning, "release: ", error.what());
+    }
+  }
+  CreatedInVain(const CreatedInVain&) = delete;
+  CreatedInVain& operator=(const CreatedInVain&) = delete;
+
+  void add(Bytes size) { size_ += size; }
+  void stay() noexcept { size_ = {}; }
+
+ private:
+  Mapping& mapping_;
+  Lock& lock_;
+  Bytes size_;
+};
+
+MapResult Mapping::map(Reservation& reservation, std::span<const PageRange> ranges,
+                       const MapOptions& options) {
+  ground_.require_parent();
+  MapResult result;
+  Wait wait(ground_, "memory that is coming arrives, and others have mapped or unmapped what is wanted here");
+  Lock lock(ground_.mutex);
+  RaisedNeeds raised(ground_, reservation, options.need);
+  CreatedInVain in_vain(*this, lock);
+  bool refused = false;  // by the device
+  for (;;) {
+    Attempt tried;
+    try {
+      attempt(lock, ranges, options, reservation, raised, tried);
+    } catch (const MappingLimit&) {
+      const Unlocked outside(lock);
+      if (!reclaiming_.relieve_mappings(options.need, wait)) throw;
+      continue;
+    } catch (const DriverOutOfMemory& error) {
+      note_refusal(tried, error);
+      in_vain.add(tried.created);
+      refused = true;
+      continue;  // as under a budget that is as short
+    }
+    if (tried.shortage) {
+      make_room(lock, tried, options.need, !refused, wait);
+      continue;
+    }
+    result.mapped += tried.mapped;
+    if (!tried.blocked || !options.wait) break;
+    result.waited = true;
+    await_others(lock, reservation, ranges, wait);
+  }
+  raised.stay();
+  in_vain.stay();
+  return result;
+}
+
+/// The lock is held at both ends.
+void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOptions& options,
+                      Reservation& reservation, RaisedNeeds& raised, Attempt& tried) {
+  // 1. Decide, and claim all that is missing or nothing.
+  ground_.require_open();
+  reservation.check(ranges);
+  Claims claims(ground_, tables_, reservation);
+  tried.blocked = claim(ranges, options, raised, claims);
+  tried.asked = claims.size();
+  tried.to_create = claims.to_create();
+  raised.reserve(claims.pages().size());
+  if (!claims.pay(options.need)) {
+    tried.shortage = shortage(claims, options.need);  // what the attempt could use it has claimed
+    claims.put_back();
+    tried.shortage->freed = tables_.physical().freed();
+  }
+  if (claims.empty()) return;
+  // 2. Drive, without the lock.
+  const InTransit soon_reclaimable(tables_, options.need == Need::kept ? Bytes{} : tried.asked);
+  {
+    const Unlocked outside(lock);
+    drive(claims, options, tried);
+  }
+  // 3. Commit.
+  raised.add(claims.pages());
+  tried.mapped = Pages{claims.pages().size()};
+  claims.commit(options.need);
+  if (tried.created.count != 0) {
+    created_.page_bytes = reservation.shape.page_bytes;
+    created_.size += tried.created;
+    ground_.counters.pages_created.add(tried.created / created_.page_bytes);
+  }
+  if (options.need == Need::none) ground_.signals.note_idle();
+}
+
+/// What is Resident already is needed at once, so that making room for the rest does not take it. Whether
+/// others are in the way.
+bool Mapping::claim(std::span<const PageRange> ranges, const MapOptions& options, RaisedNeeds& raised,
+                    Claims& claims) {
+  Reservation& reservation = claims.reservation();
+  bool blocked = false;
+  for (PageIndex page : each_page(ranges)) {
+    const VirtualPage& entry = reservation.table[page];
+    if (entry.state == VirtualState::retiring && options.wait) tables_.rescue(reservation, page);
+    if (entry.state == VirtualState::unmapped) {
+      if (claims.pages().size() == options.at_most.count) break;
+      blocked |= !claims.add(page);
+    } else if (entry.state != VirtualState::resident) {
+      blocked = true;
+    } else if (entry.need < options.need) {
+      raised.raise(page);
+    }
+  }
+  return blocked;
+}
+
+Shortage Mapping::shortage(const Claims& claims, Need need) const {
+  const Bytes lacking = std::max(saturating_sub(claims.to_create(), tables_.allowance().left()),
+                                 claims.reservation().shape.page_bytes);
+  Shortage shortage{claims.to_create(), lacking, {}, {}, 0};
+  if (need == Need::none) return shortage;  // nothing may be reclaimed for it
+  shortage.nobodys = tables_.physical().some_free(lacking, false);
+  shortage.strays = tables_.physical().some_free(lacking, true);
+  return shortage;
+}
+
+void Mapping::drive(Claims& claims, const MapOptions& options, Attempt& tried) {
+  try {
+    DriverMappings mappings(claims);
+    ground_.driver->together([&] {
+      mappings.make();
+      zero_claims(claims, options);
+    });
+    mappings.stay();
+    tried.created = claims.created();
+  } catch (...) {
+    tried.created = claims.created();
+    ground_.counters.driver_failures.add();
+    throw;
+  }
+}
+
+void Mapping::zero_claims(const Claims& claims, const MapOptions& options) {
+  const Reservation& reservation = claims.reservation();
+  const Bytes page_bytes = reservation.shape.page_bytes;
+  std::vector<MemoryRange> ranges;
+  auto append = [&](Address start, Bytes size) {
+    if (!ranges.empty() && ranges.back().start + ranges.back().size == start)
+      ranges.back().size += size;
+    else
+      ranges.push_back({start, size});
+  };
+  auto skip = options.overwritten.begin();
+  for (const Claim& claim : claims.pages()) {
+    if (!claim.zero) continue;
+    Bytes at = page_bytes * claim.page.value;
+    const Bytes end = at + page_bytes;
+    while (skip != options.overwritten.end() && skip->offset + skip->size <= at) ++skip;
+    for (auto next = skip; at < end; ++next) {
+      const bool none = next == options.overwritten.end() || next->offset >= end;
+      const Bytes stop = none ? end : std::max(at, next->offset);
+      if (stop > at) append(reservation.base + at, stop - at);
+      if (none) break;
+      at = next->offset + next->size;
+    }
+    ground_.counters.pages_zeroed.add();
+  }
+  if (!ranges.empty()) ground_.driver->zero(ranges, {});
+}
+
+/// The device would not create so much. Where it refused something else, no room that could be made would
+/// help: throws OutOfPages.
+void Mapping::note_refusal(const Attempt& tried, const DriverOutOfMemory& error) {
+  if (tried.created == tried.to_create) {
+    MemoryFigures figures = reclaiming_.figures(tried.asked);
+    figures.refused = error.what();
+    throw OutOfPages(figures, "");
+  }
+  tables_.allowance().refused_by_device(error.what());
+  ground_.log.write(LogLevel::info, "the device has less than the budget allows: ", error.what());
+}
+
+void Mapping::make_room(Lock& lock, const Attempt& tried, Need need, bool ask_device_again, Wait& wait) {
+  if (need == Need::none)
+    throw OutOfPages(reclaiming_.figures(tried.asked), "nothing may be reclaimed for this");
+  const Unlocked outside(lock);
+  try {
+    reclaiming_.make_room(tried.asked, *tried.shortage, need, wait);
+  } catch (const OutOfPages& error) {
+    // What the device refused somebody a while ago it may have now: whoever must have it asks again.
+    if (!ask_device_again || need != Need::kept || error.figures().refused.empty()) throw;
+    reclaiming_.forget_device_limit();
+  }
+}
+
+void Mapping::await_others(Lock& lock, const Reservation& reservation, std::span<const PageRange> ranges,
+                           Wait& wait) {
+  {
+    const Unlocked outside(lock);
+    reclaiming_.drain_retired(
+        true);  // what the driver has refused before it may unmap for who needs the page
+  }
+  for (;; reclaiming_.pause(lock, wait)) {
+    bool blocked = tables_.physical().releasing() != 0;
+    for (PageIndex page : each_page(ranges)) {
+      const VirtualState state = reservation.table[page].state;
+      blocked |= state == VirtualState::mapping || state == VirtualState::retiring;
+      if (state == VirtualState::retiring) tables_.retired().require_not_refused(reservation, page);
+      if (blocked) break;
+    }
+    if (!blocked) return;
+  }
+}
+
+void Mapping::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
+  ground_.require_parent();
+  if (offset > reservation.size() || size > reservation.size() - offset)
+    throw InvalidArgument("offset, size: beyond the end of the reservation");
+  const MemoryRange range{reservation.base + offset, size};
+  ground_.driver->zero(std::span(&range, 1), stream);
+}
+
+}  // namespace vmm

@@ -1,0 +1,70 @@
+// Making pages Resident, and creating memory before anybody needs it.
+#pragma once
+
+#include <optional>
+#include <span>
+
+#include "memory/claims.h"
+#include "memory/ground.h"
+#include "memory/pool_options.h"
+#include "memory/reclaiming.h"
+#include "memory/tables.h"
+
+namespace vmm {
+
+/// Memory that was created, and the size of the last page.
+struct Created {
+  Bytes size, page_bytes;
+};
+
+/// Safe from any thread; called without the pool's lock.
+class Mapping {
+ public:
+  Mapping(Ground& ground, Tables& tables, Reclaiming& reclaiming)
+      : ground_(ground), tables_(tables), reclaiming_(reclaiming) {}
+
+  /// Makes the pages Resident. Throws OutOfPages or what the driver threw, with no page claimed or kept.
+  MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options);
+  /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
+  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream);
+
+  /// Creates pages until `wanted` bytes of such pages lie free, as far as the budget and the device allow, in
+  /// whole runs, and with `at_most` stops there. Returns what it created. Throws InvalidArgument, Closed, or
+  /// what the driver throws but for a lack of memory.
+  Bytes warm(Bytes wanted, Bytes page_bytes, Bytes at_most);
+  /// What map() has had to create since the last call.
+  Created take_created();
+
+  /// The mapped page that holds the address, for another process. Its memory has no other owner in this pool
+  /// from now on: when its reservation no longer needs it, it goes back to the driver. Throws InvalidArgument
+  /// where nothing is mapped or nothing can be exported.
+  ExportedPage export_page(Address address);
+
+ private:
+  /// What one attempt to map came to.
+  struct Attempt {
+    Bytes asked{}, to_create{}, created{};
+    Pages mapped{};
+    bool blocked = false;                   // by pages that others are mapping or unmapping
+    std::optional<Shortage> shortage = {};  // then nothing was claimed
+  };
+  class CreatedInVain;
+  using Lock = std::unique_lock<Mutex>;
+
+  void attempt(Lock&, std::span<const PageRange>, const MapOptions&, Reservation&, RaisedNeeds&, Attempt&);
+  bool claim(std::span<const PageRange>, const MapOptions&, RaisedNeeds&, Claims&);
+  Shortage shortage(const Claims&, Need) const;
+  void drive(Claims&, const MapOptions&, Attempt&);
+  void zero_claims(const Claims&, const MapOptions&);
+  void note_refusal(const Attempt&, const DriverOutOfMemory&);
+  void make_room(Lock&, const Attempt&, Need, bool ask_device_again, Wait&);
+  void await_others(Lock&, const Reservation&, std::span<const PageRange>, Wait&);
+  std::optional<Filling> begin_filling(Bytes wanted, Bytes page_bytes);
+
+  Ground& ground_;
+  Tables& tables_;
+  Reclaiming& reclaiming_;
+  Created created_;  // guarded by the pool's lock
+};
+
+}  // namespace vmm

@@ -1,0 +1,105 @@
+// Creating physical memory before anybody needs it, and showing it to other processes.
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "memory/mapping.h"
+#include "memory/waiting.h"
+
+namespace vmm {
+namespace {
+
+/// A run that is being filled. When this dies, under the pool's lock, what was created is free.
+class FillingRun {
+ public:
+  FillingRun(Ground& ground, Tables& tables, Filling what)
+      : ground_(ground), tables_(tables), what_(std::move(what)) {}
+  ~FillingRun() {
+    ground_.counters.pages_created.add(what_.created.size());
+    tables_.end_filling(what_);
+    ground_.changed.notify_all();
+    ground_.signals.given_up(true);
+  }
+  FillingRun(const FillingRun&) = delete;
+  FillingRun& operator=(const FillingRun&) = delete;
+
+  /// Without the lock. Throws what the driver throws.
+  void create(Bytes page_bytes) {
+    ground_.driver->together([&] {
+      for (const auto& [page, place] : what_.pages)
+        what_.created.emplace_back(*ground_.driver, page_bytes, place);
+    });
+  }
+  std::uint64_t created() const noexcept { return what_.created.size(); }
+
+ private:
+  Ground& ground_;
+  Tables& tables_;
+  Filling what_;
+};
+
+}  // namespace
+
+Bytes Mapping::warm(Bytes wanted, Bytes page_bytes, Bytes at_most) {
+  ground_.require_parent();
+  check_page_size(ground_.driver->capabilities(), page_bytes);
+  Bytes made;
+  Lock lock(ground_.mutex);
+  while (made < at_most) {
+    std::optional<Filling> filling = begin_filling(wanted, page_bytes);
+    if (!filling) break;
+    FillingRun run(ground_, tables_, std::move(*filling));
+    try {
+      const Unlocked outside(lock);
+      run.create(page_bytes);
+    } catch (const DriverOutOfMemory& error) {  // as much as there is
+      ground_.log.write(LogLevel::info, "warm: ", error.what());
+      at_most = {};
+    }
+    made += page_bytes * run.created();
+  }
+  return made;
+}
+
+/// The pages of an empty run, or as many of them as the budget has: a window takes a run as it is, and would
+/// create the rest when it is mapped. None when none lacks or none can be had. The budget's other owners are
+/// not pressed.
+std::optional<Filling> Mapping::begin_filling(Bytes wanted, Bytes page_bytes) {
+  ground_.require_open();
+  reclaiming_.spare(wanted);
+  if (tables_.physical().recycled(page_bytes) >= wanted) return std::nullopt;
+  const std::uint64_t per_run = tables_.physical().pages_per_run(page_bytes).count;
+  const std::uint64_t count = std::min(tables_.allowance().left() / page_bytes, per_run);
+  if (count == 0) return std::nullopt;
+  return tables_.begin_filling(page_bytes, count);
+}
+
+Created Mapping::take_created() {
+  std::lock_guard lock(ground_.mutex);
+  return std::exchange(created_, {});
+}
+
+ExportedPage Mapping::export_page(Address address) {
+  ground_.require_parent();
+  Exports* const exports = ground_.driver->exports();
+  if (exports == nullptr) throw InvalidArgument("export: the pool was made without shareable=True");
+  // 1. The page gets no other owner, before anybody can have it.
+  Lock lock(ground_.mutex);
+  ground_.require_open();
+  const std::optional<PhysicalPageId> marked = tables_.mark_exported(address);
+  if (!marked) throw InvalidArgument("address: nothing of this pool is mapped there");
+  // 2. The driver makes the descriptor.
+  ExportedPage page;
+  {
+    const Unlocked outside(lock);
+    page = exports->export_page(address);
+  }
+  // 3. Meanwhile the page may have been unmapped, and another mapped there.
+  if (tables_.page_at(address) == marked && tables_.physical()[*marked].exported) return page;
+  ::close(page.file);
+  throw InvalidArgument("address: its page was given up meanwhile");
+}
+
+}  // namespace vmm

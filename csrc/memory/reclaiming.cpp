@@ -1,0 +1,230 @@
+#include "memory/reclaiming.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "base/error.h"
+
+namespace vmm {
+
+void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wait& wait) {
+  // 1. Nothing is touched unless it is enough.
+  ground_.epochs.poll();
+  require_obtainable(asked, whose);
+  // 2. What is unmapped the next plan takes as it is where it can: runs of whole windows, which idle
+  // reservations leave. The rest it gives back here, in exchange for budget.
+  Bytes made = unmapping_.release(shortage.nobodys);
+  const auto lacking = [&] { return saturating_sub(shortage.lacking, made); };
+  if (lacking().count != 0) made += reclaim(lacking(), Need::none);
+  if (lacking().count != 0) made += unmapping_.release(shortage.strays);
+  if (lacking().count != 0) made += reclaim(lacking(), whose);
+  if (made.count != 0) return;
+  // 3. Nothing could be had now: perhaps somebody else has made room, or will.
+  {
+    std::lock_guard lock(ground_.mutex);
+    if (tables_.allowance().left() >= shortage.to_create || tables_.physical().freed() != shortage.freed)
+      return;
+  }
+  if (whose == Need::kept && await_coming(whose, wait)) return;
+  std::lock_guard lock(ground_.mutex);
+  throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
+}
+
+bool Reclaiming::relieve_mappings(Need whose, Wait& wait) {
+  constexpr std::uint64_t plenty_fraction = 16;
+  if (whose == Need::none) return false;
+  // 1. What was given up and is over.
+  const std::uint64_t before = ground_.counters.pages_unmapped.get();
+  drain_retired();
+  if (ground_.counters.pages_unmapped.get() != before) return true;
+  // 2. Idle reservations: at least one, or whoever asks for more than plenty would ask for ever.
+  const std::uint64_t plenty = ground_.driver->capabilities().max_mappings / plenty_fraction;
+  bool relieved = false;
+  do {
+    if (!end_an_idle_reservation()) break;
+    relieved = true;
+  } while (ground_.driver->mappings_left() < plenty);
+  if (relieved) return true;
+  // 3. An eighth of what is needed less.
+  Bytes reclaimable;
+  {
+    std::lock_guard lock(ground_.mutex);
+    reclaimable = tables_.mapped().reclaimable();
+  }
+  if (reclaim(std::max(reclaimable / 8, 16_MiB), whose).count != 0) return true;
+  // 4. What will be over.
+  return whose == Need::kept && await_moment(wait);
+}
+
+struct Reclaiming::View {
+  Snapshot snapshot;
+  std::vector<Reservation*> reservations;
+};
+
+/// The reservations as the policy sees them. `only_those_that_may_end`: idle ones that have pages, none of
+/// which any work may still use. Under the lock.
+Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
+  View view;
+  LastUses& last_uses = tables_.last_uses();
+  last_uses.refresh();
+  for (const auto& [id, entry] : tables_.reservations()) {
+    Reservation& reservation = *entry;
+    const PageTable& table = reservation.table;
+    if (only_those_that_may_end && (reservation.leased || table.resident().count == 0 ||
+                                    !ground_.epochs.complete(reservation.idle_fence)))
+      continue;
+    Holding holding{reservation.leased,
+                    reservation.idle_since,
+                    reservation.shape.page_bytes,
+                    table.size(),
+                    reservation.pages_per_window,
+                    {},
+                    &table.aged(),
+                    [&table, &last_uses](PageIndex page) { return last_uses.over(table[page].last_use); }};
+    for (Need need : reclaimable_needs)
+      holding.reclaimable[static_cast<std::size_t>(need)] = &table.reclaimable(need);
+    view.snapshot.holdings.push_back(std::move(holding));
+    view.reservations.push_back(&reservation);
+  }
+  for (Need need : reclaimable_needs)
+    view.snapshot.reclaimable[static_cast<std::size_t>(need)] = tables_.mapped().reclaimable(need);
+  return view;
+}
+
+/// Under the lock.
+Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> victims) {
+  Retirements batch;
+  for (Victim& victim : victims)
+    batch.emplace_back(*view.reservations[victim.holding], std::move(victim.pages));
+  tables_.begin_retiring(batch);
+  return batch;
+}
+
+Bytes Reclaiming::reclaim(Bytes wanted, Need whose) {
+  Retirements victims;
+  {
+    std::lock_guard lock(ground_.mutex);
+    const View seen = view();
+    victims = begin_retiring(seen, policy_.choose(seen.snapshot, wanted, whose));
+  }
+  return unmapping_.unmap_victims(std::move(victims));
+}
+
+bool Reclaiming::end_an_idle_reservation() {
+  Retirements victims;
+  {
+    std::lock_guard lock(ground_.mutex);
+    const View seen = view(true);
+    const auto longest_idle = policy_.longest_idle(seen.snapshot);
+    if (!longest_idle) return false;
+    const PageTable& table = seen.reservations[*longest_idle]->table;
+    Victim all{*longest_idle, {}};
+    for (std::uint32_t i = 0; i < table.size().count; ++i)
+      if (table[{i}].state == VirtualState::resident) all.pages.push_back({i});
+    std::vector<Victim> one;
+    one.push_back(std::move(all));
+    victims = begin_retiring(seen, std::move(one));
+  }
+  return unmapping_.unmap_victims(std::move(victims)).count != 0;
+}
+
+void Reclaiming::pause(std::unique_lock<Mutex>& lock, Wait& wait) {
+  wait.moment(lock);
+  const Unlocked outside(lock);
+  drain_retired();
+}
+
+/// Whether it helps to reclaim again: there is something now, or it waited a moment because memory will come
+/// without anybody's doing.
+bool Reclaiming::await_coming(Need whose, Wait& wait) {
+  ground_.epochs.poll();  // a capture that has ended holds nothing back
+  {
+    std::lock_guard lock(ground_.mutex);
+    if (!policy_.choose(view().snapshot, {1}, whose).empty()) return true;
+  }
+  return await_moment(wait);
+}
+
+/// Waits a moment where memory, and with it mappings, will come without anybody's doing; else false.
+bool Reclaiming::await_moment(Wait& wait) {
+  std::unique_lock lock(ground_.mutex);
+  const bool ending = tables_.last_uses().refresh() && tables_.mapped().reclaimable().count != 0;
+  if (tables_.coming().count == 0 && !ending) return false;
+  pause(lock, wait);
+  return true;
+}
+
+bool Reclaiming::anything_free() const {
+  std::lock_guard lock(ground_.mutex);
+  return tables_.physical().free_bytes().count != 0;
+}
+
+Bytes Reclaiming::trim(Bytes wanted, bool wait, Need whose) {
+  ground_.require_parent();
+  ground_.epochs.poll();
+  const auto patient = [&] {
+    std::lock_guard lock(ground_.mutex);
+    return wait && ground_.may_wait();
+  };
+  Wait waiting(ground_, "work that uses what nobody needs any more ends");
+  Bytes given_back;
+  try {
+    for (;;) {
+      given_back += unmapping_.release_free(wanted - given_back);
+      if (given_back >= wanted) break;
+      if (reclaim(wanted - given_back, whose).count != 0 || anything_free()) continue;
+      if (!patient() || !await_coming(whose, waiting)) break;
+    }
+  } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager
+    if (given_back.count == 0) throw;
+  }
+  return given_back;
+}
+
+bool Reclaiming::drain_retired(bool refused_too) {
+  ground_.require_parent();
+  ground_.epochs.poll();
+  streams_.sweep();
+  Retirements over;
+  {
+    std::lock_guard lock(ground_.mutex);
+    over = tables_.take_over(refused_too);
+  }
+  unmapping_.unmap(std::move(over));
+  std::lock_guard lock(ground_.mutex);
+  return tables_.retired().any_intact();
+}
+
+bool Reclaiming::refused() const {
+  std::lock_guard lock(ground_.mutex);
+  return tables_.retired().any_refused();
+}
+
+void Reclaiming::age() {
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  aged_free_ = saturating_sub(tables_.age(), spare_);
+}
+
+bool Reclaiming::give_back_aged(Bytes at_most) {
+  ground_.require_parent();
+  ground_.epochs.poll();
+  Retirements aged;
+  Bytes unused;
+  {
+    std::lock_guard lock(ground_.mutex);
+    const View seen = view();
+    aged = begin_retiring(seen, policy_.aged(seen.snapshot, at_most));
+    unused = std::min(aged_free_, at_most);
+    aged_free_ -= unused;
+  }
+  const Bytes unmapped = unmapping_.unmap_victims(std::move(aged));
+  unmapping_.release_free(unmapped + unused);
+  if (unmapped + unused >= at_most) return true;
+  std::lock_guard lock(ground_.mutex);
+  ground_.signals.set_may_idle(tables_.physical().free_bytes() > spare_ ||
+                               tables_.mapped().reclaimable(Need::none).count != 0 || streams_.any_ended());
+  return false;
+}
+
+}  // namespace vmm

@@ -1,0 +1,87 @@
+// What may be had, and what is owed.
+#include "base/error.h"
+#include "memory/reclaiming.h"
+
+namespace vmm {
+
+MemoryFigures Reclaiming::figures(Bytes asked) const {
+  const Allowance& allowance = tables_.allowance();
+  return {asked,
+          allowance.left() + tables_.physical().free_bytes(),
+          tables_.mapped().reclaimable(),
+          allowance.limit(),
+          ground_.driver->capabilities().gpu,
+          allowance.exceeded(),
+          allowance.device_words()};
+}
+
+void Reclaiming::require_obtainable(Bytes asked, Need whose) {
+  std::unique_lock lock(ground_.mutex);
+  for (Wait wait(ground_, "calls under way, and work that uses what was retired, end");; pause(lock, wait)) {
+    const MemoryFigures have = figures(asked);
+    // A budget that has been lowered is first to be met.
+    const Bytes needed = asked + have.owed;
+    if (have.free + have.reclaimable >= needed) return;
+    // Who maps ahead must not be held up: there is other work, and it is told when memory is given up.
+    const Bytes coming = whose == Need::kept ? tables_.coming() : Bytes{};
+    if (have.free + have.reclaimable + coming < needed) throw OutOfPages(have, "");
+  }
+}
+
+std::int64_t Reclaiming::obtainable(StreamHandle stream) const {
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  const Allowance& allowance = tables_.allowance();
+  const LastUses& last_uses = tables_.last_uses();
+  const Bytes taken = allowance.taken_by_all();
+  Bytes sum = std::min(allowance.limit(), taken + allowance.device_left()) + tables_.physical().free_bytes() +
+              tables_.coming() + tables_.mapped().reclaimable();
+  last_uses.for_each_not_over([&](std::uint16_t number) {
+    if (!last_uses.ends(number, stream)) sum -= tables_.mapped().last_used(number);
+  });
+  return static_cast<std::int64_t>(sum.count) - static_cast<std::int64_t>(taken.count);
+}
+
+std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const PageRange> ranges,
+                              StreamHandle stream) const {
+  ground_.require_parent();
+  std::lock_guard lock(ground_.mutex);
+  reservation.check(ranges);
+  std::uint64_t count = 0;
+  for (PageIndex at : each_page(ranges)) {
+    const VirtualPage& page = reservation.table[at];
+    const bool resident = page.state == VirtualState::resident;
+    count += !resident || (!page.kept() && tables_.last_uses().ends(page.last_use, stream));
+  }
+  return static_cast<std::int64_t>((reservation.shape.page_bytes * count).count);
+}
+
+Bytes Reclaiming::owed() const {
+  std::lock_guard lock(ground_.mutex);
+  return std::min(tables_.allowance().exceeded(),
+                  tables_.physical().free_bytes() + tables_.mapped().reclaimable());
+}
+
+std::uint64_t Reclaiming::given_up() {
+  std::lock_guard lock(ground_.mutex);
+  tables_.last_uses().refresh();
+  device_limits_ended_ += tables_.allowance().device_ends();
+  return ground_.signals.times_given_up() + tables_.last_uses().ended() + device_limits_ended_;
+}
+
+std::optional<Nanoseconds> Reclaiming::await_given_up() {
+  std::lock_guard lock(ground_.mutex);
+  ground_.signals.await_given_up();
+  if (tables_.last_uses().refresh() && tables_.waiting().count != 0)
+    return ground_.clock->now() + Wait::recheck;
+  return tables_.allowance().device_until();
+}
+
+void Reclaiming::forget_device_limit() {
+  std::lock_guard lock(ground_.mutex);
+  if (tables_.allowance().device_until())
+    ground_.signals.given_up(true);  // who starved because of it may go on
+  tables_.allowance().forget_device();
+}
+
+}  // namespace vmm

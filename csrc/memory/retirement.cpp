@@ -1,0 +1,65 @@
+#include "memory/retirement.h"
+
+#include <iterator>
+#include <string>
+
+#include "base/error.h"
+
+namespace vmm {
+
+Bytes size(const Retirements& batch) {
+  Bytes sum;
+  for (const Retirement& entry : batch) sum += entry.size();
+  return sum;
+}
+
+Retirements Retired::take_over(bool refused_too) {
+  Retirements over;
+  for (auto entry = list_.begin(); entry != list_.end();) {
+    const auto next = std::next(entry);
+    if ((entry->intact || refused_too) && epochs_.complete(entry->fence))
+      over.splice(over.end(), list_, entry);
+    entry = next;
+  }
+  return over;
+}
+
+bool Retired::call_back(const Reservation& reservation, PageIndex page) {
+  for (auto entry = list_.begin(); entry != list_.end(); ++entry) {
+    auto& pages = entry->pages;
+    if (entry->reservation != &reservation || !entry->intact) continue;
+    const auto found = std::ranges::lower_bound(pages, page);
+    if (found == pages.end() || *found != page) continue;
+    if (reservation.shape.zeroed) {  // work in flight may still read it
+      if (epochs_.waits_for_open_epoch(entry->fence))
+        throw Error("page " + std::to_string(page.value) +
+                    " was released in an epoch that is still open: call step or end before using it again");
+      return false;
+    }
+    pages.erase(found);
+    if (pages.empty()) list_.erase(entry);  // or it would outlive the reservation
+    return true;
+  }
+  return false;
+}
+
+bool Retired::any_refused(const Reservation& reservation) const {
+  return std::ranges::any_of(
+      list_, [&](const Retirement& entry) { return !entry.intact && entry.reservation == &reservation; });
+}
+
+void Retired::require_not_refused(const Reservation& reservation, PageIndex page) const {
+  for (const Retirement& entry : list_)
+    if (!entry.intact && entry.reservation == &reservation && std::ranges::binary_search(entry.pages, page))
+      throw DriverError("page " + std::to_string(page.value) +
+                        " is to be unmapped first, which the driver refuses: see the log");
+}
+
+Bytes Retired::coming() const {
+  Bytes sum;
+  for (const Retirement& entry : list_)
+    if (entry.intact && !epochs_.waits_for_open_epoch(entry.fence)) sum += entry.size();
+  return sum;
+}
+
+}  // namespace vmm

@@ -1,0 +1,85 @@
+// Pages on their way out of a reservation, and out of the pool.
+#pragma once
+
+#include <algorithm>
+#include <list>
+#include <utility>
+#include <vector>
+
+#include "memory/fences.h"
+#include "memory/handles.h"
+#include "memory/reservation.h"
+
+namespace vmm {
+
+/// Retiring pages of one reservation. It has room for all their mappings from the beginning: where mappings
+/// run out, so may the heap.
+struct Retirement {
+  /// `pages_` ascend.
+  Retirement(Reservation& reservation_, std::vector<PageIndex> pages_, Fence fence_ = {})
+      : reservation(&reservation_), pages(std::move(pages_)), fence(std::move(fence_)) {
+    mappings.reserve(std::max(pages.size(), pages.capacity()));
+  }
+
+  Bytes size() const { return reservation->shape.page_bytes * pages.size(); }
+
+  Reservation* reservation;
+  std::vector<PageIndex> pages;
+  Fence fence;         // when it is complete, they may be unmapped
+  bool intact = true;  // mapped and accessible as before, so that they may become Resident again; else the
+                       // driver has refused to unmap them: that is tried again, but nobody waits for it
+  std::vector<PageMapping> mappings;
+  std::size_t done = 0;  // of the mappings, by the driver
+};
+
+/// A list, so that what was refused can be put back without memory.
+using Retirements = std::list<Retirement>;
+
+Bytes size(const Retirements& batch);
+
+/// What waits to be unmapped. Not thread-safe: the pool's lock guards it.
+class Retired {
+ public:
+  explicit Retired(const Epochs& epochs) : epochs_(epochs) {}
+
+  void add(Retirements& batch) noexcept { list_.splice(list_.end(), batch); }
+  void add(Retirements& batch, Retirements::iterator entry) noexcept {
+    list_.splice(list_.end(), batch, entry);
+  }
+  /// Those that are over; with `refused_too`, also what the driver has refused before.
+  Retirements take_over(bool refused_too);
+  /// The page is wanted again, and not to be unmapped. False where its unmapping has begun, or must be
+  /// awaited because it must read as zeros. Throws Error where only the caller can close the epoch that it
+  /// waits for.
+  bool call_back(const Reservation& reservation, PageIndex page);
+
+  std::size_t size() const noexcept { return list_.size(); }
+  bool any_intact() const { return std::ranges::any_of(list_, &Retirement::intact); }
+  bool any_refused() const { return !std::ranges::all_of(list_, &Retirement::intact); }
+  bool any_refused(const Reservation& reservation) const;
+  /// Throws DriverError where the driver refuses to unmap this page: who wants it would wait for ever.
+  void require_not_refused(const Reservation& reservation, PageIndex page) const;
+  /// What will be unmapped without anybody's doing.
+  Bytes coming() const;
+
+ private:
+  const Epochs& epochs_;
+  Retirements list_;
+};
+
+/// Free pages that are being given back to the driver.
+struct Releasing {
+  std::vector<PhysicalPageId> pages;
+  std::vector<CreatedPage> handles;  // theirs; empty ones have been released
+  Bytes size;
+};
+
+/// Pages of a run that no window owns, which are being created.
+struct Filling {
+  RunId run;
+  std::vector<std::pair<PhysicalPageId, Place>> pages;
+  std::vector<CreatedPage> created;  // for the first of them
+  Bytes size;
+};
+
+}  // namespace vmm

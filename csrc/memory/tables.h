@@ -1,0 +1,146 @@
+// The tables of a pool: virtual pages, contents, physical pages, and what is on its way between them.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "memory/allowance.h"
+#include "memory/contents.h"
+#include "memory/last_uses.h"
+#include "memory/physical_pages.h"
+#include "memory/reservation.h"
+#include "memory/retirement.h"
+
+namespace vmm {
+
+/// A page that is to be mapped: it is Mapping, and its memory Busy.
+struct Claim {
+  PageIndex page;
+  PhysicalPageId physical;
+  Place place;
+  PageHandle handle;  // none yet where the memory is to be created
+  bool create;
+  bool zero;  // it holds bytes that may not be seen here
+};
+
+/// Every change of state is a method here. Nothing here calls the driver or waits, and everything requires
+/// the pool's lock. What throws has changed nothing.
+class Tables {
+ public:
+  using Reservations = std::map<std::uint32_t, std::unique_ptr<Reservation>>;
+
+  Tables(const Capabilities& driver, Bytes run_bytes, Epochs& epochs, Allowance allowance);
+
+  // Reservations.
+  Reservation& add(AddressRange addresses, const ReservationShape& shape);
+  /// Its lease has ended: nothing of it is needed any more. Whether no work uses it either.
+  bool recycle(Reservation& reservation);
+  /// Ends the reservation, and gives back its addresses, if nobody leases it and it has no pages.
+  void erase_if_empty(Reservation& reservation);
+  /// The memory that is Resident there.
+  std::optional<PhysicalPageId> page_at(Address address) const;
+  /// The same; it gets no other owner from now on, nor does its reservation.
+  std::optional<PhysicalPageId> mark_exported(Address address);
+
+  // Into mappings: Unmapped → Mapping → Resident.
+  /// None while the page's place is still being released. With memory for all claims reserved in contents(),
+  /// nothing that is done with one fails for want of any.
+  std::optional<Claim> claim(Reservation& reservation, PageIndex page);
+  /// `made`: the memory, if it was to be created and was; so below.
+  void unclaim(Reservation& reservation, const Claim& claim, CreatedPage made);
+  void become_resident(Reservation& reservation, const Claim& claim, CreatedPage made, Need need);
+  /// It was mapped in vain and the driver does not unmap it: Retiring.
+  void become_refused(Reservation& reservation, const Claim& claim, CreatedPage made);
+
+  // Out of mappings: Resident → Retiring → Unmapped.
+  /// Those that are Resident among these wait for `fence`.
+  void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
+  /// A Retiring page that its owner wants back becomes Resident again, bytes and all, where that is still
+  /// possible; whoever ordered the old reads orders the new writes. Throws what Retired::call_back throws.
+  void rescue(Reservation& reservation, PageIndex page);
+  /// These become Retiring, and in transit.
+  void begin_retiring(const Retirements& batch);
+  /// As Retired::take_over; in transit.
+  Retirements take_over(bool refused_too);
+  void begin_unmapping(Retirement& what);
+  /// What the driver has done is Unmapped and its memory free; the rest is retired again, as refused. Ends
+  /// the transit. Returns the exported pages that became free.
+  std::vector<PhysicalPageId> end_unmapping(Retirements& batch);
+
+  // Physical pages without a mapping.
+  /// Takes free pages away from everybody.
+  Releasing begin_releasing(std::vector<PhysicalPageId> pages);
+  /// Those whose handle is still there are free again. Returns what was given back.
+  Bytes end_releasing(Releasing& what);
+  /// Claims at most `count` pages of an empty run, which are to be created; none if the budget has not
+  /// enough.
+  std::optional<Filling> begin_filling(Bytes page_bytes, std::uint64_t count);
+  void end_filling(Filling& what);
+  /// A while has passed. Returns the bytes that lay free for all of it.
+  Bytes age();
+
+  /// Memory that is not to be had yet, but will be without anybody's doing.
+  Bytes coming() const { return in_transit_ + retired_.coming(); }
+  /// Of what is reclaimable, that which work may still be using.
+  Bytes waiting() const;
+
+  const Reservations& reservations() const noexcept { return reservations_; }
+  const PhysicalPages& physical() const noexcept { return physical_; }
+  const MappedBytes& mapped() const noexcept { return mapped_; }
+  Contents& contents() noexcept { return contents_; }
+  Retired& retired() noexcept { return retired_; }
+  const Retired& retired() const noexcept { return retired_; }
+  LastUses& last_uses() noexcept { return last_uses_; }
+  const LastUses& last_uses() const noexcept { return last_uses_; }
+  Allowance& allowance() noexcept { return allowance_; }
+  const Allowance& allowance() const noexcept { return allowance_; }
+
+  /// Throws InvariantViolation when the tables contradict each other or the budget.
+  void check() const;
+
+ private:
+  friend class InTransit;
+
+  bool must_zero(const Reservation& reservation, const PhysicalPage& page) const;
+  Reservation* reservation_at(Address address) const;
+  void drop_window_if_unused(Reservation& reservation, PageIndex page);
+  void end_unmapping(Retirement& what, std::vector<PhysicalPageId>& exported);
+  struct Census;
+  void check_reservation(const Reservation& reservation, Census& census) const;
+  void check_page(const Reservation& reservation, PageIndex page, Census& census) const;
+  void check_run(RunId run, Census& census) const;
+
+  const bool fresh_pages_are_zero_;
+  Epochs& epochs_;
+  Allowance allowance_;
+  LastUses last_uses_;
+  PhysicalPages physical_;
+  std::vector<RunId> filling_;  // runs that no window owns, being filled
+  Contents contents_;
+  MappedBytes mapped_;
+  Reservations reservations_;
+  std::uint32_t next_reservation_ = 0;
+  std::uint64_t recyclings_ = 0;
+  Retired retired_;
+  Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
+};
+
+/// So much is in transit while this lives, under the pool's lock at both ends.
+class InTransit {
+ public:
+  InTransit(Tables& tables, Bytes size) : tables_(tables), size_(size) { tables_.in_transit_ += size_; }
+  ~InTransit() { tables_.in_transit_ -= size_; }
+  InTransit(const InTransit&) = delete;
+  InTransit& operator=(const InTransit&) = delete;
+
+ private:
+  Tables& tables_;
+  const Bytes size_;
+};
+
+}  // namespace vmm

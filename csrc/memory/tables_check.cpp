@@ -1,0 +1,116 @@
+// The invariants of the tables, as docs/architecture.md numbers them.
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "base/error.h"
+#include "memory/tables.h"
+
+namespace vmm {
+namespace {
+
+void require(bool holds, const char* invariant, std::uint32_t where) {
+  if (!holds) throw InvariantViolation(std::string(invariant) + " (at " + std::to_string(where) + ")");
+}
+
+}  // namespace
+
+/// What is counted on the way through the tables, to be compared with what they say.
+struct Tables::Census {
+  std::uint64_t held = 0;     // virtual pages with content
+  std::uint64_t mapping = 0;  // virtual pages on their way in
+  std::uint64_t filling = 0;  // physical pages being created for nobody yet
+  std::uint64_t in_use = 0;   // physical pages
+  MappedBytes mapped;
+  Bytes free, taken;
+  std::map<Bytes, Bytes> recycled;
+  std::vector<std::uint8_t> owners;  // of each run
+};
+
+void Tables::check() const {
+  Census census;
+  census.owners.resize(physical_.run_count());
+  for (const auto& [id, reservation] : reservations_) check_reservation(*reservation, census);
+  require(census.mapped == mapped_, "I19: the sums of what is mapped are true", 0);
+  require(census.held == contents_.live(), "I11: every content is pointed to",
+          static_cast<std::uint32_t>(census.held));
+  for (std::uint32_t run = 0; run < physical_.run_count(); ++run) check_run({run}, census);
+  require(census.free == physical_.free_bytes(), "I14: the free bytes are true", 0);
+  for (const auto& [page_bytes, size] : census.recycled)
+    require(size == physical_.recycled(page_bytes), "I14: the recycled bytes are true", 0);
+  require(census.taken == allowance_.taken(), "I15: the pool took from the budget what it created", 0);
+  require(allowance_.taken() <= allowance_.taken_by_all(), "I15: the budget knows what the pool took", 0);
+  const std::uint64_t users = census.held + census.mapping + census.filling;
+  require(users + physical_.releasing() != 0 || in_transit_.count == 0,
+          "I17: nothing is in transit when nothing moves", 0);
+  require(census.in_use == users, "I16: every physical page in use has a user", 0);
+}
+
+void Tables::check_reservation(const Reservation& reservation, Census& census) const {
+  const PageTable& table = reservation.table;
+  Pages in_use, resident, kept;
+  for (std::uint32_t i = 0; i < table.size().count; ++i) {
+    const VirtualPage& page = table[{i}];
+    check_page(reservation, {i}, census);
+    in_use += Pages{page.state != VirtualState::unmapped};
+    resident += Pages{page.state == VirtualState::resident};
+    kept += Pages{page.kept()};
+  }
+  require(in_use == table.in_use() && resident == table.resident() && kept == table.kept(),
+          "I7: a page table's counts are true", reservation.id.value);
+  require(reservation.leased || kept.count == 0, "I8: an idle reservation keeps nothing",
+          reservation.id.value);
+  for (RunId run : reservation.window_runs) {
+    if (!run.valid()) continue;
+    require(++census.owners[run.value] == 1, "I9: a run has one owner", run.value);
+    require(physical_.run(run).in_use != 0, "I10: a window without pages owns no run", run.value);
+  }
+}
+
+void Tables::check_page(const Reservation& reservation, PageIndex at, Census& census) const {
+  const PageTable& table = reservation.table;
+  const VirtualPage& page = table[at];
+  const bool resident = page.state == VirtualState::resident;
+  const bool has_content = resident || page.state == VirtualState::retiring;
+  require(page.content.valid() == has_content, "I1: exactly Resident and Retiring pages have content",
+          at.value);
+  require(page.need == Need::none || resident, "I2: only Resident pages are needed", at.value);
+  for (Need need : reclaimable_needs)
+    require(table.reclaimable(need).has(at) == (resident && page.need == need),
+            "I18: what is reclaimable is found", at.value);
+  if (resident) census.mapped.count(page, reservation.shape.page_bytes, true);
+  census.mapping += page.state == VirtualState::mapping;
+  if (!has_content) return;
+  ++census.held;
+  const Content& content = contents_[page.content];
+  require(content.references == 1, "I3: a content counts the virtual pages that point to it", at.value);
+  const PhysicalPage& physical = physical_[content.page];
+  require(physical.mapped_by.reservation == reservation.id && physical.mapped_by.page == at,
+          "I4: a physical page knows the virtual page that maps it", at.value);
+  require(physical.run == reservation.window_runs[reservation.window_of(at)],
+          "I5: a virtual page's memory is in its window's run", at.value);
+  require(static_cast<bool>(physical.handle), "I6: a mapped physical page exists", at.value);
+}
+
+void Tables::check_run(RunId id, Census& census) const {
+  const Run& run = physical_.run(id);
+  const bool being_filled = std::ranges::find(filling_, id) != filling_.end();
+  require(run.owned == (census.owners[id.value] != 0 || being_filled), "I9: a run has one owner", id.value);
+  if (being_filled) census.filling += run.in_use;
+  std::uint32_t free = 0, in_use = 0;
+  for (std::uint32_t i = 0; i < run.pages; ++i) {
+    const PhysicalPage& page = physical_[{run.first.value + i}];
+    free += page.state == PhysicalState::free;
+    in_use += page.state == PhysicalState::busy || page.state == PhysicalState::mapped;
+    require(page.state != PhysicalState::absent || !page.handle, "I12: an absent page has no handle",
+            id.value);
+    require(page.state != PhysicalState::free || page.handle, "I6: a free physical page exists", id.value);
+    if (page.state != PhysicalState::absent) census.taken += run.page_bytes;
+  }
+  require(free == run.free && in_use == run.in_use, "I13: a run's counts are true", id.value);
+  census.free += run.page_bytes * free;
+  if (!run.owned) census.recycled[run.page_bytes] += run.page_bytes * free;
+  census.in_use += in_use;
+}
+
+}  // namespace vmm

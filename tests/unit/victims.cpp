@@ -1,0 +1,116 @@
+// The victim policy: who gives up memory first.
+#include <deque>
+#include <set>
+
+#include "check.h"
+#include "policy/victim_policy.h"
+
+using namespace vmm;
+
+namespace {
+
+constexpr Pages pages{16};
+constexpr Bytes everything{~std::uint64_t{0}};
+
+/// Reservations of sixteen pages of 64 KiB, in windows of four.
+struct Scene {
+  struct Sets {
+    std::array<PageBits, reclaimable_needs.size()> by_need{PageBits(pages), PageBits(pages), PageBits(pages)};
+    PageBits aged{pages};
+    std::set<std::uint32_t> in_use;
+  };
+
+  Sets& add(bool leased, std::uint64_t idle_since) {
+    Sets& sets = all.emplace_back();
+    Holding holding{leased, idle_since, 64_KiB, pages, {4}, {}, &sets.aged, {}};
+    for (std::size_t i = 0; i < sets.by_need.size(); ++i) holding.reclaimable[i] = &sets.by_need[i];
+    holding.over = [&sets](PageIndex page) { return !sets.in_use.contains(page.value); };
+    snapshot.holdings.push_back(std::move(holding));
+    return sets;
+  }
+  void has(Sets& sets, Need need, std::initializer_list<std::uint32_t> which) {
+    const auto i = static_cast<std::size_t>(need);
+    for (std::uint32_t page : which) sets.by_need[i].set({page}, true);
+    snapshot.reclaimable[i] += 64_KiB * which.size();
+  }
+
+  std::deque<Sets> all;
+  Snapshot snapshot;
+};
+
+using PageList = std::vector<PageIndex>;
+
+bool are(const std::vector<Victim>& victims, std::vector<std::pair<std::size_t, PageList>> expected) {
+  if (victims.size() != expected.size()) return false;
+  for (std::size_t i = 0; i < victims.size(); ++i)
+    if (victims[i].holding != expected[i].first || victims[i].pages != expected[i].second) return false;
+  return true;
+}
+
+const VictimPolicy policy;
+
+}  // namespace
+
+TEST(nothing_to_take_is_no_victim) {
+  Scene scene;
+  scene.add(true, 0);
+  CHECK(policy.choose(scene.snapshot, 64_KiB, Need::kept).empty());
+  CHECK(policy.aged(scene.snapshot, 64_KiB).empty());
+  CHECK(!policy.longest_idle(scene.snapshot));
+}
+
+TEST(the_highest_addresses_go_first_and_no_more_than_is_wanted) {
+  Scene scene;
+  scene.has(scene.add(true, 0), Need::none, {1, 2, 9, 10});
+  CHECK(are(policy.choose(scene.snapshot, 128_KiB, Need::kept), {{0, {{9}, {10}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 64_KiB + Bytes{1}, Need::kept), {{0, {{9}, {10}}}}));
+  CHECK(policy.choose(scene.snapshot, {}, Need::kept).empty());
+}
+
+TEST(the_least_needed_go_first_and_nobody_takes_from_his_equals) {
+  Scene scene;
+  auto& sets = scene.add(true, 0);
+  scene.has(sets, Need::none, {1});
+  scene.has(sets, Need::guess, {2});
+  scene.has(sets, Need::announced, {3});
+  CHECK(policy.choose(scene.snapshot, everything, Need::none).empty());
+  CHECK(are(policy.choose(scene.snapshot, everything, Need::guess), {{0, {{1}}}}));
+  CHECK(are(policy.choose(scene.snapshot, everything, Need::announced), {{0, {{1}}}, {0, {{2}}}}));
+  CHECK(are(policy.choose(scene.snapshot, everything, Need::kept), {{0, {{1}}}, {0, {{2}}}, {0, {{3}}}}));
+}
+
+TEST(idle_reservations_go_first_the_longest_idle_first_in_whole_windows) {
+  Scene scene;
+  scene.has(scene.add(true, 0), Need::none, {0});
+  scene.has(scene.add(false, 9), Need::none, {0, 1});
+  scene.has(scene.add(false, 5), Need::none, {2, 4, 5, 6});
+  CHECK(are(policy.choose(scene.snapshot, 64_KiB, Need::none), {{2, {{4}, {5}, {6}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 256_KiB, Need::none), {{2, {{2}, {4}, {5}, {6}}}}));
+  CHECK(
+      are(policy.choose(scene.snapshot, 320_KiB, Need::none), {{2, {{2}, {4}, {5}, {6}}}, {1, {{0}, {1}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 448_KiB, Need::kept),
+            {{2, {{2}, {4}, {5}, {6}}}, {1, {{0}, {1}}}, {0, {{0}}}}));
+  CHECK(policy.longest_idle(scene.snapshot) == 2);
+}
+
+TEST(what_work_may_still_use_is_passed_over) {
+  Scene scene;
+  auto& sets = scene.add(true, 0);
+  scene.has(sets, Need::none, {1, 2, 3});
+  sets.in_use = {3};
+  CHECK(are(policy.choose(scene.snapshot, 64_KiB, Need::kept), {{0, {{2}}}}));
+  sets.in_use = {1, 2, 3};
+  CHECK(policy.choose(scene.snapshot, 64_KiB, Need::kept).empty());
+}
+
+TEST(what_has_aged_goes_of_all_reservations_page_by_page) {
+  Scene scene;
+  for (bool leased : {false, true}) {
+    auto& sets = scene.add(leased, 1);
+    for (std::uint32_t page : {4, 5, 6}) sets.aged.set({page}, true);
+    sets.in_use = {6};
+  }
+  CHECK(are(policy.aged(scene.snapshot, 64_KiB), {{0, {{5}}}}));
+  CHECK(are(policy.aged(scene.snapshot, 192_KiB), {{0, {{4}, {5}}}, {1, {{5}}}}));
+  CHECK(are(policy.aged(scene.snapshot, everything), {{0, {{4}, {5}}}, {1, {{4}, {5}}}}));
+}
