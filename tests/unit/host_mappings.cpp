@@ -122,6 +122,28 @@ TEST(the_count_is_what_the_system_counts) {
   CHECK(std::abs(excess()) <= allowance);
 }
 
+TEST(a_reservation_takes_its_gaps_along) {
+  HostDriver driver("vmm-test");
+  const host::MappingCount& count = host::MappingCount::of_process();
+  const std::uint64_t before = count.used();
+  const Address base = driver.reserve(64_KiB * 4, 64_KiB);
+  driver.gaps()->set_gap(base, 64_KiB, Gap::zeros);
+  CHECK(count.used() == before + 2);
+  {
+    Failing failure(1, 1'000'000);
+    CHECK_THROWS(DriverError, "free_reservation", driver.free_reservation(base, 64_KiB * 4));
+  }
+  const PageMapping entry{base, driver.create(64_KiB, {}), 64_KiB};
+  driver.map(std::span(&entry, 1));
+  std::size_t done = 0;
+  driver.unmap(std::span(&entry, 1), done);
+  CHECK(*reinterpret_cast<const char*>(base.value) == 0);  // or it is no gap of zeros any more
+  driver.release(entry.page);
+  const std::uint64_t with_gap = count.used();
+  driver.free_reservation(base, 64_KiB * 4);
+  CHECK(count.used() == with_gap - 2);
+}
+
 TEST(a_count_that_cannot_be_made_leaves_the_last_one) {
   HostPool test;
   host::MappingCount& count = host::MappingCount::of_process();
