@@ -185,7 +185,7 @@ def _restart_with(environment: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Entry point: our own errors are a line, not a traceback."""
+    """Runs the command line. Our own errors become a line, not a traceback."""
     try:
         app()
     except Error as error:

@@ -24,13 +24,13 @@ class CgroupLimit:
 
 
 def available_bytes() -> int:
-    """Bytes that could be used without swapping: MemAvailable, and what the cgroups leave of their limits."""
+    """The bytes that could be used without swapping: MemAvailable, or less where cgroups leave less."""
     _, available = machine_memory()
     return max(0, min([available, *(limit.left_bytes for limit in cgroup_limits())]))
 
 
 def machine_memory() -> tuple[int, int]:
-    """(total, available) bytes of the machine, whatever cgroups allow."""
+    """The total and the available bytes of the machine, whatever cgroups allow."""
     kilobytes = {}
     for line in _MEMINFO.read_text().splitlines():
         name, _, value = line.partition(":")

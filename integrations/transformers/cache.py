@@ -29,9 +29,9 @@ from vmm.stream import release_after
 
 @dataclass(frozen=True)
 class CacheStats:
-    """One cache at one moment, vmm's layers only."""
+    """One cache at one moment. Only the layers in vmm's memory count."""
 
-    tokens: int  #: in the longest layer
+    tokens: int  #: of the longest layer
     live_bytes: int  #: of K and V that hold tokens
     mapped_bytes: int  #: live, the last pages' rest, look-ahead, an adopted reservation's surplus
     layers: int  #: in vmm's memory; the others are stock
@@ -43,15 +43,17 @@ class VmmCache(DynamicCache):
 
     ``max_tokens`` bounds a sequence (default: the model's ``max_position_embeddings``); it costs addresses,
     not memory. ``budget`` (bytes or text like ``"12GiB"``) gives the cache a pool of its own; ``pool`` shares
-    one; with neither, the device's default pool is shared. ``device`` is the pool's, unless given with it: by
-    default where the first states are. When the cache dies its memory goes back to the pool, still mapped,
-    and the next cache of the same shape starts warm, unless it comes later than the pool's ``idle_seconds``.
+    one; with neither, the cache shares the device's default pool. ``device`` is where the pool is (default:
+    where the first states are). When the cache dies its memory goes back to the pool, still mapped, and the
+    next cache of the same shape starts warm, unless it comes later than the pool's ``idle_seconds``.
 
-    Sliding-window, linear-attention and other special layers stay the stock ones. All layers on one device.
+    Sliding-window, linear-attention and other special layers stay the stock ones. All layers must be on one
+    device.
 
     Raises InvalidArgument for bad arguments, and on growth past ``max_tokens``; OutOfPages when a forward
     needs more pages than can be had. If that happens in the middle of a forward, ``crop`` back to the length
-    before it and go on. Not thread-safe; different caches on one pool are.
+    before it and go on. Several threads must not use one cache at once; they may use several caches of one
+    pool.
     """
 
     def __init__(
@@ -78,15 +80,15 @@ class VmmCache(DynamicCache):
 
     @property
     def pool(self) -> Pool:
-        """Raises InvalidArgument while it depends on where the first states will be."""
+        """The cache's pool. Raises InvalidArgument while it depends on where the first states will be."""
         return self._memory.pool
 
     @property
     def is_compileable(self) -> bool:
-        return False  # or a model without full attention would be compiled, on CUDA, because of our class
+        return False  # else a model without full attention would be compiled, on CUDA, because of our class
 
     def stats(self) -> CacheStats:
-        """Sizes of this cache; the pool's are ``cache.pool.stats()``."""
+        """The sizes of this cache. Its pool has stats of its own: ``cache.pool.stats()``."""
         tokens = live = mapped = 0
         layout = "none yet"
         for layer in self._memory.layers:
@@ -101,8 +103,9 @@ class VmmCache(DynamicCache):
         return CacheStats(tokens, live, mapped, len(self._memory.layers), layout)
 
     def crop(self, tokens_to_remove: int, stream: Any = None) -> None:
-        """As ``DynamicCache.crop``; layers that an interrupted forward left behind lose accordingly less.
-        ``stream`` (a vmm.Stream, a CUDA stream, or its handle): what is on it now may still read the tokens.
+        """Crops as ``DynamicCache`` does; layers that an interrupted forward left behind lose accordingly
+        less. What is on ``stream`` now (a vmm.Stream, a CUDA stream, or its handle) may still
+        read the tokens.
         """
         release_after(self.pool, stream)
         lengths = [
@@ -131,14 +134,15 @@ class VmmCache(DynamicCache):
             layer.batch_select_indices(indices)
 
     def _rebatch(self, choose: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """All layers or, when memory runs out, none: the old rows stay until the last layer is copied."""
+        """Copies all layers or, when memory runs out, none: the old rows stay until the last layer is
+        copied."""
         changed: list[tuple[VmmLayer, VmmLayer]] = []
         try:
             for layer in self._memory.layers:
                 if layer.growth is not None and layer.length:
                     changed.append((layer, layer.rebatched(choose(torch.arange(len(layer.keys))))))
         except BaseException:
-            changed.clear()  # or the traceback would keep their memory
+            changed.clear()  # else the traceback would keep their memory
             raise
         for layer, fresh in changed:
             layer.become(fresh)
@@ -156,7 +160,7 @@ class VmmCache(DynamicCache):
         return _assemble(self._memory.empty_copy(), self._payload(), memo)
 
     def __reduce__(self) -> tuple:
-        # Loaded into the default pool, of its device, of whoever loads it.
+        # Whoever loads it gets it in the default pool of its device.
         payload = [
             (kind, tuple(s.contiguous() for s in state) if kind == "vmm" else state)
             for kind, state in self._payload()

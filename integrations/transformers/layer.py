@@ -23,9 +23,9 @@ logger = logging.getLogger("vmm")
 class CacheView(torch.Tensor):
     """The live part of a layer's K or V, as models and callers see it: ``[batch, heads, length, dim]``.
 
-    An ordinary tensor, but its storage spans address space where nothing is mapped, which the stock deepcopy
-    and pickle would walk. Here they copy what the view shows, and so they do for the usual views of it
-    (_VIEWS); rarer ones are plain tensors.
+    It is an ordinary tensor, but its storage spans addresses where nothing is mapped, and the stock deepcopy
+    and pickle would walk through them. Here they copy what the view shows, and they do so for the usual views
+    of it (_VIEWS), too; rarer ones are plain tensors.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -50,7 +50,7 @@ def _stays_a_cache_view(name: str) -> Callable[..., CacheView]:
     return view
 
 
-# Not by __torch_function__, which attention itself would pay for.
+# This is not done by __torch_function__, because attention itself would pay for that.
 _VIEWS = "__getitem__ detach expand narrow permute select squeeze transpose unsqueeze view"
 for _name in _VIEWS.split():
     setattr(CacheView, _name, _stays_a_cache_view(_name))
@@ -62,7 +62,7 @@ def _kind(states: torch.Tensor) -> tuple[int, int, int, torch.dtype]:
 
 
 class VmmLayer(DynamicLayer):
-    """Grows in place: no copy of the past, no reserve for the future. Same contract as ``DynamicLayer``.
+    """A ``DynamicLayer`` that grows in place: it copies nothing of the past and reserves no memory ahead.
 
     Where gradients are recorded it becomes a ``DynamicLayer``: backward through two cached forwards needs the
     values that an in-place write would replace.
@@ -90,7 +90,7 @@ class VmmLayer(DynamicLayer):
     def _reserve(
         self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int | None = None
     ) -> None:
-        """Address space for states of these shapes (with another batch, if given); maps nothing."""
+        """Reserves addresses for states of these shapes (with another batch, if given); maps nothing."""
         spaces, parts, kinds = [], [], []
         for states in (key_states, value_states):
             self._memory.require_device(states.device)
@@ -103,7 +103,7 @@ class VmmLayer(DynamicLayer):
         self.growth = Growth(self._memory.pool._core, parts)
         self._leases = [part[0] for part in parts]
         self._key_space, self._value_space = spaces
-        # For appending: changes nothing that autograd may have saved, because earlier views end before it.
+        # Appending writes through these. Autograd need not know: views that it may have saved end before.
         self._key_tail, self._value_tail = (space.data for space in spaces)
         self._key_kind, self._value_kind = kinds
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -113,7 +113,7 @@ class VmmLayer(DynamicLayer):
         kinds = _kind(key_states), _kind(value_states)
         layers = self._memory.layers
         is_first = not any(layer.length for layer in layers)
-        # The others will want the same: with their addresses known, the pager can prepare them meanwhile.
+        # The other layers will want the same: once their addresses are known, the pager can prepare them.
         # What they have of another kind may be right, unless it is from an attempt that failed.
         for layer in (self, *(other for other in layers if not other.is_initialized)):
             differs = (layer._key_kind, layer._value_kind) != kinds
@@ -224,14 +224,15 @@ class VmmLayer(DynamicLayer):
         elif tokens_to_remove < 0:
             torch_stream(self._memory.pool)
             length = max(0, self.length + tokens_to_remove)
-            # Growth has not heard of what was written within the limit, which ends in the same page.
+            # The growth was not told of tokens written within the limit, which end in the same page.
             self._allow(self.growth.truncate(min(length, self.growth.frontier)))
-            increment_version((self._key_space, self._value_space))  # what autograd saved will be overwritten
+            # What autograd has saved will be overwritten.
+            increment_version((self._key_space, self._value_space))
             self._memory.frontier = length
             self._show(length)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """In place, for beam search: rebinding ``keys`` would leave our memory with the old order."""
+        """Reorders rows in place, for beam search: new ``keys`` would leave our memory in the old order."""
         if self.growth is None:
             super().reorder_cache(beam_idx)
         elif self.length and len(beam_idx) != len(self.keys):

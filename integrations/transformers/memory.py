@@ -26,7 +26,8 @@ Result = TypeVar("Result")
 
 
 def with_garbage_collected(work: Callable[[], Result]) -> Result:
-    """``work()``; when it runs out of pages, again without the caches that only reference cycles keep."""
+    """Calls ``work``; when it runs out of pages, frees the caches that only reference cycles keep, and calls
+    it again."""
     try:
         return work()
     except OutOfPages:
@@ -35,9 +36,10 @@ def with_garbage_collected(work: Callable[[], Result]) -> Result:
 
 
 class CacheMemory:
-    """Not thread-safe, like the cache it belongs to; caches on one pool may be used in different threads.
+    """The memory of one cache. It is as little thread-safe as its cache; caches on one pool may be used in
+    different threads.
 
-    ``pool`` is one, or how to get one for the device of the first states. ``heads`` (of one row) and
+    ``pool`` is a pool, or finds one for the device of the first states. ``heads`` (of one row) and
     ``page_bytes`` are checked as soon as the pool is known.
     """
 
@@ -53,7 +55,7 @@ class CacheMemory:
         self.frontier = 0
         self._heads = heads
         self._has_warned = False
-        # Weak, or the cache would be a reference cycle, and its memory would wait for the garbage collector.
+        # Strong references would make the cache a cycle, whose memory would wait for the garbage collector.
         self._layers: list[weakref.ref[VmmLayer]] = []
         self._find_pool = pool
         self._pool = pool if isinstance(pool, Pool) else None
@@ -86,7 +88,7 @@ class CacheMemory:
             raise InvalidArgument(f"device is {device}; the cache's pool is on {self._pool.device}")
 
     def empty_copy(self) -> CacheMemory:
-        """For another cache of the same kind, without layers."""
+        """The memory of another cache of the same kind, without layers."""
         return CacheMemory(self._pool or self._find_pool, self.max_tokens, self.page_bytes, self._heads)
 
     def add(self, layer: VmmLayer) -> None:
@@ -134,8 +136,8 @@ class CacheMemory:
     def grow(self, layer: VmmLayer, to: int) -> int:
         """Makes tokens [0, to) of ``layer`` usable; returns its new limit.
 
-        The first layer to get there asks for all: so a prompt that does not fit fails before any layer has
-        changed, and the pager maps the other layers while the first ones compute.
+        The first layer to get there asks for all layers. So a prompt that does not fit fails before any layer
+        has changed, and the pager maps the other layers while the first ones compute.
         """
         if to > self.max_tokens:
             raise InvalidArgument(f"max_tokens is {self.max_tokens}; the cache would grow to {to} tokens")

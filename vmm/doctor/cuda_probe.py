@@ -80,7 +80,7 @@ def peers_of(library: ctypes.CDLL, number: int, count: int) -> list[int] | None:
 
 
 def attribute(driver: Any, name: str, device: Any) -> int | None:
-    """None where the bindings or the driver are too old to know it."""
+    """The attribute, or None where the bindings or the driver are too old to know it."""
     asked = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}", None)
     if asked is None:
         return None
@@ -89,7 +89,7 @@ def attribute(driver: Any, name: str, device: Any) -> int | None:
 
 
 def granularity(driver: Any, number: int, which: str) -> int | None:
-    """Of the device's own memory, in bytes."""
+    """The granularity of the device's own memory, in bytes."""
     what = driver.CUmemAllocationProp()
     what.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
     what.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE

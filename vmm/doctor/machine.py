@@ -35,7 +35,8 @@ def host_driver(facts: Facts) -> Finding:
 
 
 def _exercise(driver: _core.HostDriver) -> None:
-    """Two pages through every call of the contract; raises the driver's own error, or one about the bytes."""
+    """Takes two pages through every call of the contract. Raises the driver's own error, or one about the
+    bytes."""
     page = driver.default_page_bytes
     with ExitStack() as undo:  # its end is the second half of the exercise
         base = driver.reserve(2 * page, page)
@@ -77,7 +78,7 @@ def pages(facts: Facts) -> Finding:
 
 
 def mappings(facts: Facts) -> Finding:
-    """This process's memory mappings: every extent of a cache costs two."""
+    """How many memory mappings this process may have; every extent of a cache costs two."""
     used = _read("/proc/self/maps").count("\n")
     facts.update(max_map_count=int(_read("/proc/sys/vm/max_map_count")), mappings_used=used)
     try:
@@ -143,7 +144,7 @@ def cgroup(facts: Facts) -> Finding:
 
 
 def budget(facts: Facts) -> Finding:
-    """What a pool that is given no budget takes: asked of such a pool."""
+    """The budget of a pool that is given none, which such a pool is asked for."""
     text = os.environ.get("VMM_BUDGET")
     facts.update(budget_bytes=None, budget_source="default" if text is None else "VMM_BUDGET")
     try:

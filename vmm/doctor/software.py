@@ -63,7 +63,7 @@ def transformers(facts: Facts) -> Finding:
 
 
 def _optional(name: str, facts: Facts) -> Finding:
-    """VmmCache needs it, vmm's pools do not."""
+    """Judges a package that VmmCache needs and vmm's pools do not."""
     installed, supported = _installed(name), _supported(name)
     facts[name] = _versions(None if installed is None else installed.version, supported)
     return _judge(facts[name], f"pip install '{name}{supported or ''}'")

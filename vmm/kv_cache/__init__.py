@@ -1,4 +1,4 @@
-"""What a serving engine embeds: slots in which sequences grow, in memory that is mapped before it is
+"""KVCache, for serving engines: slots in which sequences grow, in memory that is mapped before it is
 needed."""
 
 from vmm.kv_cache.cache import CacheStats, KVCache

@@ -1,4 +1,4 @@
-"""Checks of what callers pass, with errors that name the argument and what was expected."""
+"""Checks of a KVCache's arguments; each error names the argument and says what was expected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def _of_each_layer(argument: str, given: Any, layers: int, least: int, most: int
 
 
 def int32_numbers(argument: str, array: Any) -> tuple[int, int]:
-    """Where the numbers are, and how many."""
+    """The address of the numbers in ``array``, and how many there are. Raises InvalidArgument for anything
+    but a contiguous int32 array of one dimension on the CPU."""
     if not isinstance(array, torch.Tensor):
         array = _as_tensor(argument, array)
     if array.dtype is not torch.int32 or array.dim() != 1 or not array.is_contiguous() or not array.is_cpu:

@@ -23,44 +23,45 @@ from vmm.pool import Pool
 from vmm.records import LayoutName, Records, Where, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
 
-# Kernels load whole tiles of K and V: of up to 256 tokens in FlashAttention 3 and 4, and the first tile may
-# begin before the window does.
+# Kernels load whole tiles of K and V, of up to 256 tokens in FlashAttention 3 and 4. The first tile may begin
+# before the window does.
 _TILE_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class CacheStats:
-    """One cache at one moment; the pool's own are ``cache.pool.stats()``."""
+    """One cache at one moment. Its pool has stats of its own: ``cache.pool.stats()``."""
 
     sequences: int  #: open
     live_bytes: int  #: of the K and V of tokens in open sequences, as far as windows reach
     running_bytes: int  #: of the pages that open sequences need, or will soon
     mapped_bytes: int  #: live, the rest of their pages, what was mapped ahead, and what closed ones left
-    horizon: int  #: iterations ahead that pages are asked for, now
+    horizon: int  #: how many iterations ahead the pager is now asked for pages
     layout: LayoutName
-    bookkeeping_bytes: int  #: for each sequence
+    bookkeeping_bytes: int  #: of ordinary memory, for each sequence that there can be
 
 
 class KVCache(Closing):
     """The K and V of up to ``max_sequences`` sequences of up to ``max_tokens`` tokens in ``layers`` layers.
 
-    ``kv_heads`` and ``head_dim`` are numbers, or one for each layer; so is ``window``, for layers in which a
-    token attends only to so many, itself included (``None`` or 0: to all). Memory is taken from ``pool``, or
-    a pool of its own with ``budget``, or the device's default pool; only what running sequences need is
-    mapped, in pages of ``page_bytes``.
+    ``kv_heads``, ``head_dim`` and ``window`` take one number, or one for each layer. In a layer with a window
+    a token attends only to the last ``window`` tokens, itself included (``None`` or 0: to all). The cache
+    takes memory from ``pool``, or from a pool of its own with ``budget``, or from the device's default pool.
+    Only what running sequences need is mapped, in pages of ``page_bytes``.
 
-    ``layout`` is ``"token-major"``, ``layers_per_extent`` layers side by side in a token's record, or
-    ``"head-major"``, with which attention on CPUs is faster. The default on a GPU is token-major, with as
+    ``layout`` is ``"token-major"``, where ``layers_per_extent`` layers lie side by side in a token's record,
+    or ``"head-major"``, with which attention on CPUs is faster. The default on a GPU is token-major, with as
     many layers as keep a slot below 2^31 elements, because some kernels count no further: where a slot has
     more, a RuntimeWarning names them. On a CPU it is head-major while the process has enough mappings for it.
 
     ``tail_tokens`` past each length, and before each window, stay mapped, and finite, for kernels that load
     whole tiles (256 for FlashAttention 3 and 4; before a window 256 is the least on a GPU).
-    ``tokens_per_step`` is what a decoding sequence grows by: 1, or more with speculation. ``first_tokens`` is
-    what a sequence's first step computes at most (a prompt's first chunk): while memory is not short, slots
-    with so much mapped lie ready for sequences that come unannounced (0: with as much as lately).
+    ``tokens_per_step`` says by how many tokens a decoding sequence grows: 1, or more with speculation.
+    ``first_tokens`` says how many tokens a sequence's first step computes at most (a prompt's first chunk).
+    While memory is not short, slots with so much mapped lie ready for sequences that come unannounced; with 0
+    they have as much as first steps lately needed.
 
-    Raises InvalidArgument, naming the argument. Every method is safe from any thread.
+    Making one raises InvalidArgument, which names the argument. Every method is safe from any thread.
     """
 
     def __init__(
@@ -167,7 +168,9 @@ class KVCache(Closing):
         self._engine.end(self._stream(stream))
 
     def batch(self, sequences: Ordered[Sequence]) -> Batch:
-        """For kernels that take all slots as one tensor: ``kv(layer)[0].flatten(0, 1)``, token-major."""
+        """The sequences for kernels that take all slots as one tensor. With a token-major layout this is
+        ``kv(layer)[0].flatten(0, 1)``. Raises InvalidArgument for anything but sequences of this cache, and
+        Closed for a closed one."""
         open_slots = slots_of(self, "sequences", sequences)
         slots = torch.tensor(open_slots, dtype=torch.int32)
         lengths = torch.tensor([self._engine.length(slot) for slot in open_slots], dtype=torch.int32)
@@ -179,9 +182,9 @@ class KVCache(Closing):
     # Sequences.
 
     def open(self, prompt_tokens: int = 0, *, announce: int | None = None, stream: Any = None) -> Sequence:
-        """A new sequence, in the free slot that fits best. What its first ``announce`` tokens need (default:
-        the whole prompt; less where the prompt comes in chunks) is mapped while it waits. ``stream``: where
-        its first step will be. Raises InvalidArgument when all slots are taken."""
+        """Opens a sequence in the free slot that fits best. The pager maps what its first ``announce`` tokens
+        need while it waits (default: the whole prompt; say less where the prompt comes in chunks). Its first
+        step will be on ``stream``. Raises InvalidArgument when all slots are taken."""
         checked_number("prompt_tokens", prompt_tokens, 0, self.max_tokens)
         announce = (
             prompt_tokens if announce is None else checked_number("announce", announce, 0, prompt_tokens)
@@ -197,7 +200,7 @@ class KVCache(Closing):
 
     @property
     def tokens_per_slot(self) -> int:
-        """From one slot to the next, in tokens: ``max_tokens`` and the tail, in whole pages."""
+        """The tokens from one slot to the next: ``max_tokens`` and the tail, rounded up to whole pages."""
         return int(self._open_views()[0][0].shape[1])
 
     def stats(self) -> CacheStats:
@@ -212,9 +215,9 @@ class KVCache(Closing):
         )
 
     def close(self) -> None:
-        """Gives all memory back when the work on it is over; with ``budget``, closes the pool. Ends the
-        epochs of streams that no other cache steps. Sequences and views must not be used any more. Twice is
-        once."""
+        """Gives all memory back when the work on it is over, and closes the pool if it was made with
+        ``budget``. Ends the epochs of streams that no other cache steps. Sequences and views must not be used
+        any more. A second call does nothing."""
         if self._opened is not None:
             torch_stream(self.pool)
             self._opened, self._leases, self._views = None, [], []

@@ -11,7 +11,7 @@ from vmm.limits import fits_int32, fits_mappings, too_many_mappings, warn_of_int
 from vmm.pool import Pool
 from vmm.records import LayerShape, Records, fewest_extents, head_major, token_major
 
-SlotElements = Callable[[Records], int]  # from one slot to the next, at most
+SlotElements = Callable[[Records], int]  # the most elements from one slot to the next
 
 
 def chosen_records(
@@ -23,8 +23,9 @@ def chosen_records(
     *,
     slot_elements: SlotElements,
 ) -> Records:
-    """Raises InvalidArgument where the process may not have as many memory mappings as it would take. On a
-    GPU warns of slots so large that kernels which compute with 32 bits would be wrong."""
+    """The layout of a cache. Raises InvalidArgument where the process may not have as many memory mappings as
+    the cache would take. On a GPU it warns of slots so large that kernels which compute with 32 bits would be
+    wrong."""
     records = _chosen(shapes, layout, layers_per_extent, pool, max_sequences, slot_elements=slot_elements)
     if pool._core.gpu and not fits_int32(elements := slot_elements(records)):
         fewer = ", or fewer layers_per_extent" if len(records.parts) < len(shapes) else ""

@@ -1,4 +1,4 @@
-"""One request's tokens in a KVCache, and many of them as kernels want them."""
+"""A sequence, which is one request's tokens in a KVCache, and many sequences as kernels want them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences as kernels want them, int32, on the CPU."""
+    """Sequences as kernels want them: int32 tensors on the CPU."""
 
     slots: torch.Tensor  #: [n]
     lengths: torch.Tensor  #: [n]; FlashAttention's seqused_k
@@ -27,7 +27,7 @@ class Batch:
 
 
 class Sequence(Closing):
-    """One open sequence: ``cache.open()`` makes it. Closed by ``close``, or by leaving it as a context."""
+    """A sequence, which ``cache.open()`` opens and ``close``, or the end of a ``with`` block, closes."""
 
     def __init__(self, cache: KVCache, slot: int) -> None:
         self.cache = cache
@@ -41,13 +41,13 @@ class Sequence(Closing):
 
     @property
     def length(self) -> int:
-        """Tokens, as of the last step that named it."""
+        """How many tokens the sequence has, by the last step that named it."""
         return self.cache._engine.length(self.slot)
 
     def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of this sequence so far: ``[length, heads, dim]`` each. In a layer with a window the rows
-        are missing that no token of the last step attends to, nor a kernel's tile reaches; the last row is
-        token ``length - 1``."""
+        """K and V of this sequence so far: ``[length, heads, dim]`` each. In a layer with a window they begin
+        at the first token that the last step attends to, or that a kernel's tile reaches; the last row is
+        token ``length - 1`` always."""
         k, v = self.cache.kv(layer)
         slot, length = self.slot, self.length
         first = 0
@@ -56,14 +56,15 @@ class Sequence(Closing):
         return k[slot, first:length], v[slot, first:length]
 
     def announce(self, tokens: int) -> None:
-        """Tokens up to ``tokens`` will be needed soon: the next chunk of a prompt. Waits for nothing."""
+        """Tells the pager that tokens up to ``tokens`` will be needed soon, for the next chunk of a prompt,
+        say. Waits for nothing."""
         self.cache._engine.announce(self.slot, checked_number("tokens", tokens, 0, self.cache.max_tokens))
 
     def truncate(self, n: int) -> None:
-        """Forgets tokens from ``n`` on: what speculation got wrong. Their memory stays mapped until memory is
-        short, or nobody has needed it for the pool's ``idle_seconds``. Raises InvalidArgument for more than
-        there are; and, if a layer has a window, for fewer than before the last step, but 0: what the window
-        holds before them is gone."""
+        """Forgets tokens from ``n`` on, which speculation got wrong, say. Their memory stays mapped until
+        memory is short, or nobody has needed it for the pool's ``idle_seconds``. Raises InvalidArgument for
+        more tokens than there are. If a layer has a window, it does so for fewer tokens than before the last
+        step, too, except 0, because what the window had before them is gone."""
         self.cache._engine.truncate(self.slot, checked_number("n", n, 0, self.cache.max_tokens))
 
     def close(self, stream: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Checks of what callers pass, with errors that name the argument and what was expected."""
+"""Checks of a KVTensor's arguments; each error names the argument and says what was expected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tensor_device(device: Any, pool: Any) -> torch.device | None:
 
 
 def is_meta(device: Any) -> bool:
-    """Whether a tensor is asked for that has a shape and no memory."""
+    """Whether the caller asks for a tensor that has a shape and no memory."""
     return (torch.get_default_device() if device is None else torch.device(device)).type == "meta"
 
 
@@ -84,7 +84,7 @@ def kind_of(x: Any) -> str:
 def require_fitting(value: Any, region: torch.Tensor) -> None:
     """Raises torch's own error, before anything is mapped, when ``value`` cannot be written to ``region``."""
     if isinstance(value, (int, float)):
-        torch.empty((), dtype=region.dtype, device="cpu").fill_(value)  # it may be too large for the dtype
+        torch.empty((), dtype=region.dtype, device="cpu").fill_(value)  # raises where it is too large
         return
     if isinstance(value, torch.Tensor):
         if value.shape == region.shape:

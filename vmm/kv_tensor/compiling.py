@@ -10,8 +10,9 @@ _REASON = "vmm.KVTensor maps memory where it is touched, which no graph can hold
 
 
 def keep_out_of_graphs(cls: type) -> None:
-    """Makes each call of the methods of ``cls`` a graph break that names the reason, or an error where none
-    is allowed. Like ``torch.compiler.disable``, which imports the compiler and costs every call."""
+    """Makes each call of the methods of ``cls`` a graph break that names the reason, or an error where no
+    break is allowed. ``torch.compiler.disable`` would do the same, but imports the compiler and costs every
+    call."""
     for attribute in vars(cls).values():
         function = getattr(attribute, "fget", None) or getattr(attribute, "__func__", attribute)
         if isinstance(function, FunctionType):
@@ -21,8 +22,8 @@ def keep_out_of_graphs(cls: type) -> None:
 
 
 def _skip(function: FunctionType) -> None:
-    """Keeps the compiler from starting a graph inside the function. By torch's own parts, whose names may
-    change: without them it is slower, not wrong."""
+    """Keeps the compiler from starting a graph inside the function. This uses parts of torch whose names may
+    change; without them compiled code is slower, not wrong."""
     frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
     try:
         strategy = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)  # type: ignore[union-attr]

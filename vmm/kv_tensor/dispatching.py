@@ -1,5 +1,7 @@
-"""What reaches a KVTensor by torch's dispatcher, past Python's functions: from functorch's transforms,
-C++ code, custom operations and ``torch.ops``. It comes below autograd: values are all that counts.
+"""What happens to operations that reach a KVTensor by torch's dispatcher, past Python's functions.
+
+They come from functorch's transforms, C++ code, custom operations and ``torch.ops``, and below autograd, so
+only values count here.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from vmm.kv_tensor.tensor import KVTensor
 
 
-# Read no memory, and return none of it.
+# These operations read no memory and return none of it.
 _LOOKS = frozenset(
     [
         "empty_like",
@@ -50,7 +52,7 @@ _LOOKS = frozenset(
 
 
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``func``, an operation of the dispatcher, where every KVTensor is mapped that it reads or writes."""
+    """Calls ``func``, an operation of the dispatcher, with every KVTensor mapped that it reads or writes."""
     kind = _kind(func)
     if kind.name in IN_PLACE and is_kv_tensor(args[0]):
         return change_in_place(kind.name, func, args[0], args[1:], kwargs)
@@ -89,7 +91,7 @@ def _on_mapped(func: Any, kind: _Kind, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 class _Kind(NamedTuple):
-    """What the schema of an operation says of it."""
+    """What the schema says of an operation."""
 
     name: str
     looks: bool
@@ -115,7 +117,7 @@ def _kind(func: Any) -> _Kind:
 
 
 def _each(value: Any, work: Callable[[Any], Any]) -> Any:
-    """``value`` with ``work`` done on what it holds. Operations take and return nothing deeper than lists."""
+    """``value`` after ``work`` on what it holds. Operations take and return nothing deeper than lists."""
     if type(value) is dict:
         return {key: _each(held, work) for key, held in value.items()}
     if isinstance(value, (tuple, list)):

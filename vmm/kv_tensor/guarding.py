@@ -1,4 +1,5 @@
-"""How a tensor over memory that is mostly not mapped keeps others from writing there behind our back."""
+"""How a tensor over memory that is mostly not mapped keeps others from writing there without our
+knowledge."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from vmm.errors import InvalidArgument
 
 
 class _AddressesOnly(torch.UntypedStorage):
-    """A KVTensor's storage, of which most is not mapped: something to look at."""
+    """A KVTensor's storage, which others may look at but not read: most of it is not mapped."""
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise InvalidArgument(
@@ -34,5 +35,5 @@ def refuse_storage(tensor: torch.Tensor) -> None:
 def refuse_writers(tensor: torch.Tensor) -> None:
     """From here on torch raises RuntimeError where code in C++ asks for the address of ``tensor`` to write
     there: an extension's kernel, a DLPack capsule, a tensor that shares its storage. Reading is as before."""
-    # By a part of torch's own. Without it such code writes where nothing is mapped, as it would have.
+    # This uses a private part of torch. Without it such code writes where nothing is mapped, as before.
     getattr(torch._C, "_set_throw_on_mutable_data_ptr", lambda _: None)(tensor)

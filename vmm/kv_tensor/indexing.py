@@ -14,7 +14,8 @@ _INDEX_DTYPES = {torch.int64, torch.int32, torch.uint8, torch.bool}
 
 
 def is_simple(index: Any, grow_dim: int) -> bool:
-    """A fast way to tell a bounded index of the usual form, ``[:b, s:e]``. False is no answer."""
+    """Whether the index is a bounded one of the usual form, ``[:b, s:e]``. This is fast; False says
+    nothing."""
     if type(index) is not tuple or len(index) <= grow_dim:
         return False
     for entry in index:
@@ -41,7 +42,7 @@ def normalized(index: Any) -> Any:
 
 
 def _as_tuple(index: Any) -> Any:
-    """Short sequences that hold more than numbers are tuples to torch."""
+    """``index`` as torch sees it, to which short sequences of more than numbers are tuples."""
     if isinstance(index, tuple):
         return tuple(index)
     if not isinstance(index, Sequence) or len(index) >= 32:
@@ -74,7 +75,7 @@ def _normalized_entry(entry: Any) -> Any:
 
 
 def entries_by_dimension(index: Any, ndim: int) -> list[tuple[int, Any]]:
-    """(dimension, entry) for each entry of a basic index that addresses a dimension."""
+    """Pairs (dimension, entry) for the entries of a basic index that address a dimension."""
     index = index if type(index) is tuple else (index,)
     addressed = sum(entry is not None and entry is not Ellipsis for entry in index)
     out, dimension = [], 0
@@ -93,7 +94,7 @@ def is_bound(entry: Any) -> bool:
 
 
 class Selection(NamedTuple):
-    """Elements: those of ``region`` if it began at each of ``offsets``."""
+    """The elements that ``region`` would have if it began at each of ``offsets``."""
 
     offsets: torch.Tensor
     region: torch.Tensor

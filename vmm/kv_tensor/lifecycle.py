@@ -15,7 +15,7 @@ from vmm.stream import handle_of, release_after
 
 
 class Lifecycle(Closing):
-    """The part of KVTensor that is not torch.Tensor's. Every method is safe from any thread."""
+    """The methods of KVTensor that torch.Tensor has not. Every method is safe from any thread."""
 
     _memory: KVMemory
     _raw: torch.Tensor
@@ -96,9 +96,10 @@ class Lifecycle(Closing):
         memory.release(start, end)
 
     def record_stream(self, s: Any) -> None:
-        """For work on another stream than the current one: what is released from here on waits for what is
-        on ``s`` (as for ``release``) by then. As torch's method, and as that of slices, of their views and of
-        what caches show. The stream must outlive the pool."""
+        """Tells the pool that work on ``s``, another stream than the current one, uses this memory. What is
+        released from here on waits for what is on ``s`` (named as for ``release``) by then. torch's own
+        method does the same, and so does that of slices, of their views and of what caches show. The stream
+        must outlive the pool."""
         self._memory.require_open()
         self._memory.pool._core.watch(handle_of(s))
 

@@ -49,9 +49,11 @@ class KVMemory:
         self.tracks_gradients = False  # then indexing must be what autograd can see
         _memories.add(self)
         strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        with torch.inference_mode(False):  # or only inference mode could ever write into it
+        with torch.inference_mode(
+            False
+        ):  # a tensor made in inference mode could be written only in that mode
             self.raw = consumed(self.rows.base(shape, strides), dtype)  # all of it, mapped or not
-            # The same for torch to show: a change of either counts as a change of both.
+            # The same again, for torch to show. A change of either counts as a change of both.
             self.guarded = self.raw.detach()
             self.guarded.data = consumed(self.rows.base(shape, strides), dtype)
         self.address = self.raw.data_ptr()
@@ -80,9 +82,9 @@ class KVMemory:
         self.rows.touch_each(offsets.data_ptr(), offsets.numel(), region.shape, region.stride())
 
     def plain(self, region: torch.Tensor, *, of_raw: bool = False) -> torch.Tensor:
-        """``region``, a view of ``guarded`` (or, which is faster, an index ``of_raw``), as a tensor with a
-        storage of its own that ends where it does, mapped, and safe from release() while it lives. Raises
-        OutOfPages or Closed."""
+        """``region``, a view of ``guarded`` (or, which is faster, an index ``of_raw``), as a tensor whose own
+        storage ends where it does. It is mapped, and safe from release() while it lives. Raises OutOfPages or
+        Closed."""
         if region.numel() == 0:  # it may begin beyond the end
             self.require_open()
             return region.new_empty_strided(region.shape, region.stride())
@@ -113,7 +115,7 @@ class KVMemory:
         if region.numel() == 0 or (offsets is not None and offsets.numel() == 0):
             return
         first = region.storage_offset() % self.row if offsets is None else int((offsets % self.row).max())
-        # The last element, but for the steps from row to row.
+        # The place of the last element within its row.
         in_row = first + sum(
             (size - 1) * (stride % self.row)
             for size, stride in zip(region.shape, region.stride(), strict=True)
@@ -123,8 +125,8 @@ class KVMemory:
             self.length = max(self.length, token)
 
     def track_gradients(self) -> None:
-        """From here on slices are views that autograd records. They share one storage, and what they show
-        lives as long as that does."""
+        """Makes slices views that autograd records, from here on. They share one storage, and what they show
+        lives as long as that storage."""
         if not self.tracks_gradients:
             self.tracks_gradients = True
             self._outlived_by_storage(self.rows)
@@ -150,12 +152,13 @@ class KVMemory:
             self._outlived_by_storage(*(self.plain(flat[span]) for span in self.in_use()))
 
     def in_use(self) -> list[slice]:
-        """What is mapped and in use, as elements of the flat tensor."""
+        """The spans of elements of the flat tensor that are mapped and in use."""
         size = self.dtype.itemsize
         return [slice(start // size, (start + count) // size) for start, count in self.rows.in_use()]
 
     def zero(self, region: torch.Tensor) -> bool:
-        """Zeroes what is mapped of ``region``. False, with nothing done, where its elements overlap."""
+        """Zeroes what is mapped of ``region``. Where its elements overlap it does nothing and returns
+        False."""
         offset = int(region.storage_offset())
         if self.rows.zero_mapped(offset, region.shape, region.stride(), torch_stream(self.pool)):
             return True
@@ -180,7 +183,7 @@ class KVMemory:
         return True
 
     def copy_from(self, other: KVMemory) -> None:
-        """Takes over another memory's tokens: of the same shape, and nothing else is touched."""
+        """Takes over the tokens of another memory of the same shape, and touches nothing else."""
         other.require_open()
         if other is self:
             return
@@ -231,8 +234,8 @@ def rebuild_memory(  # noqa: PLR0917 - pickle passes by position
     spans: list[tuple[int, int]],
     data: torch.Tensor,
 ) -> KVMemory:
-    """For pickle: a memory on the default pool of ``data``'s device, with ``data`` at ``spans``, which are
-    (first element, elements)."""
+    """Makes a memory on the default pool of ``data``'s device, with ``data`` at ``spans``, which are pairs
+    (first element, elements). Pickle calls this."""
     memory = KVMemory(shape, dtype, grow_dim, page_bytes, default_pool(data.device))
     flat = memory.raw.view(-1)
     at = 0
@@ -258,7 +261,7 @@ os.register_at_fork(after_in_child=_forget_locks_of_parent)
 
 def _copy_without_holes(tensor: torch.Tensor) -> None:
     """Makes deepcopy and pickle of ``tensor`` copy what it shows, not its storage, which has unmapped holes
-    between the rows. On the object, because its type must stay torch.Tensor."""
+    between the rows. It changes the object and not its type, which must stay torch.Tensor."""
     reference = weakref.ref(tensor)  # the tensor holds these functions
 
     def compact() -> Any:

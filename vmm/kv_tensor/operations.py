@@ -1,4 +1,4 @@
-"""What each torch operation does with a KVTensor: looks at its geometry, views it, touches a part, or all.
+"""What each torch operation does with a KVTensor: it looks at the geometry, views it, or touches part or all.
 
 Every call that torch dispatches on a KVTensor comes to ``call``. Nothing in here reads memory before it is
 mapped, and whatever leaves is either a KVTensor or a tensor over mapped memory.
@@ -41,7 +41,8 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _property_name(attribute: Any) -> str:
-    """Those that torch writes in Python are ``property``, which has a name only from Python 3.13 on."""
+    """The name of a property. torch writes some of them in Python; these have a name only from Python 3.13
+    on."""
     name: str = getattr(attribute, "__name__", None) or attribute.fget.__name__
     return name
 
@@ -80,7 +81,7 @@ def _look(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
 
 
 def _measure(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the tensor's view of the memory knows as well, and tells at once."""
+    """Asks the tensor's view of the memory, which knows the same and answers faster."""
     return func(tensor._raw, *args, **kwargs)
 
 
@@ -90,7 +91,7 @@ def _address(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwar
 
 
 def _interface(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The address, for others to read and write there without a word: all of it is mapped."""
+    """Gives the address to others, who may read and write there without telling: so all of it is mapped."""
     return consume(name, func, (tensor, *args), kwargs)
 
 
@@ -112,7 +113,7 @@ def _view(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
 def _view_or_copy(
     name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """For what copies only where it must, as ``reshape`` does."""
+    """An operation that copies only where it must, as ``reshape`` does."""
     shadow = torch.empty_strided(
         tensor._raw.shape, tensor._raw.stride(), dtype=tensor._raw.dtype, device="meta"
     )
@@ -174,7 +175,8 @@ def _copy(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
 
 
 def _convert(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``.to()`` and its kin: the tensor itself where nothing changes; its tokens where the dtype does."""
+    """``.to()`` and its kin give the tensor itself where nothing changes, and its tokens where the dtype
+    does."""
     shadow = torch.empty((), dtype=tensor._raw.dtype, device=tensor._raw.device)
     args = tuple(arg.new_empty(()) if isinstance(arg, torch.Tensor) else arg for arg in args)
     made = func(shadow, *args, **kwargs)

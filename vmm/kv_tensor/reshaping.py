@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class native:
-    """Within it torch does with a KVTensor what it does with any tensor: what is touched must be mapped."""
+    """Lets torch treat a KVTensor as any tensor within this context: what is touched must be mapped."""
 
     __slots__ = ("_dispatch", "_function")
 
@@ -39,8 +39,8 @@ IN_PLACE = _VIEWS | _SIZES | _REFUSED | {"detach_"}
 def change_in_place(
     name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> KVTensor:
-    """``func``, the operation of IN_PLACE of this name. Raises InvalidArgument where more would change than
-    how the elements are seen; a resize to what the tensor is already changes nothing."""
+    """Calls ``func``, the operation of IN_PLACE of this name. Raises InvalidArgument where more would change
+    than how the elements are seen; a resize to what the tensor is already changes nothing."""
     if name in _VIEWS:
         return _seen_otherwise(func, tensor, args, kwargs)
     if name in _SIZES and _keeps_size(func, tensor, args, kwargs):

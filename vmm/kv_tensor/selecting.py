@@ -1,4 +1,5 @@
-"""A part of a KVTensor, by an index: what is mapped of it, and how torch reads or writes just that."""
+"""The part of a KVTensor that an index selects: what is mapped of it, and how torch reads or writes just
+that."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from vmm.kv_tensor.reshaping import native
 if TYPE_CHECKING:
     from vmm.kv_tensor.tensor import KVTensor
 
-# torch's own, in which those of KVTensor end.
+# torch's own functions, which those of KVTensor call in the end.
 item = torch.Tensor.__getitem__
 set_item = torch.Tensor.__setitem__
 
@@ -22,8 +23,8 @@ _HALF = {torch.float16, torch.bfloat16}
 
 
 def bounded(tensor: KVTensor, view: Callable[[torch.Tensor], torch.Tensor], dims: list[int]) -> torch.Tensor:
-    """The view. It is mapped, and a plain tensor, if one of ``dims``, where it ends somewhere, counts
-    tokens."""
+    """The view, which ends somewhere in the dimensions ``dims``. If one of them counts tokens it is mapped
+    and a plain tensor; otherwise it is a KVTensor."""
     memory = tensor._memory
     region = view(tensor._raw)
     if not any(_counts_tokens(tensor, dim) for dim in dims):
@@ -60,7 +61,7 @@ def scatter(tensor: KVTensor, index: Any, value: Any) -> None:
 def _on_selection(
     tensor: KVTensor, selection: Selection, work: Callable[[Any], Any], in_place: bool, values: Any
 ) -> Any:
-    """``work`` on the tensor, of which it touches the selection only; it must not return a view."""
+    """Calls ``work`` on the tensor, of which it touches only the selection; it must not return a view."""
     memory = tensor._memory
     gradients = torch.is_grad_enabled() and any(
         isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in tree_flatten(values)[0]
@@ -68,7 +69,7 @@ def _on_selection(
     with memory.lock:
         memory.touch_each(selection.offsets, selection.region)
         if tensor._raw.is_conj() or tensor._raw.is_neg():
-            memory.touch(tensor._raw)  # torch works on what is in memory, and turns all of it over and back
+            memory.touch(tensor._raw)  # torch conjugates or negates all of the memory, and back
         recorded = gradients or memory.tracks_gradients
         with native():
             result = work(tensor._as_recorded() if recorded else memory.writable(tensor._raw))
@@ -79,7 +80,7 @@ def _on_selection(
 
 
 def selected(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Selection | None:
-    """What an operation of this name addresses, by its arguments; None where that is not clear."""
+    """What the arguments of an operation of this name address; None where that is not clear."""
     if name.startswith("index_put"):
         indices = args[0] if args else kwargs["indices"]
         return advanced(tensor._raw, tuple(normalized(entry) for entry in indices))
@@ -97,7 +98,7 @@ def selected(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[st
 def operate(
     name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, on: Selection
 ) -> Any:
-    """torch's operation ``func`` of the tensor, of which it touches only the selection ``on``."""
+    """Calls torch's operation ``func`` on the tensor, of which it touches only the selection ``on``."""
     work = _scatter_of_integers(func, tensor, args, kwargs) if name == "scatter_" else None
     if work is None and _rewrites_all(name, tensor, args, kwargs):
         tensor._memory.touch(tensor._raw)
@@ -122,7 +123,8 @@ def _rewrites_all(name: str, tensor: KVTensor, args: tuple[Any, ...], kwargs: di
 def _scatter_of_integers(
     func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Any], Any] | None:
-    """scatter_() of half-precision numbers, which would write all, by their bits; None for other cases."""
+    """scatter_() of half-precision numbers by their bits, because torch's own would write the whole tensor;
+    None for other cases."""
     raw = tensor._raw
     given = dict(zip(("dim", "index", "src"), args, strict=False)) | kwargs
     values = given.get("src", given.get("value"))

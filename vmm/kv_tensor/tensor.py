@@ -30,7 +30,7 @@ from vmm.units import format_bytes
 
 
 class _Missing:
-    """In the place of what KVTensor's own ways of making one set on the object."""
+    """Stands on the class for what KVTensor sets on each object that it makes."""
 
     def __get__(self, instance: Any, owner: type[Any]) -> Any:
         raise InvalidArgument(
@@ -38,13 +38,13 @@ class _Missing:
         )
 
 
-# Sizes, strides, offset, dtype; whether it shows conjugates, and negatives.
+# Sizes, strides, offset and dtype; whether the tensor shows conjugates, and negatives.
 _Geometry = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype, bool, bool]
 
 
 class KVTensor(Lifecycle, torch.Tensor):
-    """``KVTensor(*shape)`` in place of ``torch.empty(*shape)``: same shape, strides and fixed ``data_ptr()``,
-    but memory only where it was touched, zeros elsewhere.
+    """A tensor like ``torch.empty(*shape)``, with the same shape, strides and a fixed ``data_ptr()``, but
+    with memory only where it was touched, and zeros elsewhere.
 
     ``grow_dim`` is the dimension of tokens; the dimensions before it are rows, those after it the record of a
     token. ``pool`` holds the physical memory (default: ``vmm.default_pool()``), ``page_bytes`` is the unit
@@ -57,14 +57,14 @@ class KVTensor(Lifecycle, torch.Tensor):
     On the device ``"meta"``, or within ``with torch.device("meta")`` where no pool is given, it is what
     ``torch.empty`` makes there: a plain tensor that stays one.
 
-    Raises InvalidArgument, naming the argument, and OutOfPages when the address space is used up.
-    Thread-safety: every method is safe from any thread, different tensors and the same one; tokens that one
+    Making one raises InvalidArgument, which names the argument, and OutOfPages when the address space is used
+    up. Every method is safe from any thread, of different tensors and of the same one. But tokens that one
     thread releases or truncates must not be in use by another, except through slices taken before.
     """
 
     _memory: KVMemory = _Missing()  # type: ignore[assignment]
-    # This very view of the memory, as a plain tensor: never handed out. Guarded, as this tensor is for torch,
-    # until autograd records it: it is where to write, not what.
+    # The same view of the memory as a plain tensor, which is never handed out. It is guarded against writers,
+    # as this tensor is for torch until autograd records it.
     _raw: torch.Tensor = _Missing()  # type: ignore[assignment]
     _recorded = False
 
@@ -146,7 +146,7 @@ class KVTensor(Lifecycle, torch.Tensor):
             return view(self._as_recorded() if self._memory.tracks_gradients else self._raw)
 
     def _as_recorded(self) -> Self:
-        """This tensor, for torch to do with it as with any: what is touched must be mapped."""
+        """This tensor, which torch may treat as any tensor: what is touched must be mapped."""
         if not self._recorded:
             with native():
                 self.data = self._memory.writable(self._raw)
@@ -231,8 +231,8 @@ class KVTensor(Lifecycle, torch.Tensor):
 
 
 def rebuild_tensor(memory: KVMemory, geometry: _Geometry, requires_grad: bool) -> KVTensor:
-    """For pickle and deepcopy."""
-    geometry = (*geometry, False, False)[:6]  # files of before know four
+    """Makes a KVTensor over ``memory``, for pickle and deepcopy."""
+    geometry = (*geometry, False, False)[:6]  # files of earlier versions have four
     if geometry == _geometry(memory.guarded):
         made = KVTensor._over(memory)
     else:

@@ -53,19 +53,19 @@ def _counting(
 
 
 def _static(settings: Settings) -> _core.KvMemory:
-    """Each sequence has memory for the longest from the start."""
+    """Gives each sequence memory for the longest one from the start."""
     tokens = settings.max_tokens
     return _counting(settings, tokens, tokens * settings.model.kv_bytes_per_token)
 
 
 def _paged(settings: Settings) -> _core.KvMemory:
-    """Blocks of a few tokens, all of them there from the start; what the block table costs is left out."""
+    """Hands out blocks of a few tokens, which are all there from the start; block tables cost nothing."""
     return _counting(settings, BLOCK_TOKENS, BLOCK_TOKENS * settings.model.kv_bytes_per_token)
 
 
 def _per_layer(settings: Settings) -> _core.KvMemory:
-    """K and V of each layer in pages of their own, which the caller maps when it needs them; unmapping is
-    left out."""
+    """Keeps K and V of each layer in pages of their own, which the caller maps when it needs them; unmapping
+    costs nothing."""
     model, times = settings.model, settings.call_times
     pages = 2 * model.layers
     tokens = PAGE_BYTES // (model.kv_bytes_per_token // pages)

@@ -24,7 +24,7 @@ from vmm.units import format_bytes, parse_bytes
 
 @dataclass(frozen=True)
 class Options:
-    """As given on the command line; None: not given."""
+    """The options of the command line; None where one was not given."""
 
     trace: Path
     model: str = "llama-3.1-8b"
@@ -46,7 +46,8 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Raises InvalidArgument, also for a file that cannot be read or written."""
+    """Replays as the options say, and shows the results. Raises InvalidArgument, also for a file that cannot
+    be read or written."""
     if not options.load > 0:
         raise InvalidArgument(f"load is {options.load}; expected more than 0")
     try:

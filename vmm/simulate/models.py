@@ -51,12 +51,12 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of all parameters."""
+        """The bytes of all parameters."""
         return self.parameters * self.dtype_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token, in all layers."""
+        """The bytes of the keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
 
 

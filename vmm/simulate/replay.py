@@ -106,5 +106,5 @@ def _ratio(part: float, whole: float, if_none: float = 0.0) -> float:
 
 
 def _percentile(ascending: list[int], percent: int) -> float:
-    """The smallest that so many in a hundred do not exceed; 0 of nothing."""
+    """The smallest of the numbers that ``percent`` in a hundred do not exceed; 0 where there are none."""
     return ascending[max(0, -(-percent * len(ascending) // 100) - 1)] if ascending else 0.0

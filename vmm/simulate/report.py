@@ -44,8 +44,8 @@ def table(results: Sequence[Replayed]) -> Table:
 
 
 def plot(results: Sequence[Replayed], settings: Settings, title: str, path: Path) -> None:
-    """Memory and stalls over time, a column for each allocator, into a file of the kind its name says. Raises
-    InvalidArgument where matplotlib is missing or cannot write such a file."""
+    """Plots memory and stalls over time, a column for each allocator, into a file whose name says of what
+    kind. Raises InvalidArgument where matplotlib is missing or cannot write such a file."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -20,9 +20,9 @@ WATERMARK = 0.01  # of the KV memory, free after a sequence is admitted beside o
 
 @dataclass(frozen=True)
 class Settings:
-    """``memory_bytes`` of the GPU; ``max_tokens`` of a sequence; ``batch_tokens`` are computed in an
-    iteration at most (2,048: vLLM's default for serving on an A100). Raises InvalidArgument for what cannot
-    be served."""
+    """The GPU has ``memory_bytes``, a sequence at most ``max_tokens``, and an iteration computes at most
+    ``batch_tokens`` (2,048: vLLM's default for serving on an A100). Raises InvalidArgument for what cannot be
+    served."""
 
     model: Model
     gpu: Gpu
@@ -74,19 +74,19 @@ class Settings:
 
     @property
     def records_bytes(self) -> list[int]:
-        """Of a token, in each extent of a sequence."""
+        """The bytes of a token's record in each extent of a sequence."""
         return [part.record * self.model.dtype_bytes for part in self._records.parts]
 
     @property
     def layers(self) -> list[int]:
-        """In each extent of a sequence."""
+        """How many layers are in each extent of a sequence."""
         return [
             part.record // (2 * self.model.kv_heads * self.model.head_dim) for part in self._records.parts
         ]
 
     @property
     def roofline(self) -> tuple[float, ...]:
-        """Bytes and operations of an iteration, and how fast they go: as ``_core.Replay`` wants them. The
+        """The bytes and operations of an iteration, and their speeds, as ``_core.Replay`` wants them. The
         formula is in csrc/simulate/roofline.h and docs/simulate.md."""
         model, gpu = self.model, self.gpu
         looked_up = 0 if model.tied_embeddings else model.vocab * model.hidden  # not multiplied with

@@ -25,7 +25,7 @@ MOST_TIME = 2**53  # s or ms; beyond it a float does not tell them apart
 
 
 class Row(NamedTuple):
-    """A request as the file has it; ``arrival_s`` from wherever the file counts."""
+    """A request as the file has it. ``arrival_s`` counts from where the file does."""
 
     arrival_s: float
     prompt_tokens: int
@@ -47,7 +47,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def format_of(path: Path, first: str) -> str:
-    """By the first line: a header's columns, or a JSON object's names."""
+    """The format, told by the first line: a header's columns, or a JSON object's names."""
     if first.lstrip().startswith("{"):
         names = set(_json_object(path, 1, first))
         fits = {"agentic": "requests" in names, "mooncake": not names.isdisjoint(_COLUMNS["mooncake"])}
@@ -67,7 +67,7 @@ def format_of(path: Path, first: str) -> str:
 def rows_of(
     path: Path, lines: list[str], format: str, chances: random.Random, session_gap_s: float
 ) -> Iterator[Row]:
-    """In the file's order. The last two are for agentic sessions: when each starts."""
+    """The rows in the file's order. The last two arguments say when agentic sessions start."""
     records = _csv_records(path, lines) if format in ("azure", "csv") else _json_records(path, lines)
     if format == "agentic":
         return _agentic_rows(records, chances, session_gap_s)

@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Trace:
-    """Requests, at least one, in the order they arrive: those of one moment in the file's order.
+    """At least one request, in the order they arrive; those of one moment are in the file's order.
 
     ``note`` says what was chosen or changed, and is empty where nothing was.
     """
@@ -47,7 +47,8 @@ class Trace:
     note: str
 
     def at_load(self, factor: float) -> Trace:
-        """The same requests, arriving ``factor`` times as fast. InvalidArgument unless it is above 0."""
+        """The same requests, arriving ``factor`` times as fast. Raises InvalidArgument unless it is above
+        0."""
         if not 0 < factor < MOST_TIME:
             raise InvalidArgument(f"factor is {factor!r}; expected a number above 0")
         if factor == 1:
