@@ -8,9 +8,9 @@
 
 namespace vmm {
 
-/// Every refusal is an InvalidArgument that names the argument, and reaches the driver within not at all.
-/// What the driver within fails to do has not happened in the ledger either: so a driver that fails on
-/// command may stand inside or outside of this one.
+/// It throws InvalidArgument, which names the argument, before it calls the driver within. When a call of
+/// that driver fails, the ledger is as it was before the call, so a driver that fails on command may stand
+/// inside of this one or around it. Safe from any thread.
 class CheckedDriver final : public DriverDecorator, private Gaps {
  public:
   explicit CheckedDriver(std::shared_ptr<Driver> inner);

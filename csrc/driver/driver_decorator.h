@@ -9,7 +9,7 @@
 
 namespace vmm {
 
-/// Passes on what the class derived from it does not do itself.
+/// It passes every call on to the driver within, but for those that the class derived from it makes itself.
 class DriverDecorator : public Driver {
  public:
   explicit DriverDecorator(std::shared_ptr<Driver> inner) : inner_(std::move(inner)) {}
@@ -29,7 +29,7 @@ class DriverDecorator : public Driver {
   std::uint64_t mappings_left() const noexcept override { return inner_->mappings_left(); }
 
  protected:
-  /// For a call of it.
+  /// The driver within, which is about to be called.
   Driver& inner() const {
     locks::before_driver_call();
     return *inner_;
