@@ -39,7 +39,7 @@ bench: setup ## make bench NAME=growth
 test: test-cpp test-python test-cuda ## all tests but the long ones
 
 test-python: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not long'
+	$(BIN)/python -m pytest $(PARALLEL) --durations 10 -m 'not long'
 
 test-long: setup ## what takes minutes: packaging, and the state machines with many more examples
 	$(BIN)/python -m pytest -m long

@@ -53,8 +53,8 @@ bool Pool::give_back_aged(Bytes at_most) {
   release_free(unmapped + unused);
   if (unmapped + unused >= at_most) return true;
   std::lock_guard lock(mutex_);
-  may_idle_ = physical_.free_bytes() > warmed_ || mapped_.reclaimable(Need::none).count != 0 ||
-              streams_.any_ended();
+  may_idle_ =
+      physical_.free_bytes() > warmed_ || mapped_.reclaimable(Need::none).count != 0 || streams_.any_ended();
   return false;
 }
 

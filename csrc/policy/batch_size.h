@@ -1,4 +1,4 @@
-// How much the pager maps at once.
+// Chooses how many bytes the pager maps at once.
 #pragma once
 
 #include <algorithm>
@@ -7,8 +7,9 @@
 
 namespace vmm {
 
-/// Pure: told how long batches took, it gives the size of one that takes about `wanted`: a caller who needs a
-/// page of it waits for all of it, and each batch has costs of its own.
+/// A pure policy. It is told how long batches took, and gives the size of a batch that takes about `wanted`.
+/// A larger batch would hold up a caller who needs one page of it, because that caller waits for the whole
+/// batch; a smaller one would pay the fixed costs of a batch too often.
 class BatchSize {
  public:
   static constexpr std::chrono::nanoseconds wanted{1'000'000};
@@ -17,10 +18,11 @@ class BatchSize {
   explicit BatchSize(std::uint64_t first_bytes) : bytes_(static_cast<double>(first_bytes)) {}
 
   std::uint64_t bytes() const noexcept { return static_cast<std::uint64_t>(bytes_); }
-  /// A batch took so long; `whole`: as much was mapped as it may hold. What the clock cannot see is nothing.
+  /// A batch took `time`. `whole` says that it was as large as a batch may be. A time that the clock cannot
+  /// measure says nothing and is ignored.
   void took(std::chrono::nanoseconds time, bool whole) {
     if (time.count() <= 0 || (!whole && time <= wanted)) return;
-    // By half or twice at most: one delay by others says little.
+    // One measurement changes the size by a factor of two at most: somebody else may have caused the delay.
     const double change = static_cast<double>(wanted.count()) / static_cast<double>(time.count());
     bytes_ = std::clamp(bytes_ * std::clamp(change, 0.5, 2.0), static_cast<double>(least),
                         static_cast<double>(most));

@@ -1,4 +1,4 @@
-// How much physical memory should lie created before anybody needs it.
+// Predicts how much physical memory should be created before anybody needs it.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,8 @@
 
 namespace vmm {
 
-/// Pure: told what had to be created at once, it expects the most of it again, and forgets slowly.
+/// A pure policy. It is told how much had to be created at once, expects the most of that again, and forgets
+/// it slowly.
 class CreationPredictor {
  public:
   void created(Bytes at_once) { reserve_ = std::max(at_once, reserve_ - reserve_ / 64); }

@@ -1,4 +1,4 @@
-// How far ahead of a growing sequence its pages must be asked for.
+// Predicts how many iterations ahead the pages of a growing sequence must be asked for.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,9 @@
 
 namespace vmm {
 
-/// Pure: told what was measured, it answers in iterations. As in vAttention (arXiv 2405.04437, §6.1) pages
-/// are mapped while the iterations before compute; how many iterations that takes is not a constant here.
+/// A pure policy. It is told what was measured, and answers in iterations. As in vAttention (arXiv
+/// 2405.04437, §6.1), pages are mapped while earlier iterations compute. How many iterations that takes is
+/// measured here, not a constant.
 class GrowthPredictor {
  public:
   static constexpr std::uint64_t most = 256;
@@ -23,14 +24,15 @@ class GrowthPredictor {
     }
     last_ = now;
   }
-  /// So long it took, once, from asking for pages until they were mapped: waking, waiting, driver calls.
-  /// Counts for at most a few times of what was known, so that one long interruption of the whole process
-  /// does not have memory mapped for hundreds of tokens; where delays are long, the next ones say so.
+  /// It took this long, once, from asking for pages until they were mapped: waking the pager, waiting for it,
+  /// and its driver calls. One delay counts for at most a few times the longest known one. So one long
+  /// interruption of the whole process does not have memory mapped for hundreds of tokens; where delays
+  /// really are that long, the next ones say so again.
   void delay(Nanoseconds took) {
     delay_ = std::max(delay_, std::min(took, most_growth * (delay_ + interval_)));
   }
 
-  /// Pages that will be needed so many iterations from now must be asked for now.
+  /// Pages that will be needed within this many iterations must be asked for now.
   std::uint64_t horizon() const {
     if (interval_.count() <= 0) return 2;
     const auto iterations = static_cast<std::uint64_t>((delay_ + interval_ - Nanoseconds{1}) / interval_);
@@ -38,15 +40,16 @@ class GrowthPredictor {
   }
 
  private:
-  // Iterations until a delay is forgotten. On a busy machine the scheduler lets the pager wait long, but
-  // seldom; at 64, it was forgotten before the next such wait, and of the pages 2 to 5 in 100 came late.
+  // A delay is forgotten after about so many iterations. On a busy machine the scheduler lets the pager wait
+  // long, but seldom. When this was 64, a delay was forgotten before the next one, and 2–5 % of the pages
+  // came late.
   static constexpr std::int64_t memory = 1024;
   static constexpr std::int64_t most_growth = 4;
 
   std::uint64_t iterations_ = 0;
   Nanoseconds last_{};
   Nanoseconds interval_{};  // a running mean
-  Nanoseconds delay_{};     // the longest, forgotten slowly
+  Nanoseconds delay_{};     // the longest one, which is forgotten slowly
 };
 
 }  // namespace vmm

@@ -1,5 +1,5 @@
-// The bookkeeping of other allocators, as far as a scheduler feels it: units of memory, and what mapping them
-// costs the caller.
+// The bookkeeping of other allocators, as far as a scheduler notices it: how many units of memory a sequence
+// takes, and what it costs the caller to map them.
 #pragma once
 
 #include <algorithm>
@@ -13,13 +13,13 @@ struct CountingOptions {
   Bytes capacity;
   std::uint32_t places = 256;
   Bytes record_bytes;         // of a token
-  Tokens tokens_per_unit;     // memory is handed out in units: the longest sequence, a block, …
+  Tokens tokens_per_unit;     // memory is handed out in units: a whole sequence, a block of tokens, …
   Bytes unit_bytes;           // more than its tokens need where the allocator wastes some
-  Nanoseconds map_unit{};     // the caller maps it: 0 where all is mapped from the start
-  Nanoseconds create_unit{};  // … and creates its physical pages, which are then kept
+  Nanoseconds map_unit{};     // it takes the caller to map one; 0 where everything is mapped from the start
+  Nanoseconds create_unit{};  // it takes, besides, to create its physical pages, which are then kept
 };
 
-/// Freed units go back at no cost: better than any real one.
+/// Freeing costs nothing here, which flatters the allocators that are compared with ours.
 class CountingMemory final : public KvMemory {
  public:
   explicit CountingMemory(const CountingOptions& options)

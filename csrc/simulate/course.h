@@ -1,6 +1,6 @@
-// A random course of one engine in simulated time: requests come, grow, are cut, preempted and closed, driver
-// calls fail and dawdle, the pager wakes up late. All of it from one seed, so that what fails can be
-// replayed.
+// A random course of one engine in simulated time. Requests come, grow, are truncated, preempted and closed;
+// driver calls fail or take long; the pager wakes up late. All of it follows from one seed, so that a failure
+// can be replayed.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct CoursePart {
   Tokens window{};
 };
 
-/// The defaults are a plain course: sequences come, are decoded to their end and go.
+/// The defaults make a plain course, in which sequences come, are decoded to their end, and go.
 struct CourseOptions {
   std::uint64_t seed = 0;
   std::uint32_t slots = 64;
@@ -29,22 +29,22 @@ struct CourseOptions {
   std::vector<CoursePart> parts{{}};
   KvCacheOptions cache{.max_tokens = {4096}};
   std::uint32_t arrivals_per_million = 300'000;  // of iterations
-  Nanoseconds longest_wake{};                    // of the pager; 0: always the same
-  std::uint32_t failures_per_million = 0;        // of the driver's calls
+  Nanoseconds longest_wake{};              // that the pager takes to wake up; 0: it always takes the same
+  std::uint32_t failures_per_million = 0;  // of the driver's calls
   std::uint32_t delays_per_million = 0;
   Nanoseconds longest_delay{};
-  bool plain = true;   // nothing is cut, preempted by whim, called off or lowered
-  bool check = false;  // everything, after every iteration
+  bool plain = true;   // nobody truncates, preempts at random, calls off an announcement or lowers the budget
+  bool check = false;  // everything is checked after every iteration
 };
 
 Bytes extent_bytes(const CourseOptions& options, const CoursePart& part);
 WorldOptions world_options(const CourseOptions& options);
-/// Everything drawn from the seed.
+/// Options that are all drawn from the seed.
 CourseOptions drawn_options(std::uint64_t seed);
 
 struct CourseTotals {
   std::uint64_t iterations = 0, steps = 0, opens = 0, refused = 0, preempted = 0, rests = 0;
-  std::uint64_t failures = 0;  // that were injected
+  std::uint64_t failures = 0;  // injected ones
   std::uint64_t pages_mapped = 0;
   Nanoseconds stalled{0};
   std::uint64_t digest = 0;  // of all times and lengths
@@ -57,26 +57,27 @@ class Course {
   Course(const Course&) = delete;
   Course& operator=(const Course&) = delete;
 
-  /// Throws InvariantViolation, naming the seed and the iteration, when anything is as it should not be.
+  /// Runs one iteration. Throws InvariantViolation, which names the seed and the iteration, when anything is
+  /// not as it should be.
   void iterate();
-  /// Everything is closed and given back: then nothing may be left. Throws like iterate().
+  /// Closes everything and gives it back, after which nothing may be left. Throws like iterate().
   void rest();
   CourseTotals totals() const;
 
  private:
-  /// What the engine is expected to know of a sequence.
+  /// A model of what the engine knows of a sequence.
   struct Sequence {
     std::uint32_t slot;
     std::size_t stream;
     std::uint64_t prompt;
     std::uint64_t length = 0;
     std::uint64_t previous = 0;  // length before its last step
-    std::uint64_t computed = 0;  // tokens, when it last came into a new page: windows moved on then
+    std::uint64_t computed = 0;  // tokens when it last came into a new page, which moved its windows on
   };
   struct Stream {
     StreamHandle handle;
     bool open = false;              // its epoch
-    std::vector<MemoryRange> uses;  // of the open epoch, whose second half has not been launched yet
+    std::vector<MemoryRange> uses;  // by the second half of the open epoch, which is not launched yet
   };
   enum class Stepped : std::uint8_t { yes, refused, failed, blocked };
 
@@ -113,10 +114,10 @@ class Course {
   Bytes kept() const;
   Bytes live() const;
 
-  // Memory of tokens [from, to), in every extent of the part.
+  // Appends the memory of tokens [from, to) in every extent of the part.
   static void append(const SlotPart& part, std::uint32_t slot, std::uint64_t from, std::uint64_t to,
                      std::vector<MemoryRange>& out);
-  /// What a step on top of `before` tokens may read of those.
+  /// Appends what a step that begins with `before` tokens may read of the tokens before `to`.
   void append_reachable(std::uint32_t slot, std::uint64_t before, std::uint64_t to,
                         std::vector<MemoryRange>& out) const;
   std::uint64_t reach(std::uint64_t length) const { return length == 0 ? 0 : length + tail(); }
@@ -131,15 +132,15 @@ class Course {
   std::unique_ptr<KvCache> cache_;
   std::vector<Stream> streams_;
   std::vector<Sequence> running_;
-  std::vector<std::uint64_t> preempted_;  // their lengths: to be computed again
-  Bytes ceiling_;                         // what may have been created: the limit, or what was when it sank
+  std::vector<std::uint64_t> preempted_;  // the lengths of sequences that are to be computed again
+  Bytes ceiling_;  // no more than this may be created: the budget, or what was taken when it was lowered
   CourseTotals totals_;
-  std::vector<std::size_t> batch_;  // of the next step: of running_
+  std::vector<std::size_t> batch_;  // the next step's places in running_
   std::vector<std::int32_t> slots_, lengths_;
   std::vector<MemoryRange> new_pages_, writes_;
-  std::vector<std::uint32_t> fitting_;  // of the last step, if it was refused
-  bool sure_ = false;  // nothing but its own demands explains what the last step did: no call failed, no
-                       // other epoch was open
+  std::vector<std::uint32_t> fitting_;  // what the last step said would fit, if it was refused
+  bool sure_ = false;  // only its own demands can explain why the last step was refused: no call failed, and
+                       // no other epoch was open
 };
 
 }  // namespace vmm

@@ -1,4 +1,5 @@
-// What a scheduler needs to know of the memory that K and V are in. Each allocator that is compared is one.
+// What a scheduler needs to know of the memory that holds K and V. There is one implementation for each
+// allocator that is compared.
 #pragma once
 
 #include <cstdint>
@@ -10,20 +11,20 @@
 namespace vmm {
 
 struct KvUsage {
-  Bytes live;         // of K and V of open sequences
-  Bytes held;         // of memory that open sequences have, announced prompts and look-ahead included
-  Bytes mapped;       // all that is mapped
-  Bytes reclaimable;  // … and anybody may have
+  Bytes live;         // K and V of the tokens of open sequences
+  Bytes held;         // memory of open sequences, including announced prompts and look-ahead
+  Bytes mapped;       // everything that is mapped
+  Bytes reclaimable;  // the part of it that may be taken for somebody else
 };
 
 struct KvCounts {
-  std::uint64_t pages_mapped = 0;      // physical pages that were mapped, ahead or not
-  std::uint64_t pages_first_used = 0;  // of these, that a step came to write
-  std::uint64_t pages_late = 0;        // … and that were not complete when it was called
+  std::uint64_t pages_mapped = 0;      // physical pages that were mapped, ahead of need or not
+  std::uint64_t pages_first_used = 0;  // those of them that a step came to write
+  std::uint64_t pages_late = 0;        // those of these that were not complete when the step was called
   Nanoseconds stalled{};               // time that steps waited for pages
 };
 
-/// Has a clock of its own, which is the engine's: what a call costs the caller passes on it.
+/// It has the engine's clock: the time that a call costs the caller passes on that clock.
 class KvMemory {
  public:
   virtual ~KvMemory() = default;
@@ -32,16 +33,16 @@ class KvMemory {
 
   virtual Bytes capacity() const = 0;
   virtual std::uint32_t places() const = 0;
-  /// That a sequence of so many tokens takes.
+  /// The memory that a sequence of `tokens` tokens takes.
   virtual Bytes bytes_for(Tokens tokens) const = 0;
 
-  /// A place for a sequence whose prompt is so long, of which the first `announced` tokens will come soon.
+  /// Returns a place for a sequence with `prompt` tokens, of which the first `announced` will come soon.
   virtual std::uint32_t open(Tokens prompt, Tokens announced) = 0;
   virtual void announce(std::uint32_t place, Tokens to) = 0;
-  /// The next iteration: these places, with so many tokens each when it is over. False: there is no memory,
-  /// and nothing has changed.
+  /// Begins the next iteration, after which the sequences in `places` have `lengths` tokens. Returns false,
+  /// with nothing changed, when there is no memory for it.
   virtual bool step(std::span<const std::int32_t> places, std::span<const std::int32_t> lengths) = 0;
-  /// Runs the iteration's kernels, which take so long, beside the caller. Returns when they will be over.
+  /// Runs the iteration's kernels beside the caller; they take so long. Returns the time when they are over.
   virtual Nanoseconds run(Nanoseconds takes) = 0;
   virtual void close(std::uint32_t place) = 0;
 

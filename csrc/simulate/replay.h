@@ -1,5 +1,5 @@
-// A trace of requests, served by continuous batching: first come, first served, prompts in chunks, preemption
-// by recomputing.
+// A scheduler that serves a trace of requests by continuous batching: first come, first served, prompts in
+// chunks, and preemption by computing again.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +15,17 @@ namespace vmm {
 struct Request {
   Nanoseconds arrival;
   std::uint32_t prompt;  // tokens
-  std::uint32_t output;  // tokens, the first of which the prompt's last chunk gives
+  std::uint32_t output;  // tokens; the prompt's last chunk gives the first of them
 };
 
 struct ReplayOptions {
-  std::uint32_t batch_tokens = 2048;  // computed in an iteration, at most
+  std::uint32_t batch_tokens = 2048;  // the most that an iteration computes
   std::uint32_t max_tokens = 0;       // of a sequence
-  double watermark = 0.01;            // of the memory, free after a sequence is admitted beside others
+  double watermark = 0.01;            // the part of memory that stays free when a sequence is admitted
   Nanoseconds sample_every{1'000'000'000};
 };
 
-/// At one time.
+/// The state at one moment.
 struct ReplaySample {
   Nanoseconds at;
   KvUsage usage;
@@ -36,25 +36,25 @@ struct ReplaySample {
 struct ReplayFigures {
   std::uint64_t completed = 0, rejected = 0, preempted = 0, iterations = 0;
   std::uint64_t prompt_tokens = 0, output_tokens = 0;  // of completed requests
-  std::uint64_t computed_tokens = 0;                   // again after a preemption, too
+  std::uint64_t computed_tokens = 0;                   // including those computed again after a preemption
   std::uint32_t most_running = 0;
   Nanoseconds over_at{};  // since the first request arrived
   Nanoseconds longest_stall{};
   double live_seconds = 0, held_seconds = 0, mapped_seconds = 0, reclaimable_seconds = 0;  // bytes × seconds
   double running_seconds = 0;      // sequences × seconds
-  std::uint64_t bytes_opened = 0;  // that closed sequences had, together: what is mapped without reuse
+  std::uint64_t bytes_opened = 0;  // of all closed sequences together: what would be mapped without reuse
   std::vector<Nanoseconds> to_first_token, to_last_token;  // of completed requests, from their arrival
   std::vector<ReplaySample> samples;
 };
 
-/// One thread.
+/// For one thread.
 class Replay {
  public:
-  /// `requests` by arrival.
+  /// `requests` are in the order of their arrival.
   Replay(std::vector<Request> requests, const Roofline& roofline, const ReplayOptions& options,
          std::shared_ptr<KvMemory> memory);
 
-  /// At most so many iterations. False when every request is over.
+  /// Runs at most so many iterations. Returns false when every request is over.
   bool run(std::uint64_t iterations);
   const ReplayFigures& figures() const noexcept { return figures_; }
   const KvMemory& memory() const noexcept { return *memory_; }
@@ -68,7 +68,7 @@ class Replay {
     std::uint32_t target;      // tokens to compute before the next one is known
     std::uint32_t length = 0;  // computed
     std::uint32_t generated = 0;
-    std::uint32_t chunk = 0;  // to compute in the iteration that is planned
+    std::uint32_t chunk = 0;  // tokens to compute in the iteration that is planned
     std::uint32_t announced = 0;
     std::uint32_t place = no_place;
     Nanoseconds first_token{};
@@ -96,7 +96,7 @@ class Replay {
   std::shared_ptr<KvMemory> memory_;
   std::size_t arrived_ = 0;  // requests
   std::deque<Sequence> waiting_;
-  std::vector<Sequence> running_;  // by admission
+  std::vector<Sequence> running_;  // in the order of their admission
   std::vector<std::int32_t> places_, lengths_;
   ReplayFigures figures_;
   KvUsage usage_{};

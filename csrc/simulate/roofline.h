@@ -1,4 +1,4 @@
-// How long an iteration takes on a GPU, as far as its memory and its arithmetic units allow.
+// Estimates how long an iteration takes on a GPU, if only its memory and its arithmetic units limit it.
 #pragma once
 
 #include <algorithm>
@@ -11,11 +11,11 @@ namespace vmm {
 struct BatchWork {
   double tokens = 0;          // computed
   double read_tokens = 0;     // of K and V that attention reads: the contexts of all sequences together
-  double token_contexts = 0;  // tokens computed × the context that each attends to
+  double token_contexts = 0;  // the sum, over the tokens computed, of the context that each attends to
 };
 
-/// The roofline model (Williams, Waterman, Patterson, CACM 2009), without efficiencies below 1: iterations
-/// are shorter than on any real GPU, and so leave less time to hide work behind.
+/// The roofline model (Williams, Waterman, Patterson, CACM 2009) without efficiencies below 1. So iterations
+/// are shorter than on any real GPU, which leaves the pager less time to hide its work in.
 struct Roofline {
   double weight_bytes = 0;
   double kv_bytes_per_token = 0;

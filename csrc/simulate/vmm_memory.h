@@ -1,4 +1,4 @@
-// Ours: the real KvCache, pool and pager over the simulation driver.
+// Our allocator: the real KvCache, pool and pager, over the simulation driver.
 #pragma once
 
 #include <memory>
@@ -11,14 +11,14 @@
 namespace vmm {
 
 struct VmmMemoryOptions {
-  WorldOptions world{};  // its budget is the capacity
-  std::uint32_t places =
-      256;  // the cache has some slots more: they can be made ready while all others are open
+  WorldOptions world{};  // whose budget is the capacity
+  // The cache has a few slots more than this, which can be made ready while all places are taken.
+  std::uint32_t places = 256;
   Tokens max_tokens;
-  Tokens first_tokens;  // of a sequence's first step, at most; 0: to be learnt
-  Bytes warm;           // created before the first request
+  Tokens first_tokens;  // the most that a sequence's first step computes; 0: the cache learns it
+  Bytes warm;           // so much memory is created before the first request
   Bytes page_bytes = 2_MiB;
-  std::vector<Bytes> records;  // of a token, in each extent of a sequence
+  std::vector<Bytes> records;  // the size of a token's record, for each extent of a sequence
 };
 
 class VmmMemory final : public KvMemory {
@@ -50,7 +50,7 @@ class VmmMemory final : public KvMemory {
   std::unique_ptr<KvCache> cache_;
   StreamHandle stream_;
   std::vector<std::uint64_t> lengths_;  // by place
-  std::vector<MemoryRange> uses_;       // of the iteration that was stepped last
+  std::vector<MemoryRange> uses_;       // what the iteration that was stepped last reads and writes
   std::vector<MemoryRange> new_pages_;  // scratch of step()
   KvCounts counts_;
 };

@@ -1,4 +1,4 @@
-// One device in simulated time: its driver, its pool, and two actors, the caller and the pager.
+// One device in simulated time, with its driver, its pool, and two actors: the caller and the pager.
 #pragma once
 
 #include <memory>
@@ -15,11 +15,11 @@ struct WorldOptions {
   SimOptions driver{};
   Bytes budget{};
   Nanoseconds wake_latency{126'000};  // from asking the pager until it runs: the slowest of DESIGN §4
-  Nanoseconds longest_wake{};         // if more: each time drawn between the two, from the driver's seed
+  Nanoseconds longest_wake{};         // if this is more, each latency is drawn between the two, from the seed
   Bytes arena_bytes{};                // as in PoolOptions
 };
 
-/// One thread. The caller acts; the pager catches up with it whenever the caller's time passes.
+/// For one thread. The caller acts, and the pager catches up with it whenever the caller's time passes.
 class World {
  public:
   explicit World(const WorldOptions& options);
@@ -35,13 +35,13 @@ class World {
 
   /// The caller's time.
   Nanoseconds now() const { return clock_->now(caller); }
-  /// The caller does nothing until then; the pager goes on.
+  /// The caller does nothing until `then`, while the pager goes on.
   void sleep_until(Nanoseconds then);
-  /// The pager does all that it begins before the caller's time.
+  /// The pager does everything that it begins before the caller's present time.
   void catch_up();
-  /// The caller waits until the pager has nothing to do, or not within `soon`. False if that never comes.
+  /// The caller waits until the pager has nothing to do within `soon`. Returns false if that never comes.
   bool settle(Nanoseconds soon = Nanoseconds::max());
-  /// Throws InvariantViolation if anybody ever waited without end, whoever swallowed it then.
+  /// Throws InvariantViolation if anybody has ever waited without end, even where that exception was caught.
   void check() const;
 
  private:
@@ -55,13 +55,13 @@ class World {
 
   const Nanoseconds wake_latency_, longest_wake_;
   std::mt19937_64 random_;
-  std::uint64_t waits_ = 0;  // of either actor, since the caller last slept of its own will
+  std::uint64_t waits_ = 0;  // by either actor, since the caller last slept of its own accord
   std::shared_ptr<SimClock> clock_;
   SimDriver* driver_;
   std::shared_ptr<LocalBudget> budget_;
   std::shared_ptr<Pool> pool_;
   std::shared_ptr<Pager> pager_;
-  std::optional<Nanoseconds> pager_at_;  // when it is to run next
+  std::optional<Nanoseconds> pager_at_;  // when the pager runs next
 };
 
 }  // namespace vmm
