@@ -50,3 +50,9 @@ def one_pool():
 
 def int32(*numbers):
     return torch.tensor(numbers, dtype=torch.int32)
+
+
+def step(cache, *wanted, stream=None):
+    """Of (sequence, length) each."""
+    sequences, lengths = zip(*wanted, strict=True)
+    cache.step(int32(*(sequence.slot for sequence in sequences)), int32(*lengths), stream)

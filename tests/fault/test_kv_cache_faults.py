@@ -3,7 +3,7 @@
 import pytest
 import tally
 import torch
-from own_pool import faulty_pool
+from own_pool import faulty_pool, int32
 
 from vmm import Error, KVCache
 
@@ -63,9 +63,7 @@ class Scenario:
 
     def step(self, wanted, stream=0):
         wanted = {sequence: length for sequence, length in wanted.items() if sequence is not None}
-        int32 = {"dtype": torch.int32}
-        slots = torch.tensor([sequence.slot for sequence in wanted], **int32)
-        lengths = torch.tensor(list(wanted.values()), **int32)
+        slots, lengths = int32(*(sequence.slot for sequence in wanted)), int32(*wanted.values())
         kept = self.core.stats()["kept_bytes"]
         failures = self.failed
         self.attempt(lambda: self.cache.step(slots, lengths, self.streams[stream]))

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from cuda_standin import ON_CUDA
+from own_pool import int32
 from tiny import (
     DIM,
     HEADS,
@@ -23,18 +24,14 @@ from transformers import DynamicCache
 
 from vmm import KVCache, KVTensor
 from vmm.records import part_of_one
-
-
-def int32(*numbers):
-    return torch.tensor(numbers, dtype=torch.int32)
-
+from vmm.units import rounded_up
 
 PART = part_of_one("token-major" if ON_CUDA else "head-major", HEADS, DIM)
 RECORD_BYTES = 4 * PART.record
 
 
 def extent_bytes(tokens):
-    return -(-tokens * RECORD_BYTES // PAGE_BYTES) * PAGE_BYTES
+    return rounded_up(tokens * RECORD_BYTES, PAGE_BYTES)
 
 
 def all_idle(pool):

@@ -1,5 +1,6 @@
 """Kernels that read a sequence's memory later than the cache's calls return."""
 
+import own_pool
 import torch
 from cuda_calls import SUCCESS
 
@@ -26,12 +27,13 @@ def make(pool, slots=2, pages=6, **options):
 
 def step(cache, stream, *wanted):
     """Of (sequence, length) each."""
-    slots, lengths = zip(*wanted, strict=True)
-    cache.step(
-        torch.tensor([sequence.slot for sequence in slots], dtype=torch.int32),
-        torch.tensor(lengths, dtype=torch.int32),
-        stream,
-    )
+    own_pool.step(cache, *wanted, stream=stream)
+
+
+def address_of(sequence):
+    """Where the slot of ``sequence`` begins, in a cache of one part."""
+    lease = sequence.cache._leases[0]
+    return lease.address + sequence.slot * lease.extent_bytes
 
 
 class Kernel:
@@ -40,8 +42,7 @@ class Kernel:
 
     def __init__(self, standin, stream, sequence, start=None, late=500):
         self.over = False
-        lease = sequence.cache._leases[0]
-        first = lease.address + sequence.slot * lease.extent_bytes
+        first = address_of(sequence)
         for _ in range(late):
             standin.launch(stream)
         end = first + 1024 * sequence.length

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from cuda_calls import GLOBAL, SUCCESS
-from late_kernels import PAGE, TOKENS, Kernel, busy, make, step
+from late_kernels import PAGE, TOKENS, Kernel, address_of, busy, make, step
 from own_pool import faulty_pool
 
 from vmm import Error, InvalidArgument, KVCache, OutOfPages
@@ -161,8 +161,7 @@ class Graph:
     def __init__(self, standin, cuda, stream, sequence, pages):
         self.cuda = cuda
         self.runs = 0
-        lease = sequence.cache._leases[0]
-        first = lease.address + sequence.slot * lease.extent_bytes
+        first = address_of(sequence)
         graph, self.executable = ctypes.c_void_p(), ctypes.c_void_p()
         cuda.do("cuStreamBeginCapture", stream, GLOBAL)
         try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from core_pool import settle
 from naive_sequences import contents
-from own_pool import PAGE, faulty_pool
+from own_pool import PAGE, faulty_pool, step
 
 from vmm import KVCache, OutOfPages
 
@@ -19,13 +19,6 @@ def make(pool, dtype=torch.float32, **options):
         pool=pool,
         page_bytes=PAGE,
     )
-
-
-def step(cache, *wanted):
-    """Of (sequence, length) each."""
-    slots, lengths = zip(*wanted, strict=True)
-    int32 = {"dtype": torch.int32}
-    cache.step(torch.tensor([each.slot for each in slots], **int32), torch.tensor(lengths, **int32))
 
 
 @pytest.fixture

@@ -34,5 +34,6 @@ def test_sdist_and_wheel(tmp_path):
         "vmm/_core.pyi",
         "vmm/integrations/transformers/cache.py",
         "vmm/benchmarks/growth.py",
+        "vmm/testing/driver_contract.py",
     ):
         assert expected in files
