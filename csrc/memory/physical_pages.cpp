@@ -77,8 +77,8 @@ RunId PhysicalPages::make_run(Bytes page_bytes) {
   const RunId made{run_count()};
   next_place_ = round_up(Bytes{next_place_}, page_bytes).count;
   const PhysicalPageId first{size()};
-  // All the memory comes first: a run that is only half made would have no owner. And of the lists so much that
-  // give_back_run() never allocates.
+  // All the memory comes first: a run that is only half made would have no owner. And of the lists so much
+  // that give_back_run() never allocates.
   if (runs_.size() == runs_.capacity()) runs_.reserve(2 * runs_.size() + 1);
   warm_[page_bytes].reserve(runs_.capacity());
   empty_[page_bytes].reserve(runs_.capacity());

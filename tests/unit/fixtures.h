@@ -25,11 +25,8 @@ struct TestPool {
 
   std::shared_ptr<Lease> reserve(Bytes extent, std::uint64_t extents = 1, std::uint32_t kind = 0,
                                  bool zeroed = false) {
-    return pool->reserve({.page_bytes = 64_KiB,
-                          .extent_bytes = extent,
-                          .extents = extents,
-                          .kind = {kind},
-                          .zeroed = zeroed});
+    return pool->reserve(
+        {.page_bytes = 64_KiB, .extent_bytes = extent, .extents = extents, .kind = {kind}, .zeroed = zeroed});
   }
   std::shared_ptr<Growth> grow(std::shared_ptr<Lease> lease, Bytes record) {
     const std::uint64_t extents = lease->extents();
