@@ -1,5 +1,6 @@
 #include "memory/claims.h"
 
+#include <span>
 #include <utility>
 
 #include "base/error.h"
@@ -22,9 +23,9 @@ bool Claims::pay(Need need) {
   if (empty()) return true;
   created_.reserve(claims_.size());
   mappings_.reserve(claims_.size());
-  std::vector<PageIndex> refused;
-  refused.reserve(claims_.size());
-  refused_.emplace_back(reservation_, std::move(refused)).intact = false;
+  std::vector<PageIndex> none;
+  none.reserve(claims_.size());
+  room_.emplace_back(reservation_, std::move(none));
   tables_.contents().reserve(claims_.size());
   // The budget's other owners are pressed for what will be used, not for a guess; and for a look-ahead the
   // budget is not even asked for more than it has, or it would tell when there is more.
@@ -55,25 +56,26 @@ void Claims::put_back() noexcept {
 }
 
 void Claims::put_back_all() {
-  auto created = created_.begin();
+  const std::span<const Claim> claims(claims_);
+  const std::size_t unmapped = mappings_.empty() ? claims.size() : unmapped_;
+  std::span<CreatedPage> created(created_);
   Bytes not_created;
-  std::vector<PageIndex>* refused = refused_.empty() ? nullptr : &refused_.back().pages;
-  for (std::size_t i = 0; i < claims_.size(); ++i) {
-    const Claim& claim = claims_[i];
+  for (const Claim& claim : claims.first(unmapped)) {
     CreatedPage made;
-    if (claim.create && created != created_.end()) made = std::move(*created++);
-    if (i < mappings_.size() && i >= unmapped_) {
-      tables_.become_refused(reservation_, claim, std::move(made));
-      refused->push_back(claim.page);
-      continue;
+    if (claim.create && !created.empty()) {
+      made = std::move(created.front());
+      created = created.subspan(1);
+    } else if (claim.create) {
+      not_created += page_bytes();
     }
-    if (claim.create && !made) not_created += page_bytes();
-    if (paid_) tables_.contents().give_up(1);
     tables_.unclaim(reservation_, claim, std::move(made));
   }
-  if (paid_) tables_.allowance().give_back(not_created);
-  if (refused == nullptr || refused->empty()) return;
-  tables_.retired().add(refused_);
+  if (paid_) {
+    tables_.contents().give_up(unmapped);
+    tables_.allowance().give_back(not_created);
+  }
+  if (unmapped == claims.size()) return;
+  tables_.become_refused(reservation_, claims.subspan(unmapped), created, std::move(room_));
   ground_.signals.wake();  // the pager tries again
 }
 

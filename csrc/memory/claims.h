@@ -11,8 +11,8 @@ namespace vmm {
 
 /// Pages that one attempt to map has claimed, and the budget for those whose memory it creates. When this
 /// dies they are Unmapped again and the budget goes back, but for memory that was created: that is paid for,
-/// and the next attempt needs it, so it stays, free. Made, used and destroyed under the pool's lock, but for
-/// drive().
+/// and the next attempt needs it, so it stays, free. Made, used and destroyed under the pool's lock; only
+/// DriverMappings works on it without.
 class Claims {
  public:
   Claims(Ground& ground, Tables& tables, Reservation& reservation)
@@ -53,7 +53,7 @@ class Claims {
   std::vector<CreatedPage> created_;   // for the claims that create, in their order
   std::vector<PageMapping> mappings_;  // of the claims, once they are created
   std::size_t unmapped_ = 0;           // of the mappings; the driver still has the others
-  Retirements refused_;                // one, for pages that the driver does not unmap again
+  Retirements room_;                   // one without pages, for those that the driver does not unmap again
 };
 
 /// The same pages in the driver: their memory is created, and they are mapped. When this dies they are

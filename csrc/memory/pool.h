@@ -1,15 +1,15 @@
 // The physical pages of one device under a budget, and the reservations they are mapped into.
 //
-// A pool has rooms, and this is their facade. Each may call those below it and the tables, and nobody else:
+// A pool has rooms, and this is their facade. All of them stand on the tables (virtual pages, contents,
+// physical pages and their transitions: no driver, no waiting) and on the ground (driver, budget, clock,
+// lock, epochs, and what the pager is told). Beside that, a room calls only these:
 //
-//   pool        what users of memory/ see
-//   leases      reservations: made, adopted, recycled
-//   mapping     makes pages Resident: decide, drive, commit; its claims undo what fails
-//   reclaiming  what may be had, and getting it back; asks the victim policy (policy/victim_policy.h)
+//   leases      reservations: made, adopted, recycled            → reclaiming
+//   mapping     makes pages Resident: decide, drive, commit;
+//               what it has claimed undoes itself (claims.h)     → reclaiming
+//   reclaiming  what may be had, and getting it back             → unmapping, streams, policy/victim_policy.h
 //   unmapping   what reclaiming does in the driver
 //   streams     the streams that the pool has made
-//   tables      virtual pages, contents, physical pages and their transitions: no driver, no waiting
-//   ground      driver, budget, clock, lock, epochs, and what the pager is told
 //
 // One lock guards the tables. Every operation runs in numbered phases: decide and claim under the lock, call
 // the driver without it, commit under it. A claimed page is Mapping, Retiring, Busy or Releasing, which keeps

@@ -18,7 +18,7 @@ struct Retirement {
   /// `pages_` ascend.
   Retirement(Reservation& reservation_, std::vector<PageIndex> pages_, Fence fence_ = {})
       : reservation(&reservation_), pages(std::move(pages_)), fence(std::move(fence_)) {
-    mappings.reserve(std::max(pages.size(), pages.capacity()));
+    mappings.reserve(pages.capacity());
   }
 
   Bytes size() const { return reservation->shape.page_bytes * pages.size(); }

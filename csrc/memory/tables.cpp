@@ -98,11 +98,22 @@ void Tables::become_resident(Reservation& reservation, const Claim& claim, Creat
   reservation.table.set_need(claim.page, need);
 }
 
-void Tables::become_refused(Reservation& reservation, const Claim& claim, CreatedPage made) {
-  const ByteKind holds = physical_[claim.physical].holds;  // it may not have been zeroed
-  become_resident(reservation, claim, std::move(made), Need::none);
-  physical_[claim.physical].holds = holds;
-  reservation.table.move(claim.page, VirtualState::retiring);
+void Tables::become_refused(Reservation& reservation, std::span<const Claim> claims,
+                            std::span<CreatedPage> made, Retirements room) {
+  for (const Claim& claim : claims) {
+    const ByteKind holds = physical_[claim.physical].holds;  // it may not have been zeroed
+    CreatedPage handle;
+    if (claim.create) {
+      handle = std::move(made.front());
+      made = made.subspan(1);
+    }
+    become_resident(reservation, claim, std::move(handle), Need::none);
+    physical_[claim.physical].holds = holds;
+    reservation.table.move(claim.page, VirtualState::retiring);
+    room.back().pages.push_back(claim.page);
+  }
+  room.back().intact = false;
+  retired_.add(room);
 }
 
 void Tables::drop_window_if_unused(Reservation& reservation, PageIndex page) {

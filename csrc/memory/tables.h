@@ -40,8 +40,6 @@ class Tables {
   Reservation& add(AddressRange addresses, const ReservationShape& shape);
   /// Its lease has ended: nothing of it is needed any more. Whether no work uses it either.
   bool recycle(Reservation& reservation);
-  /// Ends the reservation, and gives back its addresses, if nobody leases it and it has no pages.
-  void erase_if_empty(Reservation& reservation);
   /// The memory that is Resident there.
   std::optional<PhysicalPageId> page_at(Address address) const;
   /// The same; it gets no other owner from now on, nor does its reservation.
@@ -54,8 +52,10 @@ class Tables {
   /// `made`: the memory, if it was to be created and was; so below.
   void unclaim(Reservation& reservation, const Claim& claim, CreatedPage made);
   void become_resident(Reservation& reservation, const Claim& claim, CreatedPage made, Need need);
-  /// It was mapped in vain and the driver does not unmap it: Retiring.
-  void become_refused(Reservation& reservation, const Claim& claim, CreatedPage made);
+  /// These were mapped in vain and the driver does not unmap them: Retiring, as refused. `made` is for those
+  /// that create, in their order; `room` is one retirement without pages, but with memory for them.
+  void become_refused(Reservation& reservation, std::span<const Claim> claims, std::span<CreatedPage> made,
+                      Retirements room);
 
   // Out of mappings: Resident → Retiring → Unmapped.
   /// Those that are Resident among these wait for `fence`.
@@ -93,10 +93,8 @@ class Tables {
   const PhysicalPages& physical() const noexcept { return physical_; }
   const MappedBytes& mapped() const noexcept { return mapped_; }
   Contents& contents() noexcept { return contents_; }
-  Retired& retired() noexcept { return retired_; }
   const Retired& retired() const noexcept { return retired_; }
   LastUses& last_uses() noexcept { return last_uses_; }
-  const LastUses& last_uses() const noexcept { return last_uses_; }
   Allowance& allowance() noexcept { return allowance_; }
   const Allowance& allowance() const noexcept { return allowance_; }
 
@@ -106,6 +104,8 @@ class Tables {
  private:
   friend class InTransit;
 
+  /// Ends the reservation, and gives back its addresses, if nobody leases it and it has no pages.
+  void erase_if_empty(Reservation& reservation);
   bool must_zero(const Reservation& reservation, const PhysicalPage& page) const;
   Reservation* reservation_at(Address address) const;
   void drop_window_if_unused(Reservation& reservation, PageIndex page);

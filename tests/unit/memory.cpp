@@ -4,6 +4,7 @@
 #include "check.h"
 #include "fixtures.h"
 #include "memory/arena.h"
+#include "memory/waiting.h"
 
 using namespace vmm;
 
@@ -212,3 +213,20 @@ TEST(address_space_is_taken_back_from_idle_reservations) {
   map(*other, 0, 1);
   test.pool->check();
 }
+
+#ifndef NDEBUG
+TEST(a_wait_that_nothing_ends_says_so_in_a_debug_build) {
+  struct LeapingClock final : Clock {
+    Nanoseconds now() const noexcept override { return time; }
+    void wait(std::unique_lock<std::mutex>&, std::condition_variable&, Nanoseconds) override {
+      time += std::chrono::seconds(10);
+    }
+    Nanoseconds time{0};
+  };
+  Ground ground(make_driver(), std::make_shared<LocalBudget>(1_MiB), std::make_shared<LeapingClock>());
+  Wait wait(ground, "nothing");
+  std::unique_lock lock(ground.mutex);
+  for (int i = 0; i < 7; ++i) wait.moment(lock);
+  CHECK_THROWS(InvariantViolation, "waited a minute for this: nothing", wait.moment(lock));
+}
+#endif

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MAY_INCLUDE = {
     "base": {"base"},
     "driver": {"driver", "base"},
-    "memory": {"memory", "driver", "base"},
+    "memory": {"memory", "policy", "driver", "base"},  # its reclaiming asks the victim policy
     "policy": {"policy", "base"},
     "engine": {"engine", "policy", "memory", "driver", "base"},
     "simulate": {"simulate", "engine", "policy", "memory", "driver", "base"},
