@@ -115,10 +115,10 @@ def _current_stream(ordinal: int) -> int:
     return handle
 
 
-def release_after(pool: Pool, stream: Any) -> None:
+def release_after(pool: Pool, stream: Any, *, named: bool = False) -> None:
     """What is released on ``pool`` from here on waits for what is on ``stream`` now; None is no stream. Work
     that is put on it later is not waited for. After this its owner may destroy it, unless it is watched, too,
-    or a KVCache steps it."""
+    or a KVCache steps it. ``named``: only what its caller releases, naming the stream, has to wait."""
     if stream is None:
         return
     if isinstance(stream, Stream):
@@ -126,4 +126,4 @@ def release_after(pool: Pool, stream: Any) -> None:
             raise InvalidArgument("stream: belongs to another pool")
         if pool.closed:
             return  # which ended its streams: what did not end in time is waited for anyway
-    pool._core.mark(handle_of(stream))
+    (pool._core.cover if named else pool._core.mark)(handle_of(stream))

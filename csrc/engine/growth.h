@@ -27,8 +27,9 @@ class Growth {
     slots_->advance(std::span(&wanted, 1));
     return slots_->limit(0);
   }
+  /// Any work of the pool may still read what is given up: a growth does not know who does.
   Tokens truncate(Tokens to) {
-    slots_->truncate(0, to);
+    slots_->truncate(0, to, pool().epochs().fence());
     return slots_->limit(0);
   }
   void announce(Tokens to) { slots_->announce(0, to); }

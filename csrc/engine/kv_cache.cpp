@@ -180,7 +180,7 @@ void KvCache::announce(std::uint32_t slot, std::uint32_t to) {
   covered_[slot] = static_cast<std::uint32_t>(slots_->covered(slot).count);
 }
 
-void KvCache::truncate(std::uint32_t slot, Tokens to) {
+void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   std::lock_guard lock(mutex_);
   require_open(slot);
@@ -191,7 +191,7 @@ void KvCache::truncate(std::uint32_t slot, Tokens to) {
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
   // Slots have not heard of what was written within the limit, which ends in the same page.
-  if (to < slots_->frontier(slot)) slots_->truncate(slot, to);
+  if (to < slots_->frontier(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
   limits_[slot] = static_cast<std::uint32_t>(slots_->limit(slot).count);
   covered_[slot] = 0;  // to be announced again
@@ -204,9 +204,9 @@ void KvCache::close(std::uint32_t slot, StreamHandle stream) {
   Place& place = places_[slot];
   if (!place.fresh) {
     place.held = limits_[slot];
-    place.fence = readers(slot, slots_->pool().epochs().named(stream));
+    place.fence = readers(users_[slot], stream);
   }
-  slots_->truncate(slot, {});
+  slots_->truncate(slot, {}, place.fence);
   if (std::exchange(place.fresh, false)) --fresh_;
   place.open = false;
   --open_;

@@ -49,11 +49,13 @@ class KvCache {
 
   /// Tokens up to `to` will be needed soon: a prompt that waits, the next chunk.
   void announce_tokens(std::uint32_t slot, Tokens to);
-  /// Tokens from `to` on are needed no more. Throws InvalidArgument for more than there are, and where there
-  /// are windows for less than before the last step, but 0.
-  void truncate(std::uint32_t slot, Tokens to);
-  /// The slot is free, but stays mapped until memory is short. The epochs that it was stepped in, and what is
-  /// on `stream`, may still read it; other streams that are stepped may not.
+  /// Tokens from `to` on are needed no more. Who may still read them, and `stream`, are as in close(). Throws
+  /// InvalidArgument for more than there are, and where there are windows for less than before the last step,
+  /// but 0.
+  void truncate(std::uint32_t slot, Tokens to, StreamHandle stream);
+  /// The slot is free, but stays mapped until memory is short. The epochs that it was stepped in, what is on
+  /// `stream` as far as an epoch covers it, and what no step has told of (see Work) may still read it; what
+  /// other batches do may not, unless it was marked.
   void close(std::uint32_t slot, StreamHandle stream);
 
   Tokens length(std::uint32_t slot) const;
@@ -83,7 +85,7 @@ class KvCache {
   void announce(std::span<const std::int32_t> slots);
   void announce(std::uint32_t slot, std::uint32_t to);
   std::uint32_t users_bit(StreamHandle stream);
-  Fence readers(std::uint32_t slot, StreamHandle stream);
+  Fence readers(std::uint32_t users, StreamHandle stream) const;
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
   std::uint32_t best_fit(std::uint32_t prompt, StreamHandle stream);
   std::uint32_t best_true_fit(std::uint32_t prompt, StreamHandle stream);

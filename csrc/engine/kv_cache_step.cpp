@@ -12,6 +12,11 @@ namespace {
 
 constexpr std::uint32_t steps_between_polls = 8;
 
+/// Streams beyond the 31st share the last bit.
+std::uint32_t bit_of(std::ptrdiff_t stream) {
+  return std::uint32_t{1} << std::min<std::ptrdiff_t>(stream, 31);
+}
+
 std::string at(const char* argument, std::size_t i, std::int64_t value) {
   return std::string(argument) + "[" + std::to_string(i) + "] is " + std::to_string(value);
 }
@@ -40,25 +45,27 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
   }
 }
 
-/// Streams beyond the 31st share the last bit.
 std::uint32_t KvCache::users_bit(StreamHandle stream) {
   const auto found = std::ranges::find(streams_, stream);
-  const auto i = static_cast<std::size_t>(found - streams_.begin());
+  const std::uint32_t bit = bit_of(found - streams_.begin());
   if (found == streams_.end()) {
     streams_.push_back(stream);
     slots_->pool().epochs().join(stream);
   }
-  return std::uint32_t{1} << std::min<std::size_t>(i, 31);
+  return bit;
 }
 
-/// The work that may still read a slot: a step says which slots its epoch uses.
-Fence KvCache::readers(std::uint32_t slot, StreamHandle stream) {
-  Fence fence = slots_->pool().epochs().fence();
-  std::erase_if(fence, [&](const StreamEpoch& entry) {
-    if (entry.stream == stream || std::ranges::find(streams_, entry.stream) == streams_.end()) return false;
-    return (users_[slot] & users_bit(entry.stream)) == 0;
+/// The work that may still read the slots that these streams, a bit for each, have stepped. A step says which
+/// slots its epoch uses, so what is on the other streams of this cache does not read them, unless it was
+/// marked.
+Fence KvCache::readers(std::uint32_t users, StreamHandle stream) const {
+  Epochs& epochs = slots_->pool().epochs();
+  return epochs.fence([&, stream = epochs.named(stream)](StreamHandle each) {
+    if (each == stream) return Work::all;
+    const auto found = std::ranges::find(streams_, each);
+    if (found == streams_.end()) return Work::outside_steps;
+    return (users & bit_of(found - streams_.begin())) != 0 ? Work::all : Work::marked;
   });
-  return fence;
 }
 
 /// Whether a step on `stream` would overwrite what work on other streams may still read of a slot, for the
@@ -78,8 +85,14 @@ bool KvCache::is_read(std::span<const std::int32_t> slots, StreamHandle stream) 
 
 void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
                   StreamHandle stream) {
+  Fence read;
+  if (slots_->has_windows()) {
+    std::uint32_t users = 0;
+    for (const SlotLength& each : crossing_) users |= users_[each.slot];
+    read = readers(users, stream);
+  }
   try {
-    slots_->advance(crossing_);
+    slots_->advance(crossing_, read);
   } catch (const OutOfPages& error) {
     std::int64_t left = slots_->pool().obtainable(stream);
     Bytes missing;

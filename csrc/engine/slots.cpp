@@ -133,7 +133,7 @@ MapResult Slots::map_parts(std::span<const SlotLength> wanted, std::size_t& done
   return sum;
 }
 
-void Slots::advance(std::span<const SlotLength> wanted) {
+void Slots::advance(std::span<const SlotLength> wanted, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
   crossing_.clear();
   for (const SlotLength& each : wanted) {
@@ -155,25 +155,25 @@ void Slots::advance(std::span<const SlotLength> wanted) {
     Slot& slot = slots_[each.slot];
     slot.kept = std::max(slot.kept.load(), reach(each.length).count);
     slot.limit = held_by_pages_for({slot.kept}).count - tail_.count;
-    move_windows(each.slot, each.computed);
+    move_windows(each.slot, each.computed, readers);
   }
   announce(crossing_);
   for (const SlotLength& each : wanted)
     slots_[each.slot].frontier = std::max(slots_[each.slot].frontier, each.length.count);
 }
 
-void Slots::move_windows(std::uint32_t number, Tokens computed) {
+void Slots::move_windows(std::uint32_t number, Tokens computed, const Fence& readers) {
   Slot& slot = slots_[number];
   if (computed.count <= slot.computed) return;
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
     part.append_pages(number, part.given_up({slot.computed}), part.given_up(computed), ranges);
-    if (!ranges.empty()) pool().unkeep(part.lease->reservation(), ranges);
+    if (!ranges.empty()) pool().unkeep(part.lease->reservation(), ranges, readers);
   }
   slot.computed = computed.count;
 }
 
-void Slots::truncate(std::uint32_t number, Tokens to) {
+void Slots::truncate(std::uint32_t number, Tokens to, const Fence& readers) {
   check_length("to", to);
   std::lock_guard owner(owner_mutex_);
   Slot& slot = slots_.at(number);
@@ -189,7 +189,7 @@ void Slots::truncate(std::uint32_t number, Tokens to) {
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
     part.append_pages(number, part.pages_for(kept), part.pages_for(needed), ranges);
-    pool().unkeep(part.lease->reservation(), ranges);
+    pool().unkeep(part.lease->reservation(), ranges, readers);
   }
   slot.frontier = to.count;
   slot.computed = std::min(slot.computed, to.count);

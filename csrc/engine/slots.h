@@ -41,8 +41,9 @@ class Slots final : public Growing {
         const SlotsOptions& options);  // for make()
 
   /// Makes tokens [0, length) of each of these different slots usable, all or nothing, and tells the pager
-  /// about those that came into new pages. Throws InvalidArgument past max_tokens, or what Pool::map throws.
-  void advance(std::span<const SlotLength> wanted);
+  /// about those that came into new pages. What windows have left is given up until `readers` is complete.
+  /// Throws InvalidArgument past max_tokens, or what Pool::map throws.
+  void advance(std::span<const SlotLength> wanted, const Fence& readers = {});
   /// Tells the pager that these lengths will be needed soon. Waits for nothing.
   void announce(std::span<const SlotLength> coming);
   void announce(std::uint32_t slot, Tokens to);
@@ -59,10 +60,10 @@ class Slots final : public Growing {
   void take(std::uint32_t slot, Tokens announced);
   /// The longest time since the last call from an announcement until all was mapped; 0 if there was none.
   Nanoseconds take_delay() { return Nanoseconds{delay_.exchange(0)}; }
-  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short. Throws
-  /// InvalidArgument for more than there are, or where a window before `to` has been given up; 0 is all
-  /// right.
-  void truncate(std::uint32_t slot, Tokens to);
+  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short and `readers` is
+  /// complete. Throws InvalidArgument for more than there are, or where a window before `to` has been given
+  /// up; 0 is all right.
+  void truncate(std::uint32_t slot, Tokens to, const Fence& readers);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
 
@@ -113,7 +114,7 @@ class Slots final : public Growing {
   void close() noexcept override;
   Tokens reach(Tokens length) const { return length.count == 0 ? length : length + tail_; }
   Tokens held_by_pages_for(Tokens tokens) const;
-  void move_windows(std::uint32_t slot, Tokens computed);
+  void move_windows(std::uint32_t slot, Tokens computed, const Fence& readers);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
   void take_due();

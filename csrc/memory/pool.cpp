@@ -152,12 +152,12 @@ void Pool::check_ranges(const Reservation& reservation, std::span<const PageRang
                             std::to_string(pages));
 }
 
-void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
+void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
   fork_guard_.require_parent("this pool");
   {
     std::lock_guard lock(mutex_);
     check_ranges(reservation, ranges);
-    const std::uint16_t last_use = last_uses_.now();
+    const std::uint16_t last_use = last_uses_.number(until);
     bool any = false, at_once = false;
     for_each_page(ranges, [&](PageIndex page) {
       if (reservation.table[page].need == Need::none) return true;

@@ -54,8 +54,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   /// Makes the pages Resident. Throws OutOfPages or what the driver threw, with no page claimed or kept.
   MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options);
-  /// Ends the need for Resident pages among these: they stay mapped until somebody needs their memory.
-  void unkeep(Reservation& reservation, std::span<const PageRange> ranges);
+  /// Ends the need for Resident pages among these. They stay mapped until somebody needs their memory, who
+  /// has those that were kept once `until` is complete.
+  void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   /// Resident pages among these that are not kept are needed so much from now on.
   void set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need);
   /// The same for pages that map() has just kept and nobody has used: work under way does not hold them back.

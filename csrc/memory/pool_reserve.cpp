@@ -137,12 +137,12 @@ void Pool::recycle(Reservation& reservation) noexcept {
   bool last = false;
   {
     std::lock_guard lock(mutex_);
-    const std::uint16_t last_use = last_uses_.now();
+    reservation.idle_fence = epochs_.fence();
+    const std::uint16_t last_use = last_uses_.number(reservation.idle_fence);
     for (std::uint32_t i = 0; i < reservation.table.size().count; ++i)
       reservation.table.unkeep({i}, last_use);
     reservation.leased = false;
     reservation.idle_since = ++recyclings_;
-    reservation.idle_fence = epochs_.fence();
     note_given_up(last_uses_.over(last_use));
     erase_if_empty(reservation);
     last = closed_;

@@ -77,8 +77,9 @@ void Pool::rescue(Reservation& reservation, PageIndex page) {
                     " was released in an epoch that is still open: call step or end before using it again");
       return;
     }
+    const std::uint16_t last_use = last_uses_.number(entry->fence);  // who read it may read it still
     reservation.table.move(page, VirtualState::resident);
-    reservation.table.set_last_use(page, last_uses_.now());  // who read it may read it still
+    reservation.table.set_last_use(page, last_use);
     pages.erase(found);
     if (pages.empty()) retired_.erase(entry);  // or it would outlive the reservation
     return;

@@ -137,7 +137,7 @@ TEST(a_pager_without_memory_of_its_own_loses_nothing) {
     test.settle();  // both starve
     slots->announce(2, {64});
     slots->prepare(3, {64});
-    slots->truncate(0, {8 * 64});
+    truncate(*slots, 0, {8 * 64});
     test.budget->set_limit(768_KiB);
     test.clock->advance(PagerOptions{}.idle_time);
     refused = allocations + n;

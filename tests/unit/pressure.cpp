@@ -63,7 +63,7 @@ TEST(what_is_announced_here_is_not_taken_for_what_is_announced_there) {
   CHECK(test.settle());
   CHECK(test.one.mapped() == 1_MiB && test.two.mapped() == Bytes{});
   CHECK(test.one.faults->calls() == calls);
-  test.one.slots->truncate(0, {});
+  truncate(*test.one.slots, 0, {});
   CHECK(test.settle());
   CHECK(test.one.slots->ready(1, {64}) == Tokens{64});
 }
@@ -91,7 +91,7 @@ TEST(all_guesses_may_not_be_enough) {
   test.two.slots->announce(0, Side::tokens(2_MiB));
   CHECK(test.settle());
   CHECK(test.two.mapped() == 1_MiB && test.one.mapped() == Bytes{});
-  test.two.slots->truncate(0, {});
+  truncate(*test.two.slots, 0, {});
   test.two.pool->trim(1_MiB);
   CHECK(test.settle());
   CHECK(test.one.mapped() == 1_MiB);

@@ -140,10 +140,10 @@ TEST(the_tail_is_mapped_and_not_part_of_the_limit) {
   CHECK((test.mapped(0) == Mapped{2, 2, 1}));
   test.advance({{0, {14}}});
   CHECK((test.mapped(0) == Mapped{3, 3, 1}));
-  test.slots->truncate(0, {1});
+  truncate(*test.slots, 0, {1});
   CHECK(test.slots->limit(0) == Tokens{13});
   CHECK(test.pool->stats().kept == 64_KiB * 5);
-  test.slots->truncate(0, {});
+  truncate(*test.slots, 0, {});
   CHECK(test.slots->limit(0) == Tokens{0});
   CHECK(test.pool->stats().kept == Bytes{});
   test.slots->announce(0, {});
@@ -153,14 +153,14 @@ TEST(the_tail_is_mapped_and_not_part_of_the_limit) {
 TEST(a_truncation_ends_the_need_of_one_slot_only) {
   TestSlots test(16_MiB);
   test.advance({{0, {100}}, {1, {100}}, {2, {100}}});
-  test.slots->truncate(1, {22});
+  truncate(*test.slots, 1, {22});
   CHECK(test.pool->stats().kept == 64_KiB * 27);  // 11 + 5 + 11
   CHECK(test.slots->limit(1) == Tokens{43} && test.slots->limit(0) == Tokens{109});
   test.pool->trim(16_MiB);
   CHECK((test.mapped(0) == Mapped{5, 5, 1}));
   CHECK((test.mapped(1) == Mapped{2, 2, 1}));
   CHECK((test.mapped(2) == Mapped{5, 5, 1}));
-  CHECK_THROWS(InvalidArgument, "more than there are", test.slots->truncate(1, {23}));
+  CHECK_THROWS(InvalidArgument, "more than there are", truncate(*test.slots, 1, {23}));
 }
 
 TEST(what_no_window_reaches_is_given_up) {
@@ -185,12 +185,12 @@ TEST(what_no_window_reaches_is_given_up) {
   test.pool->trim(16_MiB);
   CHECK(wide->reservation().table[{16}].state == VirtualState::unmapped);
   // Back to where the window is still whole: from token 132, where page 6 begins, on.
-  CHECK_THROWS(InvalidArgument, "window", slots->truncate(1, {180}));
+  CHECK_THROWS(InvalidArgument, "window", truncate(*slots, 1, {180}));
   CHECK(slots->frontier(1) == Tokens{220});
-  slots->truncate(1, {181});
+  truncate(*slots, 1, {181});
   advance(240, 181);
   CHECK(!mapped(5) && mapped(6) && mapped(10));
-  slots->truncate(1, {});
+  truncate(*slots, 1, {});
   CHECK(test.pool->stats().kept == Bytes{});
   advance(200, 0);
   CHECK(mapped(0));
@@ -221,7 +221,7 @@ TEST(what_is_announced_is_mapped_for_that_slot) {
 TEST(what_was_truncated_can_be_announced_again) {
   TestSlots test(16_MiB);
   test.advance({{0, {100}}});
-  test.slots->truncate(0, {1});
+  truncate(*test.slots, 0, {1});
   test.pool->trim(16_MiB);
   test.slots->announce(0, {100});
   test.settle();
@@ -245,7 +245,7 @@ TEST(the_cost_of_a_length_counts_what_others_could_take) {
 TEST(a_lowered_budget_is_met_before_anything_is_taken_in_vain) {
   TestSlots test(1_MiB);
   test.advance({{0, {100}}, {1, {22}}});  // 5 + 5 + 1 pages, and 2 + 2 + 1
-  test.slots->truncate(1, {});
+  truncate(*test.slots, 1, {});
   test.budget->set_limit(64_KiB * 12);
   CHECK_THROWS(OutOfPages, "budget", test.advance({{2, {1}}}));
   CHECK((test.mapped(1) == Mapped{2, 2, 1}));  // 5 pages: 4 are owed, and 3 were asked for
@@ -259,7 +259,7 @@ TEST(what_another_stream_s_open_epoch_holds_cannot_be_obtained) {
   const StreamHandle other = test.pool->create_stream();
   test.advance({{0, {30}}});
   test.pool->epochs().step(other);
-  test.slots->truncate(0, {});
+  truncate(*test.slots, 0, {});
   CHECK(test.pool->obtainable({}) == 11 * 65'536);
   CHECK(test.pool->obtainable(other) == 16 * 65'536);
   CHECK(test.slots->cost(0, {30}, {}) == 0);  // its own, wherever that stream is

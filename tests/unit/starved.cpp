@@ -54,10 +54,10 @@ TEST(who_was_announced_while_memory_was_full_gets_what_is_given_up) {
   test.slots->announce(std::vector<SlotLength>{{1, {64}}, {2, {2 * 64}}});
   test.settle();
   CHECK(test.mapped(1) == 0 && test.mapped(2) == 0);
-  CHECK(test.wakes_by([&] { test.slots->truncate(0, {8 * 64}); }) == 1);
+  CHECK(test.wakes_by([&] { truncate(*test.slots, 0, {8 * 64}); }) == 1);
   test.settle();
   CHECK(test.mapped(1) == 1 && test.mapped(2) == 2);
-  CHECK(test.wakes_by([&] { test.slots->truncate(0, {64}); }) == 0);  // nobody waits any more
+  CHECK(test.wakes_by([&] { truncate(*test.slots, 0, {64}); }) == 0);  // nobody waits any more
   test.pool->check();
 }
 
@@ -67,10 +67,10 @@ TEST(as_much_as_there_is_for_them) {
   test.slots->announce(1, {5 * 64});
   test.settle();
   CHECK(test.mapped(1) == 2);
-  test.slots->truncate(0, {13 * 64});
+  truncate(*test.slots, 0, {13 * 64});
   test.settle();
   CHECK(test.mapped(1) == 3);
-  test.slots->truncate(0, {});
+  truncate(*test.slots, 0, {});
   test.settle();
   CHECK(test.mapped(1) == 5);
 }
@@ -179,7 +179,7 @@ TEST(what_work_under_way_still_uses_is_looked_for_until_that_is_over) {
   test.slots->announce(1, {64});
   test.settle();
   test.pool->epochs().step(stream);
-  test.slots->truncate(0, {8 * 64});
+  truncate(*test.slots, 0, {8 * 64});
   Pager::Next next = test.pager->poll(test.clock->now());
   CHECK(!next.now && nothing_soon(test, next));  // the epoch is open: only its owner can end it
   test.faults->hold_events(true);
@@ -199,7 +199,7 @@ TEST(the_time_without_memory_is_no_delay_of_the_pager_s) {
   test.slots->announce(1, {64});
   test.settle();
   test.clock->advance(Nanoseconds{1'000'000'000});
-  test.slots->truncate(0, {8 * 64});
+  truncate(*test.slots, 0, {8 * 64});
   test.settle();
   CHECK(test.mapped(1) == 1);
   CHECK(test.slots->take_delay() == Nanoseconds{0});
@@ -334,7 +334,7 @@ TEST(a_stream_that_ends_in_an_open_epoch_wakes_the_pager) {
   test.slots->announce(1, {64});
   test.settle();
   test.pool->epochs().step(stream);
-  test.slots->truncate(0, {8 * 64});
+  truncate(*test.slots, 0, {8 * 64});
   test.settle();
   CHECK(test.mapped(1) == 0);
   CHECK(test.wakes_by([&] { test.pool->destroy_stream(stream); }) == 1);
