@@ -180,3 +180,15 @@ TEST(what_is_asked_for_comes_before_what_may_be) {
   CHECK(device.stats().mapped == 80_MiB);
   CHECK(device.world.settle());
 }
+
+TEST(no_reserve_is_made_while_somebody_starves) {
+  Device device(2_MiB * 66);  // a 64th of which is a page
+  auto lease = device.world.pool()->reserve({.page_bytes = 8_MiB, .extent_bytes = 8_MiB});
+  const auto larger = Slots::make(device.world.pager(), {{lease, 0, 1, 8_MiB}}, 1, {});
+  device.advance(32);
+  device.slots->announce(0, {64});
+  larger->announce(0, {1});  // an announcement takes nothing from another, and two small pages are left
+  CHECK(device.world.settle());
+  CHECK(device.stats().mapped == 2_MiB * 64);
+  device.world.pool()->check();
+}
