@@ -1,5 +1,9 @@
-// The slots of a serving engine: sequences come, grow step by step and go; what they need is mapped before it
-// is needed, and nothing that work may still read is given to another.
+// KvCache: which sequence of a serving engine is in which slot, and an iteration of those that run.
+//
+// Sequences come (open), grow by an iteration of the engine at a time (step) and go (close). KvCache gives
+// each a slot of Slots, makes the pages of its next tokens usable in step(), and tells the pager early enough
+// what the iterations after that will need. A slot that is closed keeps its pages, for the next sequence that
+// fits; nobody gets them while work on a stream may still read them.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/free_slots.h"
 #include "engine/slots.h"
 #include "policy/arrival_predictor.h"
 #include "policy/growth_predictor.h"
@@ -20,6 +25,14 @@ struct KvCacheOptions {
   Tokens tokens_per_step{1};  // that a decoding sequence grows by
   Tokens max_tokens{};        // of a sequence; 0: what the slots have room for
   Tokens first_tokens{};      // of a sequence's first step, at most; 0: to be learnt
+};
+
+/// What a slot is doing.
+enum class SlotState : std::uint8_t {
+  free,     // nobody is in it
+  ready,    // nobody is in it, and it is prepared for a sequence that nobody has announced
+  fresh,    // a sequence is in it that has not been stepped
+  running,  // a sequence is in it that has been stepped
 };
 
 /// Safe from any thread.
@@ -71,25 +84,18 @@ class KvCache {
   static constexpr std::size_t bytes_per_slot();
 
  private:
-  struct Place {
-    Fence fence;             // of one that is free, or open and not stepped yet: its last work
-    std::uint32_t held = 0;  // of one that is free: tokens that its pages held when last looked at
-    bool open = false;
-    bool fresh = false;     // open, and not stepped yet
-    bool prepared = false;  // for whoever comes next
-  };
-
   void require_open(std::uint32_t slot) const;
   void check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths);
   void map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
   void announce(std::span<const std::int32_t> slots);
-  void announce(std::uint32_t slot, std::uint32_t to);
   std::uint32_t users_bit(StreamHandle stream);
   Fence readers(std::uint32_t users, StreamHandle stream) const;
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
-  std::uint32_t best_fit(std::uint32_t prompt, StreamHandle stream);
-  std::uint32_t best_true_fit(std::uint32_t prompt, StreamHandle stream);
+  bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
+  std::uint32_t open_count() const { return slots_->count() - free_.count(); }
+  std::uint32_t choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream);
   void prepare();
+  void prepare(Slots::Needs& needs);
   Tokens first_tokens() const { return std::min(options_.tokens_per_step, slots_->max_tokens()); }
 
   std::shared_ptr<Slots> slots_;
@@ -97,25 +103,25 @@ class KvCache {
   mutable std::mutex mutex_;
   GrowthPredictor predictor_;
   ArrivalPredictor arrivals_;
-  // By slot; what every step looks at, in arrays of their own.
+  FreeSlots free_;
+  std::vector<std::uint32_t> ready_;  // those of the free ones that are ready
+  // By slot; what every step looks at is in arrays of its own.
+  std::vector<SlotState> states_;
   std::vector<std::uint32_t> lengths_;
   std::vector<std::uint32_t> previous_;  // lengths before the last step
-  std::vector<std::uint32_t> limits_;    // usable without asking
-  std::vector<std::uint32_t> covered_;   // announced
   std::vector<std::uint32_t> seen_;      // in the step of this number
   std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped it
-  std::vector<Place> places_;
-  std::vector<StreamHandle> streams_;  // that were stepped
-  std::vector<std::uint32_t> closed_;  // scratch of prepare()
-  std::vector<SlotLength> crossing_;   // scratch of step()
-  std::vector<SlotLength> coming_;     // scratch of announce()
+  std::vector<Fence> fences_;            // the last work in a slot that has not been stepped since
+  std::vector<StreamHandle> streams_;    // that were stepped
+  std::vector<SlotLength> crossing_;     // scratch of step()
+  std::vector<SlotLength> coming_;       // scratch of announce()
   std::uint32_t steps_ = 0;
-  std::uint32_t fresh_ = 0;  // open slots that have not been stepped
-  std::uint32_t open_ = 0;
+  std::uint32_t fresh_ = 0;  // slots that are fresh
 };
 
 constexpr std::size_t KvCache::bytes_per_slot() {
-  return 6 * sizeof(std::uint32_t) + sizeof(Place) + Slots::bytes_per_slot();
+  return 4 * sizeof(std::uint32_t) + sizeof(SlotState) + sizeof(Fence) + FreeSlots::bytes_per_slot() +
+         Slots::bytes_per_slot();
 }
 
 }  // namespace vmm

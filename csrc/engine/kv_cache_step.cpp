@@ -34,7 +34,7 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
   const auto most = static_cast<std::int64_t>(slots_->max_tokens().count);
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
-    if (slot >= places_.size() || !places_[slot].open)
+    if (slot >= slots_->count() || !is_open(slot))
       throw InvalidArgument(at("slots", i, slots[i]) + "; expected one that is open");
     if (std::exchange(seen_[slot], steps_) == steps_)
       throw InvalidArgument(at("slots", i, slots[i]) + ", for the second time");
@@ -74,9 +74,10 @@ bool KvCache::is_read(std::span<const std::int32_t> slots, StreamHandle stream) 
   if (fresh_ == 0) return false;
   const Epochs& epochs = slots_->pool().epochs();
   for (const std::int32_t slot : slots) {
-    const Place& place = places_[static_cast<std::uint32_t>(slot)];
-    if (!place.fresh || epochs.complete(place.fence, stream)) continue;
-    if (!epochs.waits_for_open_epoch(place.fence, stream)) return true;
+    const auto number = static_cast<std::uint32_t>(slot);
+    const Fence& fence = fences_[number];
+    if (states_[number] != SlotState::fresh || epochs.complete(fence, stream)) continue;
+    if (!epochs.waits_for_open_epoch(fence, stream)) return true;
     throw Error("slot " + std::to_string(slot) +
                 " was closed in an epoch of another stream that is open still: end it there first");
   }
@@ -133,23 +134,22 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
     check(slots, lengths);
   }
   crossing_.clear();
+  const std::span<const Tokens> limits = slots_->limits();
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
-    const auto length = static_cast<std::uint32_t>(lengths[i]);
-    if (length > limits_[slot]) crossing_.push_back({slot, {length}, {lengths_[slot]}});
+    const Tokens length{static_cast<std::uint64_t>(lengths[i])};
+    if (length > limits[slot]) crossing_.push_back({slot, length, {lengths_[slot]}});
   }
   if (!crossing_.empty()) map(slots, lengths, stream);
   // 2. Commit.
-  for (const SlotLength& each : crossing_)
-    limits_[each.slot] = static_cast<std::uint32_t>(slots_->limit(each.slot).count);
   std::uint64_t came = 0, longest = 0;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
     previous_[slot] = std::exchange(lengths_[slot], static_cast<std::uint32_t>(lengths[i]));
     users_[slot] |= user;
-    if (fresh_ == 0 || !places_[slot].fresh) continue;
-    places_[slot].fresh = false;
-    places_[slot].fence.clear();
+    if (fresh_ == 0 || states_[slot] != SlotState::fresh) continue;
+    states_[slot] = SlotState::running;
+    fences_[slot].clear();
     --fresh_;
     ++came;
     longest = std::max<std::uint64_t>(longest, lengths_[slot]);
@@ -167,19 +167,17 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
 void KvCache::announce(std::span<const std::int32_t> slots) {
   const std::uint64_t ahead = options_.tokens_per_step.count * predictor_.horizon();
   const std::uint64_t most = slots_->max_tokens().count;
+  const std::span<const Tokens> covered = slots_->covered();
   coming_.clear();
   bool due = false;
   for (const std::int32_t number : slots) {
     const auto slot = static_cast<std::uint32_t>(number);
     const std::uint64_t to = std::min(lengths_[slot] + 2 * ahead, most);
-    if (to <= covered_[slot]) continue;
+    if (to <= covered[slot].count) continue;
     coming_.push_back({slot, {to}});
-    due |= std::min(lengths_[slot] + ahead, most) > covered_[slot];
+    due |= std::min(lengths_[slot] + ahead, most) > covered[slot].count;
   }
-  if (!due) return;
-  slots_->announce(coming_);
-  for (const SlotLength& each : coming_)
-    covered_[each.slot] = static_cast<std::uint32_t>(slots_->covered(each.slot).count);
+  if (due) slots_->announce(coming_);
 }
 
 void KvCache::end(StreamHandle stream) {

@@ -23,11 +23,12 @@ struct SlotPart {
   Pages pages_for(Tokens tokens) const {
     return {round_up(record_bytes * tokens.count, page_bytes()) / page_bytes()};
   }
-  Tokens held_by(Pages pages) const { return {page_bytes() * pages.count / record_bytes}; }
-  /// The first ones of each extent, that the window does not reach once so many tokens are there.
-  Pages given_up(Tokens computed) const {
-    if (window.count == 0 || computed < window) return {};
-    return {record_bytes * (computed.count + 1 - window.count) / page_bytes()};
+  /// Whole tokens that so many pages at the start of an extent hold.
+  Tokens room_in(Pages pages) const { return {page_bytes() * pages.count / record_bytes}; }
+  /// The first pages of each extent that no later token attends to once so many tokens are there.
+  Pages behind_window(Tokens before) const {
+    if (window.count == 0 || before < window) return {};
+    return {record_bytes * (before.count + 1 - window.count) / page_bytes()};
   }
   /// Bytes of so many tokens, as far as the window reaches.
   Bytes live(Tokens length) const {

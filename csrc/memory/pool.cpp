@@ -184,20 +184,34 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
   note_idle();
 }
 
-void Pool::set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
+Pool::Needs::Needs(Pool& pool)
+    : pool_(pool), lock_((pool.fork_guard_.require_parent("this pool"), pool.mutex_)) {}
+
+Pool::Needs::~Needs() {
+  if (less_) pool_.note_given_up(true);
+  if (nobody_s_) pool_.note_idle();
+}
+
+Pages Pool::Needs::resident(const Reservation& reservation, const PageRange& range) const {
+  check_ranges(reservation, std::span(&range, 1));
+  Pages count;
+  while (count < range.count &&
+         reservation.table[{range.first.value + static_cast<std::uint32_t>(count.count)}].state ==
+             VirtualState::resident)
+    count += Pages{1};
+  return count;
+}
+
+void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
   check_ranges(reservation, ranges);
-  bool less = false;
   for_each_page(ranges, [&](PageIndex page) {
     const VirtualPage& entry = reservation.table[page];
     if (entry.state != VirtualState::resident || entry.kept()) return true;
-    less |= need < entry.need;
+    less_ |= need < entry.need;
     reservation.table.set_need(page, need);
     return true;
   });
-  if (less) note_given_up(true);
-  if (need == Need::none) note_idle();
+  nobody_s_ |= need == Need::none;
 }
 
 void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
@@ -252,18 +266,6 @@ Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> r
     return true;
   });
   return reservation.shape.page_bytes * count;
-}
-
-Pages Pool::resident(const Reservation& reservation, const PageRange& range) const {
-  fork_guard_.require_parent("this pool");
-  std::lock_guard lock(mutex_);
-  check_ranges(reservation, std::span(&range, 1));
-  Pages count;
-  while (count < range.count &&
-         reservation.table[{range.first.value + static_cast<std::uint32_t>(count.count)}].state ==
-             VirtualState::resident)
-    count += Pages{1};
-  return count;
 }
 
 Bytes Pool::mapped(const Reservation& reservation) const {

@@ -57,8 +57,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Ends the need for Resident pages among these. They stay mapped until somebody needs their memory, who
   /// has those that were kept once `until` is complete.
   void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
-  /// Resident pages among these that are not kept are needed so much from now on.
-  void set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need);
   /// The same for pages that map() has just kept and nobody has used: work under way does not hold them back.
   void call_off(Reservation& reservation, std::span<const PageRange> ranges);
   /// Unmaps the Resident pages among these once `fence` is complete; see drain_retired.
@@ -96,8 +94,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes mapped(const Reservation& reservation) const;
   /// Whether the address is one of this pool's, mapped or not.
   bool holds(Address address) const noexcept { return arena_.contains(address); }
-  /// Pages of the range that are Resident, up to the first that is not.
-  Pages resident(const Reservation& reservation, const PageRange& range) const;
   /// What could be kept beside what is, once `stream` has gone on; negative while the budget is exceeded.
   std::int64_t obtainable(StreamHandle stream) const;
   /// What keeping these ranges would take of that.
@@ -161,6 +157,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// `wake` is called, from any thread, when one of these may have changed, or when what could not be
   /// unmapped was retired.
   void on_pressure(std::function<void()> wake);
+
+  class Needs;
 
  private:
   friend class Lease;
@@ -350,6 +348,28 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes peak_taken_;
   DeviceLimit device_limit_;
   Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
+};
+
+/// Several looks at which pages are Resident, and changes of how much they are needed, under the pool's lock,
+/// which this holds while it lives: no method of the pool may be called meanwhile.
+class Pool::Needs {
+ public:
+  explicit Needs(Pool& pool);
+  /// Tells those who wait for memory, where something is needed less now.
+  ~Needs();
+  Needs(const Needs&) = delete;
+  Needs& operator=(const Needs&) = delete;
+
+  /// Pages of the range that are Resident, up to the first that is not.
+  Pages resident(const Reservation& reservation, const PageRange& range) const;
+  /// Resident pages among these that are not kept are needed so much from now on.
+  void set(Reservation& reservation, std::span<const PageRange> ranges, Need need);
+
+ private:
+  Pool& pool_;
+  std::lock_guard<std::mutex> lock_;
+  bool less_ = false;      // something is needed less
+  bool nobody_s_ = false;  // something may be needed by nobody
 };
 
 /// The right to use a reservation. When it ends, the reservation goes back to the pool, still mapped.

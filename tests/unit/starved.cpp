@@ -24,11 +24,11 @@ struct Full : TestPool {
   }
 
   void advance(std::uint32_t slot, std::uint64_t tokens) {
-    slots->advance(std::vector<SlotLength>{{slot, {tokens}}});
+    advance_slots(*slots, std::vector<SlotLength>{{slot, {tokens}}});
   }
   /// Pages of a slot that are mapped.
   std::uint64_t mapped(std::uint32_t slot) const {
-    return pool->resident(lease->reservation(), {{16 * slot}, {16}}).count;
+    return Pool::Needs(*pool).resident(lease->reservation(), {{16 * slot}, {16}}).count;
   }
   std::uint64_t wakes_by(auto action) {
     const std::uint64_t before = wakes;
@@ -152,7 +152,9 @@ TEST(a_step_that_ends_the_epoch_in_which_something_was_closed_wakes_the_pager) {
   cache.announce_tokens(static_cast<std::uint32_t>(second), {3 * 64});
   test.settle();
   auto mapped = [&] {
-    return test.pool->resident(lease->reservation(), {{16 * static_cast<std::uint32_t>(second)}, {16}}).count;
+    return Pool::Needs(*test.pool)
+        .resident(lease->reservation(), {{16 * static_cast<std::uint32_t>(second)}, {16}})
+        .count;
   };
   CHECK(mapped() == 2);
   cache.close(static_cast<std::uint32_t>(first), {});
@@ -299,13 +301,13 @@ TEST(a_step_that_is_refused_for_another_stream_s_sake_wakes_the_pager_too) {
   CHECK(cache.open({}, {}, {}) == elsewhere);  // the only one that is free
   cache.announce_tokens(small, {3 * 64});
   test.settle();
-  CHECK(test.pool->resident(lease->reservation(), {{16 * small}, {16}}).count == 2);
+  CHECK(Pool::Needs(*test.pool).resident(lease->reservation(), {{16 * small}, {16}}).count == 2);
   std::uint64_t wakes = 0;
   test.pager->set_waker([&] { ++wakes; });
   CHECK_THROWS(Error, "open still", step({elsewhere}, {64}, {}));
   CHECK(wakes == 1);
   test.settle();
-  CHECK(test.pool->resident(lease->reservation(), {{16 * small}, {16}}).count == 3);
+  CHECK(Pool::Needs(*test.pool).resident(lease->reservation(), {{16 * small}, {16}}).count == 3);
   test.pager->set_waker([] {});
   cache.end(other);
   cache.end({});

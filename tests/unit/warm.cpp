@@ -29,7 +29,7 @@ struct Device {
   }
   PoolStats stats() const { return world.pool()->stats(); }
   std::uint64_t created() const { return world.pool()->counters().pages_created.get(); }
-  void advance(std::uint64_t pages) { slots->advance(std::vector<SlotLength>{{0, {pages}}}); }
+  void advance(std::uint64_t pages) { advance_slots(*slots, std::vector<SlotLength>{{0, {pages}}}); }
 
   World world;
   std::shared_ptr<Lease> lease;
