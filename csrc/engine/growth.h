@@ -1,4 +1,4 @@
-// One slot by itself: what a layer of a cache grows in.
+// Growth: one slot by itself, in which one layer of a Transformers cache grows.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace vmm {
 
 using GrowthPart = SlotPart;
 
-/// Calls by the owner are serialised; different growths are advanced in parallel.
+/// Its owner makes one call at a time; different growths are advanced in parallel.
 class Growth {
  public:
   static std::shared_ptr<Growth> make(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts) {

@@ -21,10 +21,10 @@
 namespace vmm {
 
 struct KvCacheOptions {
-  Tokens tail{};              // past each length, mapped, too
-  Tokens tokens_per_step{1};  // that a decoding sequence grows by
-  Tokens max_tokens{};        // of a sequence; 0: what the slots have room for
-  Tokens first_tokens{};      // of a sequence's first step, at most; 0: to be learnt
+  Tokens tail{};              // so many more are mapped past each length
+  Tokens tokens_per_step{1};  // a decoding sequence grows by so many
+  Tokens max_tokens{};        // that a sequence may have; 0: as many as a slot has room for
+  Tokens first_tokens{};      // the most that a sequence's first step computes; 0: the cache learns it
 };
 
 /// What a slot is doing.
@@ -46,38 +46,45 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  /// The free slot that fits `prompt` tokens best, of which the first `announced`, or at least one step's,
-  /// will be needed soon. `stream` is where its first step will be: it may take over a slot whose last work
-  /// is there. Throws InvalidArgument when every slot is taken, or past max_tokens.
+  /// Gives a sequence the free slot whose pages fit `prompt` tokens best, and announces the first `announced`
+  /// tokens, or at least those of one step. Its first step will be on `stream`, so it may have a slot whose
+  /// last work is there and not over. Throws InvalidArgument when every slot is taken, or past max_tokens.
   std::uint32_t open(Tokens prompt, Tokens announced, StreamHandle stream);
 
-  /// The next iteration on `stream`: these sequences, with so many tokens each when it is over. Throws
+  /// The next iteration on `stream` begins: after it, these sequences have so many tokens each, and from here
+  /// on those may be written. It closes the stream's epoch, opens the next, maps what is missing, and
+  /// announces what comes due. Where work of another stream may still read a slot for the sequence before, it
+  /// waits for that, without the cache's lock. Throws
   /// InvalidArgument for a slot that is not open or named twice and for a length that is less than before or
   /// past max_tokens; OutOfPages, naming which of the slots would fit; Error for a slot that an open epoch of
   /// another stream may still read for the sequence before; or what the driver throws. Then nothing has
   /// changed, but that the stream's next epoch is open.
   void step(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
-  /// Closes the stream's epoch: the engine goes idle.
+  /// Closes the stream's epoch and opens none: the engine goes idle.
   void end(StreamHandle stream);
 
-  /// Tokens up to `to` will be needed soon: a prompt that waits, the next chunk.
+  /// Tells the pager that tokens up to `to` will be needed soon: those of a prompt that waits, or of its next
+  /// chunk. Waits for nothing. Throws InvalidArgument for a slot that is not open, or past max_tokens.
   void announce_tokens(std::uint32_t slot, Tokens to);
-  /// Tokens from `to` on are needed no more. Who may still read them, and `stream`, are as in close(). Throws
-  /// InvalidArgument for more than there are, and where there are windows for less than before the last step,
-  /// but 0.
+  /// Tokens from `to` on are needed no more. As in close(), their pages stay mapped, and the same work may
+  /// still read them. Throws InvalidArgument for more than there are; and where layers have windows for less
+  /// than before the last step, unless it is 0.
   void truncate(std::uint32_t slot, Tokens to, StreamHandle stream);
-  /// The slot is free, but stays mapped until memory is short. The epochs that it was stepped in, what is on
-  /// `stream` as far as an epoch covers it, and what no step has told of (see Work) may still read it; what
-  /// other batches do may not, unless it was marked.
+  /// The slot is free. Its pages stay mapped until memory is short, and until nothing reads them any more:
+  /// the epochs that it was stepped in, what is on `stream` as far as an epoch covers it (Epochs::cover), and
+  /// what no step has told of (Work::outside_steps) may. What other batches and caches do may not, unless it
+  /// was marked. Throws InvalidArgument for a slot that is not open.
   void close(std::uint32_t slot, StreamHandle stream);
 
   Tokens length(std::uint32_t slot) const;
-  /// Before the last step: where there are windows, what those tokens do not need is gone.
+  /// Tokens before the last step. Where layers have windows, what they did not need is gone.
   Tokens previous_length(std::uint32_t slot) const;
   std::uint32_t open_slots() const;
-  /// Of all open slots together, bytes: of K and V, and of the pages that are kept for them or announced.
+  /// Bytes of the K and V of all open sequences, as far as windows reach.
   Bytes live() const;
+  /// Bytes of the pages that are kept for open sequences, or announced.
   Bytes held() const;
+  /// How many iterations ahead pages are announced.
   std::uint64_t horizon() const;
   Slots& slots() noexcept { return *slots_; }
   /// Of bookkeeping, for each slot.
@@ -109,11 +116,12 @@ class KvCache {
   std::vector<SlotState> states_;
   std::vector<std::uint32_t> lengths_;
   std::vector<std::uint32_t> previous_;  // lengths before the last step
-  std::vector<std::uint32_t> seen_;      // in the step of this number
-  std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped it
-  std::vector<Fence> fences_;            // the last work in a slot that has not been stepped since
-  std::vector<StreamHandle> streams_;    // that were stepped
-  std::vector<SlotLength> crossing_;     // scratch of step()
+  std::vector<std::uint32_t> seen_;      // the number of the last step that named it
+  std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped its sequence
+  std::vector<Fence> fences_;            // the work that may read it for the last sequence, until the next
+                                         // one's first step
+  std::vector<StreamHandle> streams_;    // all that this cache has stepped
+  std::vector<SlotLength> crossing_;     // scratch of step(): those that need pages which are not kept
   std::vector<SlotLength> coming_;       // scratch of announce()
   std::uint32_t steps_ = 0;
   std::uint32_t fresh_ = 0;  // slots that are fresh
