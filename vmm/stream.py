@@ -118,10 +118,11 @@ def _current_stream(ordinal: int) -> int:
     return handle
 
 
-def release_after(pool: Pool, stream: Any) -> None:
+def release_after(pool: Pool, stream: Any, *, named: bool = False) -> None:
     """Makes what is released on ``pool`` from here on wait for what is on ``stream`` now, but not for work
     that is put on it later; None is no stream. After this the stream's owner may destroy it, unless the pool
-    watches it, too, or a KVCache steps it."""
+    watches it, too, or a KVCache steps it. With ``named`` only what the caller releases, naming the stream,
+    waits for it."""
     if stream is None:
         return
     if isinstance(stream, Stream):
@@ -129,4 +130,4 @@ def release_after(pool: Pool, stream: Any) -> None:
             raise InvalidArgument("stream: belongs to another pool")
         if pool.closed:
             return  # the pool has ended its streams, and waits for what did not end in time
-    pool._core.mark(handle_of(stream))
+    (pool._core.cover if named else pool._core.mark)(handle_of(stream))

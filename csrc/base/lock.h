@@ -23,9 +23,9 @@ enum class LockRank : std::uint8_t {
   epochs_record,
   // While one of these is held it must not be.
   slots_prepared,
-  slots_due,
   rows,
   pool,
+  slots_due,
   streams,
   epochs,
   budget,

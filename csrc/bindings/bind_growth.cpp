@@ -46,7 +46,10 @@ void bind_lease(py::module_& m) {
           },
           py::arg("ranges"), py::arg("keep") = true)
       .def(
-          "unkeep", [](Lease& l, const Ranges& r) { l.pool().unkeep(l.reservation(), to_ranges(r)); },
+          "unkeep",
+          [](Lease& l, const Ranges& r) {
+            l.pool().unkeep(l.reservation(), to_ranges(r), l.pool().epochs().fence());
+          },
           py::arg("ranges"), NoGil())
       .def(
           "retire",

@@ -61,8 +61,11 @@ void bind_kv_cache(py::module_& m) {
           "announce", [](KvCache& c, std::uint32_t slot, std::uint64_t to) { c.announce_tokens(slot, {to}); },
           py::arg("slot"), py::arg("to"), NoGil())
       .def(
-          "truncate", [](KvCache& c, std::uint32_t slot, std::uint64_t to) { c.truncate(slot, {to}); },
-          py::arg("slot"), py::arg("to"), NoGil())
+          "truncate",
+          [](KvCache& c, std::uint32_t slot, std::uint64_t to, std::uint64_t stream) {
+            c.truncate(slot, {to}, {stream});
+          },
+          py::arg("slot"), py::arg("to"), py::arg("stream") = 0, NoGil())
       .def(
           "close", [](KvCache& c, std::uint32_t slot, std::uint64_t stream) { c.close(slot, {stream}); },
           py::arg("slot"), py::arg("stream") = 0, NoGil())

@@ -182,6 +182,13 @@ void bind_pool(py::module_& m) {
           },
           py::arg("stream"), NoGil())
       .def(
+          "cover",
+          [](PoolHandle& h, std::uint64_t stream) {
+            h.require_parent();
+            h.pool().epochs().cover({stream});
+          },
+          py::arg("stream"), NoGil())
+      .def(
           "watch",
           [](PoolHandle& h, std::uint64_t stream) {
             h.require_parent();

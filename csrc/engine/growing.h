@@ -1,4 +1,7 @@
-// What the pager maps ahead for.
+// Growing: whatever the pager maps pages ahead for: the slots of a cache, a layer, a tensor.
+//
+// Its owner says what will be needed and notifies the pager, which calls map_ahead() from its own thread. The
+// pager holds it only weakly, so that its owner can end it at any time.
 #pragma once
 
 #include <atomic>
@@ -8,10 +11,13 @@
 
 namespace vmm {
 
-/// What became of mapping ahead. Starved: there was not enough memory for what was asked for; it is still
-/// wanted, but there is no use in trying before something is given up. Failed: it is still wanted, too, but
-/// there is no use in trying at once.
-enum class Ahead : std::uint8_t { done, more, starved, failed };
+/// What became of mapping ahead.
+enum class Ahead : std::uint8_t {
+  done,
+  more,     // the batch was full, and there is more to map
+  starved,  // there was not enough memory; it is of no use to try again before somebody gives some up
+  failed,   // the driver refused; it is of no use to try again at once
+};
 
 class Growing {
  public:
@@ -20,19 +26,20 @@ class Growing {
   Growing(const Growing&) = delete;
   Growing& operator=(const Growing&) = delete;
 
-  /// For the pager: maps up to `batch` of what will be needed, `lookahead` pages beyond the frontier
-  /// included.
+  /// The pager calls this to map up to `batch` of what will be needed, and of every extent `lookahead` pages
+  /// beyond that.
   virtual Ahead map_ahead(Bytes batch, Pages lookahead) = 0;
-  /// For the pager, where it was asked to age(): called after each while. True while there is something to
-  /// age.
+  /// The pager calls this after each idle time, once it was asked to (Pager::age). Ends the need for what has
+  /// not been used for so long. False when there is nothing left to age: then it is called no more.
   virtual bool age() { return false; }
   virtual Pool& pool() const noexcept = 0;
 
  protected:
-  /// The owners are gone.
+  /// The last owner has let go.
   virtual void close() noexcept = 0;
 
-  /// Two counts: the owners', which closes, and one that others may hold a little longer.
+  /// Gives `growing` to its owners. Two counts are kept: when the owners' ends, close() is called at once;
+  /// the object itself lives on while the pager is at work on it.
   template <class T>
   static std::shared_ptr<T> share(std::shared_ptr<T> growing) {
     growing->self_ = growing;
@@ -50,7 +57,7 @@ class Growing {
   bool starved_ = false;          // among the pager's starved
 };
 
-/// Calls map() -> MapResult and counts what its caller had to wait for, in vain too.
+/// Calls map() -> MapResult. Where it had to map or to wait, or threw, this is counted as a stall.
 template <class Map>
 MapResult map_counting_stalls(Pool& pool, Map map) {
   const Nanoseconds start = pool.clock().now();

@@ -1,6 +1,19 @@
 #include "engine/growth.h"
 
+#include <string>
+
+#include "base/error.h"
+
 namespace vmm {
+
+Tokens Growth::truncate(Tokens to) {
+  if (to > frontier_)
+    throw InvalidArgument("to is " + std::to_string(to.count) +
+                          " tokens, more than there are: " + std::to_string(frontier_.count));
+  slots_->truncate(0, to, pool().epochs().fence());
+  frontier_ = to;
+  return limit();
+}
 
 void admit(std::span<const std::shared_ptr<Growth>> growths, Tokens to) {
   if (growths.empty()) return;

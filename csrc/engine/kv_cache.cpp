@@ -24,16 +24,16 @@ KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std:
     : slots_(Slots::make(std::move(pager), std::move(parts), count, slots_options(options))),
       options_(options),
       arrivals_(std::max(options.first_tokens, options.tokens_per_step).count),
+      free_(count),
+      states_(count, SlotState::free),
       lengths_(count),
       previous_(count),
-      limits_(count),
-      covered_(count),
       seen_(count),
       users_(count),
-      places_(count) {
+      fences_(count, slots_->earlier_work()) {
   if (slots_->max_tokens().count >= std::uint64_t{1} << 31)
     throw InvalidArgument("max_tokens: expected fewer than 2^31 tokens");
-  for (Place& place : places_) place.fence = slots_->earlier_work();
+  ready_.reserve(count);
   if (options_.first_tokens.count != 0) prepare();
 }
 
@@ -50,7 +50,7 @@ KvCache::~KvCache() {
 }
 
 void KvCache::require_open(std::uint32_t slot) const {
-  if (slot >= places_.size() || !places_[slot].open)
+  if (slot >= slots_->count() || !is_open(slot))
     throw InvalidArgument("slot is " + std::to_string(slot) + "; expected one that is open");
 }
 
@@ -68,22 +68,22 @@ Tokens KvCache::previous_length(std::uint32_t slot) const {
 
 std::uint32_t KvCache::open_slots() const {
   std::lock_guard lock(mutex_);
-  return open_;
+  return open_count();
 }
 
 Bytes KvCache::live() const {
   std::lock_guard lock(mutex_);
   Bytes sum;
-  for (std::size_t slot = 0; slot < places_.size(); ++slot)
-    if (places_[slot].open) sum += slots_->live({lengths_[slot]});
+  for (std::uint32_t slot = 0; slot < slots_->count(); ++slot)
+    if (is_open(slot)) sum += slots_->live({lengths_[slot]});
   return sum;
 }
 
 Bytes KvCache::held() const {
   std::lock_guard lock(mutex_);
   Bytes sum;
-  for (std::uint32_t slot = 0; slot < places_.size(); ++slot)
-    if (places_[slot].open) sum += slots_->held(slot);
+  for (std::uint32_t slot = 0; slot < slots_->count(); ++slot)
+    if (is_open(slot)) sum += slots_->held(slot);
   return sum;
 }
 
@@ -92,36 +92,18 @@ std::uint64_t KvCache::horizon() const {
   return predictor_.horizon();
 }
 
-/// The smallest that holds the prompt, or else the largest: of those whose last work comes before `stream`'s
-/// next, if there is one.
-std::uint32_t KvCache::best_fit(std::uint32_t prompt, StreamHandle stream) {
-  auto better = [&](const Place& a, const Place& b) {
-    const bool fits = a.held >= prompt;
-    if (fits != (b.held >= prompt)) return fits;
-    return fits ? a.held < b.held : a.held > b.held;
-  };
-  const Place* best = nullptr;
-  bool best_ready = false;
-  for (const Place& place : places_) {
-    if (place.open || (best_ready && !better(place, *best))) continue;
-    const bool ready = slots_->pool().epochs().complete(place.fence, stream);
-    if (best == nullptr || (ready && !best_ready) || (ready == best_ready && better(place, *best))) {
-      best = &place;
-      best_ready = ready;
-    }
-  }
-  return static_cast<std::uint32_t>(best - places_.data());
-}
-
-/// Of what closed slots held, memory that was short may have been taken since: looks before it believes.
-std::uint32_t KvCache::best_true_fit(std::uint32_t prompt, StreamHandle stream) {
+/// The free slot whose pages fit the prompt best: of those whose last work comes before `stream`'s next, if
+/// there is one. Where memory was short, pages may be gone that a closed slot held: it looks before it
+/// believes.
+std::uint32_t KvCache::choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream) {
+  const Epochs& epochs = slots_->pool().epochs();
   for (;;) {
-    const std::uint32_t slot = best_fit(prompt, stream);
-    std::uint32_t& held = places_[slot].held;
-    const std::uint32_t needed = std::min(held, prompt);
-    const auto ready = static_cast<std::uint32_t>(slots_->ready(slot, {needed}).count);
+    const std::uint32_t slot =
+        free_.best_fit(prompt, [&](std::uint32_t each) { return epochs.complete(fences_[each], stream); });
+    const std::uint32_t needed = std::min(free_.tokens(slot), prompt);
+    const auto ready = static_cast<std::uint32_t>(needs.ready(slot, {needed}).count);
     if (ready >= needed) return slot;
-    held = ready;
+    free_.set_tokens(slot, ready);
   }
 }
 
@@ -130,41 +112,54 @@ std::uint32_t KvCache::open(Tokens prompt, Tokens announced, StreamHandle stream
   slots_->check_length("prompt_tokens", prompt);
   slots_->check_length("announce", announced);
   std::lock_guard lock(mutex_);
-  if (open_ == places_.size())
-    throw InvalidArgument("max_sequences is " + std::to_string(places_.size()) + ": all of them are open");
+  if (free_.count() == 0)
+    throw InvalidArgument("max_sequences is " + std::to_string(slots_->count()) + ": all of them are open");
   slots_->pool().epochs().poll();
   const Tokens first = std::max(prompt, first_tokens());
-  stream = slots_->pool().epochs().named(stream);
-  const std::uint32_t slot = best_true_fit(static_cast<std::uint32_t>(first.count), stream);
-  Place& place = places_[slot];
-  place.open = place.fresh = true;
-  place.prepared = false;
-  ++open_;
-  ++fresh_;
-  lengths_[slot] = previous_[slot] = limits_[slot] = users_[slot] = 0;
-  slots_->take(slot, std::max(announced, first_tokens()));
-  covered_[slot] = static_cast<std::uint32_t>(slots_->covered(slot).count);
-  prepare();
+  announced = std::max(announced, first_tokens());
+  std::uint32_t slot;
+  {
+    Slots::Needs needs(*slots_);
+    slot = choose(needs, static_cast<std::uint32_t>(first.count), stream);
+    needs.take(slot, announced);
+    free_.take(slot);
+    if (states_[slot] == SlotState::ready) std::erase(ready_, slot);
+    states_[slot] = SlotState::fresh;
+    ++fresh_;
+    lengths_[slot] = previous_[slot] = users_[slot] = 0;
+    prepare(needs);
+  }
+  slots_->announce(slot, announced);
   return slot;
+}
+
+void KvCache::prepare() {
+  Slots::Needs needs(*slots_);
+  prepare(needs);
 }
 
 /// Whoever comes next, unannounced, should find slots that hold the pages of their first steps. Those that
 /// were chosen before stay so; then come the largest.
-void KvCache::prepare() {
+void KvCache::prepare(Slots::Needs& needs) {
   const Tokens tokens{std::min(arrivals_.tokens(), slots_->max_tokens().count)};
-  closed_.clear();
-  for (std::uint32_t slot = 0; slot < places_.size(); ++slot)
-    if (!places_[slot].open) closed_.push_back(slot);
-  const auto wanted = std::min<std::size_t>(arrivals_.sequences(), closed_.size());
-  std::ranges::partial_sort(
-      closed_, closed_.begin() + static_cast<std::ptrdiff_t>(wanted), std::ranges::greater{},
-      [&](std::uint32_t slot) { return std::pair(places_[slot].prepared, places_[slot].held); });
-  for (std::size_t i = 0; i < closed_.size(); ++i) {
-    Place& place = places_[closed_[i]];
-    if (i >= wanted && !place.prepared) continue;
-    place.prepared = i < wanted;
-    const Tokens held = slots_->prepare(closed_[i], place.prepared ? tokens : Tokens{});
-    place.held = std::max(place.held, static_cast<std::uint32_t>(held.count));
+  const auto wanted = std::min<std::size_t>(arrivals_.sequences(), free_.count());
+  while (ready_.size() > wanted) {
+    const auto least =
+        std::ranges::min_element(ready_, {}, [&](std::uint32_t slot) { return free_.tokens(slot); });
+    needs.prepare(*least, {});
+    states_[*least] = SlotState::free;
+    ready_.erase(least);
+  }
+  if (ready_.size() < wanted)
+    free_.from_largest([&](std::uint32_t slot) {
+      if (states_[slot] == SlotState::ready) return true;
+      states_[slot] = SlotState::ready;
+      ready_.push_back(slot);
+      return ready_.size() < wanted;
+    });
+  for (std::uint32_t slot : ready_) {
+    const auto will_hold = static_cast<std::uint32_t>(needs.prepare(slot, tokens).count);
+    if (will_hold > free_.tokens(slot)) free_.set_tokens(slot, will_hold);
   }
 }
 
@@ -172,15 +167,10 @@ void KvCache::announce_tokens(std::uint32_t slot, Tokens to) {
   std::lock_guard lock(mutex_);
   require_open(slot);
   slots_->check_length("tokens", to);
-  announce(slot, static_cast<std::uint32_t>(to.count));
+  slots_->announce(slot, to);
 }
 
-void KvCache::announce(std::uint32_t slot, std::uint32_t to) {
-  slots_->announce(slot, {to});
-  covered_[slot] = static_cast<std::uint32_t>(slots_->covered(slot).count);
-}
-
-void KvCache::truncate(std::uint32_t slot, Tokens to) {
+void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   std::lock_guard lock(mutex_);
   require_open(slot);
@@ -190,26 +180,22 @@ void KvCache::truncate(std::uint32_t slot, Tokens to) {
   if (slots_->has_windows() && to.count != 0 && to.count < previous_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
-  // Slots have not heard of what was written within the limit, which ends in the same page.
-  if (to < slots_->frontier(slot)) slots_->truncate(slot, to);
+  // What was written since then is in the same page, and what was announced stays so.
+  if (to < slots_->kept(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
-  limits_[slot] = static_cast<std::uint32_t>(slots_->limit(slot).count);
-  covered_[slot] = 0;  // to be announced again
 }
 
 void KvCache::close(std::uint32_t slot, StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   std::lock_guard lock(mutex_);
   require_open(slot);
-  Place& place = places_[slot];
-  if (!place.fresh) {
-    place.held = limits_[slot];
-    place.fence = readers(slot, slots_->pool().epochs().named(stream));
-  }
-  slots_->truncate(slot, {});
-  if (std::exchange(place.fresh, false)) --fresh_;
-  place.open = false;
-  --open_;
+  const bool fresh = states_[slot] == SlotState::fresh;
+  const auto holds = fresh ? free_.tokens(slot) : static_cast<std::uint32_t>(slots_->limits()[slot].count);
+  if (!fresh) fences_[slot] = readers(users_[slot], stream);
+  slots_->truncate(slot, {}, fences_[slot]);
+  fresh_ -= fresh;
+  free_.put(slot, holds);
+  states_[slot] = SlotState::free;
   prepare();
 }
 

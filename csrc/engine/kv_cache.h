@@ -1,5 +1,9 @@
-// The slots of a serving engine: sequences come, grow step by step and go; what they need is mapped before it
-// is needed, and nothing that work may still read is given to another.
+// KvCache: which sequence of a serving engine is in which slot, and an iteration of those that run.
+//
+// Sequences come (open), grow by an iteration of the engine at a time (step) and go (close). KvCache gives
+// each a slot of Slots, makes the pages of its next tokens usable in step(), and tells the pager early enough
+// what the iterations after that will need. A slot that is closed keeps its pages, for the next sequence that
+// fits; nobody gets them while work on a stream may still read them.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +13,7 @@
 #include <vector>
 
 #include "base/lock.h"
+#include "engine/free_slots.h"
 #include "engine/slots.h"
 #include "policy/arrival_predictor.h"
 #include "policy/growth_predictor.h"
@@ -16,10 +21,18 @@
 namespace vmm {
 
 struct KvCacheOptions {
-  Tokens tail{};              // past each length, mapped, too
-  Tokens tokens_per_step{1};  // that a decoding sequence grows by
-  Tokens max_tokens{};        // of a sequence; 0: what the slots have room for
-  Tokens first_tokens{};      // of a sequence's first step, at most; 0: to be learnt
+  Tokens tail{};              // so many more are mapped past each length
+  Tokens tokens_per_step{1};  // a decoding sequence grows by so many
+  Tokens max_tokens{};        // that a sequence may have; 0: as many as a slot has room for
+  Tokens first_tokens{};      // the most that a sequence's first step computes; 0: the cache learns it
+};
+
+/// What a slot is doing.
+enum class SlotState : std::uint8_t {
+  free,     // nobody is in it
+  ready,    // nobody is in it, and it is prepared for a sequence that nobody has announced
+  fresh,    // a sequence is in it that has not been stepped
+  running,  // a sequence is in it that has been stepped
 };
 
 /// Safe from any thread.
@@ -33,61 +46,63 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  /// The free slot that fits `prompt` tokens best, of which the first `announced`, or at least one step's,
-  /// will be needed soon. `stream` is where its first step will be: it may take over a slot whose last work
-  /// is there. Throws InvalidArgument when every slot is taken, or past max_tokens.
+  /// Gives a sequence the free slot whose pages fit `prompt` tokens best, and announces the first `announced`
+  /// tokens, or at least those of one step. Its first step will be on `stream`, so it may have a slot whose
+  /// last work is there and not over. Throws InvalidArgument when every slot is taken, or past max_tokens.
   std::uint32_t open(Tokens prompt, Tokens announced, StreamHandle stream);
 
-  /// The next iteration on `stream`: these sequences, with so many tokens each when it is over. Throws
+  /// The next iteration on `stream` begins: after it, these sequences have so many tokens each, and from here
+  /// on those may be written. It closes the stream's epoch, opens the next, maps what is missing, and
+  /// announces what comes due. Where work of another stream may still read a slot for the sequence before, it
+  /// waits for that, without the cache's lock. Throws
   /// InvalidArgument for a slot that is not open or named twice and for a length that is less than before or
   /// past max_tokens; OutOfPages, naming which of the slots would fit; Error for a slot that an open epoch of
   /// another stream may still read for the sequence before; or what the driver throws. Then nothing has
   /// changed, but that the stream's next epoch is open.
   void step(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
-  /// Closes the stream's epoch: the engine goes idle.
+  /// Closes the stream's epoch and opens none: the engine goes idle.
   void end(StreamHandle stream);
 
-  /// Tokens up to `to` will be needed soon: a prompt that waits, the next chunk.
+  /// Tells the pager that tokens up to `to` will be needed soon: those of a prompt that waits, or of its next
+  /// chunk. Waits for nothing. Throws InvalidArgument for a slot that is not open, or past max_tokens.
   void announce_tokens(std::uint32_t slot, Tokens to);
-  /// Tokens from `to` on are needed no more. Throws InvalidArgument for more than there are, and where there
-  /// are windows for less than before the last step, but 0.
-  void truncate(std::uint32_t slot, Tokens to);
-  /// The slot is free, but stays mapped until memory is short. The epochs that it was stepped in, and what is
-  /// on `stream`, may still read it; other streams that are stepped may not.
+  /// Tokens from `to` on are needed no more. As in close(), their pages stay mapped, and the same work may
+  /// still read them. Throws InvalidArgument for more than there are; and where layers have windows for less
+  /// than before the last step, unless it is 0.
+  void truncate(std::uint32_t slot, Tokens to, StreamHandle stream);
+  /// The slot is free. Its pages stay mapped until memory is short, and until nothing reads them any more:
+  /// the epochs that it was stepped in, what is on `stream` as far as an epoch covers it (Epochs::cover), and
+  /// what no step has told of (Work::outside_steps) may. What other batches and caches do may not, unless it
+  /// was marked. Throws InvalidArgument for a slot that is not open.
   void close(std::uint32_t slot, StreamHandle stream);
 
   Tokens length(std::uint32_t slot) const;
-  /// Before the last step: where there are windows, what those tokens do not need is gone.
+  /// Tokens before the last step. Where layers have windows, what they did not need is gone.
   Tokens previous_length(std::uint32_t slot) const;
   std::uint32_t open_slots() const;
-  /// Of all open slots together, bytes: of K and V, and of the pages that are kept for them or announced.
+  /// Bytes of the K and V of all open sequences, as far as windows reach.
   Bytes live() const;
+  /// Bytes of the pages that are kept for open sequences, or announced.
   Bytes held() const;
+  /// How many iterations ahead pages are announced.
   std::uint64_t horizon() const;
   Slots& slots() noexcept { return *slots_; }
   /// Of bookkeeping, for each slot.
   static constexpr std::size_t bytes_per_slot();
 
  private:
-  struct Place {
-    Fence fence;             // of one that is free, or open and not stepped yet: its last work
-    std::uint32_t held = 0;  // of one that is free: tokens that its pages held when last looked at
-    bool open = false;
-    bool fresh = false;     // open, and not stepped yet
-    bool prepared = false;  // for whoever comes next
-  };
-
   void require_open(std::uint32_t slot) const;
   void check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths);
   void map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
   void announce(std::span<const std::int32_t> slots);
-  void announce(std::uint32_t slot, std::uint32_t to);
   std::uint32_t users_bit(StreamHandle stream);
-  Fence readers(std::uint32_t slot, StreamHandle stream);
+  Fence readers(std::uint32_t users, StreamHandle stream) const;
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
-  std::uint32_t best_fit(std::uint32_t prompt, StreamHandle stream);
-  std::uint32_t best_true_fit(std::uint32_t prompt, StreamHandle stream);
+  bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
+  std::uint32_t open_count() const { return slots_->count() - free_.count(); }
+  std::uint32_t choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream);
   void prepare();
+  void prepare(Slots::Needs& needs);
   Tokens first_tokens() const { return std::min(options_.tokens_per_step, slots_->max_tokens()); }
 
   std::shared_ptr<Slots> slots_;
@@ -95,25 +110,26 @@ class KvCache {
   mutable Mutex mutex_{LockRank::kv_cache};
   GrowthPredictor predictor_;
   ArrivalPredictor arrivals_;
-  // By slot; what every step looks at, in arrays of their own.
+  FreeSlots free_;
+  std::vector<std::uint32_t> ready_;  // those of the free ones that are ready
+  // By slot; what every step looks at is in arrays of its own.
+  std::vector<SlotState> states_;
   std::vector<std::uint32_t> lengths_;
   std::vector<std::uint32_t> previous_;  // lengths before the last step
-  std::vector<std::uint32_t> limits_;    // usable without asking
-  std::vector<std::uint32_t> covered_;   // announced
-  std::vector<std::uint32_t> seen_;      // in the step of this number
-  std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped it
-  std::vector<Place> places_;
-  std::vector<StreamHandle> streams_;  // that were stepped
-  std::vector<std::uint32_t> closed_;  // scratch of prepare()
-  std::vector<SlotLength> crossing_;   // scratch of step()
-  std::vector<SlotLength> coming_;     // scratch of announce()
+  std::vector<std::uint32_t> seen_;      // the number of the last step that named it
+  std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped its sequence
+  std::vector<Fence> fences_;            // the work that may read it for the last sequence, until the next
+                                         // one's first step
+  std::vector<StreamHandle> streams_;    // all that this cache has stepped
+  std::vector<SlotLength> crossing_;     // scratch of step(): those that need pages which are not kept
+  std::vector<SlotLength> coming_;       // scratch of announce()
   std::uint32_t steps_ = 0;
-  std::uint32_t fresh_ = 0;  // open slots that have not been stepped
-  std::uint32_t open_ = 0;
+  std::uint32_t fresh_ = 0;  // slots that are fresh
 };
 
 constexpr std::size_t KvCache::bytes_per_slot() {
-  return 6 * sizeof(std::uint32_t) + sizeof(Place) + Slots::bytes_per_slot();
+  return 4 * sizeof(std::uint32_t) + sizeof(SlotState) + sizeof(Fence) + FreeSlots::bytes_per_slot() +
+         Slots::bytes_per_slot();
 }
 
 }  // namespace vmm

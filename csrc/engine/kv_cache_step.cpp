@@ -12,6 +12,11 @@ namespace {
 
 constexpr std::uint32_t steps_between_polls = 8;
 
+/// Streams beyond the 31st share the last bit.
+std::uint32_t bit_of(std::ptrdiff_t stream) {
+  return std::uint32_t{1} << std::min<std::ptrdiff_t>(stream, 31);
+}
+
 std::string at(const char* argument, std::size_t i, std::int64_t value) {
   return std::string(argument) + "[" + std::to_string(i) + "] is " + std::to_string(value);
 }
@@ -29,7 +34,7 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
   const auto most = static_cast<std::int64_t>(slots_->max_tokens().count);
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
-    if (slot >= places_.size() || !places_[slot].open)
+    if (slot >= slots_->count() || !is_open(slot))
       throw InvalidArgument(at("slots", i, slots[i]) + "; expected one that is open");
     if (std::exchange(seen_[slot], steps_) == steps_)
       throw InvalidArgument(at("slots", i, slots[i]) + ", for the second time");
@@ -40,25 +45,27 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
   }
 }
 
-/// Streams beyond the 31st share the last bit.
 std::uint32_t KvCache::users_bit(StreamHandle stream) {
   const auto found = std::ranges::find(streams_, stream);
-  const auto i = static_cast<std::size_t>(found - streams_.begin());
+  const std::uint32_t bit = bit_of(found - streams_.begin());
   if (found == streams_.end()) {
     streams_.push_back(stream);
     slots_->pool().epochs().join(stream);
   }
-  return std::uint32_t{1} << std::min<std::size_t>(i, 31);
+  return bit;
 }
 
-/// The work that may still read a slot: a step says which slots its epoch uses.
-Fence KvCache::readers(std::uint32_t slot, StreamHandle stream) {
-  Fence fence = slots_->pool().epochs().fence();
-  std::erase_if(fence, [&](const StreamEpoch& entry) {
-    if (entry.stream == stream || std::ranges::find(streams_, entry.stream) == streams_.end()) return false;
-    return (users_[slot] & users_bit(entry.stream)) == 0;
+/// The work that may still read the slots that these streams, a bit for each, have stepped. A step says which
+/// slots its epoch uses, so what is on the other streams of this cache does not read them, unless it was
+/// marked.
+Fence KvCache::readers(std::uint32_t users, StreamHandle stream) const {
+  Epochs& epochs = slots_->pool().epochs();
+  return epochs.fence([&, stream = epochs.named(stream)](StreamHandle each) {
+    if (each == stream) return Work::all;
+    const auto found = std::ranges::find(streams_, each);
+    if (found == streams_.end()) return Work::outside_steps;
+    return (users & bit_of(found - streams_.begin())) != 0 ? Work::all : Work::marked;
   });
-  return fence;
 }
 
 /// Whether a step on `stream` would overwrite what work on other streams may still read of a slot, for the
@@ -67,9 +74,10 @@ bool KvCache::is_read(std::span<const std::int32_t> slots, StreamHandle stream) 
   if (fresh_ == 0) return false;
   const Epochs& epochs = slots_->pool().epochs();
   for (const std::int32_t slot : slots) {
-    const Place& place = places_[static_cast<std::uint32_t>(slot)];
-    if (!place.fresh || epochs.complete(place.fence, stream)) continue;
-    if (!epochs.waits_for_open_epoch(place.fence, stream)) return true;
+    const auto number = static_cast<std::uint32_t>(slot);
+    const Fence& fence = fences_[number];
+    if (states_[number] != SlotState::fresh || epochs.complete(fence, stream)) continue;
+    if (!epochs.waits_for_open_epoch(fence, stream)) return true;
     throw Error("slot " + std::to_string(slot) +
                 " was closed in an epoch of another stream that is open still: end it there first");
   }
@@ -78,8 +86,14 @@ bool KvCache::is_read(std::span<const std::int32_t> slots, StreamHandle stream) 
 
 void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
                   StreamHandle stream) {
+  Fence read;
+  if (slots_->has_windows()) {
+    std::uint32_t users = 0;
+    for (const SlotLength& each : crossing_) users |= users_[each.slot];
+    read = readers(users, stream);
+  }
   try {
-    slots_->advance(crossing_);
+    slots_->advance(crossing_, read);
   } catch (const OutOfPages& error) {
     std::int64_t left = slots_->pool().reclaiming().obtainable(stream);
     Bytes missing;
@@ -120,23 +134,22 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
     check(slots, lengths);
   }
   crossing_.clear();
+  const std::span<const Tokens> limits = slots_->limits();
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
-    const auto length = static_cast<std::uint32_t>(lengths[i]);
-    if (length > limits_[slot]) crossing_.push_back({slot, {length}, {lengths_[slot]}});
+    const Tokens length{static_cast<std::uint64_t>(lengths[i])};
+    if (length > limits[slot]) crossing_.push_back({slot, length, {lengths_[slot]}});
   }
   if (!crossing_.empty()) map(slots, lengths, stream);
   // 2. Commit.
-  for (const SlotLength& each : crossing_)
-    limits_[each.slot] = static_cast<std::uint32_t>(slots_->limit(each.slot).count);
   std::uint64_t came = 0, longest = 0;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
     previous_[slot] = std::exchange(lengths_[slot], static_cast<std::uint32_t>(lengths[i]));
     users_[slot] |= user;
-    if (fresh_ == 0 || !places_[slot].fresh) continue;
-    places_[slot].fresh = false;
-    places_[slot].fence.clear();
+    if (fresh_ == 0 || states_[slot] != SlotState::fresh) continue;
+    states_[slot] = SlotState::running;
+    fences_[slot].clear();
     --fresh_;
     ++came;
     longest = std::max<std::uint64_t>(longest, lengths_[slot]);
@@ -154,19 +167,17 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
 void KvCache::announce(std::span<const std::int32_t> slots) {
   const std::uint64_t ahead = options_.tokens_per_step.count * predictor_.horizon();
   const std::uint64_t most = slots_->max_tokens().count;
+  const std::span<const Tokens> covered = slots_->covered();
   coming_.clear();
   bool due = false;
   for (const std::int32_t number : slots) {
     const auto slot = static_cast<std::uint32_t>(number);
     const std::uint64_t to = std::min(lengths_[slot] + 2 * ahead, most);
-    if (to <= covered_[slot]) continue;
+    if (to <= covered[slot].count) continue;
     coming_.push_back({slot, {to}});
-    due |= std::min(lengths_[slot] + ahead, most) > covered_[slot];
+    due |= std::min(lengths_[slot] + ahead, most) > covered[slot].count;
   }
-  if (!due) return;
-  slots_->announce(coming_);
-  for (const SlotLength& each : coming_)
-    covered_[each.slot] = static_cast<std::uint32_t>(slots_->covered(each.slot).count);
+  if (due) slots_->announce(coming_);
 }
 
 void KvCache::end(StreamHandle stream) {

@@ -146,6 +146,7 @@ void Pager::ask_again(Nanoseconds now) {
 /// Mapping::warm. True when there may be more to create.
 bool Pager::create_ahead() {
   if (!pool_->driver().capabilities().gpu) return false;
+  if (!starved_.empty()) return false;  // who starves would give the reserve back, and find too little
   if (const Created created = pool_->mapping().take_created(); created.size.count != 0) {
     creations_.created(created.size);
     page_bytes_ = created.page_bytes;

@@ -1,4 +1,8 @@
-// The pager: keeps memory mapped ahead of what grows, unmaps what was retired, answers pressure.
+// The pager: what is done for a pool in the background, so that callers need not wait for the driver.
+//
+// It maps pages before their owners need them (map_ahead of each Growing that notified it), unmaps what was
+// retired when the work on it is over, gives memory back when others of the budget lack it or nobody has
+// needed it for a while, and on a GPU creates pages ahead of need.
 #pragma once
 
 #include <deque>
@@ -16,19 +20,19 @@
 namespace vmm {
 
 struct PagerOptions {
-  Pages lookahead{1};                                // mapped beyond the frontier, in every growing extent
-  Bytes batch_bytes = 2_MiB;                         // mapped at once, at first: see BatchSize
-  Nanoseconds idle_time = std::chrono::seconds(60);  // until what nobody needs is given back: up to twice as
-                                                     // long; 0: for ever
+  Pages lookahead{1};         // so many are mapped beyond what is in use, in every extent that grows
+  Bytes batch_bytes = 2_MiB;  // so much is mapped at once in the beginning: see BatchSize
+  // What nobody needs for so long is given back, at the latest after twice that; 0: never.
+  Nanoseconds idle_time = std::chrono::seconds(60);
 };
 
-/// A state machine that a thread, or a simulator, drives by poll(). It touches only the driver and the clock.
-/// notify() and wake-ups are safe from any thread; poll() belongs to one at a time.
+/// A state machine without a thread of its own: a PagerThread, or a simulator, calls poll(), one at a time.
+/// All other methods are safe from any thread.
 class Pager {
  public:
   struct Next {
-    bool now = false;                 // there is more to do at once
-    std::optional<Nanoseconds> at{};  // or at this time; neither: when woken
+    bool now = false;                 // poll again at once
+    std::optional<Nanoseconds> at{};  // or at this time, or when woken before; without a time, when woken
   };
 
   Pager(std::shared_ptr<Pool> pool, PagerOptions options);
@@ -36,13 +40,14 @@ class Pager {
   Pager(const Pager&) = delete;
   Pager& operator=(const Pager&) = delete;
 
-  /// There may be something to map ahead for it. Costs one atomic when it is known already.
+  /// Tells that map_ahead() of this may have something to do. Costs one atomic when that is known already.
   void notify(Growing& growing);
-  /// Does one bounded piece of work. Never throws: what goes wrong is logged, and is the caller's to meet.
+  /// Does one piece of work that takes about a millisecond. Never throws: what fails is logged, and whoever
+  /// needs what could not be mapped meets the error himself.
   Next poll(Nanoseconds now) noexcept;
-  /// Calls its age() after each while, until that returns false.
+  /// From now on its age() is called after each idle time, until that returns false.
   void age(Growing& growing);
-  /// There may be something retired to unmap.
+  /// Tells that something that was retired may be over now.
   void nudge() { wake(); }
   /// Called, from any thread, whenever poll() may have something to do.
   void set_waker(std::function<void()> wake);

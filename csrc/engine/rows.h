@@ -1,4 +1,10 @@
-// The rows of one tensor, side by side without padding, backed by pages where they are touched.
+// Rows: the memory of one KVTensor, which has addresses for all its rows and pages only where they are
+// touched.
+//
+// A row holds tokens, as one record of bytes each; rows lie side by side without padding. Whoever is about to
+// use a part of the tensor touches or pins its bytes first, which maps their pages. Whoever needs tokens no
+// more releases them; the pages that hold nothing else are unmapped when no pin and no work is on them any
+// more.
 #pragma once
 
 #include <atomic>
@@ -24,15 +30,15 @@ struct RowsShape {
   Bytes record_bytes;
 };
 
-/// Rows need not divide pages: neighbours may share one. What has been touched stays mapped until it is
-/// released. A row is in use from its floor, below which all was released, to its high-water mark.
-/// Every method is safe from any thread, but what one thread releases, others must not be touching: what they
-/// hold pinned is safe from that, too.
+/// Neighbouring rows may share a page. What has been touched stays mapped until it is released. A row is in
+/// use from its floor, below which everything was released, up to its high-water mark, the end of what was
+/// touched. Every method is safe from any thread. One thread must not release what another is touching; what
+/// another has pinned it may.
 class Rows final : public Growing {
  public:
   using Spans = std::vector<ByteRange>;  // ascending, without overlaps
 
-  /// Keeps spans mapped while it lives, whatever is released meanwhile. It may outlive the owners.
+  /// Keeps spans mapped while it lives, even where they are released meanwhile. It may outlive the owners.
   class Pin {
    public:
     Pin(std::shared_ptr<Rows> rows, Spans spans);
@@ -40,7 +46,7 @@ class Rows final : public Growing {
     Pin(const Pin&) = delete;
     Pin& operator=(const Pin&) = delete;
 
-    /// Whether its end may call the driver, or wait for who does.
+    /// Whether its end may call the driver, or wait for somebody who does.
     bool gives_back() const {
       if (rows_->pool().fork_guard().in_child()) return false;  // asking would throw, and nothing is undone
       return rows_->ended() || rows_->pool().closed();
@@ -66,27 +72,28 @@ class Rows final : public Growing {
   /// Makes the spans usable and in use. Throws Closed, or what Pool::map throws; then nothing has
   /// changed.
   void touch(const Spans& spans);
-  /// The same, pinned.
+  /// Does the same, and pins them.
   std::shared_ptr<Pin> pin(Spans spans);
-  /// Makes tokens [0, to) of every row usable, but not in use.
+  /// Maps tokens [0, to) of every row, which are not in use for that.
   void reserve(Tokens to);
   /// Ends the use of tokens [from, to) of every row: pages that hold nothing else in use are unmapped once no
   /// pin is on them and the work that may touch them is over.
   void release(Tokens from, Tokens to);
   /// Zeroes what is mapped of the spans, on `stream`.
   void zero_mapped(Spans spans, StreamHandle stream = {});
-  /// Releases everything and refuses from here on. Twice is once.
+  /// Releases everything; from here on, other calls throw Closed. A second call does nothing.
   void end();
 
-  /// What is mapped and in use.
+  /// The bytes that are mapped and in use.
   Spans in_use() const;
+  /// One past the last token of the row that has been touched and not released.
   Tokens mark(std::uint64_t row) const { return {marks_.at(row).load()}; }
 
   const RowsShape& shape() const noexcept { return shape_; }
   const Lease& lease() const noexcept { return *lease_; }
   bool ended() const noexcept { return ended_.load(); }
   Pool& pool() const noexcept override { return lease_->pool(); }
-  /// Keeps the addresses, but is no owner.
+  /// A reference that keeps the addresses reserved but does not count as an owner's.
   std::shared_ptr<Rows> observer() const;
 
   Ahead map_ahead(Bytes batch, Pages lookahead) override;

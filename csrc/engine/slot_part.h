@@ -1,4 +1,4 @@
-// Where the tokens of a slot lie: address arithmetic.
+// Where the tokens of a slot lie: address arithmetic, which nothing else in the engine does.
 #pragma once
 
 #include <cstdint>
@@ -9,32 +9,34 @@
 
 namespace vmm {
 
-/// `extents` pieces of one lease for each slot, side by side from `first_extent` on, each holding one record
-/// of `record_bytes` per token.
+/// A part of every slot's tokens that lies in one lease, for example a layer's keys. Each slot has `extents`
+/// neighbouring extents of the lease, the first slot those from `first_extent` on; in each of them token t
+/// has `record_bytes` bytes from t × record_bytes on.
 struct SlotPart {
   std::shared_ptr<Lease> lease;
   std::uint64_t first_extent = 0;
   std::uint64_t extents = 1;
   Bytes record_bytes;
-  Tokens window{};  // the next token needs only so many, itself included; 0: all
+  Tokens window{};  // a token attends only to so many, itself included; 0: to all before it
 
   Bytes page_bytes() const { return lease->shape().page_bytes; }
-  /// Of each extent, for tokens [0, tokens).
+  /// How many pages at the start of each extent hold tokens [0, tokens).
   Pages pages_for(Tokens tokens) const {
     return {round_up(record_bytes * tokens.count, page_bytes()) / page_bytes()};
   }
-  Tokens held_by(Pages pages) const { return {page_bytes() * pages.count / record_bytes}; }
-  /// The first ones of each extent, that the window does not reach once so many tokens are there.
-  Pages given_up(Tokens computed) const {
-    if (window.count == 0 || computed < window) return {};
-    return {record_bytes * (computed.count + 1 - window.count) / page_bytes()};
+  /// Whole tokens that so many pages at the start of an extent hold.
+  Tokens room_in(Pages pages) const { return {page_bytes() * pages.count / record_bytes}; }
+  /// The first pages of each extent that no later token attends to once so many tokens are there.
+  Pages behind_window(Tokens before) const {
+    if (window.count == 0 || before < window) return {};
+    return {record_bytes * (before.count + 1 - window.count) / page_bytes()};
   }
-  /// Bytes of so many tokens, as far as the window reaches.
+  /// Bytes of a slot's first `length` tokens, as far as the window reaches.
   Bytes live(Tokens length) const {
     const Tokens tokens = window.count == 0 ? length : std::min(length, window);
     return record_bytes * (tokens.count * extents);
   }
-  /// Pages [from, to) of each of the slot's extents, `to` no further than their end.
+  /// Appends pages [from, to) of each of the slot's extents, but no page beyond their end.
   void append_pages(std::uint32_t slot, Pages from, Pages to, std::vector<PageRange>& out) const {
     const Pages extent{lease->shape().extent_bytes / page_bytes()};
     to = std::min(to, extent);
@@ -42,7 +44,7 @@ struct SlotPart {
     for (std::uint64_t i = first(slot); i < first(slot) + extents; ++i)
       out.push_back({{static_cast<std::uint32_t>(i * extent.count + from.count)}, to - from});
   }
-  /// The bytes of tokens [from, to), in each extent.
+  /// Appends the bytes of tokens [from, to) in each of the slot's extents.
   void append_bytes(std::uint32_t slot, Tokens from, Tokens to, std::vector<ByteRange>& out) const {
     if (from >= to) return;
     for (std::uint64_t i = first(slot); i < first(slot) + extents; ++i)

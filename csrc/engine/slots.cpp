@@ -17,7 +17,9 @@ Slots::Slots(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uin
       look_ahead_(options.look_ahead),
       write_intent_(options.write_intent),
       max_tokens_{~std::uint64_t{0}},
-      slots_(count) {
+      slots_(count),
+      limits_(count),
+      covered_(count) {
   if (parts_.empty()) throw InvalidArgument("parts is empty; expected at least one");
   if (count == 0) throw InvalidArgument("count is 0; expected at least one slot");
   for (const SlotPart& part : parts_) {
@@ -68,11 +70,14 @@ void Slots::check_length(const char* argument, Tokens tokens) const {
                           " tokens; max_tokens is " + std::to_string(max_tokens_.count));
 }
 
-Tokens Slots::held_by_pages_for(Tokens tokens) const {
-  Tokens held = max_tokens_ + tail_;
-  for (const SlotPart& part : parts_) held = std::min(held, part.held_by(part.pages_for(tokens)));
-  return held;
+/// How many tokens the pages have room for that hold so many.
+Tokens Slots::room_in_pages_for(Tokens tokens) const {
+  Tokens room = max_tokens_ + tail_;
+  for (const SlotPart& part : parts_) room = std::min(room, part.room_in(part.pages_for(tokens)));
+  return room;
 }
+
+Tokens Slots::kept(std::uint32_t slot) const { return without_tail({slots_.at(slot).kept.load()}); }
 
 std::vector<PageRange> Slots::missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const {
   std::vector<PageRange> out;
@@ -105,7 +110,7 @@ Bytes Slots::held(std::uint32_t number) const {
   const Tokens tokens{std::max(slot.kept.load(), slot.announced.load())};
   Bytes sum;
   for (const SlotPart& part : parts_) {
-    const Pages pages = part.pages_for(tokens) - part.given_up({slot.computed});
+    const Pages pages = part.pages_for(tokens) - part.behind_window({slot.passed});
     sum += part.page_bytes() * (pages.count * part.extents);
   }
   return sum;
@@ -123,7 +128,7 @@ MapResult Slots::map_parts(std::span<const SlotLength> wanted, std::size_t& done
     std::vector<ByteRange> overwritten;
     if (write_intent_)
       for (const SlotLength& each : wanted)
-        part.append_bytes(each.slot, frontier(each.slot), each.length, overwritten);
+        part.append_bytes(each.slot, each.before, each.length, overwritten);
     MapOptions options;
     options.overwritten = overwritten;
     const MapResult result = pool().map(part.lease->reservation(), missing_ranges(part, wanted), options);
@@ -134,12 +139,12 @@ MapResult Slots::map_parts(std::span<const SlotLength> wanted, std::size_t& done
   return sum;
 }
 
-void Slots::advance(std::span<const SlotLength> wanted) {
+void Slots::advance(std::span<const SlotLength> wanted, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
   crossing_.clear();
   for (const SlotLength& each : wanted) {
     check_length("length", each.length);
-    if (each.length.count > slots_.at(each.slot).limit) crossing_.push_back(each);
+    if (each.length > limits_.at(each.slot)) crossing_.push_back(each);
   }
   if (!crossing_.empty()) {
     std::ranges::sort(crossing_, {}, &SlotLength::slot);  // the write intent wants ascending addresses
@@ -155,34 +160,29 @@ void Slots::advance(std::span<const SlotLength> wanted) {
   for (const SlotLength& each : crossing_) {
     Slot& slot = slots_[each.slot];
     slot.kept = std::max(slot.kept.load(), reach(each.length).count);
-    slot.limit = held_by_pages_for({slot.kept}).count - tail_.count;
-    move_windows(each.slot, each.computed);
+    limits_[each.slot] = room_in_pages_for({slot.kept}) - tail_;
+    move_windows(each.slot, each.before, readers);
   }
   announce(crossing_);
-  for (const SlotLength& each : wanted)
-    slots_[each.slot].frontier = std::max(slots_[each.slot].frontier, each.length.count);
 }
 
-void Slots::move_windows(std::uint32_t number, Tokens computed) {
+void Slots::move_windows(std::uint32_t number, Tokens before, const Fence& readers) {
   Slot& slot = slots_[number];
-  if (computed.count <= slot.computed) return;
+  if (before.count <= slot.passed) return;
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
-    part.append_pages(number, part.given_up({slot.computed}), part.given_up(computed), ranges);
-    if (!ranges.empty()) pool().unkeep(part.lease->reservation(), ranges);
+    part.append_pages(number, part.behind_window({slot.passed}), part.behind_window(before), ranges);
+    if (!ranges.empty()) pool().unkeep(part.lease->reservation(), ranges, readers);
   }
-  slot.computed = computed.count;
+  slot.passed = before.count;
 }
 
-void Slots::truncate(std::uint32_t number, Tokens to) {
+void Slots::truncate(std::uint32_t number, Tokens to, const Fence& readers) {
   check_length("to", to);
   std::lock_guard owner(owner_mutex_);
   Slot& slot = slots_.at(number);
-  if (to.count > slot.frontier)
-    throw InvalidArgument("to is " + std::to_string(to.count) +
-                          " tokens, more than there are: " + std::to_string(slot.frontier));
   for (const SlotPart& part : parts_)
-    if (to.count != 0 && part.given_up(to) < part.given_up({slot.computed}))
+    if (to.count != 0 && part.behind_window(to) < part.behind_window({slot.passed}))
       throw InvalidArgument("to is " + std::to_string(to.count) +
                             " tokens; a layer's window before them was given up");
   const Tokens kept{std::min(slot.kept.load(), reach(to).count)};
@@ -190,23 +190,20 @@ void Slots::truncate(std::uint32_t number, Tokens to) {
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
     part.append_pages(number, part.pages_for(kept), part.pages_for(needed), ranges);
-    pool().unkeep(part.lease->reservation(), ranges);
+    pool().unkeep(part.lease->reservation(), ranges, readers);
   }
-  slot.frontier = to.count;
-  slot.computed = std::min(slot.computed, to.count);
+  slot.passed = std::min(slot.passed, to.count);
   slot.kept = kept.count;
-  const std::uint64_t held = held_by_pages_for(kept).count;
-  slot.limit = held - std::min(held, tail_.count);
+  limits_[number] = without_tail(room_in_pages_for(kept));
   std::lock_guard lock(due_mutex_);
   slot.announced = kept.count;
-  slot.covered = held;
+  covered_[number] = limits_[number];
 }
 
 void Slots::scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream) {
   std::lock_guard owner(owner_mutex_);
-  if (from > to || to > limit(slot))
-    throw InvalidArgument("from, to: expected from <= to <= " + std::to_string(limit(slot).count) +
-                          " tokens");
+  if (const Tokens limit = limits_.at(slot); from > to || to > limit)
+    throw InvalidArgument("from, to: expected from <= to <= " + std::to_string(limit.count) + " tokens");
   for (const SlotPart& part : parts_) {
     std::vector<ByteRange> ranges;
     part.append_bytes(slot, from, to, ranges);

@@ -1,9 +1,20 @@
-// Places in which sequences grow, counted in tokens: the same few extents for each, growing in lockstep.
+// Slots: equal places in a few leases, in each of which one sequence of tokens grows.
+//
+// A slot is a few extents: stretches of address space that begin without pages and get them from the start
+// on, as far as the sequence has tokens (slot_part.h says which bytes a token takes of each). All extents of
+// a slot grow together. The owner of the slots speaks of tokens, and Slots turns them into pages of the pool.
+//
+// The pages at the start of a slot are needed in three ways. They are *kept* as far as the owner has advanced
+// the slot: nobody takes those away. They are *announced* as far as the owner has said that it will advance
+// soon: the pager maps them before. In a slot that nobody is in they may be *prepared*, for a sequence that
+// may come: the pager maps them where nobody needs the memory more.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -17,22 +28,25 @@ namespace vmm {
 class Pager;
 
 struct SlotsOptions {
-  Tokens tail{};             // past each length, mapped, too
-  Tokens max_tokens{};       // 0: what there is room for
-  bool look_ahead = true;    // map the pager's look-ahead beyond what is announced
-  bool write_intent = true;  // what advance() makes usable will be written, or scrubbed
+  Tokens tail{};             // so many more are mapped past each length
+  Tokens max_tokens{};       // that a slot may have; 0: as many as there is room for
+  bool look_ahead = true;    // the pager maps its look-ahead beyond what is announced
+  bool write_intent = true;  // whoever advances a slot will write, or scrub, all its new tokens
 };
 
-/// The length that a slot is to have.
+/// The length that a slot is to have, and the one that it has had before.
 struct SlotLength {
   std::uint32_t slot;
   Tokens length;
-  Tokens computed{};  // of these; where there are windows, what they no longer reach is needed no more
+  Tokens before{};
 };
 
-/// Calls by the owner are serialised; the pager works beside them.
+/// Its owner makes one call at a time, but that announce() may be called beside others; the pager works
+/// beside them in its own thread.
 class Slots final : public Growing {
  public:
+  class Needs;
+
   /// Throws InvalidArgument when the slots do not fit into the leases. When the last owner lets go, the
   /// leases end there and then.
   static std::shared_ptr<Slots> make(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts,
@@ -41,30 +55,24 @@ class Slots final : public Growing {
         const SlotsOptions& options);  // for make()
 
   /// Makes tokens [0, length) of each of these different slots usable, all or nothing, and tells the pager
-  /// about those that came into new pages. Throws InvalidArgument past max_tokens, or what Pool::map throws.
-  void advance(std::span<const SlotLength> wanted);
+  /// about those that came into new pages. The tokens from `before` on will be written. Where a layer has a
+  /// window, pages that are too far behind `before` for it are given up until `readers` is complete. Throws
+  /// InvalidArgument past max_tokens, or what Pool::map throws.
+  void advance(std::span<const SlotLength> wanted, const Fence& readers);
   /// Tells the pager that these lengths will be needed soon. Waits for nothing.
   void announce(std::span<const SlotLength> coming);
   void announce(std::uint32_t slot, Tokens to);
-  /// A slot that nobody is in: tokens up to `to` might be needed soon. Waits for nothing. Returns how many
-  /// tokens their pages will hold. Where neither this nor touch() is called for the pager's idle time,
-  /// nothing is prepared any more.
-  Tokens prepare(std::uint32_t slot, Tokens to);
-  /// The slots are in use. True when this is news: what was prepared may be so no more.
-  bool touch() noexcept { return !touched_.load(std::memory_order_relaxed) && !touched_.exchange(true); }
-  /// Of `at_most`, how many tokens can be used from the slot's start without mapping anything.
-  Tokens ready(std::uint32_t slot, Tokens at_most) const;
-  /// Somebody is in the slot now, and will need tokens up to `announced` soon, and none that were prepared
-  /// beyond.
-  void take(std::uint32_t slot, Tokens announced);
-  /// The longest time since the last call from an announcement until all was mapped; 0 if there was none.
-  Nanoseconds take_delay() { return Nanoseconds{delay_.exchange(0)}; }
-  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short. Throws
-  /// InvalidArgument for more than there are, or where a window before `to` has been given up; 0 is all
-  /// right.
-  void truncate(std::uint32_t slot, Tokens to);
+  /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short and `readers` is
+  /// complete. Throws InvalidArgument where a window before `to` has been given up; 0 is always possible.
+  void truncate(std::uint32_t slot, Tokens to, const Fence& readers);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
+
+  /// The owner uses its slots. True when nobody has since the pager ended all that was prepared, or last
+  /// asked whether to: then it must be prepared anew.
+  bool touch() noexcept { return !touched_.load(std::memory_order_relaxed) && !touched_.exchange(true); }
+  /// The longest time since the last call from an announcement until all was mapped; 0 if there was none.
+  Nanoseconds take_delay() { return Nanoseconds{delay_.exchange(0)}; }
 
   /// Bytes that advance() would have to map.
   Bytes missing(std::uint32_t slot, Tokens to) const;
@@ -74,11 +82,13 @@ class Slots final : public Growing {
   Bytes held(std::uint32_t slot) const;
   /// Bytes of K and V of so many tokens, as far as windows reach.
   Bytes live(Tokens length) const;
-  /// Tokens that the pages hold which were announced last.
-  Tokens covered(std::uint32_t slot) const;
-  /// Tokens that may be in use without another call.
-  Tokens limit(std::uint32_t slot) const { return {slots_.at(slot).limit}; }
-  Tokens frontier(std::uint32_t slot) const { return {slots_.at(slot).frontier}; }
+  /// The length that was asked for when pages were last kept.
+  Tokens kept(std::uint32_t slot) const;
+  /// By slot: tokens that may be used without another call, because the kept pages hold them; and tokens that
+  /// need not be announced, because the announced pages hold them.
+  std::span<const Tokens> limits() const noexcept { return limits_; }
+  std::span<const Tokens> covered() const noexcept { return covered_; }
+
   std::uint32_t count() const noexcept { return static_cast<std::uint32_t>(slots_.size()); }
   Tokens max_tokens() const noexcept { return max_tokens_; }
   bool has_windows() const noexcept { return has_windows_; }
@@ -97,14 +107,11 @@ class Slots final : public Growing {
 
  private:
   struct Slot {
-    std::uint64_t frontier = 0;               // the largest length so far
-    std::uint64_t computed = 0;               // tokens, when windows were last moved on
-    std::uint64_t limit = 0;                  // tokens that the kept pages hold, less the tail
+    std::uint64_t passed = 0;                 // tokens when what windows do not reach was last given up
     std::atomic<std::uint64_t> kept{0};       // tokens, with the tail, whose pages are kept
     std::atomic<std::uint64_t> announced{0};  // tokens, with the tail
     std::atomic<std::uint64_t> prepared{0};   // tokens, with the tail, of a slot that nobody is in
     // Under due_mutex_:
-    std::uint64_t covered = 0;  // tokens that the pages of `announced` hold
     Nanoseconds asked = never;  // when what is announced and not known to be mapped was asked for
     bool due = false;           // among due_
   };
@@ -112,8 +119,9 @@ class Slots final : public Growing {
 
   void close() noexcept override;
   Tokens reach(Tokens length) const { return length.count == 0 ? length : length + tail_; }
-  Tokens held_by_pages_for(Tokens tokens) const;
-  void move_windows(std::uint32_t slot, Tokens computed);
+  Tokens without_tail(Tokens reach) const { return reach - std::min(reach, tail_); }
+  Tokens room_in_pages_for(Tokens tokens) const;
+  void move_windows(std::uint32_t slot, Tokens before, const Fence& readers);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
   void take_due();
@@ -125,7 +133,6 @@ class Slots final : public Growing {
   void put_due(std::uint32_t slot);
   MapResult map_what_fits(Lease& lease, std::span<const PageRange> ranges, MapOptions& options,
                           Pages& at_most);
-  void set_need(std::uint32_t slot, Tokens from, Tokens to, Need need);
 
   std::shared_ptr<Pager> pager_;
   std::vector<SlotPart> parts_;
@@ -136,6 +143,8 @@ class Slots final : public Growing {
   bool has_windows_ = false;
   Mutex owner_mutex_{LockRank::slots_owner};
   std::vector<Slot> slots_;
+  std::vector<Tokens> limits_;
+  std::vector<Tokens> covered_;               // written under due_mutex_
   std::vector<SlotLength> crossing_;          // scratch of advance()
   Mutex ahead_mutex_{LockRank::slots_ahead};  // held while the pager works on it
   std::vector<std::uint32_t> at_hand_;        // what the pager works on
@@ -148,6 +157,40 @@ class Slots final : public Growing {
   bool ageing_ = false;  // the pager knows that something is prepared
 };
 
-constexpr std::size_t Slots::bytes_per_slot() { return sizeof(Slot) + 2 * sizeof(std::uint32_t); }
+/// One look at slots, most of which nobody is in: which hold pages, and for whom they should. All calls are
+/// made under one lock of the pool's, which nobody else has while this lives: so it must be short, and no
+/// other method of Slots or Pool may be called meanwhile.
+class Slots::Needs {
+ public:
+  explicit Needs(Slots& slots);
+  /// Tells the pager where something that is prepared must be mapped.
+  ~Needs();
+  Needs(const Needs&) = delete;
+  Needs& operator=(const Needs&) = delete;
+
+  /// Of `at_most`, how many tokens can be used from the slot's start without mapping anything.
+  Tokens ready(std::uint32_t slot, Tokens at_most) const;
+  /// A slot that nobody is in: tokens up to `to` might be needed soon. Returns how many tokens their pages
+  /// will hold. Where neither this nor touch() is called for the pager's idle time, nothing is prepared any
+  /// more.
+  Tokens prepare(std::uint32_t slot, Tokens to);
+  /// Somebody is in the slot now, and will announce tokens up to `announced`: none that were prepared beyond
+  /// are needed.
+  void take(std::uint32_t slot, Tokens announced);
+
+ private:
+  friend class Slots;
+  void set(std::uint32_t slot, Tokens from, Tokens to, Need need);
+
+  Slots& slots_;
+  std::unique_lock<Mutex> lock_;
+  std::optional<Pool::Needs> pages_;
+  std::vector<PageRange> ranges_;  // scratch
+  bool lacking_ = false;
+};
+
+constexpr std::size_t Slots::bytes_per_slot() {
+  return sizeof(Slot) + 2 * sizeof(Tokens) + 2 * sizeof(std::uint32_t);
+}
 
 }  // namespace vmm

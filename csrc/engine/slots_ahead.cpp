@@ -1,5 +1,6 @@
 // What slots will need: announced by their owner, mapped by the pager.
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "base/error.h"
@@ -7,12 +8,6 @@
 #include "engine/slots.h"
 
 namespace vmm {
-
-Tokens Slots::covered(std::uint32_t number) const {
-  std::lock_guard lock(due_mutex_);
-  const std::uint64_t covered = slots_.at(number).covered;
-  return {covered - std::min(covered, tail_.count)};
-}
 
 void Slots::announce(std::uint32_t slot, Tokens to) {
   const SlotLength coming{slot, to};
@@ -27,9 +22,9 @@ void Slots::announce(std::span<const SlotLength> coming) {
     std::lock_guard lock(due_mutex_);
     for (const SlotLength& each : coming) {
       Slot& slot = slots_.at(each.slot);
-      if (reach(each.length).count <= slot.covered) continue;
+      if (each.length <= covered_[each.slot]) continue;
       slot.announced = reach(each.length).count;
-      slot.covered = held_by_pages_for(reach(each.length)).count;
+      covered_[each.slot] = room_in_pages_for(reach(each.length)) - tail_;
       if (slot.asked == never) slot.asked = now;
       put_due(each.slot);
       more = true;
@@ -42,72 +37,74 @@ void Slots::put_due(std::uint32_t slot) {
   if (!std::exchange(slots_.at(slot).due, true)) due_.push_back(slot);
 }
 
-Tokens Slots::prepare(std::uint32_t number, Tokens to) {
-  check_length("to", to);
-  {
-    std::lock_guard lock(prepared_mutex_);
-    touch();
-    const Tokens before{slots_.at(number).prepared.exchange(reach(to).count)};
-    if (to < before) set_need(number, reach(to), before, Need::none);
-    set_need(number, {}, reach(to), Need::guess);
-    if (to.count != 0 && !ageing_) {
-      pager_->age(*this);
-      ageing_ = true;
-    }
+Slots::Needs::Needs(Slots& slots) : slots_(slots), lock_(slots.prepared_mutex_), pages_(slots.pool()) {}
+
+Slots::Needs::~Needs() {
+  pages_.reset();
+  lock_.unlock();
+  if (!lacking_) return;
+  try {
+    slots_.pager_->notify(slots_);
+  } catch (const std::bad_alloc&) {  // the next notification tells of it, too
   }
-  const Tokens held = held_by_pages_for(reach(to));
+}
+
+/// Of the pages for tokens [from, to) that are there.
+void Slots::Needs::set(std::uint32_t slot, Tokens from, Tokens to, Need need) {
+  for (const SlotPart& part : slots_.parts_) {
+    ranges_.clear();
+    part.append_pages(slot, part.pages_for(from), part.pages_for(to), ranges_);
+    pages_->set(part.lease->reservation(), ranges_, need);
+  }
+}
+
+Tokens Slots::Needs::ready(std::uint32_t slot, Tokens at_most) const {
+  Tokens tokens = slots_.reach(at_most);
+  std::vector<PageRange> extents;
+  for (const SlotPart& part : slots_.parts_) {
+    extents.clear();
+    part.append_pages(slot, {}, part.pages_for(slots_.reach(at_most)), extents);
+    for (const PageRange& extent : extents)
+      tokens = std::min(tokens, part.room_in(pages_->resident(part.lease->reservation(), extent)));
+  }
+  return slots_.without_tail(tokens);
+}
+
+Tokens Slots::Needs::prepare(std::uint32_t number, Tokens to) {
+  slots_.check_length("to", to);
+  slots_.touch();
+  const Tokens reach = slots_.reach(to);
+  const Tokens before{slots_.slots_.at(number).prepared.exchange(reach.count)};
+  if (to < before) set(number, reach, before, Need::none);
+  set(number, {}, reach, Need::guess);
+  if (to.count != 0 && !slots_.ageing_) {
+    slots_.pager_->age(slots_);
+    slots_.ageing_ = true;
+  }
   if (ready(number, to) < to) {
-    {
-      std::lock_guard lock(due_mutex_);
-      put_due(number);
-    }
-    pager_->notify(*this);
+    std::lock_guard lock(slots_.due_mutex_);
+    slots_.put_due(number);
+    lacking_ = true;
   }
-  return held - std::min(held, tail_);
+  return slots_.without_tail(slots_.room_in_pages_for(reach));
+}
+
+void Slots::Needs::take(std::uint32_t number, Tokens announced) {
+  const Tokens reach = slots_.reach(announced);
+  const Tokens prepared{slots_.slots_.at(number).prepared.exchange(0)};
+  set(number, {}, reach, Need::announced);
+  set(number, reach, prepared, Need::none);
 }
 
 bool Slots::age() {
   std::lock_guard ahead(ahead_mutex_);
-  std::lock_guard lock(prepared_mutex_);
   if (parts_.empty()) return false;  // closed
+  Needs needs(*this);
   if (touched_.exchange(false)) return true;
-  for (std::uint32_t number = 0; number < slots_.size(); ++number) {
-    set_need(number, {}, {slots_[number].prepared.load()}, Need::none);
-    slots_[number].prepared = 0;
-  }
+  for (std::uint32_t number = 0; number < slots_.size(); ++number)
+    needs.set(number, {}, {slots_[number].prepared.exchange(0)}, Need::none);
   ageing_ = false;
   return false;
-}
-
-/// Of the pages for tokens [from, to) that are there.
-void Slots::set_need(std::uint32_t slot, Tokens from, Tokens to, Need need) {
-  for (const SlotPart& part : parts_) {
-    std::vector<PageRange> ranges;
-    part.append_pages(slot, part.pages_for(from), part.pages_for(to), ranges);
-    pool().set_need(part.lease->reservation(), ranges, need);
-  }
-}
-
-Tokens Slots::ready(std::uint32_t slot, Tokens at_most) const {
-  Tokens tokens = reach(at_most);
-  std::vector<PageRange> extents;
-  for (const SlotPart& part : parts_) {
-    extents.clear();
-    part.append_pages(slot, {}, part.pages_for(reach(at_most)), extents);
-    for (const PageRange& extent : extents)
-      tokens = std::min(tokens, part.held_by(pool().resident(part.lease->reservation(), extent)));
-  }
-  return tokens - std::min(tokens, tail_);
-}
-
-void Slots::take(std::uint32_t number, Tokens announced) {
-  {
-    std::lock_guard lock(prepared_mutex_);
-    const Tokens prepared{slots_.at(number).prepared.exchange(0)};
-    set_need(number, {}, reach(announced), Need::announced);
-    set_need(number, reach(announced), prepared, Need::none);
-  }
-  announce(number, announced);
 }
 
 /// Maps up to `at_most` pages; where there is no memory for so many, lowers that.

@@ -25,7 +25,7 @@ void Epochs::close(StreamHandle handle, bool open_next) {
     Stream& stream = streams_[handle.value];
     stream.unfinished.push_back({stream.current, event, open_next});
     stream.wanted = false;  // by a fence from before the epoch
-    marked(stream);
+    recorded(stream);
   }
   std::lock_guard lock(mutex_);
   Stream& stream = streams_[handle.value];
@@ -33,8 +33,9 @@ void Epochs::close(StreamHandle handle, bool open_next) {
   if (open_next) ++stream.current;
 }
 
-/// An event tells when all that was on it until now is over. Under the lock.
-void Epochs::marked(Stream& stream) {
+/// An event tells when all that was on it until now is over: the current epoch. Under the lock.
+void Epochs::recorded(Stream& stream) {
+  if (stream.owners == 0 || stream.watched || stream.owed) stream.last_outside_steps = stream.current;
   stream.owed = stream.capturing = false;
   if (stream.given_up) stream.watched = false;
 }
@@ -57,6 +58,16 @@ void Epochs::leave(StreamHandle handle) {
 
 void Epochs::mark(StreamHandle handle) {
   poll();  // so that what is over does not pile up
+  handle = named(handle);
+  std::lock_guard recording(record_mutex_);
+  mark_if(handle, false);
+  std::lock_guard lock(mutex_);
+  Stream& stream = streams_[handle.value];
+  stream.last_marked = stream.current;
+}
+
+void Epochs::cover(StreamHandle handle) {
+  poll();
   std::lock_guard recording(record_mutex_);
   mark_if(named(handle), false);
 }
@@ -78,7 +89,7 @@ bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
     stream.unfinished.push_back({epoch, event, false});
-    marked(stream);
+    recorded(stream);
   } catch (const Error& error) {
     std::lock_guard lock(mutex_);
     Stream& stream = streams_[handle.value];
@@ -171,20 +182,19 @@ bool Epochs::forget(StreamHandle handle) {
   return watched;
 }
 
-Fence Epochs::fence() {
-  std::lock_guard lock(mutex_);
-  Fence fence;
-  for (auto& [handle, stream] : streams_) {
-    if (stream.open) {
-      fence.push_back({{handle}, stream.current});
-    } else if (stream.watched || stream.owed) {
-      stream.wanted = true;
-      fence.push_back({{handle}, stream.current + 1});
-    } else if (!stream.unfinished.empty()) {
-      fence.push_back({{handle}, stream.unfinished.back().epoch});
-    }
+/// Of so much of its work, the epoch that must be over; 0: none. Under the lock.
+std::uint64_t Epochs::last_epoch(Stream& stream, Work work) {
+  const bool more_to_come = stream.owed || (stream.watched && work != Work::marked);
+  if (stream.open && (more_to_come || work == Work::all || (stream.owners == 0 && work != Work::marked)))
+    return stream.current;
+  if (!stream.open && more_to_come) {
+    stream.wanted = true;
+    return stream.current + 1;
   }
-  return fence;
+  std::uint64_t last = stream.last_marked;
+  if (work != Work::marked) last = std::max(last, stream.last_outside_steps);
+  if (work == Work::all && !stream.unfinished.empty()) last = stream.unfinished.back().epoch;
+  return last > stream.completed ? last : 0;
 }
 
 void Epochs::poll() {

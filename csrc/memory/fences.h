@@ -20,8 +20,16 @@ struct StreamEpoch {
   bool operator==(const StreamEpoch&) const = default;
 };
 
-/// Empty: nothing to wait for.
+/// Empty: nothing to wait for. Each stream is named once, in ascending order.
 using Fence = std::vector<StreamEpoch>;
+
+/// Which work of a stream a fence waits for.
+enum class Work : std::uint8_t {
+  all,
+  outside_steps,  // only what no cache's step has told of: on streams that are watched or that no cache
+                  // steps, and what was marked
+  marked,         // only what was marked
+};
 
 /// Safe from any thread.
 class Epochs {
@@ -40,9 +48,11 @@ class Epochs {
   void join(StreamHandle stream);
   void leave(StreamHandle stream);
   /// For work outside epochs: what is on the stream now counts as an epoch that was closed just here, unless
-  /// an open one covers it anyway. Where the driver fails, fences wait for it all the same, as on a watched
-  /// stream.
+  /// an open one covers it anyway. From now on every fence waits for it. Where the driver fails, fences wait
+  /// for it all the same, as on a watched stream.
   void mark(StreamHandle stream);
+  /// The same for work that the caller's next fence names (Work::all): the fences of others need not wait.
+  void cover(StreamHandle stream);
 
   /// From now on work may come onto the stream at any time without being announced: every fence also waits
   /// for what is on it then. The stream must live as long as this, or be ended by destroy(): work that no
@@ -70,7 +80,19 @@ class Epochs {
 
   /// Everything that is open or unfinished now. Calls no driver: what is on watched streams becomes an epoch
   /// when next polled.
-  Fence fence();
+  Fence fence() {
+    return fence([](StreamHandle) { return Work::all; });
+  }
+  /// The same, but of each stream only the work that `which(stream)` says. It is called under a lock.
+  template <class Which>
+  Fence fence(Which which) {
+    std::lock_guard lock(mutex_);
+    Fence fence;
+    for (auto& [handle, stream] : streams_)
+      if (const std::uint64_t epoch = last_epoch(stream, which(StreamHandle{handle})); epoch != 0)
+        fence.push_back({{handle}, epoch});
+    return fence;
+  }
   /// Asks the driver which epochs are over. Cheap when none is unfinished.
   void poll();
   /// But for `but_for`, if given: the stream of whoever asks, whose next work comes after all that is on it.
@@ -97,11 +119,14 @@ class Epochs {
     bool owed = false;       // work is on it that could not be marked
     bool wanted = false;     // a fence waits for what is on it, and no event has been recorded for that yet
     bool capturing = false;  // when that was last tried: nothing can be recorded until somebody ends it
+    std::uint64_t last_outside_steps = 0;  // the last epoch with work that no cache's step has told of
+    std::uint64_t last_marked = 0;         // the last epoch with work that was marked
     std::deque<Unfinished> unfinished;
   };
 
   void close(StreamHandle stream, bool open_next);
-  static void marked(Stream& stream);
+  static std::uint64_t last_epoch(Stream& stream, Work work);
+  static void recorded(Stream& stream);
   bool mark_if(StreamHandle stream, bool only_wanted);
   void mark_wanted();
   bool forget(StreamHandle stream);

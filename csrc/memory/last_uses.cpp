@@ -1,37 +1,58 @@
 #include "memory/last_uses.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace vmm {
+namespace {
 
-std::uint16_t LastUses::now() {
-  refresh();
-  Fence fence = epochs_.fence();
-  if (fence.empty()) return none;
-  // With too many, pages of different ages share one fence: the later.
-  const bool again = !pending_.empty() && (pending_.back() == fence || pending_.size() == most_pending);
-  if (again)
-    pending_.back() = std::move(fence);
-  else
-    pending_.push_back(std::move(fence));
-  return number_at(pending_.size() - 1);
+/// Makes `fence` wait for `other`, too.
+void include(Fence& fence, const Fence& other) {
+  for (const StreamEpoch& entry : other) {
+    const auto found = std::ranges::lower_bound(fence, entry.stream, {}, &StreamEpoch::stream);
+    if (found == fence.end() || found->stream != entry.stream)
+      fence.insert(found, entry);
+    else
+      found->epoch = std::max(found->epoch, entry.epoch);
+  }
 }
 
-bool LastUses::over(std::uint16_t number) const {
-  return number == none || position_of(number) >= pending_.size();
+}  // namespace
+
+std::uint16_t LastUses::number(Fence fence) {
+  refresh();
+  if (fence.empty()) return none;
+  const auto equal = std::ranges::find(pending_, fence, &Use::fence);
+  if (equal != pending_.end()) return equal->number;
+  if (pending_.size() == most_pending) {  // pages of different ages share one that waits for both
+    include(pending_.back().fence, fence);
+    return pending_.back().number;
+  }
+  do last_number_ = last_number_ == numbers ? 1 : last_number_ + 1;
+  while (is_pending_[last_number_]);
+  pending_.push_back({last_number_, std::move(fence)});
+  is_pending_[last_number_] = true;
+  return last_number_;
 }
 
 bool LastUses::ends(std::uint16_t number, StreamHandle stream) const {
-  return over(number) || !epochs_.waits_for_open_epoch(pending_[position_of(number)], stream);
+  const auto found = std::ranges::find(pending_, number, &Use::number);
+  return found == pending_.end() || !epochs_.waits_for_open_epoch(found->fence, stream);
 }
 
 bool LastUses::refresh() {
-  while (!pending_.empty() && epochs_.complete(pending_.front())) {
-    pending_.pop_front();
-    first_ = number_at(1);
-    ++ended_;
-  }
-  return !pending_.empty() && !epochs_.waits_for_open_epoch(pending_.front());
+  bool coming = false;
+  const std::size_t before = pending_.size();
+  std::erase_if(pending_, [&](const Use& use) {
+    const bool over = epochs_.complete(use.fence);
+    if (over)
+      is_pending_[use.number] = false;
+    else if (!coming)
+      coming = !epochs_.waits_for_open_epoch(use.fence);
+    return over;
+  });
+  ended_ += before - pending_.size();
+  return coming;
 }
 
 }  // namespace vmm

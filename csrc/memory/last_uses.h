@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
+#include <vector>
 
 #include "memory/fences.h"
 
@@ -15,17 +15,17 @@ class LastUses {
  public:
   static constexpr std::uint16_t none = 0;  // never used
 
-  explicit LastUses(Epochs& epochs) : epochs_(epochs) {}
+  explicit LastUses(Epochs& epochs) : epochs_(epochs), is_pending_(std::size_t{numbers} + 1) {}
 
-  /// A number for all work until now.
-  std::uint16_t now();
-  bool over(std::uint16_t number) const;
+  /// The number of a fence. Fences that are equal and not over share one.
+  std::uint16_t number(Fence fence);
+  bool over(std::uint16_t number) const { return !is_pending_[number]; }
   /// Whether it will be over without anybody's doing, but that `stream` goes on.
   bool ends(std::uint16_t number, StreamHandle stream) const;
   /// Calls visit(number) for each that was not over when last looked at.
   template <class Visit>
   void for_each_not_over(Visit visit) const {
-    for (std::size_t i = 0; i < pending_.size(); ++i) visit(number_at(i));
+    for (const Use& use : pending_) visit(use.number);
   }
   /// Finds out what is over; true while something else will be, without anybody's doing.
   bool refresh();
@@ -33,20 +33,18 @@ class LastUses {
   std::uint64_t ended() const noexcept { return ended_; }
 
  private:
+  struct Use {
+    std::uint16_t number;
+    Fence fence;
+  };
   static constexpr std::uint16_t numbers = 65535;  // from 1
-  static constexpr std::size_t most_pending = 1024;
-
-  std::size_t position_of(std::uint16_t number) const {
-    return static_cast<std::size_t>(numbers + number - first_) % numbers;
-  }
-  std::uint16_t number_at(std::size_t position) const {
-    return static_cast<std::uint16_t>((first_ - 1 + position) % numbers + 1);
-  }
+  static constexpr std::size_t most_pending = 256;
 
   Epochs& epochs_;
-  std::deque<Fence> pending_;
+  std::vector<Use> pending_;      // the oldest first
+  std::vector<bool> is_pending_;  // by number
   std::uint64_t ended_ = 0;
-  std::uint16_t first_ = 1;  // the number of the first pending
+  std::uint16_t last_number_ = none;
 };
 
 }  // namespace vmm

@@ -83,13 +83,13 @@ void Pool::end_lease(Reservation& reservation) noexcept {
   if (closed()) tear_down();
 }
 
-void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges) {
+void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
   ground_.require_parent();
   {
     std::lock_guard lock(ground_.mutex);
     reservation.check(ranges);
     LastUses& last_uses = tables_.last_uses();
-    const std::uint16_t last_use = last_uses.now();
+    const std::uint16_t last_use = last_uses.number(until);
     bool any = false, at_once = false;
     for (PageIndex page : each_page(ranges)) {
       if (reservation.table[page].need == Need::none) continue;
@@ -112,19 +112,34 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
   ground_.signals.note_idle();
 }
 
-void Pool::set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+Pool::Needs::Needs(Pool& pool)
+    : signals_(pool.ground_.signals), lock_((pool.ground_.require_parent(), pool.ground_.mutex)) {}
+
+Pool::Needs::~Needs() {
+  if (less_) signals_.given_up(true);
+  if (nobody_s_) signals_.note_idle();
+}
+
+Pages Pool::Needs::resident(const Reservation& reservation, const PageRange& range) const {
+  const std::span ranges(&range, 1);
   reservation.check(ranges);
-  bool less = false;
+  Pages count;
+  for (PageIndex page : each_page(ranges)) {
+    if (reservation.table[page].state != VirtualState::resident) break;
+    count += Pages{1};
+  }
+  return count;
+}
+
+void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
+  reservation.check(ranges);
   for (PageIndex page : each_page(ranges)) {
     const VirtualPage& entry = reservation.table[page];
     if (entry.state != VirtualState::resident || entry.kept()) continue;
-    less |= need < entry.need;
+    less_ |= need < entry.need;
     reservation.table.set_need(page, need);
   }
-  if (less) ground_.signals.given_up(true);
-  if (need == Need::none) ground_.signals.note_idle();
+  nobody_s_ |= need == Need::none;
 }
 
 void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
@@ -141,19 +156,6 @@ Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> r
   std::uint64_t count = 0;
   for (PageIndex page : each_page(ranges)) count += reservation.table[page].state != VirtualState::resident;
   return reservation.shape.page_bytes * count;
-}
-
-Pages Pool::resident(const Reservation& reservation, const PageRange& range) const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
-  const std::span ranges(&range, 1);
-  reservation.check(ranges);
-  Pages count;
-  for (PageIndex page : each_page(ranges)) {
-    if (reservation.table[page].state != VirtualState::resident) break;
-    count += Pages{1};
-  }
-  return count;
 }
 
 Bytes Pool::mapped(const Reservation& reservation) const {

@@ -48,10 +48,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options) {
     return mapping_.map(reservation, ranges, options);
   }
-  /// Ends the need for Resident pages among these: they stay mapped until somebody needs their memory.
-  void unkeep(Reservation& reservation, std::span<const PageRange> ranges);
-  /// Resident pages among these that are not kept are needed so much from now on.
-  void set_need(Reservation& reservation, std::span<const PageRange> ranges, Need need);
+  /// Ends the need for Resident pages among these. They stay mapped until somebody needs their memory, who
+  /// has those that were kept once `until` is complete.
+  void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   /// The same for pages that map() has just kept and nobody has used: work under way does not hold them back.
   void call_off(Reservation& reservation, std::span<const PageRange> ranges);
   /// Unmaps the Resident pages among these once `fence` is complete; see Reclaiming::drain_retired.
@@ -63,8 +62,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
-  /// Pages of the range that are Resident, up to the first that is not.
-  Pages resident(const Reservation& reservation, const PageRange& range) const;
   Bytes mapped(const Reservation& reservation) const;
 
   /// Gives back what is needed less than `whose`: see Reclaiming::trim.
@@ -97,6 +94,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Mapping& mapping() noexcept { return mapping_; }
   Leases& leases() noexcept { return leases_; }
 
+  class Needs;
+
  private:
   friend class Lease;
 
@@ -119,6 +118,28 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Reclaiming reclaiming_;
   Mapping mapping_;
   Leases leases_;
+};
+
+/// Several looks at which pages are Resident, and changes of how much they are needed, under the pool's lock,
+/// which this holds while it lives: no method of the pool may be called meanwhile.
+class Pool::Needs {
+ public:
+  explicit Needs(Pool& pool);
+  /// Tells those who wait for memory, where something is needed less now.
+  ~Needs();
+  Needs(const Needs&) = delete;
+  Needs& operator=(const Needs&) = delete;
+
+  /// Pages of the range that are Resident, up to the first that is not.
+  Pages resident(const Reservation& reservation, const PageRange& range) const;
+  /// Resident pages among these that are not kept are needed so much from now on.
+  void set(Reservation& reservation, std::span<const PageRange> ranges, Need need);
+
+ private:
+  Signals& signals_;
+  std::lock_guard<Mutex> lock_;
+  bool less_ = false;      // something is needed less
+  bool nobody_s_ = false;  // something may be needed by nobody
 };
 
 /// The right to use a reservation. When it ends, the reservation goes back to the pool, still mapped.

@@ -24,23 +24,24 @@ Retirements Retired::take_over(bool refused_too) {
   return over;
 }
 
-bool Retired::call_back(const Reservation& reservation, PageIndex page) {
-  for (auto entry = list_.begin(); entry != list_.end(); ++entry) {
-    auto& pages = entry->pages;
-    if (entry->reservation != &reservation || !entry->intact) continue;
-    const auto found = std::ranges::lower_bound(pages, page);
-    if (found == pages.end() || *found != page) continue;
-    if (reservation.shape.zeroed) {  // work in flight may still read it
-      if (epochs_.waits_for_open_epoch(entry->fence))
-        throw Error("page " + std::to_string(page.value) +
-                    " was released in an epoch that is still open: call step or end before using it again");
-      return false;
-    }
-    pages.erase(found);
-    if (pages.empty()) list_.erase(entry);  // or it would outlive the reservation
-    return true;
+std::optional<Fence> Retired::fence_of(const Reservation& reservation, PageIndex page) const {
+  for (const Retirement& entry : list_) {
+    if (!entry.has(reservation, page)) continue;
+    if (!reservation.shape.zeroed) return entry.fence;
+    // Work in flight may still read it.
+    if (epochs_.waits_for_open_epoch(entry.fence))
+      throw Error("page " + std::to_string(page.value) +
+                  " was released in an epoch that is still open: call step or end before using it again");
+    return std::nullopt;
   }
-  return false;
+  return std::nullopt;
+}
+
+void Retired::call_back(const Reservation& reservation, PageIndex page) noexcept {
+  const auto entry =
+      std::ranges::find_if(list_, [&](const Retirement& each) { return each.has(reservation, page); });
+  entry->pages.erase(std::ranges::lower_bound(entry->pages, page));
+  if (entry->pages.empty()) list_.erase(entry);  // or it would outlive the reservation
 }
 
 bool Retired::any_refused(const Reservation& reservation) const {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <list>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,10 @@ struct Retirement {
   }
 
   Bytes size() const { return reservation->shape.page_bytes * pages.size(); }
+  /// Whether the page is among these, and the driver has not refused to unmap it.
+  bool has(const Reservation& of, PageIndex page) const {
+    return intact && reservation == &of && std::ranges::binary_search(pages, page);
+  }
 
   Reservation* reservation;
   std::vector<PageIndex> pages;
@@ -48,10 +53,12 @@ class Retired {
   }
   /// Those that are over; with `refused_too`, also what the driver has refused before.
   Retirements take_over(bool refused_too);
-  /// The page is wanted again, and not to be unmapped. False where its unmapping has begun, or must be
-  /// awaited because it must read as zeros. Throws Error where only the caller can close the epoch that it
-  /// waits for.
-  bool call_back(const Reservation& reservation, PageIndex page);
+  /// The fence of a page that is wanted again and can be called back. None where its unmapping has begun, or
+  /// must be awaited because the page must read as zeros. Throws Error where only the caller can close the
+  /// epoch that it waits for.
+  std::optional<Fence> fence_of(const Reservation& reservation, PageIndex page) const;
+  /// The page, which has such a fence, is not to be unmapped.
+  void call_back(const Reservation& reservation, PageIndex page) noexcept;
 
   std::size_t size() const noexcept { return list_.size(); }
   bool any_intact() const { return std::ranges::any_of(list_, &Retirement::intact); }

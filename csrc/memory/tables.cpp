@@ -23,11 +23,11 @@ Reservation& Tables::add(AddressRange addresses, const ReservationShape& shape) 
 }
 
 bool Tables::recycle(Reservation& reservation) {
-  const std::uint16_t last_use = last_uses_.now();
+  reservation.idle_fence = epochs_.fence();
+  const std::uint16_t last_use = last_uses_.number(reservation.idle_fence);
   for (std::uint32_t i = 0; i < reservation.table.size().count; ++i) reservation.table.unkeep({i}, last_use);
   reservation.leased = false;
   reservation.idle_since = ++recyclings_;
-  reservation.idle_fence = epochs_.fence();
   erase_if_empty(reservation);
   return last_uses_.over(last_use);
 }
@@ -139,10 +139,12 @@ void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges,
 void Tables::rescue(Reservation& reservation, PageIndex page) {
   const PhysicalPageId physical = contents_[reservation.table[page].content].page;
   if (physical_[physical].state != PhysicalState::mapped) return;  // the unmapping is under way
-  const std::uint16_t now = last_uses_.now();                      // who read it may read it still
-  if (!retired_.call_back(reservation, page)) return;
+  std::optional<Fence> readers = retired_.fence_of(reservation, page);
+  if (!readers) return;
+  const std::uint16_t last_use = last_uses_.number(std::move(*readers));  // they may read it still
+  retired_.call_back(reservation, page);
   reservation.table.move(page, VirtualState::resident);
-  reservation.table.set_last_use(page, now);
+  reservation.table.set_last_use(page, last_use);
 }
 
 void Tables::begin_retiring(const Retirements& batch) {

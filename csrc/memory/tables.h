@@ -61,7 +61,7 @@ class Tables {
   /// Those that are Resident among these wait for `fence`.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
   /// A Retiring page that its owner wants back becomes Resident again, bytes and all, where that is still
-  /// possible; whoever ordered the old reads orders the new writes. Throws what Retired::call_back throws.
+  /// possible; whoever ordered the old reads orders the new writes. Throws what Retired::fence_of throws.
   void rescue(Reservation& reservation, PageIndex page);
   /// These become Retiring, and in transit.
   void begin_retiring(const Retirements& batch);

@@ -143,7 +143,7 @@ void Course::change_a_sequence() {
         cache_->slots().has_windows() ? std::min(sequence.previous, sequence.length) : 0;
     std::uint64_t to = sequence.length - std::min(sequence.length, pick(back ? max_tokens() : 8));
     to = pick(8) == 0 ? 0 : std::max(to, least);
-    if (!tried([&] { cache_->truncate(sequence.slot, {to}); })) return;
+    if (!tried([&] { cache_->truncate(sequence.slot, {to}, {}); })) return;
     sequence.length = to;
     sequence.computed = std::min(sequence.computed, to);
   } else if (what < 8) {

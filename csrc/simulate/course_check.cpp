@@ -46,7 +46,7 @@ bool Course::comes_into_a_page(std::uint64_t from, std::uint64_t to) const {
 Bytes Course::kept_for(const Sequence& sequence, std::uint64_t length) const {
   Bytes sum;
   for (const SlotPart& part : parts_) {
-    const Pages pages = part.pages_for({reach(length)}) - part.given_up({sequence.computed});
+    const Pages pages = part.pages_for({reach(length)}) - part.behind_window({sequence.computed});
     sum += part.page_bytes() * (pages.count * part.extents);
   }
   return sum;

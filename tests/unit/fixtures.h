@@ -59,4 +59,14 @@ inline void retire(Lease& lease, std::uint32_t first, std::uint64_t count) {
   lease.pool().retire(lease.reservation(), std::span(&range, 1), lease.pool().epochs().fence());
 }
 
+/// What windows have left may still be in use by all work until now.
+inline void advance_slots(Slots& slots, std::span<const SlotLength> wanted) {
+  slots.advance(wanted, slots.pool().epochs().fence());
+}
+
+/// What is given up may still be in use by all work until now.
+inline void truncate(Slots& slots, std::uint32_t slot, Tokens to) {
+  slots.truncate(slot, to, slots.pool().epochs().fence());
+}
+
 }  // namespace vmm

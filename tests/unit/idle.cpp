@@ -219,7 +219,7 @@ TEST(who_starved_because_of_the_device_asks_again_by_itself) {
   TestPool test(16_MiB);
   auto lease = test.reserve(1_MiB, 2);
   const auto slots = Slots::make(test.pager, {{lease, 0, 1, {1'024}}}, 2, {.look_ahead = false});
-  slots->advance(std::vector<SlotLength>{{0, {1'024}}});
+  advance_slots(*slots, std::vector<SlotLength>{{0, {1'024}}});
   standin_set("capacity", static_cast<std::int64_t>((1_MiB).count));
   slots->announce(1, {64});
   test.settle();

@@ -131,13 +131,13 @@ TEST(a_pager_without_memory_of_its_own_loses_nothing) {
     auto lease = test.reserve(1_MiB, 4);
     const auto slots = Slots::make(test.pager, {{lease, 0, 1, record}}, 4, {.look_ahead = false});
     const auto others = Slots::make(test.pager, {{test.reserve(1_MiB), 0, 1, record}}, 1, {});
-    slots->advance(std::vector<SlotLength>{{0, {16 * 64}}});
+    advance_slots(*slots, std::vector<SlotLength>{{0, {16 * 64}}});
     slots->announce(1, {64});
     others->announce(0, {64});
     test.settle();  // both starve
     slots->announce(2, {64});
-    slots->prepare(3, {64});
-    slots->truncate(0, {8 * 64});
+    Slots::Needs(*slots).prepare(3, {64});
+    truncate(*slots, 0, {8 * 64});
     test.budget->set_limit(768_KiB);
     test.clock->advance(PagerOptions{}.idle_time);
     refused = allocations + n;
@@ -145,8 +145,8 @@ TEST(a_pager_without_memory_of_its_own_loses_nothing) {
     const bool reached = allocations >= refused;
     refused = 0;
     for (int i = 0; i < 3; ++i) test.settle();
-    for (std::uint32_t slot : {1, 2}) CHECK(slots->ready(slot, {64}) == Tokens{64});
-    CHECK(others->ready(0, {64}) == Tokens{64});
+    for (std::uint32_t slot : {1, 2}) CHECK(Slots::Needs(*slots).ready(slot, {64}) == Tokens{64});
+    CHECK(Slots::Needs(*others).ready(0, {64}) == Tokens{64});
     test.pool->check();
     if (!reached) break;
     ++polls_that_failed;

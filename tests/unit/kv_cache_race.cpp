@@ -102,7 +102,7 @@ class Engine {
     switch (pick(6)) {
       case 0:
         one.length /= 2;
-        return cache_.truncate(one.slot, {one.length});
+        return cache_.truncate(one.slot, {one.length}, {});
       case 1:
         return cache_.announce_tokens(one.slot,
                                       {std::min(one.length + 100, cache_.slots().max_tokens().count)});

@@ -63,15 +63,15 @@ TEST(what_is_announced_here_is_not_taken_for_what_is_announced_there) {
   CHECK(test.settle());
   CHECK(test.one.mapped() == 1_MiB && test.two.mapped() == Bytes{});
   CHECK(test.one.faults->calls() == calls);
-  test.one.slots->truncate(0, {});
+  truncate(*test.one.slots, 0, {});
   CHECK(test.settle());
-  CHECK(test.one.slots->ready(1, {64}) == Tokens{64});
+  CHECK(Slots::Needs(*test.one.slots).ready(1, {64}) == Tokens{64});
 }
 
 TEST(a_guess_here_is_given_up_for_what_is_announced_there) {
   Both test;
-  test.one.slots->prepare(0, Side::tokens(1_MiB));
-  test.one.slots->prepare(1, {64});
+  Slots::Needs(*test.one.slots).prepare(0, Side::tokens(1_MiB));
+  Slots::Needs(*test.one.slots).prepare(1, {64});
   CHECK(test.settle());
   CHECK(test.one.mapped() == 1_MiB);
   test.two.slots->announce(0, Side::tokens(256_KiB));
@@ -85,13 +85,13 @@ TEST(a_guess_here_is_given_up_for_what_is_announced_there) {
 /// … and stays given up, although the other starves as before.
 TEST(all_guesses_may_not_be_enough) {
   Both test;
-  test.one.slots->prepare(0, Side::tokens(1_MiB));
-  test.one.slots->prepare(1, {64});
+  Slots::Needs(*test.one.slots).prepare(0, Side::tokens(1_MiB));
+  Slots::Needs(*test.one.slots).prepare(1, {64});
   CHECK(test.settle());
   test.two.slots->announce(0, Side::tokens(2_MiB));
   CHECK(test.settle());
   CHECK(test.two.mapped() == 1_MiB && test.one.mapped() == Bytes{});
-  test.two.slots->truncate(0, {});
+  truncate(*test.two.slots, 0, {});
   test.two.pool->trim(1_MiB);
   CHECK(test.settle());
   CHECK(test.one.mapped() == 1_MiB);
@@ -104,7 +104,7 @@ TEST(a_guess_is_not_traded_for_what_does_not_fit) {
   budget->set_limit(2_MiB);
   auto used = one.reserve(1_MiB);
   map(*used, 0, 1);
-  one.slots->prepare(0, Side::tokens(2_MiB));
+  Slots::Needs(*one.slots).prepare(0, Side::tokens(2_MiB));
   CHECK(Both::in_turns(one, two));
   CHECK(one.mapped() == 2_MiB - 64_KiB);
   two.slots->announce(0, {64});
@@ -119,7 +119,7 @@ TEST(a_guess_here_costs_nobody_there_anything) {
   map(*idle, 0, 16);
   idle.reset();
   CHECK(test.settle());
-  test.one.slots->prepare(0, {64});
+  Slots::Needs(*test.one.slots).prepare(0, {64});
   CHECK(test.settle());
   CHECK(test.two.pool->stats().mapped == 1_MiB && test.one.mapped() == Bytes{});
   test.two.pool->trim(1_MiB);

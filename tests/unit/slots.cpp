@@ -20,7 +20,7 @@ struct TestSlots : TestPool {
         narrow(reserve(1_MiB, 3)),
         slots(Slots::make(pager, {{wide, 0, 2, record}, {narrow, 0, 1, {256}}}, 3, options)) {}
 
-  void advance(std::vector<SlotLength> wanted) { slots->advance(wanted); }
+  void advance(std::vector<SlotLength> wanted) { advance_slots(*slots, wanted); }
   /// Of a slot: pages of each wide extent, and of the narrow one.
   std::array<std::uint64_t, 3> mapped(std::uint32_t slot) const {
     return {pages(*wide, 2 * slot), pages(*wide, 2 * slot + 1), pages(*narrow, slot)};
@@ -67,7 +67,7 @@ TEST(each_slot_has_its_own_extents) {
   CHECK((test.mapped(0) == Mapped{14, 14, 2}));
   CHECK((test.mapped(1) == Mapped{0, 0, 0}));
   CHECK((test.mapped(2) == Mapped{2, 2, 1}));
-  CHECK(test.slots->limit(2) == Tokens{43} && test.slots->limit(1) == Tokens{0});
+  CHECK(test.slots->limits()[2] == Tokens{43} && test.slots->limits()[1] == Tokens{0});
   CHECK(test.pool->stats().kept == test.pool->stats().mapped);
   CHECK_THROWS(std::out_of_range, "", test.advance({{3, {1}}}));
   CHECK_THROWS(InvalidArgument, "max_tokens is 349", test.advance({{1, {1}}, {2, {350}}}));
@@ -89,7 +89,7 @@ TEST(all_slots_or_none) {
   const auto before = test.pool->stats().kept;
   CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {40}}, {2, {150}}}));
   CHECK(test.pool->stats().kept == before);
-  CHECK(test.slots->limit(0) == Tokens{0} && test.slots->limit(2) == Tokens{0});
+  CHECK(test.slots->limits()[0] == Tokens{0} && test.slots->limits()[2] == Tokens{0});
   test.pool->check();
   test.advance({{0, {40}}});
   CHECK((test.mapped(0) == Mapped{2, 2, 1}));
@@ -110,7 +110,7 @@ TEST(a_failure_in_the_last_part_keeps_nothing_of_the_first) {
     }
     test.faults->fail_at(0, 0, Fault::error);
     CHECK(failed == (test.pool->stats().kept == before));
-    CHECK(failed == (test.slots->limit(0) == Tokens{0}));
+    CHECK(failed == (test.slots->limits()[0] == Tokens{0}));
     test.pool->check();
     test.advance({{1, {100}}, {0, {50}}});
     CHECK((test.mapped(1) == Mapped{5, 5, 1}));
@@ -126,7 +126,7 @@ TEST(a_failure_holds_nothing_back) {
   test.pool->epochs().step({});
   CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {40}}, {2, {4}}, {1, {250}}}));
   CHECK_THROWS(OutOfPages, "budget", test.advance({{0, {174}}}));  // the narrow part fails: 16 pages are wide
-  test.slots->advance(std::vector<SlotLength>{{2, {150}}});        // takes all there is, in the open epoch
+  advance_slots(*test.slots, std::vector<SlotLength>{{2, {150}}});  // takes all there is, in the open epoch
   CHECK((test.mapped(2) == Mapped{7, 7, 1}));
   test.pool->epochs().end({});
 }
@@ -134,33 +134,32 @@ TEST(a_failure_holds_nothing_back) {
 TEST(the_tail_is_mapped_and_not_part_of_the_limit) {
   TestSlots test(16_MiB, {.tail = {30}, .look_ahead = false});
   test.advance({{0, {1}}});
-  CHECK((test.mapped(0) == Mapped{2, 2, 1}));  // 31 tokens
-  CHECK(test.slots->limit(0) == Tokens{13});   // 43 in two pages
+  CHECK((test.mapped(0) == Mapped{2, 2, 1}));    // 31 tokens
+  CHECK(test.slots->limits()[0] == Tokens{13});  // 43 in two pages
   test.advance({{0, {13}}});
   CHECK((test.mapped(0) == Mapped{2, 2, 1}));
   test.advance({{0, {14}}});
   CHECK((test.mapped(0) == Mapped{3, 3, 1}));
-  test.slots->truncate(0, {1});
-  CHECK(test.slots->limit(0) == Tokens{13});
+  truncate(*test.slots, 0, {1});
+  CHECK(test.slots->limits()[0] == Tokens{13});
   CHECK(test.pool->stats().kept == 64_KiB * 5);
-  test.slots->truncate(0, {});
-  CHECK(test.slots->limit(0) == Tokens{0});
+  truncate(*test.slots, 0, {});
+  CHECK(test.slots->limits()[0] == Tokens{0});
   CHECK(test.pool->stats().kept == Bytes{});
   test.slots->announce(0, {});
-  CHECK(test.slots->covered(0) == Tokens{0});
+  CHECK(test.slots->covered()[0] == Tokens{0});
 }
 
 TEST(a_truncation_ends_the_need_of_one_slot_only) {
   TestSlots test(16_MiB);
   test.advance({{0, {100}}, {1, {100}}, {2, {100}}});
-  test.slots->truncate(1, {22});
+  truncate(*test.slots, 1, {22});
   CHECK(test.pool->stats().kept == 64_KiB * 27);  // 11 + 5 + 11
-  CHECK(test.slots->limit(1) == Tokens{43} && test.slots->limit(0) == Tokens{109});
+  CHECK(test.slots->limits()[1] == Tokens{43} && test.slots->limits()[0] == Tokens{109});
   test.pool->trim(16_MiB);
   CHECK((test.mapped(0) == Mapped{5, 5, 1}));
   CHECK((test.mapped(1) == Mapped{2, 2, 1}));
   CHECK((test.mapped(2) == Mapped{5, 5, 1}));
-  CHECK_THROWS(InvalidArgument, "more than there are", test.slots->truncate(1, {23}));
 }
 
 TEST(what_no_window_reaches_is_given_up) {
@@ -171,7 +170,7 @@ TEST(what_no_window_reaches_is_given_up) {
     return wide->reservation().table[{16 + page}].kept();  // of slot 1
   };
   auto advance = [&](std::uint64_t length, std::uint64_t computed) {
-    slots->advance(std::vector<SlotLength>{{1, {length}, {computed}}});
+    advance_slots(*slots, std::vector<SlotLength>{{1, {length}, {computed}}});
   };
   advance(200, 0);
   CHECK(mapped(0) && mapped(9));
@@ -185,12 +184,12 @@ TEST(what_no_window_reaches_is_given_up) {
   test.pool->trim(16_MiB);
   CHECK(wide->reservation().table[{16}].state == VirtualState::unmapped);
   // Back to where the window is still whole: from token 132, where page 6 begins, on.
-  CHECK_THROWS(InvalidArgument, "window", slots->truncate(1, {180}));
-  CHECK(slots->frontier(1) == Tokens{220});
-  slots->truncate(1, {181});
+  CHECK_THROWS(InvalidArgument, "window", truncate(*slots, 1, {180}));
+  CHECK(slots->kept(1) == Tokens{220});
+  truncate(*slots, 1, {181});
   advance(240, 181);
   CHECK(!mapped(5) && mapped(6) && mapped(10));
-  slots->truncate(1, {});
+  truncate(*slots, 1, {});
   CHECK(test.pool->stats().kept == Bytes{});
   advance(200, 0);
   CHECK(mapped(0));
@@ -202,10 +201,10 @@ TEST(what_no_window_reaches_is_given_up) {
 TEST(what_is_announced_is_mapped_for_that_slot) {
   TestSlots test(16_MiB);
   test.slots->announce(1, {30});
-  CHECK(test.slots->covered(1) == Tokens{43});
+  CHECK(test.slots->covered()[1] == Tokens{43});
   test.slots->announce(std::vector<SlotLength>{{1, {43}}, {2, {1}}});
-  CHECK(test.slots->covered(1) == Tokens{43});
-  CHECK(test.slots->covered(2) == Tokens{21});
+  CHECK(test.slots->covered()[1] == Tokens{43});
+  CHECK(test.slots->covered()[2] == Tokens{21});
   CHECK((test.mapped(1) == Mapped{0, 0, 0}));
   test.settle();
   CHECK((test.mapped(0) == Mapped{0, 0, 0}));
@@ -221,7 +220,7 @@ TEST(what_is_announced_is_mapped_for_that_slot) {
 TEST(what_was_truncated_can_be_announced_again) {
   TestSlots test(16_MiB);
   test.advance({{0, {100}}});
-  test.slots->truncate(0, {1});
+  truncate(*test.slots, 0, {1});
   test.pool->trim(16_MiB);
   test.slots->announce(0, {100});
   test.settle();
@@ -245,7 +244,7 @@ TEST(the_cost_of_a_length_counts_what_others_could_take) {
 TEST(a_lowered_budget_is_met_before_anything_is_taken_in_vain) {
   TestSlots test(1_MiB);
   test.advance({{0, {100}}, {1, {22}}});  // 5 + 5 + 1 pages, and 2 + 2 + 1
-  test.slots->truncate(1, {});
+  truncate(*test.slots, 1, {});
   test.budget->set_limit(64_KiB * 12);
   CHECK_THROWS(OutOfPages, "budget", test.advance({{2, {1}}}));
   CHECK((test.mapped(1) == Mapped{2, 2, 1}));  // 5 pages: 4 are owed, and 3 were asked for
@@ -259,7 +258,7 @@ TEST(what_another_stream_s_open_epoch_holds_cannot_be_obtained) {
   const StreamHandle other = test.pool->streams().create();
   test.advance({{0, {30}}});
   test.pool->epochs().step(other);
-  test.slots->truncate(0, {});
+  truncate(*test.slots, 0, {});
   CHECK(test.pool->reclaiming().obtainable({}) == 11 * 65'536);
   CHECK(test.pool->reclaiming().obtainable(other) == 16 * 65'536);
   CHECK(test.slots->cost(0, {30}, {}) == 0);  // its own, wherever that stream is

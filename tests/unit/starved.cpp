@@ -24,11 +24,11 @@ struct Full : TestPool {
   }
 
   void advance(std::uint32_t slot, std::uint64_t tokens) {
-    slots->advance(std::vector<SlotLength>{{slot, {tokens}}});
+    advance_slots(*slots, std::vector<SlotLength>{{slot, {tokens}}});
   }
   /// Pages of a slot that are mapped.
   std::uint64_t mapped(std::uint32_t slot) const {
-    return pool->resident(lease->reservation(), {{16 * slot}, {16}}).count;
+    return Pool::Needs(*pool).resident(lease->reservation(), {{16 * slot}, {16}}).count;
   }
   std::uint64_t wakes_by(auto action) {
     const std::uint64_t before = wakes;
@@ -54,10 +54,10 @@ TEST(who_was_announced_while_memory_was_full_gets_what_is_given_up) {
   test.slots->announce(std::vector<SlotLength>{{1, {64}}, {2, {2 * 64}}});
   test.settle();
   CHECK(test.mapped(1) == 0 && test.mapped(2) == 0);
-  CHECK(test.wakes_by([&] { test.slots->truncate(0, {8 * 64}); }) == 1);
+  CHECK(test.wakes_by([&] { truncate(*test.slots, 0, {8 * 64}); }) == 1);
   test.settle();
   CHECK(test.mapped(1) == 1 && test.mapped(2) == 2);
-  CHECK(test.wakes_by([&] { test.slots->truncate(0, {64}); }) == 0);  // nobody waits any more
+  CHECK(test.wakes_by([&] { truncate(*test.slots, 0, {64}); }) == 0);  // nobody waits any more
   test.pool->check();
 }
 
@@ -67,10 +67,10 @@ TEST(as_much_as_there_is_for_them) {
   test.slots->announce(1, {5 * 64});
   test.settle();
   CHECK(test.mapped(1) == 2);
-  test.slots->truncate(0, {13 * 64});
+  truncate(*test.slots, 0, {13 * 64});
   test.settle();
   CHECK(test.mapped(1) == 3);
-  test.slots->truncate(0, {});
+  truncate(*test.slots, 0, {});
   test.settle();
   CHECK(test.mapped(1) == 5);
 }
@@ -152,7 +152,9 @@ TEST(a_step_that_ends_the_epoch_in_which_something_was_closed_wakes_the_pager) {
   cache.announce_tokens(static_cast<std::uint32_t>(second), {3 * 64});
   test.settle();
   auto mapped = [&] {
-    return test.pool->resident(lease->reservation(), {{16 * static_cast<std::uint32_t>(second)}, {16}}).count;
+    return Pool::Needs(*test.pool)
+        .resident(lease->reservation(), {{16 * static_cast<std::uint32_t>(second)}, {16}})
+        .count;
   };
   CHECK(mapped() == 2);
   cache.close(static_cast<std::uint32_t>(first), {});
@@ -179,7 +181,7 @@ TEST(what_work_under_way_still_uses_is_looked_for_until_that_is_over) {
   test.slots->announce(1, {64});
   test.settle();
   test.pool->epochs().step(stream);
-  test.slots->truncate(0, {8 * 64});
+  truncate(*test.slots, 0, {8 * 64});
   Pager::Next next = test.pager->poll(test.clock->now());
   CHECK(!next.now && nothing_soon(test, next));  // the epoch is open: only its owner can end it
   test.faults->hold_events(true);
@@ -199,7 +201,7 @@ TEST(the_time_without_memory_is_no_delay_of_the_pager_s) {
   test.slots->announce(1, {64});
   test.settle();
   test.clock->advance(Nanoseconds{1'000'000'000});
-  test.slots->truncate(0, {8 * 64});
+  truncate(*test.slots, 0, {8 * 64});
   test.settle();
   CHECK(test.mapped(1) == 1);
   CHECK(test.slots->take_delay() == Nanoseconds{0});
@@ -299,13 +301,13 @@ TEST(a_step_that_is_refused_for_another_stream_s_sake_wakes_the_pager_too) {
   CHECK(cache.open({}, {}, {}) == elsewhere);  // the only one that is free
   cache.announce_tokens(small, {3 * 64});
   test.settle();
-  CHECK(test.pool->resident(lease->reservation(), {{16 * small}, {16}}).count == 2);
+  CHECK(Pool::Needs(*test.pool).resident(lease->reservation(), {{16 * small}, {16}}).count == 2);
   std::uint64_t wakes = 0;
   test.pager->set_waker([&] { ++wakes; });
   CHECK_THROWS(Error, "open still", step({elsewhere}, {64}, {}));
   CHECK(wakes == 1);
   test.settle();
-  CHECK(test.pool->resident(lease->reservation(), {{16 * small}, {16}}).count == 3);
+  CHECK(Pool::Needs(*test.pool).resident(lease->reservation(), {{16 * small}, {16}}).count == 3);
   test.pager->set_waker([] {});
   cache.end(other);
   cache.end({});
@@ -334,7 +336,7 @@ TEST(a_stream_that_ends_in_an_open_epoch_wakes_the_pager) {
   test.slots->announce(1, {64});
   test.settle();
   test.pool->epochs().step(stream);
-  test.slots->truncate(0, {8 * 64});
+  truncate(*test.slots, 0, {8 * 64});
   test.settle();
   CHECK(test.mapped(1) == 0);
   CHECK(test.wakes_by([&] { test.pool->streams().destroy(stream); }) == 1);

@@ -29,7 +29,7 @@ struct Device {
   }
   PoolStats stats() const { return world.pool()->stats(); }
   std::uint64_t created() const { return world.pool()->counters().pages_created.get(); }
-  void advance(std::uint64_t pages) { slots->advance(std::vector<SlotLength>{{0, {pages}}}); }
+  void advance(std::uint64_t pages) { advance_slots(*slots, std::vector<SlotLength>{{0, {pages}}}); }
 
   World world;
   std::shared_ptr<Lease> lease;
@@ -179,4 +179,16 @@ TEST(what_is_asked_for_comes_before_what_may_be) {
   device.world.sleep_until(device.world.now() + std::chrono::milliseconds(6));
   CHECK(device.stats().mapped == 80_MiB);
   CHECK(device.world.settle());
+}
+
+TEST(no_reserve_is_made_while_somebody_starves) {
+  Device device(2_MiB * 66);  // a 64th of which is a page
+  auto lease = device.world.pool()->reserve({.page_bytes = 8_MiB, .extent_bytes = 8_MiB});
+  const auto larger = Slots::make(device.world.pager(), {{lease, 0, 1, 8_MiB}}, 1, {});
+  device.advance(32);
+  device.slots->announce(0, {64});
+  larger->announce(0, {1});  // an announcement takes nothing from another, and two small pages are left
+  CHECK(device.world.settle());
+  CHECK(device.stats().mapped == 2_MiB * 64);
+  device.world.pool()->check();
 }

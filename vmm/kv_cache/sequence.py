@@ -65,7 +65,8 @@ class Sequence(Closing):
         memory is short, or nobody has needed it for the pool's ``idle_seconds``. Raises InvalidArgument for
         more tokens than there are. If a layer has a window, it does so for fewer tokens than before the last
         step, too, except 0, because what the window had before them is gone."""
-        self.cache._engine.truncate(self.slot, checked_number("n", n, 0, self.cache.max_tokens))
+        tokens = checked_number("n", n, 0, self.cache.max_tokens)
+        self.cache._engine.truncate(self.slot, tokens, torch_stream(self.cache.pool))
 
     def close(self, stream: Any = None) -> None:
         """Frees the slot. Work on the streams that stepped it, as far as it belongs to open and unfinished
@@ -74,7 +75,7 @@ class Sequence(Closing):
         if self._slot is None:
             return
         if self.cache._opened is not None:
-            release_after(self.cache.pool, stream)
+            release_after(self.cache.pool, stream, named=True)
             current = torch_stream(self.cache.pool)
             self.cache._opened.close(self._slot, current if stream is None else handle_of(stream))
         self._slot = None
