@@ -127,19 +127,16 @@ class Condition {
   }
 
  private:
-  /// The lock as std::condition_variable wants it. Waiting gives it up and takes it again.
+  /// The lock as std::condition_variable wants it.
   struct Waiting {
-    explicit Waiting(Mutex& waited_with) : mutex(waited_with), lock(mutex.native_, std::adopt_lock) {
+    explicit Waiting(Mutex& mutex) : lock(mutex.native_, std::adopt_lock) {
       mutex.give();
+      mutex.take();  // waiting takes it again: all others that are held must come before it
     }
-    ~Waiting() {
-      lock.release();
-      mutex.take();
-    }
+    ~Waiting() { lock.release(); }
     Waiting(const Waiting&) = delete;
     Waiting& operator=(const Waiting&) = delete;
 
-    Mutex& mutex;
     std::unique_lock<std::mutex> lock;
   };
 

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdio>
 #include <functional>
 #include <memory>
 #include <string>
@@ -27,6 +28,7 @@ struct End {
 End in_a_child(const std::function<void()>& body) {
   int ends[2];
   CHECK(pipe(ends) == 0);
+  std::fflush(stdout);  // or the child says again what is not written yet
   const pid_t child = fork();
   if (child == 0) {
     dup2(ends[1], STDERR_FILENO);
