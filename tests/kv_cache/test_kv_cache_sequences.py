@@ -5,9 +5,9 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
-from own_pool import PAGE, faulty_pool, int32, one_pool
+from own_pool import PAGE, int32, one_pool
 
-from vmm import Closed, InvalidArgument, KVCache, OutOfPages
+from vmm import Closed, InvalidArgument, KVCache
 
 SHAPE = {"layers": 2, "kv_heads": 3, "head_dim": 5, "dtype": torch.float32}
 SIZE = {"max_tokens": 100, "max_sequences": 3, "page_bytes": PAGE}
@@ -59,29 +59,6 @@ def test_the_same_object_may_be_stepped_again_with_other_lengths(cache):
         cache.step(lengths)
         lengths = {sequence: length + 1 for sequence, length in lengths.items()}
     assert [sequence.length for sequence in lengths] == [3, 4]
-
-
-def test_fitting_are_sequences_where_sequences_were_given():
-    """Of 24 pages, 24 and 1, one of the large and the small one fit into 40."""
-    page_each = {"layers": 1, "kv_heads": 1, "head_dim": PAGE // 8, "layers_per_extent": 1}
-    shape = SHAPE | page_each
-    with faulty_pool(64) as pool, KVCache(**shape, **SIZE, pool=pool) as cache:
-        a, b, c = (cache.open() for _ in range(3))
-        pool._core.budget.set_limit(40 * PAGE)
-        wanted = {a: 24, b: 24, c: 1}
-        for order, fitting in (((a, b, c), (a, c)), ((c, b, a), (c, b)), ((b, c, a), (b, c))):
-            with pytest.raises(OutOfPages) as caught:
-                cache.step({sequence: wanted[sequence] for sequence in order})
-            assert caught.value.fitting == fitting
-            assert a.length == b.length == c.length == 0
-        with pytest.raises(OutOfPages) as caught:
-            cache.step(int32(a.slot, b.slot, c.slot), int32(24, 24, 1))
-        assert caught.value.fitting == (a.slot, c.slot)
-        with pytest.raises(OutOfPages) as caught:
-            cache.step({a: 41})
-        assert caught.value.fitting == ()
-        cache.step({sequence: wanted[sequence] for sequence in (a, c)})
-        del caught
 
 
 BAD_LENGTHS = [True, -1, 101, 2**31, 2**63, 10.0, None, "11", np.float32(11), torch.tensor(11.0), [11]]

@@ -187,6 +187,23 @@ def test_those_that_fit_are_named_in_the_order_given(pool):
         del caught
 
 
+def test_those_that_fit_are_sequences_where_sequences_were_given(pool):
+    with make(pool, **PAGE_EACH) as cache:
+        a, b, c = (cache.open() for _ in range(3))
+        pool._core.budget.set_limit(40 * PAGE)
+        wanted = {a: 24, b: 24, c: 1}
+        for order, fitting in (((a, b, c), (a, c)), ((c, b, a), (c, b)), ((b, c, a), (b, c))):
+            with pytest.raises(OutOfPages) as caught:
+                cache.step({sequence: wanted[sequence] for sequence in order})
+            assert caught.value.fitting == fitting
+            assert a.length == b.length == c.length == 0
+        with pytest.raises(OutOfPages) as caught:
+            cache.step({a: 41})
+        assert caught.value.fitting == ()
+        cache.step({sequence: wanted[sequence] for sequence in (a, c)})
+        del caught
+
+
 def test_what_is_mapped_ahead_for_one_may_go_to_another(pool):
     """Then the one does not fit any more, although nothing of it is missing yet."""
     core = pool._core
