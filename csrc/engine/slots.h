@@ -128,6 +128,12 @@ class Slots final : public Growing {
   void put_back(bool can_be_mapped);
   bool map_wanted(std::span<const std::uint32_t> slots, Pages& at_most);
   bool map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most);
+  /// Tokens, with the tail, that are needed so much; for no need at all what is announced.
+  static Tokens wanted_for(const Slot& slot, Need need) {
+    return {need == Need::guess ? slot.prepared.load() : slot.announced.load()};
+  }
+  Pages most_missing(const Slot& slot, Need need) const;
+  bool have_memory(std::span<const std::uint32_t> slots, Need need) const;
   std::size_t mappable(std::span<const std::uint32_t> slots, Pages at_most) const;
   void note_mapped(std::span<const std::uint32_t> slots);
   void put_due(std::uint32_t slot);

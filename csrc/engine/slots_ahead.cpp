@@ -121,8 +121,30 @@ MapResult Slots::map_what_fits(Lease& lease, std::span<const PageRange> ranges, 
   }
 }
 
+/// The most pages that a slot can lack for what is needed so much.
+Pages Slots::most_missing(const Slot& slot, Need need) const {
+  const Tokens kept{slot.kept.load()}, wanted = wanted_for(slot, need);
+  Pages sum;
+  if (wanted <= kept) return sum;
+  for (const SlotPart& part : parts_) sum += (part.pages_for(wanted) - part.pages_for(kept)) * part.extents;
+  return sum;
+}
+
+/// Whether there is surely memory for what all these slots lack.
+bool Slots::have_memory(std::span<const std::uint32_t> slots, Need need) const {
+  Pages sum;
+  for (std::uint32_t number : slots) sum += most_missing(slots_[number], need);
+  return parts_.front().page_bytes() * sum.count <= pool().reclaiming().available(need);
+}
+
 /// False when there is more to map than `at_most`, which it lowers.
 bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most) {
+  if (parts_.size() > 1 && slots.size() > 1 && !have_memory(slots, need)) {
+    // One by one: else the first part of all slots would get the memory, and nobody could use it.
+    for (const std::uint32_t& slot : slots)
+      if (!map_ahead(std::span(&slot, 1), need, lookahead, at_most)) return false;
+    return true;
+  }
   MapOptions options;
   options.need = need;
   options.wait = false;
@@ -130,8 +152,8 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
     std::vector<PageRange> ranges;
     for (std::uint32_t number : slots) {
       const Slot& slot = slots_[number];
-      const std::uint64_t to = need == Need::guess ? slot.prepared.load() : slot.announced.load();
-      part.append_pages(number, part.pages_for({slot.kept.load()}), part.pages_for({to}) + lookahead, ranges);
+      part.append_pages(number, part.pages_for({slot.kept.load()}),
+                        part.pages_for(wanted_for(slot, need)) + lookahead, ranges);
     }
     const MapResult result = map_what_fits(*part.lease, ranges, options, at_most);
     pool().counters().pages_mapped_ahead.add(result.mapped.count);
@@ -146,10 +168,7 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
 std::size_t Slots::mappable(std::span<const std::uint32_t> slots, Pages at_most) const {
   std::size_t count = 0;
   for (Pages sum; count < slots.size(); ++count) {
-    const Slot& slot = slots_[slots[count]];
-    const Tokens kept{slot.kept.load()}, announced{std::max(slot.announced.load(), kept.count)};
-    for (const SlotPart& part : parts_)
-      sum += {(part.pages_for(announced) - part.pages_for(kept)).count * part.extents};
+    sum += most_missing(slots_[slots[count]], Need::announced);
     if (sum > at_most) break;
   }
   return std::max<std::size_t>(count, 1);

@@ -42,6 +42,8 @@ class Reclaiming {
   /// What keeping these ranges would take of that.
   std::int64_t cost(const Reservation& reservation, std::span<const PageRange> ranges,
                     StreamHandle stream) const;
+  /// What may be created, is free, or is mapped and needed less than `whose`.
+  Bytes available(Need whose) const;
   /// Under the lock.
   MemoryFigures figures(Bytes asked) const;
   /// What there is to give back of a budget that was lowered below what is taken of it.

@@ -56,6 +56,14 @@ std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const Pa
   return static_cast<std::int64_t>((reservation.shape.page_bytes * count).count);
 }
 
+Bytes Reclaiming::available(Need whose) const {
+  std::lock_guard lock(ground_.mutex);
+  Bytes sum = tables_.allowance().left() + tables_.physical().free_bytes();
+  for (Need need : reclaimable_needs)
+    if (need < whose) sum += tables_.mapped().reclaimable(need);
+  return sum;
+}
+
 Bytes Reclaiming::owed() const {
   std::lock_guard lock(ground_.mutex);
   return std::min(tables_.allowance().exceeded(),

@@ -5,7 +5,9 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "base/need.h"
@@ -37,8 +39,11 @@ struct Victim {
   std::vector<PageIndex> pages;  // ascending, because one driver call unmaps neighbours
 };
 
-/// Takes from idle reservations first, the longest idle first; then what is needed least; and of each
-/// reservation the highest addresses first, because sequences grow from the low ones. It never names a page
+/// Takes from idle reservations first, the longest idle first; then what is needed least. Of a reservation it
+/// takes the highest addresses first, because sequences grow from the low ones, and of leased ones together
+/// the page that is nearest to the end of its reservation: the parts of one cache have their slots at the
+/// same fractions of their lengths, so a slot gives up the same tokens in all parts. If it lost pages of one
+/// part only, what the others still have of those tokens would help nobody. The policy never names a page
 /// that work may still use. Pure.
 class VictimPolicy {
  public:
@@ -47,9 +52,9 @@ class VictimPolicy {
   std::vector<Victim> choose(const Snapshot& snapshot, Bytes wanted, Need whose) const {
     std::vector<Victim> out;
     Bytes lacking = wanted;
-    add(snapshot, false, Need::none, lacking, out);
+    add_idle(snapshot, lacking, out);
     for (Need need : reclaimable_needs)
-      if (need < whose) add(snapshot, true, need, lacking, out);
+      if (need < whose) add_leased(snapshot, need, lacking, out);
     return out;
   }
 
@@ -76,14 +81,62 @@ class VictimPolicy {
     return out;
   }
 
-  static void add(const Snapshot& snapshot, bool leased, Need need, Bytes& lacking,
-                  std::vector<Victim>& out) {
+  static void add_idle(const Snapshot& snapshot, Bytes& lacking, std::vector<Victim>& out) {
+    const auto none = static_cast<std::size_t>(Need::none);
+    if (lacking.count == 0 || snapshot.reclaimable[none].count == 0) return;
+    for (std::size_t i : in_order(snapshot, false)) {
+      if (lacking.count == 0) break;
+      take(snapshot, i, *snapshot.holdings[i].reclaimable[none], true, lacking, out);
+    }
+  }
+
+  /// The next page to take of a leased reservation.
+  struct Candidate {
+    std::size_t holding;
+    PageIndex page;
+  };
+
+  static void add_leased(const Snapshot& snapshot, Need need, Bytes& lacking, std::vector<Victim>& out) {
     const auto which = static_cast<std::size_t>(need);
     if (lacking.count == 0 || snapshot.reclaimable[which].count == 0) return;
-    for (std::size_t i : in_order(snapshot, leased)) {
-      if (lacking.count == 0) break;
-      take(snapshot, i, *snapshot.holdings[i].reclaimable[which], !leased, lacking, out);
+    const auto pages_of = [&](std::size_t i) -> const PageBits& {
+      return *snapshot.holdings[i].reclaimable[which];
+    };
+    const auto nearer_to_start = [&](const Candidate& a, const Candidate& b) {
+      const std::uint64_t a_scaled = (a.page.value + 1) * snapshot.holdings[b.holding].size.count;
+      const std::uint64_t b_scaled = (b.page.value + 1) * snapshot.holdings[a.holding].size.count;
+      return std::pair(a_scaled, b.holding) < std::pair(b_scaled, a.holding);
+    };
+    std::vector<Candidate> heap;
+    for (std::size_t i : in_order(snapshot, true))
+      if (auto page = last_over(snapshot.holdings[i], pages_of(i), snapshot.holdings[i].size.count))
+        heap.push_back({i, *page});
+    std::ranges::make_heap(heap, nearer_to_start);
+    std::map<std::size_t, std::vector<PageIndex>> taken;
+    while (lacking.count != 0 && !heap.empty()) {
+      std::ranges::pop_heap(heap, nearer_to_start);
+      Candidate& next = heap.back();
+      const Holding& holding = snapshot.holdings[next.holding];
+      taken[next.holding].push_back(next.page);
+      lacking = saturating_sub(lacking, holding.page_bytes);
+      if (auto page = last_over(holding, pages_of(next.holding), next.page.value)) {
+        next.page = *page;
+        std::ranges::push_heap(heap, nearer_to_start);
+      } else {
+        heap.pop_back();
+      }
     }
+    for (auto& [holding, pages] : taken) {
+      std::ranges::reverse(pages);
+      out.push_back({holding, std::move(pages)});
+    }
+  }
+
+  /// The last of these pages before `end` that no work uses any more.
+  static std::optional<PageIndex> last_over(const Holding& holding, const PageBits& from, std::uint64_t end) {
+    auto page = from.last_before(end);
+    while (page && !holding.over(*page)) page = from.last_before(page->value);
+    return page;
   }
 
   static void take(const Snapshot& snapshot, std::size_t i, const PageBits& from, bool whole_windows,
@@ -91,11 +144,11 @@ class VictimPolicy {
     const Holding& holding = snapshot.holdings[i];
     const auto window_of = [&](PageIndex page) { return page.value / holding.pages_per_window.count; };
     Victim victim{i, {}};
-    for (auto page = from.last_before(holding.size.count); page; page = from.last_before(page->value)) {
+    for (auto page = last_over(holding, from, holding.size.count); page;
+         page = last_over(holding, from, page->value)) {
       const bool begun =
           whole_windows && !victim.pages.empty() && window_of(victim.pages.back()) == window_of(*page);
       if (lacking.count == 0 && !begun) break;
-      if (!holding.over(*page)) continue;
       victim.pages.push_back(*page);
       lacking = saturating_sub(lacking, holding.page_bytes);
     }

@@ -217,6 +217,17 @@ TEST(what_is_announced_is_mapped_for_that_slot) {
   CHECK(test.pool->counters().stalls.get() == 1);
 }
 
+TEST(where_memory_is_short_one_slot_gets_all_its_parts_before_the_next) {
+  TestSlots test(640_KiB);  // ten pages; each slot needs seven
+  test.slots->announce(std::array{SlotLength{0, {44}}, SlotLength{1, {44}}, SlotLength{2, {44}}});
+  test.settle();
+  CHECK((test.mapped(0) == Mapped{3, 3, 1}));
+  CHECK((test.mapped(2) == Mapped{0, 0, 0}));
+  test.advance({{0, {44}}});
+  CHECK(test.pool->counters().pages_mapped_waiting.get() == 0);
+  test.pool->check();
+}
+
 TEST(what_was_truncated_can_be_announced_again) {
   TestSlots test(16_MiB);
   test.advance({{0, {100}}});

@@ -15,14 +15,16 @@ constexpr Bytes everything{~std::uint64_t{0}};
 /// Reservations of sixteen pages of 64 KiB, in windows of four.
 struct Scene {
   struct Sets {
-    std::array<PageBits, reclaimable_needs.size()> by_need{PageBits(pages), PageBits(pages), PageBits(pages)};
-    PageBits aged{pages};
+    explicit Sets(Pages size) : by_need{PageBits(size), PageBits(size), PageBits(size)}, aged(size) {}
+
+    std::array<PageBits, reclaimable_needs.size()> by_need;
+    PageBits aged;
     std::set<std::uint32_t> in_use;
   };
 
-  Sets& add(bool leased, std::uint64_t idle_since) {
-    Sets& sets = all.emplace_back();
-    Holding holding{leased, idle_since, 64_KiB, pages, {4}, {}, &sets.aged, {}};
+  Sets& add(bool leased, std::uint64_t idle_since, Pages size = pages) {
+    Sets& sets = all.emplace_back(size);
+    Holding holding{leased, idle_since, 64_KiB, size, {4}, {}, &sets.aged, {}};
     for (std::size_t i = 0; i < sets.by_need.size(); ++i) holding.reclaimable[i] = &sets.by_need[i];
     holding.over = [&sets](PageIndex page) { return !sets.in_use.contains(page.value); };
     snapshot.holdings.push_back(std::move(holding));
@@ -91,6 +93,18 @@ TEST(idle_reservations_go_first_the_longest_idle_first_in_whole_windows) {
   CHECK(are(policy.choose(scene.snapshot, 448_KiB, Need::kept),
             {{2, {{2}, {4}, {5}, {6}}}, {1, {{0}, {1}}}, {0, {{0}}}}));
   CHECK(policy.longest_idle(scene.snapshot) == 2);
+}
+
+TEST(the_parts_of_a_cache_give_up_the_same_tokens) {
+  Scene scene;  // four slots of four pages, and of eight pages in the second part
+  scene.has(scene.add(true, 0), Need::none, {0, 1, 2, 12, 13});
+  scene.has(scene.add(true, 0, {32}), Need::none, {0, 1, 2, 3, 4, 5, 24, 25, 26, 27});
+  CHECK(are(policy.choose(scene.snapshot, 64_KiB, Need::kept), {{0, {{13}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 192_KiB, Need::kept), {{0, {{13}}}, {1, {{26}, {27}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 384_KiB, Need::kept),
+            {{0, {{12}, {13}}}, {1, {{24}, {25}, {26}, {27}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 576_KiB, Need::kept),
+            {{0, {{2}, {12}, {13}}}, {1, {{4}, {5}, {24}, {25}, {26}, {27}}}}));
 }
 
 TEST(what_work_may_still_use_is_passed_over) {
