@@ -20,15 +20,15 @@ struct StreamEpoch {
   bool operator==(const StreamEpoch&) const = default;
 };
 
-/// Empty: nothing to wait for. Each stream is named once, in ascending order.
+/// An empty fence waits for nothing. Each stream is named once, in ascending order.
 using Fence = std::vector<StreamEpoch>;
 
 /// Which work of a stream a fence waits for.
 enum class Work : std::uint8_t {
   all,
-  outside_steps,  // only what no cache's step has told of: on streams that are watched or that no cache
-                  // steps, and what was marked
-  marked,         // only what was marked
+  outside_steps,  // only work that no cache's step has told of: what is on streams that are watched or that
+                  // no cache steps, and what was marked
+  marked,         // only work that was marked
 };
 
 /// Safe from any thread.
@@ -41,17 +41,18 @@ class Epochs {
 
   /// Closes the stream's open epoch, if any, by recording an event, and opens the next.
   void step(StreamHandle stream) { close(stream, true); }
-  /// Closes without opening: the engine goes idle.
+  /// Closes the open epoch without opening another: the engine goes idle.
   void end(StreamHandle stream) { close(stream, false); }
-  /// Whoever steps a stream joins it first. When the last one leaves, the epoch that is open ends: nobody
+  /// Whoever steps a stream joins it first. When the last one leaves, the open epoch ends, because nobody
   /// else would end it. Leaving throws what end() throws.
   void join(StreamHandle stream);
   void leave(StreamHandle stream);
-  /// For work outside epochs: what is on the stream now counts as an epoch that was closed just here, unless
-  /// an open one covers it anyway. From now on every fence waits for it. Where the driver fails, fences wait
-  /// for it all the same, as on a watched stream.
+  /// Makes every fence from now on wait for the work that is on the stream now, although no step has told of
+  /// it: it counts as an epoch that was closed just here, unless an open epoch covers it anyway. Where the
+  /// driver fails, fences wait for it all the same, as on a watched stream.
   void mark(StreamHandle stream);
-  /// The same for work that the caller's next fence names (Work::all): the fences of others need not wait.
+  /// The same, but only fences that name all work of the stream (Work::all) wait for it, like the caller's
+  /// next one; those of others need not.
   void cover(StreamHandle stream);
 
   /// From now on work may come onto the stream at any time without being announced: every fence also waits
@@ -60,11 +61,12 @@ class Epochs {
   /// Throws what mark() throws, but not because the stream is being captured.
   void watch(StreamHandle stream);
 
-  /// Its owner puts no more work on it and does not wait. What is on it, marked or not, is fenced as before;
-  /// an open epoch that nobody has joined ends here. Calls no driver, as fence().
+  /// The stream's owner puts no more work on it, and does not wait. Fences wait for what is on it as before,
+  /// marked or not. An open epoch of a stream that nobody has joined ends here. Like fence(), this calls no
+  /// driver.
   void give_up(StreamHandle stream);
-  /// How far a stream is that was given up: `held` may stay so until somebody closes an epoch, leaves or ends
-  /// a capture.
+  /// How far the work is on a stream that was given up. `coming` ends by itself; `held` may last until
+  /// somebody closes an epoch, leaves the stream, or ends a capture.
   enum class Ending : std::uint8_t { over, coming, held };
   Ending ending(StreamHandle stream) const;
 
@@ -73,13 +75,13 @@ class Epochs {
   /// How many streams have ended so far: a handle that was watched before may be another stream's by now.
   std::uint64_t streams_ended() const noexcept { return ended_.load(); }
 
-  /// The one name of a stream: the default stream's are two.
+  /// The one name that is used here for a stream. CUDA's default stream has two.
   StreamHandle named(StreamHandle stream) const {
     return stream.value == 0 ? driver_.capabilities().default_stream : stream;
   }
 
-  /// Everything that is open or unfinished now. Calls no driver: what is on watched streams becomes an epoch
-  /// when next polled.
+  /// A fence over all work that is open or unfinished now. It calls no driver: the next poll() makes an epoch
+  /// of what is on watched streams.
   Fence fence() {
     return fence([](StreamHandle) { return Work::all; });
   }
@@ -93,13 +95,14 @@ class Epochs {
         fence.push_back({{handle}, epoch});
     return fence;
   }
-  /// Asks the driver which epochs are over. Cheap when none is unfinished.
+  /// Asks the driver which epochs are over. This is cheap when none is unfinished.
   void poll();
-  /// But for `but_for`, if given: the stream of whoever asks, whose next work comes after all that is on it.
+  /// Whether all epochs of the fence are over. The stream `but_for`, if given, does not count: it is that of
+  /// whoever asks, whose next work comes after everything on it.
   bool complete(const Fence& fence, std::optional<StreamHandle> but_for = {}) const;
-  /// Whether an epoch of the fence is still open, or its stream being captured: it can only complete after
-  /// somebody closes it, or ends the capture.
-  /// But for `but_for`, if given: its next step() or end() is due.
+  /// Whether an epoch of the fence is still open or its stream is being captured, so that it can complete
+  /// only after somebody closes it or ends the capture. The stream `but_for`, if given, does not count: its
+  /// next step() or end() is due.
   bool waits_for_open_epoch(const Fence& fence, std::optional<StreamHandle> but_for = {}) const;
 
  private:

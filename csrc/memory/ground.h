@@ -1,4 +1,4 @@
-// What all rooms of a pool stand on.
+// What all rooms of a pool share: the driver, the budget, the clock, the lock.
 #pragma once
 
 #include <memory>
@@ -20,11 +20,11 @@ struct Ground {
       : driver(std::move(driver_)), budget(std::move(budget_)), clock(std::move(clock_)) {}
 
   void require_parent() const { fork_guard.require_parent("this pool"); }
-  /// Under the lock.
+  /// Throws Closed once the pool is closed. Called under the lock.
   void require_open() const {
     if (closed) throw Closed("this pool is closed");
   }
-  /// Whether the pool's closing still has patience. Under the lock.
+  /// Whether whoever closes the pool still has patience to wait. Called under the lock.
   bool may_wait() const { return stop_waiting_at == Nanoseconds::max() || clock->now() < stop_waiting_at; }
 
   const std::unique_ptr<Driver> driver;
@@ -38,9 +38,9 @@ struct Ground {
 
   // The pool's lock guards the tables, what the rooms say it guards, and what follows.
   mutable Mutex mutex{LockRank::pool};
-  Condition changed;  // pages have moved in the tables
+  Condition changed;  // is notified when pages have changed their state in the tables
   bool closed = false;
-  Nanoseconds stop_waiting_at = Nanoseconds::max();  // of what is being closed
+  Nanoseconds stop_waiting_at = Nanoseconds::max();  // when the patience of closing ends
 };
 
 }  // namespace vmm

@@ -1,5 +1,5 @@
-// Until when the pages that nobody needs any more may still be in use: fences by number, so that a page
-// remembers its own in two bytes.
+// Says until when pages that nobody needs any more may still be in use. Fences have numbers here, so that a
+// page remembers its own in two bytes.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace vmm {
 
-/// Not thread-safe: the pool's lock guards it. Numbers come round again: then an old page may wait for a
-/// fence that is not its own, for a while.
+/// Not thread-safe: the pool's lock guards it. Numbers are used again, so that an old page may for a while
+/// wait for a fence that is not its own.
 class LastUses {
  public:
   static constexpr std::uint16_t none = 0;  // never used
@@ -19,17 +19,18 @@ class LastUses {
 
   /// The number of a fence. Fences that are equal and not over share one.
   std::uint16_t number(Fence fence);
+  /// Whether the fence is complete, as far as the last refresh() has seen.
   bool over(std::uint16_t number) const { return !is_pending_[number]; }
-  /// Whether it will be over without anybody's doing, but that `stream` goes on.
+  /// Whether the fence will be complete by itself, once the next epoch of `stream` has begun.
   bool ends(std::uint16_t number, StreamHandle stream) const;
   /// Calls visit(number) for each that was not over when last looked at.
   template <class Visit>
   void for_each_not_over(Visit visit) const {
     for (const Use& use : pending_) visit(use.number);
   }
-  /// Finds out what is over; true while something else will be, without anybody's doing.
+  /// Finds out which fences are complete. Returns true while another one will be by itself.
   bool refresh();
-  /// How many are over.
+  /// How many fences have become complete so far.
   std::uint64_t ended() const noexcept { return ended_; }
 
  private:

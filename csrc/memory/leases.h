@@ -1,4 +1,4 @@
-// Reservations: made, leased, recycled whole and still mapped, ended.
+// Makes reservations, leases them, and takes them back whole, with their pages still mapped.
 #pragma once
 
 #include <optional>
@@ -17,12 +17,12 @@ class Leases {
   Leases(Ground& ground, Tables& tables, Reclaiming& reclaiming, Arena& arena)
       : ground_(ground), tables_(tables), reclaiming_(reclaiming), arena_(arena) {}
 
-  /// An idle reservation that fits, with its pages still mapped, or else a new one. It is leased until
-  /// recycle(). `stream`: all its work so far, and no other work, comes before the first use. Throws
-  /// InvalidArgument, Closed, OutOfPages when the address space is used up, or what the driver throws; then
-  /// no addresses are taken.
+  /// Returns an idle reservation that fits, with its pages still mapped, or else a new one; it is leased
+  /// until recycle(). Where `stream` is given, the first use comes after all work on that stream so far, so
+  /// that work need not be waited for. Throws InvalidArgument, Closed, OutOfPages when the address space is
+  /// used up, or what the driver throws; then no addresses are taken.
   Reservation& reserve(const ReservationShape& shape, std::optional<StreamHandle> stream);
-  /// Nobody uses the reservation any more: it is idle, and may be adopted, still mapped.
+  /// Its user has gone: the reservation is idle, still mapped, and may be adopted.
   void recycle(Reservation& reservation) noexcept;
 
   /// Whether the address is one of this pool's, mapped or not.

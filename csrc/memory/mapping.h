@@ -1,4 +1,4 @@
-// Making pages Resident, and creating memory before anybody needs it.
+// Makes pages Resident, and creates memory before anybody needs it.
 #pragma once
 
 #include <optional>
@@ -12,7 +12,7 @@
 
 namespace vmm {
 
-/// Memory that was created, and the size of the last page.
+/// How much memory was created, and the size of the last page of it.
 struct Created {
   Bytes size, page_bytes;
 };
@@ -25,19 +25,19 @@ class Mapping {
 
   /// Makes the pages Resident. Throws OutOfPages or what the driver threw, with no page claimed or kept.
   MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options);
-  /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
+  /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream);
 
-  /// Creates pages until `wanted` bytes of such pages lie free, as far as the budget and the device allow, in
-  /// whole runs, and with `at_most` stops there. Returns what it created. Throws InvalidArgument, Closed, or
-  /// what the driver throws but for a lack of memory.
+  /// Creates pages of this size, in whole runs, until `wanted` bytes of them lie free, or `at_most` bytes
+  /// have been created, or the budget or the device has no more. Returns how much it created. Throws
+  /// InvalidArgument, Closed, or what the driver throws for another reason than a lack of memory.
   Bytes warm(Bytes wanted, Bytes page_bytes, Bytes at_most);
-  /// What map() has had to create since the last call.
+  /// How much map() has had to create since this was last called.
   Created take_created();
 
-  /// The mapped page that holds the address, for another process. Its memory has no other owner in this pool
-  /// from now on: when its reservation no longer needs it, it goes back to the driver. Throws InvalidArgument
-  /// where nothing is mapped or nothing can be exported.
+  /// Gives another process the page that is mapped at the address. The page's memory gets no other owner in
+  /// this pool from now on: when its reservation no longer needs it, it goes back to the driver. Throws
+  /// InvalidArgument where nothing is mapped, or where the driver cannot export.
   ExportedPage export_page(Address address);
 
  private:
@@ -45,8 +45,8 @@ class Mapping {
   struct Attempt {
     Bytes asked{}, to_create{}, created{};
     Pages mapped{};
-    bool blocked = false;                   // by pages that others are mapping or unmapping
-    std::optional<Shortage> shortage = {};  // then nothing was claimed
+    bool blocked = false;                   // others are mapping or unmapping some of the pages
+    std::optional<Shortage> shortage = {};  // if there is one, nothing was claimed
   };
   class CreatedInVain;
   using Lock = std::unique_lock<Mutex>;

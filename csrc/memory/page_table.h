@@ -14,7 +14,7 @@ namespace vmm {
 /// Not thread-safe: the pool's lock guards it.
 class PageTable {
  public:
-  /// `sums`: of all tables of a pool; what is counted here is counted there, too.
+  /// `sums` are those of all tables of the pool: this table adds to them what it counts.
   PageTable(Pages size, Bytes page_bytes, MappedBytes& sums)
       : pages_(size.count),
         reclaimable_{PageBits(size), PageBits(size), PageBits(size)},
@@ -26,24 +26,26 @@ class PageTable {
   Pages size() const noexcept { return {pages_.size()}; }
   const VirtualPage& operator[](PageIndex page) const { return pages_.at(page.value); }
 
-  /// Throws InvariantViolation unless the transition is one of the above. Leaving Resident ends all need.
+  /// Throws InvariantViolation unless the transition is one of those in virtual_page.h. A page that leaves
+  /// Resident is no longer needed.
   void move(PageIndex page, VirtualState to);
   void set_content(PageIndex page, ContentId content) { pages_.at(page.value).content = content; }
   /// Only a Resident page can be needed.
   void set_need(PageIndex page, Need need);
-  /// Ends the need, if there is one: work until `last_use` may still use the page if it was kept.
+  /// Ends the need for the page, if there is one. If the page was kept, the work of `last_use` may still use
+  /// it.
   void unkeep(PageIndex page, std::uint16_t last_use);
 
-  /// Work until `last_use` may still use the page.
+  /// The work of `last_use` may still use the page.
   void set_last_use(PageIndex page, std::uint16_t last_use);
 
   /// Pages that are not Unmapped.
   Pages in_use() const noexcept { return in_use_; }
   Pages resident() const noexcept { return resident_; }
   Pages kept() const noexcept { return kept_; }
-  /// Resident pages of that need, less than kept.
+  /// The Resident pages that are needed to this degree, which is less than kept.
   const PageBits& reclaimable(Need need) const { return reclaimable_.at(static_cast<std::size_t>(need)); }
-  /// Resident pages that nobody has needed from the last call but one to the last, nor since, have aged.
+  /// A page has aged when it is Resident and nobody has needed it since the last call but one.
   void age();
   const PageBits& aged() const noexcept { return aged_; }
 

@@ -17,8 +17,8 @@
 
 namespace vmm {
 
-/// Absent → Busy → Mapped → Busy → Free → Releasing → Absent, and Free → Busy again. Busy: a driver call is
-/// mapping or unmapping it.
+/// Absent → Busy → Mapped → Busy → Free → Releasing → Absent, and Free → Busy again. A page is Busy while a
+/// driver call maps or unmaps it.
 enum class PhysicalState : std::uint8_t { absent, free, releasing, busy, mapped };
 
 struct VirtualRef {
@@ -30,8 +30,8 @@ struct PhysicalPage {
   CreatedPage handle;
   RunId run;
   PhysicalState state = PhysicalState::absent;
-  bool exported = false;  // another process may have it: given back to the driver, never to a new owner
-  ByteKind holds;         // none: still as the driver made it
+  bool exported = false;  // another process may have it, so it goes back to the driver and gets no new owner
+  ByteKind holds;         // invalid while the page is as the driver made it
   VirtualRef mapped_by;
 };
 
@@ -54,11 +54,11 @@ class PhysicalPages {
 
   Pages pages_per_run(Bytes page_bytes) const;
 
-  /// A run for a window: one that has free pages, else an empty one, else a new one.
+  /// Returns a run for a window: one that has free pages, else an empty one, else a new one.
   RunId take_run(Bytes page_bytes);
-  /// An empty one, else a new one: to be filled, and given back.
+  /// Returns an empty run, else a new one, for a caller who fills it and gives it back.
   RunId take_empty_run(Bytes page_bytes);
-  /// The window is empty: no page of the run is in use.
+  /// Takes a run back from a window that is empty, so that no page of the run is in use.
   void give_back_run(RunId run);
 
   PhysicalPageId page_at(RunId run, std::uint64_t position) const;
@@ -71,8 +71,8 @@ class PhysicalPages {
   /// Throws InvariantViolation for a transition that makes no sense.
   void move(PhysicalPageId page, PhysicalState to);
 
-  /// Free pages worth at least `wanted`, or all there are: of any run, or only of those that are `owned`,
-  /// where they are their window's to use, or are not.
+  /// Returns free pages worth at least `wanted`, or all there are. With `owned` it looks only at runs that a
+  /// window owns (true), which alone could use those pages, or only at runs that none owns (false).
   std::vector<PhysicalPageId> some_free(Bytes wanted, std::optional<bool> owned = {}) const;
 
   std::uint64_t releasing() const noexcept { return releasing_; }
@@ -103,7 +103,7 @@ class PhysicalPages {
   std::map<Bytes, std::vector<RunId>> warm_;   // free lists, one per page size: runs with free pages,
   std::map<Bytes, std::vector<RunId>> empty_;  // and runs without
   std::map<Bytes, Bytes> recycled_;            // by page size
-  bool emptied_ = false;                       // some of warm_, since they were sorted out
+  bool emptied_ = false;  // some runs in warm_ have lost their free pages since they were sorted out
   Bytes free_bytes_;
   Bytes least_free_;
   std::uint64_t freed_ = 0;

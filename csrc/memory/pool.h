@@ -1,15 +1,17 @@
 // The physical pages of one device under a budget, and the reservations they are mapped into.
 //
 // A pool has rooms, and this is their facade. All of them stand on the tables (virtual pages, contents,
-// physical pages and their transitions: no driver, no waiting) and on the ground (driver, budget, clock,
-// lock, epochs, and what the pager is told). Beside that, a room calls only these:
+// physical pages and their transitions, which know no driver and never wait) and on the ground (driver,
+// budget, clock, lock, epochs, and what the pager is told). Besides those,
 //
-//   leases      reservations: made, adopted, recycled            → reclaiming
-//   mapping     makes pages Resident: decide, drive, commit;
-//               what it has claimed undoes itself (claims.h)     → reclaiming
-//   reclaiming  what may be had, and getting it back             → unmapping, streams, policy/victim_policy.h
-//   unmapping   what reclaiming does in the driver
-//   streams     the streams that the pool has made
+//   leases      makes, leases and recycles reservations, and calls reclaiming;
+//   mapping     makes pages Resident: it decides, calls the driver and commits, and what it has claimed
+//   undoes
+//               itself (claims.h); it calls reclaiming;
+//   reclaiming  says what may be had and gets it back; it calls unmapping and streams, and asks
+//               policy/victim_policy.h which pages go;
+//   unmapping   does in the driver what reclaiming has decided, and calls nobody;
+//   streams     has the streams that the pool has made, and calls nobody.
 //
 // One lock guards the tables. Every operation runs in numbered phases: decide and claim under the lock, call
 // the driver without it, commit under it. A claimed page is Mapping, Retiring, Busy or Releasing, which keeps
@@ -51,11 +53,12 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Ends the need for Resident pages among these. They stay mapped until somebody needs their memory, who
   /// has those that were kept once `until` is complete.
   void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
-  /// The same for pages that map() has just kept and nobody has used: work under way does not hold them back.
+  /// Ends the need for pages that map() has just kept and nobody has used, so that work under way does not
+  /// hold them back.
   void call_off(Reservation& reservation, std::span<const PageRange> ranges);
   /// Unmaps the Resident pages among these once `fence` is complete; see Reclaiming::drain_retired.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
-  /// Zeroes mapped bytes on `stream`, e.g. of a write that was announced and failed.
+  /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {}) {
     mapping_.zero(reservation, offset, size, stream);
   }
@@ -68,10 +71,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Bytes trim(Bytes wanted, bool wait = false, Need whose = Need::kept) {
     return reclaiming_.trim(wanted, wait, whose);
   }
-  /// No new work from here on, nor on the pool's streams: they end. Idle memory is given back, leased memory
-  /// when its lease ends. Work that uses it, or is on those streams, is waited for, but from now on not
-  /// longer than `patience`: then it is left to the process, which is logged, as is what the driver refuses.
-  /// To close again tries again.
+  /// The pool takes no new work from here on, and its streams end. Idle memory is given back now, and leased
+  /// memory when its lease ends. The pool waits for work that uses its memory or is on its streams, but not
+  /// longer than `patience` from now; what is left then it leaves to the process, and logs that, as it logs
+  /// what the driver refuses. Closing again tries again.
   void close(Nanoseconds patience = Nanoseconds::max());
   bool closed() const;
 
@@ -132,7 +135,7 @@ class Pool::Needs {
 
   /// Pages of the range that are Resident, up to the first that is not.
   Pages resident(const Reservation& reservation, const PageRange& range) const;
-  /// Resident pages among these that are not kept are needed so much from now on.
+  /// From now on the Resident pages among these that are not kept are needed to this degree.
   void set(Reservation& reservation, std::span<const PageRange> ranges, Need need);
 
  private:

@@ -1,7 +1,6 @@
-// Memory for those who need it: what may be had, and getting it back from those who need it less.
-//
-// In order: free pages that help nobody, idle reservations, free pages in others' windows, and what leased
-// reservations need less. Which mapped pages go first is the victim policy's to say.
+// Says how much memory may be had, and gets it back from those who need it less: first free pages that help
+// nobody, then idle reservations, then free pages in the windows of others, and last what leased reservations
+// need less. The victim policy says which mapped pages go first.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +16,14 @@
 
 namespace vmm {
 
-/// What a call lacked.
+/// What a call that maps lacked.
 struct Shortage {
   Bytes to_create;
-  Bytes lacking;  // of the budget, for that
-  // Free pages at places where they do not help: of runs that are too empty, and of others' windows.
+  Bytes lacking;  // so much of that the budget does not have
+  // Free pages at places where they do not help this call: in runs that no window owns and that are too
+  // empty, and in the windows of others.
   std::vector<PhysicalPageId> nobodys, strays;
-  std::uint64_t freed;  // by then: see PhysicalPages
+  std::uint64_t freed;  // how many pages had become free by then: see PhysicalPages
 };
 
 /// Safe from any thread; called without the pool's lock, but where it says otherwise.
@@ -33,59 +33,61 @@ class Reclaiming {
       : ground_(ground), tables_(tables), streams_(streams), unmapping_(ground, tables) {}
 
   // What may be had.
-  /// Throws OutOfPages unless `asked` more bytes could be had, by reclaiming if need be. Where what is
-  /// lacking may be in the hands of calls under way, or retired, it waits for that; but only for what is to
-  /// be kept.
+  /// Throws OutOfPages unless `asked` more bytes can be had, if need be by reclaiming. Where they are to be
+  /// kept, it first waits for memory that calls under way, or retired pages, are about to give up.
   void require_obtainable(Bytes asked, Need whose = Need::kept);
-  /// What could be kept beside what is, once `stream` has gone on; negative while the budget is exceeded.
+  /// How much could be kept besides what is kept now, once the next epoch of `stream` has begun. It is
+  /// negative while the budget is exceeded.
   std::int64_t obtainable(StreamHandle stream) const;
-  /// What keeping these ranges would take of that.
+  /// How much of that would be used up by keeping these ranges.
   std::int64_t cost(const Reservation& reservation, std::span<const PageRange> ranges,
                     StreamHandle stream) const;
   /// What may be created, is free, or is mapped and needed less than `whose`.
   Bytes available(Need whose) const;
-  /// Under the lock.
+  /// The figures of an OutOfPages. Called under the lock.
   MemoryFigures figures(Bytes asked) const;
-  /// What there is to give back of a budget that was lowered below what is taken of it.
+  /// How much the pool can give back to a budget that was lowered below what is taken of it.
   Bytes owed() const;
   /// A number that changes when memory is given up, or when what was given up may be had at last.
   std::uint64_t given_up();
-  /// Somebody waits for that number to change. Returns when to look, if it may without anybody's doing.
+  /// Somebody waits for that number to change, and will be told. Returns when to look by oneself, if it may
+  /// change without anybody's doing.
   std::optional<Nanoseconds> await_given_up();
-  /// Something was done that the device may have more now than when it refused: let it be asked again.
+  /// The device may have more memory now than when it refused, so it is to be asked again.
   void forget_device_limit();
 
   // Making room.
-  /// Frees something, or waits until others have; throws OutOfPages before anything is touched.
+  /// Frees something, or waits until others have. Where it throws OutOfPages it has touched nothing.
   void make_room(Bytes asked, const Shortage& shortage, Need whose, Wait& wait);
-  /// Where mappings have run out: unmaps what was given up and is over; or ends idle reservations, the
-  /// longest idle first, until mappings are plentiful again, so that this is not done for each; or unmaps an
-  /// eighth of what is needed less than `whose`; or waits for work that is ending. False when there was
-  /// nothing of these.
+  /// Is called where the process has run out of mappings. It does the first of these that helps, and returns
+  /// false when none does: it unmaps what was given up and is over; it ends idle reservations, the longest
+  /// idle first, until a sixteenth of the mappings is free, so that this is not done for each call; it unmaps
+  /// an eighth of what is needed less than `whose`; it waits for work that is ending.
   bool relieve_mappings(Need whose, Wait& wait);
   /// Ends an idle reservation, to get its addresses back. False when none may end now.
   bool end_an_idle_reservation();
   /// Gives free pages back to the driver. Returns how much; throws only when it was nothing.
   Bytes release_free(Bytes wanted) { return unmapping_.release_free(wanted); }
-  /// Lets go of the lock, which the caller holds, for a moment, and drains what is over by then.
+  /// Lets go of the lock, which the caller holds, for a moment, and unmaps what was retired and is over by
+  /// then.
   void pause(std::unique_lock<Mutex>& lock, Wait& wait);
 
   // Giving back.
-  /// Gives at least `wanted` bytes back to the budget if it can, reclaimable ones included, and what work
-  /// that is ending still uses if it may wait for that; but only what is needed less than `whose`. Returns
-  /// what it gave back.
+  /// Gives at least `wanted` bytes back to the budget if it can: free memory, and what is needed less than
+  /// `whose`. With `wait` it waits for memory that work which is ending still uses. Returns how much it gave
+  /// back.
   Bytes trim(Bytes wanted, bool wait, Need whose);
-  /// Unmaps what was retired and is over; with `refused_too`, also what the driver has refused before: that
-  /// costs calls that fail. True when something is left that only has to be waited for.
+  /// Unmaps what was retired and is over; with `refused_too` also what the driver has refused before, which
+  /// may cost calls that fail again. Returns true when something is left that only has to be waited for.
   bool drain_retired(bool refused_too = false);
   /// Whether the driver has refused to unmap something, so that drain_retired must try again.
   bool refused() const;
-  /// So much shall lie free, however long. Under the lock.
+  /// So much memory is to stay free, however long nobody needs it. Called under the lock.
   void spare(Bytes wanted) noexcept { spare_ = std::max(spare_, wanted); }
-  /// A while has passed: what has been mapped or free for all of it, and needed by nobody, has aged. Not what
-  /// shall lie free.
+  /// Is called when a while has passed. What was mapped or free for all of it, and needed by nobody, has
+  /// aged, except what is to stay free.
   void age();
-  /// Gives back what has aged: about `at_most` of it. True when there is more.
+  /// Gives back about `at_most` of what has aged. Returns true when there is more.
   bool give_back_aged(Bytes at_most);
 
  private:

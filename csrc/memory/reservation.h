@@ -13,18 +13,19 @@
 
 namespace vmm {
 
-/// What to reserve: `extents` pieces of `extent_bytes` side by side.
+/// What to reserve: `extents` pieces of `extent_bytes`, side by side.
 struct ReservationShape {
   Bytes page_bytes;
   Bytes extent_bytes;  // a multiple of page_bytes
   std::uint64_t extents = 1;
   ByteKind kind{0};
-  Bytes longest{};      // extents of an adopted reservation may have up to so many bytes: its shape tells
-  bool zeroed = false;  // reads as zeros where nothing was written, unmapped pages included where the driver
-                        // can; recycled ones are not adopted
+  Bytes longest{};      // an adopted reservation may have extents of up to so many bytes; its shape says how
+                        // many it has
+  bool zeroed = false;  // it reads as zeros where nothing was written, also where no page is mapped if the
+                        // driver can do that; such a reservation is never adopted
 };
 
-/// Owned by its pool, guarded by the pool's lock but for the constants.
+/// Its pool owns it, and the pool's lock guards all of it but the constants.
 struct Reservation {
   Reservation(ReservationId id_, AddressRange addresses_, const ReservationShape& shape_,
               Pages pages_per_window_, MappedBytes& sums)
@@ -45,9 +46,9 @@ struct Reservation {
   PageTable table;
   std::vector<RunId> window_runs;  // the run behind each window; none while nothing is mapped there
   bool leased = true;
-  bool exported = false;         // a page of it was: nobody else adopts it
-  std::uint64_t idle_since = 0;  // the pool's count of recyclings: the smallest is the oldest
-  Fence idle_fence;              // work that may still touch it
+  bool exported = false;         // another process may have a page of it, so nobody else adopts it
+  std::uint64_t idle_since = 0;  // when it became idle, by the pool's count: the smallest is the oldest
+  Fence idle_fence;              // waits for the work that may still touch it
 
   Bytes size() const { return addresses.size(); }
   bool contains(Address address) const { return address >= base && address < base + size(); }

@@ -11,7 +11,7 @@
 
 namespace vmm {
 
-/// Safe from any thread, also under the pool's lock: `wake` must not come back to the pool.
+/// Safe from any thread, also under the pool's lock. So `wake` must not call the pool.
 class Signals {
  public:
   explicit Signals(Budget& budget)
@@ -37,15 +37,15 @@ class Signals {
   void wake_if_over_budget() {
     if (budget_.taken() > budget_.limit()) wake();
   }
-  /// The budget tells nothing from here on.
+  /// From here on the budget tells nothing.
   void stop() { budget_.stop_listening(listener_); }
-  /// By what name the budget knows this pool.
+  /// The name by which the budget knows this pool.
   Budget::ListenerId listener() const noexcept { return listener_; }
 
-  /// What other owners of the budget lack since the last call.
+  /// How much other owners of the budget have lacked since the last call.
   Bytes take_pressure() noexcept { return {pressure_bytes_.exchange(0)}; }
 
-  /// Memory was given up. Not `at_once`: work may still be using it.
+  /// Memory was given up. Unless `at_once`, work may still be using it.
   void given_up(bool at_once) {
     given_up_ += at_once;
     if (awaited_.exchange(false)) wake();
@@ -56,11 +56,11 @@ class Signals {
   void await_given_up() { awaited_ = true; }
   bool awaited() const noexcept { return awaited_; }
 
-  /// There may be memory that nobody needs, or a stream that has ended. The first time wakes the pager.
+  /// There may be memory that nobody needs, or a stream that has ended. The pager is woken the first time.
   void note_idle() {
     if (!may_idle_.exchange(true)) wake();
   }
-  /// Whether that is so: then Reclaiming::age() must be called again, after a while.
+  /// Whether there may be: then Reclaiming::age() must be called again, after a while.
   bool may_idle() const noexcept { return may_idle_; }
   void set_may_idle(bool may) noexcept { may_idle_ = may; }
 

@@ -1,4 +1,5 @@
-// The streams that a pool has made: in use, or ended by their owner and destroyed when their work is over.
+// The streams that a pool has made. A stream is in use until its owner ends it; it is destroyed when the work
+// on it is over.
 #pragma once
 
 #include <cstdint>
@@ -10,39 +11,40 @@
 
 namespace vmm {
 
-/// Safe from any thread, called without the pool's lock. What is left when this ends is the driver's, and
-/// left by that to the process.
+/// Safe from any thread, and called without the pool's lock. Streams that are left when this is destroyed
+/// stay with the driver, which leaves them to the process.
 class Streams {
  public:
   Streams(Ground& ground, Tables& tables) : ground_(ground), tables_(tables) {}
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
 
-  /// Throws Closed.
+  /// Makes a stream. Throws Closed.
   StreamHandle create();
-  /// There will be no more work on it. Waits for nobody: it is destroyed by the sweep() after its work.
-  /// Nothing for what is no stream of these (any more).
+  /// Its owner puts no more work on the stream. This waits for nobody: a later sweep() destroys the stream
+  /// when its work is over. It does nothing with a handle that is no stream of these, or no longer.
   void end(StreamHandle stream);
   void end_all();
-  /// end(), and waits for its work. Throws InvalidArgument for what is no stream of these, unless the pool is
-  /// closed.
+  /// Ends the stream, waits for its work and destroys it. Throws InvalidArgument for a handle that is no
+  /// stream of these, unless the pool is closed.
   void destroy(StreamHandle stream);
-  /// Copies on `stream`: what is released from here on waits for it. Throws Closed on one that has ended.
+  /// Copies on `stream`; whatever is released from here on waits for that copy. Throws Closed if the stream
+  /// has ended.
   void copy(Address to, Address from, Bytes size, StreamHandle stream);
-  /// Waits for what is on a stream, whoever made it. Throws Closed on one that has ended.
+  /// Waits for the work on a stream, whoever made it. Throws Closed if it has ended.
   void synchronize(StreamHandle stream);
-  /// An epoch was closed, and what was given up in it may be had soon.
+  /// Is called when an epoch was closed: memory that was given up in it may be had soon.
   void epoch_closed();
 
-  /// Destroys those that have ended and are over. How many others have ended, and will be over without
-  /// anybody's doing.
+  /// Destroys the streams that have ended and whose work is over. Returns how many others have ended and will
+  /// be over by themselves.
   std::uint64_t sweep() noexcept;
   bool empty() const;
   bool any_ended() const { return !ended().empty(); }
 
  private:
-  /// For the time of a call: the stream is not destroyed meanwhile, if it is one of these. Throws Closed
-  /// where its owner has ended it.
+  /// While this lives the stream is not destroyed, if it is one of these. Throws Closed if its owner has
+  /// ended it.
   class Use {
    public:
     Use(Streams& streams, StreamHandle stream);

@@ -38,55 +38,59 @@ class Tables {
 
   // Reservations.
   Reservation& add(AddressRange addresses, const ReservationShape& shape);
-  /// Its lease has ended: nothing of it is needed any more. Whether no work uses it either.
+  /// The reservation's lease has ended, and nothing of it is needed any more. Returns whether no work uses it
+  /// either.
   bool recycle(Reservation& reservation);
-  /// The memory that is Resident there.
+  /// The physical page that is mapped at the address; none where no page is Resident.
   std::optional<PhysicalPageId> page_at(Address address) const;
-  /// The same; it gets no other owner from now on, nor does its reservation.
+  /// The same, but from now on neither the page nor its reservation gets another owner.
   std::optional<PhysicalPageId> mark_exported(Address address);
 
   // Into mappings: Unmapped → Mapping → Resident.
-  /// None while the page's place is still being released. With memory for all claims reserved in contents(),
-  /// nothing that is done with one fails for want of any.
+  /// Claims an Unmapped page: it is Mapping, and its memory Busy. Returns none while that memory is still
+  /// being released. Once contents() has reserved room for all claims, nothing that is done with a claim can
+  /// fail for want of memory.
   std::optional<Claim> claim(Reservation& reservation, PageIndex page);
-  /// `made`: the memory, if it was to be created and was; so below.
+  /// Takes a claim back. Here and below `made` is the physical page, if it was to be created and has been.
   void unclaim(Reservation& reservation, const Claim& claim, CreatedPage made);
   void become_resident(Reservation& reservation, const Claim& claim, CreatedPage made, Need need);
-  /// These were mapped in vain and the driver does not unmap them: Retiring, as refused. `made` is for those
-  /// that create, in their order; `room` is one retirement without pages, but with memory for them.
+  /// These pages were mapped in vain, and the driver refuses to unmap them: they are Retiring, as refused.
+  /// `made` has the physical pages of those claims that create, in their order; `room` is a retirement
+  /// without pages, but with memory for these.
   void become_refused(Reservation& reservation, std::span<const Claim> claims, std::span<CreatedPage> made,
                       Retirements room);
 
   // Out of mappings: Resident → Retiring → Unmapped.
-  /// Those that are Resident among these wait for `fence`.
+  /// The Resident pages among these become Retiring, and wait for `fence`.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
-  /// A Retiring page that its owner wants back becomes Resident again, bytes and all, where that is still
-  /// possible; whoever ordered the old reads orders the new writes. Throws what Retired::fence_of throws.
+  /// A Retiring page that its owner wants back becomes Resident again, with its bytes, where that is still
+  /// possible. Whoever ordered the old reads orders the new writes, too. Throws what Retired::fence_of
+  /// throws.
   void rescue(Reservation& reservation, PageIndex page);
-  /// These become Retiring, and in transit.
+  /// These pages become Retiring, and count as in transit.
   void begin_retiring(const Retirements& batch);
-  /// As Retired::take_over; in transit.
+  /// The same as Retired::take_over, but the pages count as in transit.
   Retirements take_over(bool refused_too);
   void begin_unmapping(Retirement& what);
-  /// What the driver has done is Unmapped and its memory free; the rest is retired again, as refused. Ends
-  /// the transit. Returns the exported pages that became free.
+  /// The pages that the driver has unmapped are Unmapped now, and their memory is free. The others are
+  /// retired again, as refused. All of them leave transit. Returns the exported pages that became free.
   std::vector<PhysicalPageId> end_unmapping(Retirements& batch);
 
   // Physical pages without a mapping.
-  /// Takes free pages away from everybody.
+  /// Takes these free pages, so that nobody else can have them.
   Releasing begin_releasing(std::vector<PhysicalPageId> pages);
-  /// Those whose handle is still there are free again. Returns what was given back.
+  /// Pages that the driver did not take back are free again. Returns how many bytes it did take back.
   Bytes end_releasing(Releasing& what);
-  /// Claims at most `count` pages of an empty run, which are to be created; none if the budget has not
-  /// enough.
+  /// Claims at most `count` pages of an empty run, for a caller who creates them. Returns none if the budget
+  /// has not enough for them.
   std::optional<Filling> begin_filling(Bytes page_bytes, std::uint64_t count);
   void end_filling(Filling& what);
   /// A while has passed. Returns the bytes that lay free for all of it.
   Bytes age();
 
-  /// Memory that is not to be had yet, but will be without anybody's doing.
+  /// How much memory cannot be had yet, but will come by itself.
   Bytes coming() const { return in_transit_ + retired_.coming(); }
-  /// Of what is reclaimable, that which work may still be using.
+  /// How much of what is reclaimable may still be in use by unfinished work.
   Bytes waiting() const;
 
   const Reservations& reservations() const noexcept { return reservations_; }

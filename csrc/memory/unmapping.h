@@ -1,4 +1,4 @@
-// What reclaiming does in the driver: it unmaps pages, and gives free ones back.
+// Unmaps pages in the driver, and gives free ones back to it, as reclaiming has decided.
 #pragma once
 
 #include <exception>
@@ -17,7 +17,8 @@ class Unmapping {
   /// Unmaps Retiring pages that are in transit. Those that the driver refuses are retired again. Returns what
   /// has become free. Throws only when nothing has, and the refusal is news.
   Bytes unmap(Retirements batch);
-  /// The same, of pages that were not retired before: what the driver refuses the pager looks after.
+  /// The same for pages that nobody had retired before. The pager is woken to look after those that the
+  /// driver refuses.
   Bytes unmap_victims(Retirements victims);
 
   /// Gives those of the pages back to the driver that are still free. Returns how much that was. Throws only
