@@ -17,12 +17,14 @@ Tokens Growth::truncate(Tokens to) {
 
 void admit(std::span<const std::shared_ptr<Growth>> growths, Tokens to) {
   if (growths.empty()) return;
-  Bytes missing;
+  Bytes missing, not_kept;
   for (const auto& growth : growths) {
     growth->check_length("to", to);
     missing += growth->missing(to);
+    not_kept += growth->not_kept(to);
   }
-  if (missing.count != 0) growths.front()->pool().reclaiming().require_obtainable(missing);
+  // Pages that are there, but not kept, count as reclaimable, and are not to be had for anything else.
+  if (missing.count != 0) growths.front()->pool().reclaiming().require_obtainable(not_kept);
   for (const auto& growth : growths) growth->announce(to);
 }
 

@@ -35,6 +35,7 @@ class Growth {
   void announce(Tokens to) { slots_->announce(0, to); }
   void scrub(Tokens from, Tokens to, StreamHandle stream = {}) { slots_->scrub(0, from, to, stream); }
   Bytes missing(Tokens to) const { return slots_->missing(0, to); }
+  Bytes not_kept(Tokens to) const { return slots_->not_kept(0, to); }
   void check_length(const char* argument, Tokens tokens) const { slots_->check_length(argument, tokens); }
   Tokens max_tokens() const noexcept { return slots_->max_tokens(); }
   /// The tokens that there are: the largest length since the last truncation.

@@ -96,6 +96,19 @@ Bytes Slots::missing(std::uint32_t slot, Tokens to) const {
   return sum;
 }
 
+Bytes Slots::not_kept(std::uint32_t slot, Tokens to) const {
+  return parts_.front().page_bytes() * not_kept(slots_.at(slot), reach(to)).count;
+}
+
+/// Pages for tokens [0, wanted), the tail included, that are not kept: the most that mapping them can take.
+Pages Slots::not_kept(const Slot& slot, Tokens wanted) const {
+  const Tokens kept{slot.kept.load()};
+  Pages sum;
+  if (wanted <= kept) return sum;
+  for (const SlotPart& part : parts_) sum += (part.pages_for(wanted) - part.pages_for(kept)) * part.extents;
+  return sum;
+}
+
 std::int64_t Slots::cost(std::uint32_t slot, Tokens to, StreamHandle stream) const {
   const SlotLength wanted{slot, to};
   std::int64_t sum = 0;

@@ -76,6 +76,8 @@ class Slots final : public Growing {
 
   /// Bytes that advance() would have to map.
   Bytes missing(std::uint32_t slot, Tokens to) const;
+  /// Bytes of the pages that advance() would have to map, or to keep although they are there.
+  Bytes not_kept(std::uint32_t slot, Tokens to) const;
   /// What advance() would take of Reclaiming::obtainable().
   std::int64_t cost(std::uint32_t slot, Tokens to, StreamHandle stream) const;
   /// Bytes of the pages that are kept for a slot, or announced.
@@ -132,7 +134,7 @@ class Slots final : public Growing {
   static Tokens wanted_for(const Slot& slot, Need need) {
     return {need == Need::guess ? slot.prepared.load() : slot.announced.load()};
   }
-  Pages most_missing(const Slot& slot, Need need) const;
+  Pages not_kept(const Slot& slot, Tokens wanted) const;
   bool have_memory(std::span<const std::uint32_t> slots, Need need) const;
   std::size_t mappable(std::span<const std::uint32_t> slots, Pages at_most) const;
   void note_mapped(std::span<const std::uint32_t> slots);

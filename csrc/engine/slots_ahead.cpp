@@ -121,19 +121,10 @@ MapResult Slots::map_what_fits(Lease& lease, std::span<const PageRange> ranges, 
   }
 }
 
-/// The most pages that a slot can lack for what is needed so much.
-Pages Slots::most_missing(const Slot& slot, Need need) const {
-  const Tokens kept{slot.kept.load()}, wanted = wanted_for(slot, need);
-  Pages sum;
-  if (wanted <= kept) return sum;
-  for (const SlotPart& part : parts_) sum += (part.pages_for(wanted) - part.pages_for(kept)) * part.extents;
-  return sum;
-}
-
 /// Whether there is surely memory for what all these slots lack.
 bool Slots::have_memory(std::span<const std::uint32_t> slots, Need need) const {
   Pages sum;
-  for (std::uint32_t number : slots) sum += most_missing(slots_[number], need);
+  for (std::uint32_t number : slots) sum += not_kept(slots_[number], wanted_for(slots_[number], need));
   return parts_.front().page_bytes() * sum.count <= pool().reclaiming().available(need);
 }
 
@@ -168,7 +159,8 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
 std::size_t Slots::mappable(std::span<const std::uint32_t> slots, Pages at_most) const {
   std::size_t count = 0;
   for (Pages sum; count < slots.size(); ++count) {
-    sum += most_missing(slots_[slots[count]], Need::announced);
+    const Slot& slot = slots_[slots[count]];
+    sum += not_kept(slot, wanted_for(slot, Need::announced));
     if (sum > at_most) break;
   }
   return std::max<std::size_t>(count, 1);
