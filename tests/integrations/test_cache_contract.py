@@ -200,5 +200,6 @@ def test_stats(pair):
         "token-major" if ON_CUDA else "head-major",
     )
     assert stats.live_bytes == LAYERS * 2 * 3 * 2 * 70 * 16 * 4
-    assert stats.mapped_bytes >= LAYERS * 2 * 3 * 2 * 2 * 4096
+    pages = 3 if ON_CUDA else 2 * 2  # for 70 tokens of one row's K: one extent, or one for each head
+    assert stats.mapped_bytes >= LAYERS * 2 * 3 * pages * 4096
     assert sum(isinstance(layer, VmmLayer) for layer in pair[1].layers) == stats.layers
