@@ -70,7 +70,7 @@ def test_a_forked_child_is_told_and_harms_nobody():
                 time.sleep(0.05)
             child = os.fork()
             if child == 0:
-                signal.alarm(20)
+                signal.alarm(120)
                 exec({IN_THE_CHILD!r})
             _, status = os.waitpid(child, 0)
             print(os.waitstatus_to_exitcode(status))
@@ -132,7 +132,7 @@ def test_every_exit_is_clean(tmp_path):
             child = os.fork()
             if child == 0:
                 os.dup2(os.open({str(tmp_path)!r} + "/" + name, os.O_CREAT | os.O_WRONLY), 2)
-                signal.alarm(20)
+                signal.alarm(120)
                 break
             children[name] = child
         else:
