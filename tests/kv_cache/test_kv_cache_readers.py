@@ -6,27 +6,16 @@ from late_kernels import PAGE, TOKENS, Kernel, busy, make, step
 ALL = 1 << 40
 
 
-def test_another_cache_s_open_epoch_holds_nothing_back(standin, gpu_pool, streams):
-    first, second = make(gpu_pool, pages=2), make(gpu_pool, pages=2)
-    _, kernel = busy(standin, first, streams[0], 2)
-    closed, other = busy(standin, second, streams[1], 2)
-    closed.close(streams[1])
-    assert gpu_pool._core.trim(ALL) == 0
-    second.end(streams[1])
-    assert gpu_pool._core.trim(ALL) == 2 * PAGE
-    assert other.over
-    assert not kernel.over
-    first.close()
-    second.close()
-
-
-def test_a_sequence_that_closes_tells_of_its_own_cache_only(standin, gpu_pool, streams):
-    """The stream that is named belongs to this sequence, and to no other that closes meanwhile."""
+@pytest.mark.parametrize("theirs_closes", [False, True])
+def test_another_cache_s_open_epoch_holds_nothing_back(standin, gpu_pool, streams, theirs_closes):
+    """Nor does the stream that its sequence names when it closes: that belongs to this sequence alone."""
     first, second = make(gpu_pool, pages=2), make(gpu_pool, pages=2)
     theirs, kernel = busy(standin, first, streams[0], 2)
     closed, other = busy(standin, second, streams[1], 2)
-    theirs.close(streams[0])
+    if theirs_closes:
+        theirs.close(streams[0])
     closed.close(streams[1])
+    assert gpu_pool._core.trim(ALL) == 0
     second.end(streams[1])
     assert gpu_pool._core.trim(ALL) == 2 * PAGE
     assert other.over
