@@ -65,7 +65,7 @@ void FaultDriver::free_reservation(Address base, Bytes size) {
 
 void FaultDriver::set_gap(Address start, Bytes size, Gap gap) {
   maybe_fail("set_gap");
-  inner().gaps()->set_gap(start, size, gap);
+  DriverDecorator::set_gap(start, size, gap);
 }
 
 PageHandle FaultDriver::create(Bytes page_bytes, Place place) {
