@@ -97,12 +97,15 @@ std::uint64_t free_bytes(int ordinal) {
   return total;
 }
 
+std::string name(const Calls& calls, Device device) {
+  std::array<char, 256> out{};
+  calls("cuDeviceGetName", calls.api().cuDeviceGetName, out.data(), static_cast<int>(out.size()), device);
+  return out.data();
+}
+
 std::string name(int ordinal) {
   const Calls calls(ordinal, false);
-  std::array<char, 256> out{};
-  calls("cuDeviceGetName", calls.api().cuDeviceGetName, out.data(), static_cast<int>(out.size()),
-        calls.device());
-  return out.data();
+  return name(calls, calls.device());
 }
 
 Calls::Relaxed::Relaxed(const Calls& calls) : calls_(calls), bound_(calls.is_bound()) {

@@ -33,7 +33,7 @@ CudaDriver::~CudaDriver() {
   events_.insert(stuck_events_.begin(), stuck_events_.end());
   for (std::uint64_t event : events_)
     undo_or_leak([&] {
-      const Scope scope(*this);
+      const cuda::Calls::Scope scope = enter();
       cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(EventHandle{event}));
     });
   // Nobody is waited for: what is on a stream goes on when it is destroyed, but not without its context.
@@ -42,7 +42,7 @@ CudaDriver::~CudaDriver() {
   streams_.insert(reinterpret_cast<std::uint64_t>(own_stream_));
   for (std::uint64_t stream : streams_)
     undo_or_leak([&] {
-      const Scope scope(*this);
+      const cuda::Calls::Scope scope = enter();
       cuda_("cuStreamDestroy", cuda_.api().cuStreamDestroy, to_cuda(StreamHandle{stream}));
     });
 }
@@ -51,7 +51,7 @@ CudaDriver::~CudaDriver() {
 bool CudaDriver::is_over(StreamHandle stream) const noexcept {
   bool over = false;
   undo_or_leak([&] {
-    const Scope scope(*this);
+    const cuda::Calls::Scope scope = enter();
     const cuda::Result result = cuda_.ask(cuda_.api().cuStreamQuery, to_cuda(stream));
     over = result == cuda::success;
     if (!over && result != cuda::not_ready)
@@ -66,7 +66,7 @@ void CudaDriver::bind_thread() {
 }
 
 void CudaDriver::together(const std::function<void()>& work) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   work();
 }
 
@@ -79,7 +79,7 @@ bool CudaDriver::is_capturing(StreamHandle stream) const {
 }
 
 bool CudaDriver::capturing(StreamHandle stream) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   require_one_stream(stream);
   return is_capturing(stream);
 }
@@ -122,14 +122,14 @@ void CudaDriver::on_stream(StreamHandle stream, Work work) {
 }
 
 void CudaDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   on_stream(stream, [&](cuda::Stream on) {
     cuda_("cuMemcpyAsync", cuda_.api().cuMemcpyAsync, to.value, from.value, size.count, on);
   });
 }
 
 void CudaDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   on_stream(stream, [&](cuda::Stream on) {
     for (const MemoryRange& range : ranges)
       cuda_("cuMemsetD8Async", cuda_.api().cuMemsetD8Async, range.start.value, 0u, range.size.count, on);
@@ -137,7 +137,7 @@ void CudaDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) 
 }
 
 StreamHandle CudaDriver::create_stream() {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   cuda::Stream stream = nullptr;
   cuda_("cuStreamCreate", cuda_.api().cuStreamCreate, &stream, cuda::stream_non_blocking);
   std::lock_guard lock(mutex_);
@@ -147,7 +147,7 @@ StreamHandle CudaDriver::create_stream() {
 }
 
 void CudaDriver::destroy_stream(StreamHandle stream) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   {
     std::lock_guard lock(mutex_);
     if (streams_.erase(stream.value) == 0)
@@ -174,7 +174,7 @@ EventHandle CudaDriver::take_event() {
       return {event};
     }
   }
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   return create_event(false);
 }
 
@@ -213,7 +213,7 @@ EventHandle CudaDriver::record(StreamHandle stream) {
     cuda::Result result = record(event, stream);
     if (result == cuda::invalid_context || result == cuda::invalid_handle ||
         (result == cuda::capture_implicit && is_default(stream))) {
-      const Scope scope(*this);
+      const cuda::Calls::Scope scope = enter();
       const cuda::Context context = is_default(stream) ? cuda_.context() : context_of(stream);
       if (context != cuda_.context() && result == cuda::invalid_handle) {
         const cuda::Calls::Current current(cuda_, context);
@@ -249,7 +249,7 @@ bool CudaDriver::query(EventHandle event) {
 }
 
 void CudaDriver::wait(EventHandle event) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   check_event(event);
   cuda_("cuEventSynchronize", cuda_.api().cuEventSynchronize, to_cuda(event));
 }
@@ -265,7 +265,7 @@ void CudaDriver::destroy_event(EventHandle event) {
   }
   bool destroyed = false;
   undo_or_leak([&] {
-    const Scope scope(*this);
+    const cuda::Calls::Scope scope = enter();
     cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(event));
     destroyed = true;
   });

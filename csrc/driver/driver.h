@@ -68,6 +68,10 @@ struct MemoryRange {
   Address start;
   Bytes size;
 };
+/// Whether the two share a byte.
+constexpr bool overlap(const MemoryRange& a, const MemoryRange& b) {
+  return a.start < b.start + b.size && b.start < a.start + a.size;
+}
 
 /// What another process needs to map a page. Whoever gets the file descriptor has to close it.
 struct ExportedPage {
@@ -78,17 +82,17 @@ struct ExportedPage {
 
 struct Capabilities {
   const char* name;
-  Bytes granularity;            // every page size is a power of two times this
-  Bytes default_page_bytes;     // the page size that suits the platform best
-  bool merges_neighbours;       // see Place
-  bool fresh_pages_are_zero;    // a page just created reads as zeros
-  bool gpu;                     // the memory belongs to a GPU
-  bool host_accessible;         // the CPU can read and write mapped pages
-  StreamHandle default_stream;  // a second name of stream 0, where the platform has one
-  bool foreign_streams;         // streams may be anybody's, and a handle that is no stream kills
-  int compute_capability;       // of a GPU, like 90; elsewhere 0
-  int device;                   // the platform's number of the device
-  std::uint64_t max_mappings;   // that the whole process may have; 0 where no limit is known
+  Bytes granularity;                  // every page size is a power of two times this
+  Bytes default_page_bytes;           // the page size that suits the platform best
+  bool merges_neighbours = false;     // see Place
+  bool fresh_pages_are_zero = false;  // a page just created reads as zeros
+  bool gpu = false;                   // the memory belongs to a GPU
+  bool host_accessible = false;       // the CPU can read and write mapped pages
+  StreamHandle default_stream{};      // a second name of stream 0, where the platform has one
+  bool foreign_streams = false;       // streams may be anybody's, and a handle that is no stream kills
+  int compute_capability = 0;         // of a GPU, like 90; elsewhere 0
+  int device = 0;                     // the platform's number of the device
+  std::uint64_t max_mappings = 0;     // that the whole process may have; 0 where no limit is known
 };
 
 /// What happens to those who read an address of a reservation where nothing is mapped.

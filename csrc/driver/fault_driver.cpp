@@ -3,11 +3,6 @@
 #include "base/error.h"
 
 namespace vmm {
-namespace {
-
-constexpr std::uint64_t for_ever = ~std::uint64_t{0};  // in queries
-
-}  // namespace
 
 void FaultDriver::fail_at(std::int64_t n, std::int64_t times, Fault fault) {
   std::lock_guard lock(mutex_);
@@ -25,7 +20,7 @@ std::string FaultDriver::last_failed() const {
 
 void FaultDriver::hold_events(bool hold) {
   std::lock_guard lock(mutex_);
-  delay_ = hold ? for_ever : 0;
+  delay_ = hold ? ~std::uint64_t{0} : 0;  // in queries: for ever
   if (!hold) delayed_.clear();
 }
 

@@ -29,12 +29,7 @@ HostDriver::HostDriver(const char* name)
                     .default_page_bytes = 64_KiB,
                     .merges_neighbours = true,
                     .fresh_pages_are_zero = true,
-                    .gpu = false,
                     .host_accessible = true,
-                    .default_stream = {0},
-                    .foreign_streams = false,
-                    .compute_capability = 0,
-                    .device = 0,
                     .max_mappings = host::MappingCount::of_process().most().count},
       memfd_(host::open_memfd(name)) {}
 
@@ -157,24 +152,13 @@ void HostDriver::release(PageHandle page) {
   }
 }
 
-/// Throws MappingLimit, with nothing added, where the system might not have that many mappings. Returns how
-/// many they will be, which are planned until they are made.
+/// Returns how many mappings more the process will have. They are planned until they are made.
 std::int64_t HostDriver::add_mappings(std::span<const PageMapping> pages) {
   host::MappingCount& count = host::MappingCount::of_process();
-  std::int64_t more = 0;
-  {
-    std::lock_guard lock(mutex_);
-    more = mapped_.add(pages);
-    count.add(more);
-    count.plan(more);
-  }
-  try {
-    count.require(0);
-  } catch (...) {
-    count.plan(-more);
-    remove_mappings(pages);
-    throw;
-  }
+  std::lock_guard lock(mutex_);
+  const std::int64_t more = mapped_.add(pages);
+  count.add(more);
+  count.plan(more);
   return more;
 }
 
@@ -191,6 +175,7 @@ void HostDriver::map(std::span<const PageMapping> pages) {
   const Planned planned{add_mappings(pages)};
   std::size_t mapped = 0;
   try {
+    host::MappingCount::of_process().require(0);  // beside those that were added
     for_each_stretch(pages, true, [&](const Stretch& stretch) {
       // No access yet, so that a child forked before MADV_DONTFORK takes effect cannot write our memory.
       if (mmap(pointer(stretch.address), stretch.size.count, PROT_NONE, MAP_SHARED | MAP_FIXED, memfd_,

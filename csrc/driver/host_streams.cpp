@@ -7,13 +7,6 @@
 #include "base/thread.h"
 
 namespace vmm {
-namespace {
-
-bool overlap(const MemoryRange& a, const MemoryRange& b) {
-  return a.start < b.start + b.size && b.start < a.start + a.size;
-}
-
-}  // namespace
 
 HostStreams::~HostStreams() {
   if (fork_guard_.in_child()) {

@@ -13,15 +13,8 @@ SimDriver::SimDriver(std::shared_ptr<SimClock> clock, const SimOptions& options)
       capabilities_{.name = "simulation",
                     .granularity = options.granularity,
                     .default_page_bytes = options.granularity,
-                    .merges_neighbours = false,
                     .fresh_pages_are_zero = true,
-                    .gpu = true,
-                    .host_accessible = false,
-                    .default_stream = {0},
-                    .foreign_streams = false,
-                    .compute_capability = 0,
-                    .device = 0,
-                    .max_mappings = 0},
+                    .gpu = true},
       faults_(options.faults) {
   if (!is_power_of_two(options.granularity.count))
     throw InvalidArgument("granularity: expected a power of two");

@@ -9,10 +9,9 @@
 namespace vmm {
 
 bool overlap(std::span<const MemoryRange> a, std::span<const MemoryRange> b) {
-  for (const MemoryRange& x : a)
-    for (const MemoryRange& y : b)
-      if (x.start < y.start + y.size && y.start < x.start + x.size) return true;
-  return false;
+  return std::ranges::any_of(a, [&](const MemoryRange& x) {
+    return std::ranges::any_of(b, [&](const MemoryRange& y) { return overlap(x, y); });
+  });
 }
 
 /// There are no bytes, and their time is small beside an iteration's: it is not simulated. But they
@@ -128,7 +127,7 @@ void SimDriver::queue(StreamHandle handle, Nanoseconds takes, std::vector<Memory
   if (stream.over_at > clock_->now()) stream.under_way.push_back({stream.over_at, std::move(uses)});
 }
 
-Nanoseconds SimDriver::over_at(StreamHandle stream) const {
+Nanoseconds SimDriver::over_at(StreamHandle stream) {
   std::lock_guard lock(mutex_);
   return find(stream).over_at;
 }
@@ -141,14 +140,10 @@ void SimDriver::check() const {
     if (!seen.insert(mapped.page).second) throw InvariantViolation("a page is mapped at two addresses");
 }
 
-const SimDriver::Stream& SimDriver::find(StreamHandle stream) const {
+SimDriver::Stream& SimDriver::find(StreamHandle stream) {
   const auto found = streams_.find(stream.value);
   if (found == streams_.end()) throw InvalidArgument("stream: not a stream of this driver");
   return found->second;
-}
-
-SimDriver::Stream& SimDriver::find(StreamHandle stream) {
-  return const_cast<Stream&>(std::as_const(*this).find(stream));
 }
 
 Nanoseconds SimDriver::find(EventHandle event) const {

@@ -8,20 +8,16 @@
 #include "engine/pager.h"
 
 namespace vmm {
-namespace {
-
-SlotsOptions slots_options(const KvCacheOptions& options) {
-  return {.tail = options.tail,
-          .max_tokens = options.max_tokens,
-          .look_ahead = false,
-          .write_intent = false};  // a step may fail after us, and what it was to write is a tail later
-}
-
-}  // namespace
 
 KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uint32_t count,
                  const KvCacheOptions& options)
-    : slots_(Slots::make(std::move(pager), std::move(parts), count, slots_options(options))),
+    : slots_(Slots::make(std::move(pager), std::move(parts), count,
+                         {.tail = options.tail,
+                          .max_tokens = options.max_tokens,
+                          .look_ahead = false,
+                          // A step may fail after us. Then what it was to write lies in the tail, which
+                          // kernels may read.
+                          .write_intent = false})),
       options_(options),
       arrivals_(std::max(options.first_tokens, options.tokens_per_step).count),
       free_(count),
@@ -68,7 +64,7 @@ Tokens KvCache::previous_length(std::uint32_t slot) const {
 
 std::uint32_t KvCache::open_slots() const {
   std::lock_guard lock(mutex_);
-  return open_count();
+  return slots_->count() - free_.count();
 }
 
 Bytes KvCache::live() const {

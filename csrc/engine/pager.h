@@ -47,8 +47,8 @@ class Pager {
   Next poll(Nanoseconds now) noexcept;
   /// From now on its age() is called after each idle time, until that returns false.
   void age(Growing& growing);
-  /// Tells that something that was retired may be over now.
-  void nudge() { wake(); }
+  /// Tells that poll() may have something to do, for example because something retired may be over now.
+  void wake();
   /// Called, from any thread, whenever poll() may have something to do.
   void set_waker(std::function<void()> wake);
 
@@ -69,7 +69,6 @@ class Pager {
   std::optional<Nanoseconds> look_for_idle(Nanoseconds now);
   bool may_idle();
   void age_all();
-  void wake();
 
   std::shared_ptr<Pool> pool_;
   const PagerOptions options_;

@@ -43,7 +43,7 @@ void Rows::retire(const std::vector<std::uint64_t>& pages) {
     ranges.back().count += Pages{1};
   }
   pool().retire(lease_->reservation(), ranges, pool().epochs().fence());
-  pager_->nudge();
+  pager_->wake();
 }
 
 void Rows::release(Tokens from, Tokens to) {

@@ -24,7 +24,7 @@ void Slots::announce(std::span<const SlotLength> coming) {
       Slot& slot = slots_.at(each.slot);
       if (each.length <= covered_[each.slot]) continue;
       slot.announced = reach(each.length).count;
-      covered_[each.slot] = room_in_pages_for(reach(each.length)) - tail_;
+      covered_[each.slot] = room_in_pages_for(reach(each.length)) - options_.tail;
       if (slot.asked == never) slot.asked = now;
       put_due(each.slot);
       more = true;
@@ -235,7 +235,7 @@ Ahead Slots::map_ahead(Bytes batch, Pages lookahead) {
     return not_mapped(Ahead::failed, LogLevel::warning, error);
   }
   // The look-ahead costs nobody anything, and is asked for again with the next page.
-  if (!look_ahead_ || map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;
+  if (!options_.look_ahead || map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;
   put_back(true);
   return Ahead::more;
 }
