@@ -58,17 +58,15 @@ int populate_step(Address address, Bytes size) {
 
 }  // namespace
 
-Bytes memfd_size() { return 64_TiB; }  // sparse: only places that hold a page cost memory
-
 int open_memfd(const char* name) {
   rlimit limit{};
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
-      limit.rlim_cur < memfd_size().count)
+      limit.rlim_cur < memfd_size.count)
     throw DriverError("the file size limit (ulimit -f) must be unlimited: the host driver's memfd is sparse");
   int fd = memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL);
   if (fd < 0 && errno == EINVAL) fd = memfd_create(name, MFD_CLOEXEC);
   if (fd < 0) throw DriverError(std::string("memfd_create: ") + std::strerror(errno));
-  if (ftruncate(fd, static_cast<off_t>(memfd_size().count)) != 0) {
+  if (ftruncate(fd, static_cast<off_t>(memfd_size.count)) != 0) {
     const int error = errno;
     close(fd);
     throw DriverError(std::string("ftruncate of the memfd: ") + std::strerror(error));

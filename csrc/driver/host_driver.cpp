@@ -120,8 +120,8 @@ int HostDriver::restore_gap(Address start, Bytes size) {
 }
 
 PageHandle HostDriver::create(Bytes page_bytes, Place place) {
-  if (place.offset_bytes >= host::memfd_size().count ||
-      page_bytes.count > host::memfd_size().count - place.offset_bytes)
+  if (place.offset_bytes >= host::memfd_size.count ||
+      page_bytes.count > host::memfd_size.count - place.offset_bytes)
     throw InvalidArgument("place: beyond the end of the memfd");
   const PageHandle page{place.offset_bytes};
   {

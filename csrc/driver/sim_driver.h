@@ -75,7 +75,7 @@ class SimDriver final : public Driver {
   /// before it is over is refused, because then a fence is missing.
   void run(StreamHandle stream, Nanoseconds takes, std::vector<MemoryRange> uses);
   /// The time at which all work on the stream is over.
-  Nanoseconds over_at(StreamHandle stream);
+  Nanoseconds over_at(StreamHandle stream) const;
   Bytes created() const;
   /// Throws InvariantViolation unless all of the ranges are mapped and accessible. Takes no time.
   void require_accessible(std::span<const MemoryRange> ranges) const;
@@ -105,7 +105,6 @@ class SimDriver final : public Driver {
     bool touched = false;
   };
 
-  Stream& find(StreamHandle stream);
   Nanoseconds find(EventHandle event) const;
   void queue(StreamHandle stream, Nanoseconds takes, std::vector<MemoryRange> uses);
   template <class Map, class Visit>

@@ -7,6 +7,16 @@
 #include "driver/sim_driver.h"
 
 namespace vmm {
+namespace {
+
+template <class Streams>
+auto& find_stream(Streams& streams, StreamHandle stream) {
+  const auto found = streams.find(stream.value);
+  if (found == streams.end()) throw InvalidArgument("stream: not a stream of this driver");
+  return found->second;
+}
+
+}  // namespace
 
 bool overlap(std::span<const MemoryRange> a, std::span<const MemoryRange> b) {
   return std::ranges::any_of(a, [&](const MemoryRange& x) {
@@ -36,13 +46,13 @@ StreamHandle SimDriver::create_stream() {
 void SimDriver::destroy_stream(StreamHandle stream) {
   std::lock_guard lock(mutex_);
   if (stream.value == 0) throw InvalidArgument("stream: the default stream cannot be destroyed");
-  wait_until(find(stream).over_at);
+  wait_until(find_stream(streams_, stream).over_at);
   streams_.erase(stream.value);
 }
 
 EventHandle SimDriver::record(StreamHandle stream) {
   std::lock_guard lock(mutex_);
-  const Nanoseconds over_at = find(stream).over_at;
+  const Nanoseconds over_at = find_stream(streams_, stream).over_at;
   take(options_.times.event);
   maybe_fail("record");
   events_[next_handle_] = over_at;
@@ -119,7 +129,7 @@ void SimDriver::run(StreamHandle stream, Nanoseconds takes, std::vector<MemoryRa
 }
 
 void SimDriver::queue(StreamHandle handle, Nanoseconds takes, std::vector<MemoryRange> uses) {
-  Stream& stream = find(handle);
+  Stream& stream = find_stream(streams_, handle);
   const Nanoseconds now = clock_->now();
   std::erase_if(stream.under_way, [&](const Work& work) { return work.over_at <= now; });
   stream.over_at = std::max(stream.over_at, now) + takes;
@@ -127,9 +137,9 @@ void SimDriver::queue(StreamHandle handle, Nanoseconds takes, std::vector<Memory
   if (stream.over_at > clock_->now()) stream.under_way.push_back({stream.over_at, std::move(uses)});
 }
 
-Nanoseconds SimDriver::over_at(StreamHandle stream) {
+Nanoseconds SimDriver::over_at(StreamHandle stream) const {
   std::lock_guard lock(mutex_);
-  return find(stream).over_at;
+  return find_stream(streams_, stream).over_at;
 }
 
 void SimDriver::check() const {
@@ -138,12 +148,6 @@ void SimDriver::check() const {
   std::set<PageHandle> seen;
   for (const auto& [address, mapped] : mapped_)
     if (!seen.insert(mapped.page).second) throw InvariantViolation("a page is mapped at two addresses");
-}
-
-SimDriver::Stream& SimDriver::find(StreamHandle stream) {
-  const auto found = streams_.find(stream.value);
-  if (found == streams_.end()) throw InvalidArgument("stream: not a stream of this driver");
-  return found->second;
 }
 
 Nanoseconds SimDriver::find(EventHandle event) const {

@@ -20,7 +20,10 @@ constexpr std::uint64_t most_of_budget_free = 64;  // one part of so many
 }  // namespace
 
 Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options)
-    : pool_(std::move(pool)), options_(options), batch_(options.batch_bytes.count) {
+    : pool_(std::move(pool)),
+      options_(options),
+      batch_(options.batch_bytes.count),
+      refused_recheck_(retired_recheck) {
   pool_->signals().on_change([this] { wake(); });
 }
 
@@ -216,6 +219,9 @@ std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
 
 Pager::Next Pager::poll(Nanoseconds now) noexcept {
   Next next;
+  const auto look_at = [&](std::optional<Nanoseconds> time) {
+    if (time) next.at = std::min(next.at.value_or(*time), *time);
+  };
   bool waiting = false;
   const bool again = now >= refused_at_;
   const bool drained = guarded([&] { waiting = pool_->reclaiming().drain_retired(again); });
@@ -225,17 +231,14 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
   } else {
     if (again) refused_recheck_ = std::min(refused_recheck_ * 2, refused_recheck_max);
     if (again) refused_at_ = now + refused_recheck_;
-    next.at = refused_at_;
+    look_at(refused_at_);
   }
-  if (waiting) next.at = std::min(next.at.value_or(now + retired_recheck), now + retired_recheck);
+  if (waiting) look_at(now + retired_recheck);
   guarded([&] { give_up(now); });
-  if (!next.at && pool_->reclaiming().owed().count != 0) next.at = now + owed_recheck;
+  if (!next.at && pool_->reclaiming().owed().count != 0) look_at(now + owed_recheck);
   guarded([&] { ask_again(now); });
   guarded([&] { retry_failed(); });
   guarded([&] { map_one_batch(); });
-  auto look_at = [&](std::optional<Nanoseconds> time) {
-    if (time) next.at = std::min(next.at.value_or(*time), *time);
-  };
   if (!starved_.empty()) {
     look_at(pool_->reclaiming().await_given_up());
     look_at(ask_at_);

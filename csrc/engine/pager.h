@@ -81,7 +81,7 @@ class Pager {
   std::optional<Nanoseconds> ask_at_;  // for them, even if that is the same
   std::vector<std::weak_ptr<Growing>> failed_;
   bool rested_ = true;  // since the last poll
-  Nanoseconds refused_recheck_{200'000};
+  Nanoseconds refused_recheck_;
   Nanoseconds refused_at_{0};  // when to try again what the driver refused
   CreationPredictor creations_;
   Bytes page_bytes_;      // of what was created last

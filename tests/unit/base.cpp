@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "check.h"
+#include "manual_clock.h"
 
 using namespace vmm;
 
