@@ -124,16 +124,14 @@ PageHandle HostDriver::create(Bytes page_bytes, Place place) {
       page_bytes.count > host::memfd_size.count - place.offset_bytes)
     throw InvalidArgument("place: beyond the end of the memfd");
   const PageHandle page{place.offset_bytes};
-  {
-    std::lock_guard lock(mutex_);
-    page_sizes_[page] = page_bytes;
-  }
+  std::unique_lock lock(mutex_);
+  page_sizes_[page] = page_bytes;
+  lock.unlock();
   if (const int error = host::commit_zeros(memfd_, place, page_bytes)) {
     host::punch(memfd_, page, page_bytes);
-    {
-      std::lock_guard lock(mutex_);
-      page_sizes_.erase(page);
-    }
+    lock.lock();
+    page_sizes_.erase(page);
+    lock.unlock();
     fail("create", {place.offset_bytes}, page_bytes, error);
   }
   return page;

@@ -67,9 +67,7 @@ void HostStreams::run(StreamHandle handle, std::pair<MemoryRange, MemoryRange> t
                       std::function<void()> work) {
   if (handle.value == 0) return work();
   std::lock_guard lock(shared_->mutex);
-  Stream& stream = shared_->find(handle);
-  stream.queue.push_back({touches, std::move(work)});
-  ++stream.submitted;
+  shared_->find(handle).queue.push_back({touches, std::move(work)});
   shared_->submitted.notify_all();
 }
 
@@ -90,7 +88,11 @@ void HostStreams::work_off(Shared& shared, Stream& stream) {
 
 EventHandle HostStreams::record(StreamHandle stream) {
   std::lock_guard lock(shared_->mutex);
-  const std::uint64_t after = stream.value == 0 ? 0 : shared_->find(stream).submitted;
+  std::uint64_t after = 0;
+  if (stream.value != 0) {
+    const Stream& on = shared_->find(stream);
+    after = on.completed + on.queue.size();
+  }
   shared_->events[shared_->next_event] = {stream.value, after};
   return {shared_->next_event++};
 }

@@ -47,8 +47,7 @@ class HostStreams {
   };
   struct Stream {
     std::deque<Task> queue;  // the front one is being done
-    std::uint64_t submitted = 0;
-    std::uint64_t completed = 0;
+    std::uint64_t completed = 0;  // so many tasks have left the queue
     bool stop = false;  // the thread is to end when the queue is empty
     std::thread worker;
   };
