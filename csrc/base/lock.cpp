@@ -19,13 +19,13 @@ static_assert(names.size() == static_cast<std::size_t>(LockRank::count));
 
 constexpr auto last_with_driver_calls = static_cast<unsigned>(LockRank::epochs_record);
 
-/// A bit for each rank of which this thread holds a lock.
+/// Has a bit for each rank of which this thread holds a lock.
 thread_local std::uint64_t held = 0;
 
 /// Ends the process if this thread holds a lock of the rank `from` or later.
 void require_none(unsigned from, const char* what, const char* which) noexcept {
   if (held >> from == 0) return;
-  // Not an exception: many callers catch those, and the mistake would be in a log at best.
+  // An exception would not do: many callers catch those, and at best a log would tell of the mistake.
   std::fprintf(stderr, "vmm: %s%s while it holds the lock %s\n", what, which,
                names[static_cast<std::size_t>(std::bit_width(held)) - 1]);
   std::abort();

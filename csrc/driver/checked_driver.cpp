@@ -15,8 +15,7 @@ Address CheckedDriver::reserve(Bytes size, Bytes alignment) {
 }
 
 void CheckedDriver::free_reservation(Address base, Bytes size) {
-  // Taken out before the call: once they are free, the platform may give the same addresses to another
-  // thread.
+  // This comes before the call: once the addresses are free, the platform may give them to another thread.
   auto taken = ledger_.take_reservation(base, size);
   try {
     inner().free_reservation(base, size);
@@ -38,7 +37,7 @@ PageHandle CheckedDriver::create(Bytes page_bytes, Place place) {
     ledger_.add_page(page, page_bytes);
     return page;
   }
-  // Added before the call, or two threads could create pages at one place.
+  // This comes before the call, or two threads could create pages at one place.
   ledger_.add_page_at(place, page_bytes);
   try {
     return inner().create(page_bytes, place);
@@ -49,7 +48,8 @@ PageHandle CheckedDriver::create(Bytes page_bytes, Place place) {
 }
 
 void CheckedDriver::release(PageHandle page) {
-  // Taken out before the call: once it is released, the platform may give the same handle to another thread.
+  // This comes before the call: once the page is released, the platform may give its handle to another
+  // thread.
   auto taken = ledger_.take_page(page);
   try {
     inner().release(page);

@@ -27,7 +27,7 @@ void resolve(GetProcAddress find, const char* name, int version, void** function
 Api load() {
   static const ForkGuard first_use;
   if (first_use.in_child()) throw Forked(used_before_fork);
-  // Never closed: streams and contexts of others may be in use when we are not.
+  // We never close the library: others may still use their streams and contexts when we use none.
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw DriverError(std::string("no CUDA driver: ") + dlerror());
   void* symbol = dlsym(library, "cuGetProcAddress_v2");

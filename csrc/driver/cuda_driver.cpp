@@ -37,7 +37,7 @@ CudaDriver::CudaDriver(const CudaOptions& options)
   if (options.special()) cuda::try_one_page(cuda_, properties_, options);
   int least = 0, greatest = 0;
   cuda_("cuCtxGetStreamPriorityRange", cuda_.api().cuCtxGetStreamPriorityRange, &least, &greatest);
-  // What is zeroed on it is waited for: it goes before the kernels that are queued.
+  // A caller waits for what this stream zeroes, so it goes before the kernels that are queued.
   cuda_("cuStreamCreateWithPriority", cuda_.api().cuStreamCreateWithPriority, &own_stream_,
         cuda::stream_non_blocking, greatest);
 }
@@ -80,7 +80,7 @@ void CudaDriver::undo_map(std::span<const PageMapping> mapped) noexcept {
   }
 }
 
-/// What an earlier map left behind in the range.
+/// Unmaps what an earlier map() left behind in the range.
 void CudaDriver::unmap_stuck(Address start, Bytes size) {
   std::vector<std::pair<std::uint64_t, Bytes>> found;
   {
@@ -157,8 +157,8 @@ void CudaDriver::forget_exportable(std::span<const PageMapping> pages) noexcept 
 
 ExportedPage CudaDriver::export_page(Address address) {
   const cuda::Calls::Scope scope = enter();
-  // The lock is held during the call: unmap() takes it before it returns, and only then may anybody release
-  // the page.
+  // This holds the lock during the call. unmap() takes the lock before it returns, and nobody may release the
+  // page before that.
   std::lock_guard lock(mutex_);
   const auto next = exportable_.upper_bound(address);
   if (next == exportable_.begin() || address >= std::prev(next)->first + std::prev(next)->second.page_bytes)

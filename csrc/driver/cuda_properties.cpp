@@ -55,7 +55,7 @@ void require(const Calls& cuda, bool asked, int which, const char* argument, con
                         described(cuda, cuda.ordinal(), cuda.device()) + " does not support " + what);
 }
 
-/// Undone when it goes, in a place where nothing may throw.
+/// Calls `undo` at the end of its scope, where nothing may throw.
 class Undone {
  public:
   explicit Undone(std::function<void()> undo) : undo_(std::move(undo)) {}

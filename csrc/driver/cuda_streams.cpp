@@ -1,4 +1,4 @@
-// The CUDA driver's streams and events, and what it does on them.
+// The CUDA driver's streams and events, and the work that it puts on them.
 #include <utility>
 
 #include "base/undo.h"
@@ -13,7 +13,7 @@ cuda::Event to_cuda(EventHandle event) { return reinterpret_cast<cuda::Event>(ev
 constexpr StreamHandle per_thread{2};  // CU_STREAM_PER_THREAD
 bool is_default(StreamHandle stream) { return stream.value <= 1; }
 
-/// 0 and 1 are two names of the legacy default stream, 2 is another stream in every thread that says it.
+/// 0 and 1 are two names of the legacy default stream. 2 means another stream in every thread.
 void require_one_stream(StreamHandle stream) {
   if (stream == per_thread)
     throw InvalidArgument(
@@ -36,7 +36,7 @@ CudaDriver::~CudaDriver() {
       const cuda::Calls::Scope scope = enter();
       cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(EventHandle{event}));
     });
-  // Nobody is waited for: what is on a stream goes on when it is destroyed, but not without its context.
+  // We wait for nobody. Work goes on after its stream is destroyed, but not without its context.
   for (std::uint64_t stream : streams_)
     if (!is_over({stream})) cuda_.keep_context();
   streams_.insert(reinterpret_cast<std::uint64_t>(own_stream_));
@@ -47,7 +47,7 @@ CudaDriver::~CudaDriver() {
     });
 }
 
-/// Whether the work on a stream of ours is known to be over.
+/// Whether we know that the work on a stream of ours is over.
 bool CudaDriver::is_over(StreamHandle stream) const noexcept {
   bool over = false;
   undo_or_leak([&] {
@@ -73,7 +73,7 @@ void CudaDriver::together(const std::function<void()>& work) {
 bool CudaDriver::is_capturing(StreamHandle stream) const {
   int status = cuda::capture_none;
   const cuda::Result result = cuda_.ask(cuda_.api().cuStreamIsCapturing, to_cuda(stream), &status);
-  if (result == cuda::capture_implicit) return true;  // the default stream would wait for one that is
+  if (result == cuda::capture_implicit) return true;  // the default stream would wait for a stream that is
   if (result != cuda::success) cuda_.fail("cuStreamIsCapturing", result, cuda::text(stream.value) + ", ");
   return status != cuda::capture_none;
 }
@@ -84,15 +84,15 @@ bool CudaDriver::capturing(StreamHandle stream) {
   return is_capturing(stream);
 }
 
-/// A handle that is no stream at all cannot be told: CUDA does not define what happens then.
+/// This cannot find out that a handle is no stream at all: CUDA does not define what happens then.
 void CudaDriver::check_stream(StreamHandle stream) const {
   require_one_stream(stream);
   if (is_capturing(stream)) refuse_capturing();
   if (!is_default(stream)) context_of(stream);
 }
 
-/// Our context, or another of our device: a green context, which is a part of it, say. Not of default
-/// streams.
+/// Returns the context of a stream: ours, or another one of our device, for example a green context. Default
+/// streams have none.
 cuda::Context CudaDriver::context_of(StreamHandle stream) const {
   cuda::Context context = nullptr;
   cuda_("cuStreamGetCtx", cuda_.api().cuStreamGetCtx, to_cuda(stream), &context);
@@ -115,7 +115,7 @@ void CudaDriver::on_stream(StreamHandle stream, Work work) {
     work(own_stream_);
     cuda_("cuStreamSynchronize", cuda_.api().cuStreamSynchronize, own_stream_);
   } catch (...) {
-    // A part may be queued already, and the caller is about to take the memory away.
+    // A part of the work may be queued already, and the caller is about to take its memory away.
     for (int i = 0; i < 10 && cuda_.api().cuStreamSynchronize(own_stream_) != cuda::success; ++i) continue;
     throw;
   }
@@ -163,7 +163,7 @@ void CudaDriver::destroy_stream(StreamHandle stream) {
   }
 }
 
-/// An event that is in use from now on. One that was used before costs no call.
+/// Returns an event that is in use from now on. Where an old one is spare this makes no call.
 EventHandle CudaDriver::take_event() {
   {
     std::lock_guard lock(mutex_);
@@ -178,7 +178,7 @@ EventHandle CudaDriver::take_event() {
   return create_event(false);
 }
 
-/// Of the context that is current.
+/// Makes an event of the context that is current.
 EventHandle CudaDriver::create_event(bool foreign) {
   cuda::Event event = nullptr;
   cuda_("cuEventCreate", cuda_.api().cuEventCreate, &event, cuda::event_no_timing);
@@ -189,9 +189,10 @@ EventHandle CudaDriver::create_event(bool foreign) {
   return made;
 }
 
-/// On the context that is current. Of the default stream it must be asked before whether the record would
-/// break a capture; of others only after, when no capture can begin any more before the record: an event in a
-/// capture never completes, and to ask for it would break the capture. By itself it does no harm there.
+/// Records in the context that is current. A record on the default stream could break a capture, so there
+/// this asks before. On any other stream it asks afterwards, because a capture could begin between the
+/// question and the record. An event that got into a capture never completes, and a query of it would break
+/// the capture, but the event by itself does no harm there.
 cuda::Result CudaDriver::record(EventHandle event, StreamHandle stream) const {
   int status = cuda::capture_none;
   if (is_default(stream)) {
@@ -208,8 +209,8 @@ EventHandle CudaDriver::record(StreamHandle stream) {
   require_one_stream(stream);
   EventHandle event = take_event();
   try {
-    // Without a Scope, which costs three calls: where another context is current CUDA refuses, because the
-    // event is of ours.
+    // The first attempt does without a Scope, which costs three calls. Where another context is current CUDA
+    // refuses, because the event belongs to ours.
     cuda::Result result = record(event, stream);
     if (result == cuda::invalid_context || result == cuda::invalid_handle ||
         (result == cuda::capture_implicit && is_default(stream))) {
@@ -254,8 +255,8 @@ void CudaDriver::wait(EventHandle event) {
   cuda_("cuEventSynchronize", cuda_.api().cuEventSynchronize, to_cuda(event));
 }
 
-/// It is kept, for the next record: as many as were ever in use at once, which the device's own queues bound;
-/// but not where it serves one context only that may end before us.
+/// Keeps the event for the next record. We keep as many as were ever in use at once, which the device's own
+/// queues bound. An event of another context is not kept, because that context may end before us.
 void CudaDriver::destroy_event(EventHandle event) {
   fork_guard_.require_parent(this_driver);
   {

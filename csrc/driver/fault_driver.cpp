@@ -20,7 +20,7 @@ std::string FaultDriver::last_failed() const {
 
 void FaultDriver::hold_events(bool hold) {
   std::lock_guard lock(mutex_);
-  delay_ = hold ? ~std::uint64_t{0} : 0;  // in queries: for ever
+  delay_ = hold ? ~std::uint64_t{0} : 0;  // so many queries never come
   if (!hold) delayed_.clear();
 }
 

@@ -10,7 +10,7 @@ namespace vmm {
 
 HostStreams::~HostStreams() {
   if (fork_guard_.in_child()) {
-    // A condition variable that the parent's threads wait on must not die, nor a joinable std::thread.
+    // Here nobody may destroy a condition variable that the parent's threads wait on, nor a joinable thread.
     (void)new std::shared_ptr<Shared>(shared_);
     return;
   }
@@ -103,7 +103,7 @@ const HostStreams::Event& HostStreams::Shared::find(EventHandle event) const {
   return found->second;
 }
 
-/// A stream that is gone has done its work.
+/// A stream that was destroyed has done its work.
 bool HostStreams::Shared::over(const Event& event) const {
   const auto found = streams.find(event.stream);
   return found == streams.end() || found->second->completed >= event.after;

@@ -46,9 +46,9 @@ class HostStreams {
     std::function<void()> work;
   };
   struct Stream {
-    std::deque<Task> queue;  // the front one is being done
+    std::deque<Task> queue;       // the front one is being done
     std::uint64_t completed = 0;  // so many tasks have left the queue
-    bool stop = false;  // the thread is to end when the queue is empty
+    bool stop = false;            // the thread is to end when the queue is empty
     std::thread worker;
   };
   struct Event {

@@ -18,7 +18,7 @@ std::string hex(std::uint64_t value) {
 
 std::string bytes(Bytes size) { return std::to_string(size.count) + " bytes"; }
 
-/// The entry that holds or precedes `key`, or end().
+/// Returns the entry at `key`, or else the one before it; end() where there is none.
 template <class Map>
 auto at_or_before(const Map& map, typename Map::key_type key) {
   auto next = map.upper_bound(key);
@@ -100,14 +100,14 @@ Ledger::PagesByHandle::node_type Ledger::take_page(PageHandle page) {
 void Ledger::check_inside(Address start, Bytes size) const {
   auto range = at_or_before(reservations_, start.value);
   const std::uint64_t offset = range == reservations_.end() ? 0 : start.value - range->first;
-  // Not start + size: near the end of all addresses that would be small again.
+  // We do not compare start + size, which overflows near the end of all addresses.
   if (range == reservations_.end() || offset > range->second.count ||
       size.count > range->second.count - offset)
     throw InvalidArgument("address " + hex(start.value) + " is not inside a reservation");
 }
 
-/// The first mapping that has a byte in the range, or the end. `next` is the first that starts in it or
-/// later.
+/// Returns the first mapping that has a byte in the range, or end(). `next` is the first mapping that starts
+/// in the range or after it.
 Ledger::Mappings::const_iterator Ledger::find_overlap(Mappings::const_iterator next, Address start,
                                                       Bytes size) const {
   if (next != mappings_.begin()) {
@@ -176,7 +176,7 @@ void Ledger::check_unmap(std::span<const PageMapping> pages) const {
   const auto not_ascending = [](const PageMapping& a, const PageMapping& b) {
     return a.address >= b.address;
   };
-  if (std::adjacent_find(pages.begin(), pages.end(), not_ascending) == pages.end()) return;  // as usual
+  if (std::adjacent_find(pages.begin(), pages.end(), not_ascending) == pages.end()) return;
   std::set<Address> seen;
   for (const PageMapping& entry : pages)
     if (!seen.insert(entry.address).second)

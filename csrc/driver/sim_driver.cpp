@@ -32,7 +32,7 @@ Address SimDriver::reserve(Bytes size, Bytes alignment) {
   const Address base{round_up(Bytes{next_address_}, alignment).count};
   if (Bytes{base.value} + size < size || (base + size).value >= std::uintptr_t{1} << 47)
     throw DriverOutOfMemory("reserve: no addresses left");
-  next_address_ = (base + size + options_.granularity).value;  // a gap, so that neighbours are not one
+  next_address_ = (base + size + options_.granularity).value;  // no two reservations touch
   return base;
 }
 

@@ -24,8 +24,8 @@ bool overlap(std::span<const MemoryRange> a, std::span<const MemoryRange> b) {
   });
 }
 
-/// There are no bytes, and their time is small beside an iteration's: it is not simulated. But they
-/// wait for what is on the stream before them.
+/// Copying and zeroing wait for what is on the stream before them, but take no simulated time: it is short
+/// beside an iteration.
 void SimDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
   std::lock_guard lock(mutex_);
   queue(stream, {}, {{to, size}, {from, size}});
@@ -76,7 +76,7 @@ void SimDriver::destroy_event(EventHandle event) {
   events_.erase(event.value);
 }
 
-/// Visits what is mapped, page by page; throws if anything of it is not, or not accessible.
+/// Calls visit(page) for each page in the range. Throws where nothing is mapped, or nobody has access.
 template <class Map, class Visit>
 void SimDriver::for_each_mapped(Map& mapped, const MemoryRange& range, Visit visit) {
   const std::uintptr_t end = (range.start + range.size).value;
@@ -133,7 +133,7 @@ void SimDriver::queue(StreamHandle handle, Nanoseconds takes, std::vector<Memory
   const Nanoseconds now = clock_->now();
   std::erase_if(stream.under_way, [&](const Work& work) { return work.over_at <= now; });
   stream.over_at = std::max(stream.over_at, now) + takes;
-  if (handle.value == 0) wait_until(stream.over_at);  // the contract: over when the call returns
+  if (handle.value == 0) wait_until(stream.over_at);  // the contract says that it is over then
   if (stream.over_at > clock_->now()) stream.under_way.push_back({stream.over_at, std::move(uses)});
 }
 

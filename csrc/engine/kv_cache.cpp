@@ -39,7 +39,7 @@ KvCache::~KvCache() {
   for (StreamHandle stream : streams_) {
     try {
       pool.epochs().leave(stream);
-    } catch (const Error& error) {  // the epoch stays open: what it may read is not used again
+    } catch (const Error& error) {  // the epoch stays open, and nobody gets what it may read
       pool.log().write(LogLevel::warning, error.what());
     }
   }
@@ -88,9 +88,9 @@ std::uint64_t KvCache::horizon() const {
   return predictor_.horizon();
 }
 
-/// The free slot whose pages fit the prompt best: of those whose last work comes before `stream`'s next, if
-/// there is one. Where memory was short, pages may be gone that a closed slot held: it looks before it
-/// believes.
+/// Returns the free slot whose pages fit the prompt best. A slot whose last work is over when `stream`'s next
+/// work begins comes first. Where memory was short, a closed slot may have lost pages, so this looks at the
+/// pages of the slot that it chooses.
 std::uint32_t KvCache::choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream) {
   const Epochs& epochs = slots_->pool().epochs();
   for (;;) {
@@ -134,8 +134,8 @@ void KvCache::prepare() {
   prepare(needs);
 }
 
-/// Whoever comes next, unannounced, should find slots that hold the pages of their first steps. Those that
-/// were chosen before stay so; then come the largest.
+/// Sequences that nobody has announced should find slots that hold the pages of their first steps. This keeps
+/// the slots that are ready, and adds the largest of the others.
 void KvCache::prepare(Slots::Needs& needs) {
   const Tokens tokens{std::min(arrivals_.tokens(), slots_->max_tokens().count)};
   const auto wanted = std::min<std::size_t>(arrivals_.sequences(), free_.count());
@@ -176,7 +176,8 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   if (slots_->has_windows() && to.count != 0 && to.count < previous_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
-  // What was written since then is in the same page, and what was announced stays so.
+  // Tokens beyond kept() lie in the last page that is kept, so there is no page to give up for them, and what
+  // was announced stays announced.
   if (to < slots_->kept(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
 }

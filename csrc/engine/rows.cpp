@@ -11,7 +11,7 @@
 namespace vmm {
 namespace {
 
-/// Sets the value while changes(value, to) holds of it.
+/// Stores `to` unless changes(value, to) is false, also where other threads store meanwhile.
 template <class Changes>
 void set_where(std::atomic<std::uint64_t>& value, std::uint64_t to, Changes changes) {
   std::uint64_t before = value.load();
@@ -98,7 +98,7 @@ void Rows::touch(const Spans& spans) {
 }
 
 std::shared_ptr<Rows::Pin> Rows::pin(Spans spans) {
-  // Pinned before it is touched, so that nobody can release it in between.
+  // The pin comes first, so that nobody can release the pages before they are touched.
   auto pin = std::make_shared<Pin>(observer(), std::move(spans));
   touch(pin->spans_);
   return pin;

@@ -59,7 +59,7 @@ Fence Slots::earlier_work() const {
 void Slots::close() noexcept {
   std::lock_guard ahead(ahead_mutex_);
   parts_.clear();
-  pager_->wake();  // to find out when the work on them is over
+  pager_->wake();  // it finds out when the work on them is over
 }
 
 void Slots::check_length(const char* argument, Tokens tokens) const {
@@ -68,7 +68,7 @@ void Slots::check_length(const char* argument, Tokens tokens) const {
                           " tokens; max_tokens is " + std::to_string(max_tokens_.count));
 }
 
-/// How many tokens the pages have room for that hold so many.
+/// Returns how many tokens fit into the pages that so many tokens need.
 Tokens Slots::room_in_pages_for(Tokens tokens) const {
   Tokens room = max_tokens_ + options_.tail;
   for (const SlotPart& part : parts_) room = std::min(room, part.room_in(part.pages_for(tokens)));
@@ -98,7 +98,7 @@ Bytes Slots::not_kept(std::uint32_t slot, Tokens to) const {
   return parts_.front().page_bytes() * not_kept(slots_.at(slot), reach(to)).count;
 }
 
-/// Pages for tokens [0, wanted), the tail included, that are not kept: the most that mapping them can take.
+/// Counts the pages of tokens [0, wanted), the tail included, that are not kept: mapping them takes no more.
 Pages Slots::not_kept(const Slot& slot, Tokens wanted) const {
   const Tokens kept{slot.kept.load()};
   Pages sum;
@@ -158,7 +158,7 @@ void Slots::advance(std::span<const SlotLength> wanted, const Fence& readers) {
     if (each.length > limits_.at(each.slot)) crossing_.push_back(each);
   }
   if (!crossing_.empty()) {
-    std::ranges::sort(crossing_, {}, &SlotLength::slot);  // the write intent wants ascending addresses
+    std::ranges::sort(crossing_, {}, &SlotLength::slot);  // a write intent has ascending addresses
     std::size_t done = 0;
     try {
       map_counting_stalls(pool(), [&] { return map_parts(crossing_, done); });
