@@ -89,7 +89,6 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   }
   if (claims.empty()) return;
   // 2. Drive, without the lock.
-  const InTransit soon_reclaimable(tables_, options.need == Need::kept ? Bytes{} : tried.asked);
   {
     const Unlocked outside(lock);
     drive(claims, options, tried);
@@ -98,10 +97,10 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   raised.add(claims.pages());
   tried.mapped = Pages{claims.pages().size()};
   claims.commit(options.need);
-  if (tried.created.count != 0) {
+  if (const Bytes created = claims.created(); created.count != 0) {
     created_.page_bytes = reservation.shape.page_bytes;
-    created_.size += tried.created;
-    ground_.counters.pages_created.add(tried.created / created_.page_bytes);
+    created_.size += created;
+    ground_.counters.pages_created.add(created / created_.page_bytes);
   }
   if (options.need == Need::none) ground_.signals.note_idle();
 }
@@ -139,14 +138,12 @@ Shortage Mapping::shortage(const Claims& claims, Need need) const {
 
 void Mapping::drive(Claims& claims, const MapOptions& options, Attempt& tried) {
   try {
-    DriverMappings mappings(claims);
     ground_.driver->together([&] {
-      mappings.make();
+      claims.map();
       zero_claims(claims, options);
     });
-    mappings.stay();
-    tried.created = claims.created();
   } catch (...) {
+    claims.unmap();
     tried.created = claims.created();
     ground_.counters.driver_failures.add();
     throw;
@@ -210,8 +207,7 @@ void Mapping::await_others(Lock& lock, const Reservation& reservation, std::span
                            Wait& wait) {
   {
     const Unlocked outside(lock);
-    reclaiming_.drain_retired(
-        true);  // what the driver has refused before it may unmap for who needs the page
+    reclaiming_.drain_retired(true);  // the driver may now unmap what it has refused before
   }
   for (;; reclaiming_.pause(lock, wait)) {
     bool blocked = tables_.physical().releasing() != 0;

@@ -111,7 +111,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::uint64_t await_streams();
   bool is_in_use();
   void log_impatience(std::uint64_t streams);
-  bool may_wait() const;
 
   Ground ground_;
   const Bytes run_bytes_;

@@ -90,6 +90,8 @@ class Tables {
 
   /// How much memory cannot be had yet, but will come by itself.
   Bytes coming() const { return in_transit_ + retired_.coming(); }
+  void add_in_transit(Bytes size) noexcept { in_transit_ += size; }
+  void leave_transit(Bytes size) noexcept { in_transit_ -= size; }
   /// How much of what is reclaimable may still be in use by unfinished work.
   Bytes waiting() const;
 
@@ -106,8 +108,6 @@ class Tables {
   void check() const;
 
  private:
-  friend class InTransit;
-
   /// Ends the reservation, and gives back its addresses, if nobody leases it and it has no pages.
   void erase_if_empty(Reservation& reservation);
   bool must_zero(const Reservation& reservation, const PhysicalPage& page) const;
@@ -132,19 +132,6 @@ class Tables {
   std::uint64_t recyclings_ = 0;
   Retired retired_;
   Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
-};
-
-/// So much is in transit while this lives, under the pool's lock at both ends.
-class InTransit {
- public:
-  InTransit(Tables& tables, Bytes size) : tables_(tables), size_(size) { tables_.in_transit_ += size_; }
-  ~InTransit() { tables_.in_transit_ -= size_; }
-  InTransit(const InTransit&) = delete;
-  InTransit& operator=(const InTransit&) = delete;
-
- private:
-  Tables& tables_;
-  const Bytes size_;
 };
 
 }  // namespace vmm
