@@ -23,9 +23,7 @@ class Arena {
   std::optional<AddressRange> allocate(Bytes size, Bytes alignment);
 
   Bytes size() const noexcept { return range_.size(); }
-  bool contains(Address address) const noexcept {
-    return address >= range_.base() && address < range_.base() + range_.size();
-  }
+  bool contains(Address address) const noexcept { return range_.contains(address); }
 
  private:
   friend AddressRange;

@@ -9,20 +9,19 @@ namespace vmm {
 
 bool Claims::add(PageIndex page) {
   claims_.push_back({});  // first: a page that is claimed must not be lost for want of memory
-  const std::optional<Claim> claim = tables_.claim(reservation_, page);
+  std::optional<Claim> claim = tables_.claim(reservation_, page);
   if (!claim) {
     claims_.pop_back();
     return false;
   }
-  claims_.back() = *claim;
-  unmapped_ = claims_.size();
   if (claim->create) to_create_ += page_bytes();
+  claims_.back() = std::move(*claim);
+  unmapped_ = claims_.size();
   return true;
 }
 
 bool Claims::pay(Need need) {
   if (empty()) return true;
-  created_.reserve(claims_.size());
   mappings_.reserve(claims_.size());
   std::vector<PageIndex> none;
   none.reserve(claims_.size());
@@ -46,8 +45,9 @@ void Claims::map() {
   Driver& driver = *ground_.driver;
   for (Claim& claim : claims_) {
     if (claim.create) {
-      created_.emplace_back(driver, page_bytes(), claim.place);
-      claim.handle = created_.back().get();
+      claim.made = CreatedPage(driver, page_bytes(), claim.place);
+      claim.handle = claim.made.get();
+      created_ += page_bytes();
     }
     mappings_.push_back({reservation_.address_of(claim.page), claim.handle, page_bytes()});
   }
@@ -66,9 +66,7 @@ void Claims::unmap() noexcept {
 }
 
 void Claims::commit(Need need) {
-  auto created = created_.begin();
-  for (const Claim& claim : claims_)
-    tables_.become_resident(reservation_, claim, claim.create ? std::move(*created++) : CreatedPage(), need);
+  for (Claim& claim : claims_) tables_.become_resident(reservation_, claim, need);
   end();
 }
 
@@ -89,25 +87,14 @@ void Claims::put_back() noexcept {
 }
 
 void Claims::put_back_all() {
-  const std::span<const Claim> claims(claims_);
-  std::span<CreatedPage> created(created_);
-  Bytes not_created;
-  for (const Claim& claim : claims.first(unmapped_)) {
-    CreatedPage made;
-    if (claim.create && !created.empty()) {
-      made = std::move(created.front());
-      created = created.subspan(1);
-    } else if (claim.create) {
-      not_created += page_bytes();
-    }
-    tables_.unclaim(reservation_, claim, std::move(made));
-  }
+  const std::span<Claim> claims(claims_);
+  for (Claim& claim : claims.first(unmapped_)) tables_.unclaim(reservation_, claim);
   if (paid_) {
     tables_.contents().give_up(unmapped_);
-    tables_.allowance().give_back(not_created);
+    tables_.allowance().give_back(to_create_ - created_);
   }
   if (unmapped_ == claims.size()) return;
-  tables_.become_refused(reservation_, claims.subspan(unmapped_), created, std::move(room_));
+  tables_.become_refused(reservation_, claims.subspan(unmapped_), std::move(room_));
   ground_.signals.wake();  // the pager tries again
 }
 

@@ -40,7 +40,7 @@ class Claims {
   Bytes size() const { return page_bytes() * claims_.size(); }
   /// Of that, what is to be created, and what has been.
   Bytes to_create() const noexcept { return to_create_; }
-  Bytes created() const { return page_bytes() * created_.size(); }
+  Bytes created() const noexcept { return created_; }
 
  private:
   Bytes page_bytes() const { return reservation_.shape.page_bytes; }
@@ -52,8 +52,8 @@ class Claims {
   Reservation& reservation_;
   std::vector<Claim> claims_;
   Bytes to_create_;
+  Bytes created_;
   bool paid_ = false;
-  std::vector<CreatedPage> created_;   // for the claims that create, in their order
   std::vector<PageMapping> mappings_;  // of the claims, once they are created
   std::size_t unmapped_ = 0;           // of the claims, from the first; the driver has mapped the others
   Bytes soon_reclaimable_;             // counts as in transit

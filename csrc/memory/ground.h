@@ -51,10 +51,10 @@ struct Ground {
   Epochs epochs{*driver};
   Signals signals{*budget};
 
-  // The pool's lock guards the tables, what the rooms say it guards, and what follows.
+  // The pool's lock guards the tables, and what the rooms say it guards.
   mutable Mutex mutex{LockRank::pool};
   Condition changed;                // is notified when pages have changed their state in the tables
-  std::atomic<bool> closed{false};  // changes under the lock
+  std::atomic<bool> closed{false};  // changes under the lock only
   std::atomic<Nanoseconds> stop_waiting_at{Nanoseconds::max()};  // when the patience of closing ends
 };
 

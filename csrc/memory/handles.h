@@ -23,6 +23,7 @@ class OwnedRange {
 
   Address base() const noexcept { return base_; }
   Bytes size() const noexcept { return size_; }
+  bool contains(Address address) const noexcept { return address >= base_ && address < base_ + size_; }
 
  private:
   Source* source_;

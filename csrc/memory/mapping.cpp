@@ -169,7 +169,7 @@ void Mapping::zero_claims(const Claims& claims, const MapOptions& options) {
     for (auto next = skip; at < end; ++next) {
       const bool none = next == options.overwritten.end() || next->offset >= end;
       const Bytes stop = none ? end : std::max(at, next->offset);
-      if (stop > at) append(reservation.base + at, stop - at);
+      if (stop > at) append(reservation.addresses.base() + at, stop - at);
       if (none) break;
       at = next->offset + next->size;
     }
@@ -223,9 +223,10 @@ void Mapping::await_others(Lock& lock, const Reservation& reservation, std::span
 
 void Mapping::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
   ground_.require_parent();
-  if (offset > reservation.size() || size > reservation.size() - offset)
+  const AddressRange& addresses = reservation.addresses;
+  if (offset > addresses.size() || size > addresses.size() - offset)
     throw InvalidArgument("offset, size: beyond the end of the reservation");
-  const MemoryRange range{reservation.base + offset, size};
+  const MemoryRange range{addresses.base() + offset, size};
   ground_.driver->zero(std::span(&range, 1), stream);
 }
 
