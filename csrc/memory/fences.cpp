@@ -18,23 +18,22 @@ void Epochs::close(StreamHandle handle, bool open_next) {
   handle = named(handle);
   std::lock_guard recording(record_mutex_);
   // Where none is open, what is on the stream is marked: a stream that cannot be waited for is refused now.
-  if (!mark_if(handle, false)) {
-    // Recorded before anything changes: when it throws, the epoch is simply still open.
-    const EventHandle event = driver_.record(handle);
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[handle.value];
-    stream.unfinished.push_back({stream.current, event, open_next});
-    stream.wanted = false;  // by a fence from before the epoch
-    recorded(stream);
-  }
+  // An open epoch is recorded before anything changes: when that throws, the epoch is simply still open.
+  std::optional<EventHandle> event;
+  if (!mark_if(handle, false)) event = driver_.record(handle);
   std::lock_guard lock(mutex_);
   Stream& stream = streams_[handle.value];
+  if (event) {
+    stream.wanted = false;  // by a fence from before the epoch
+    recorded(stream, {stream.current, *event, open_next});
+  }
   stream.open = open_next;
   if (open_next) ++stream.current;
 }
 
-/// An event tells when all that was on it until now is over: the current epoch. Under the lock.
-void Epochs::recorded(Stream& stream) {
+/// The event tells when all that was on the stream until now is over. Under the lock.
+void Epochs::recorded(Stream& stream, const Unfinished& entry) {
+  stream.unfinished.push_back(entry);
   if (stream.owners == 0 || stream.watched || stream.owed) stream.last_outside_steps = stream.current;
   stream.owed = stream.capturing = false;
   if (stream.given_up) stream.watched = false;
@@ -75,39 +74,38 @@ void Epochs::cover(StreamHandle handle) {
 /// What is on the stream becomes an epoch, unless an open one covers it. The epoch has its number before its
 /// event is recorded: a fence that is made in between waits for the next. Under record_mutex_.
 bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
-  std::uint64_t epoch;
-  bool wanted;
-  {
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[handle.value];
-    if (stream.open || (only_wanted && !stream.wanted)) return false;
-    wanted = std::exchange(stream.wanted, false);
-    epoch = ++stream.current;
-  }
+  std::unique_lock lock(mutex_);
+  Stream& stream = streams_[handle.value];  // it stays where it is, also without the lock
+  if (stream.open || (only_wanted && !stream.wanted)) return false;
+  const bool wanted = std::exchange(stream.wanted, false);
+  const std::uint64_t epoch = ++stream.current;
+  lock.unlock();
+  EventHandle event;
   try {
-    const EventHandle event = driver_.record(handle);
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[handle.value];
-    stream.unfinished.push_back({epoch, event, false});
-    recorded(stream);
+    event = driver_.record(handle);
   } catch (const Error& error) {
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[handle.value];
+    lock.lock();
     stream.wanted |= wanted;
     stream.owed |= dynamic_cast<const DriverError*>(&error) != nullptr;
     throw;
   }
+  lock.lock();
+  recorded(stream, {epoch, event, false});
   return true;
 }
 
+/// The streams of which this is true.
+template <class Is>
+std::vector<StreamHandle> Epochs::those(Is is) const {
+  std::lock_guard lock(mutex_);
+  std::vector<StreamHandle> out;
+  for (const auto& [handle, stream] : streams_)
+    if (is(stream)) out.push_back({handle});
+  return out;
+}
+
 void Epochs::mark_wanted() {
-  std::vector<StreamHandle> wanted;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [handle, stream] : streams_)
-      if (stream.wanted) wanted.push_back({handle});
-  }
-  for (StreamHandle stream : wanted) {
+  for (StreamHandle stream : those([](const Stream& each) { return each.wanted; })) {
     try {
       std::lock_guard recording(record_mutex_);
       if (driver_.capturing(stream)) throw StreamCapturing("");
@@ -201,13 +199,7 @@ void Epochs::poll() {
   std::unique_lock polling(poll_mutex_, std::try_to_lock);
   if (!polling) return;
   mark_wanted();
-  std::vector<StreamHandle> busy;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [handle, stream] : streams_)
-      if (!stream.unfinished.empty()) busy.push_back({handle});
-  }
-  for (StreamHandle stream : busy)
+  for (StreamHandle stream : those([](const Stream& each) { return !each.unfinished.empty(); }))
     while (pop_finished(stream)) {
     }
 }
@@ -272,15 +264,13 @@ bool Epochs::complete(const Fence& fence, std::optional<StreamHandle> but_for) c
 bool Epochs::waits_for_open_epoch(const Fence& fence, std::optional<StreamHandle> but_for) const {
   if (but_for) but_for = named(*but_for);
   std::lock_guard lock(mutex_);
-  for (const StreamEpoch& entry : fence) {
-    if (entry.stream == but_for) continue;
-    auto found = streams_.find(entry.stream.value);
-    if (found == streams_.end()) continue;
+  return std::ranges::any_of(fence, [&](const StreamEpoch& entry) {
+    const auto found = streams_.find(entry.stream.value);
+    if (entry.stream == but_for || found == streams_.end()) return false;
     const Stream& stream = found->second;
-    if (stream.open && stream.current == entry.epoch) return true;
-    if (stream.capturing && stream.completed < entry.epoch) return true;
-  }
-  return false;
+    return (stream.open && stream.current == entry.epoch) ||
+           (stream.capturing && stream.completed < entry.epoch);
+  });
 }
 
 }  // namespace vmm

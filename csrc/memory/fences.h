@@ -129,7 +129,9 @@ class Epochs {
 
   void close(StreamHandle stream, bool open_next);
   static std::uint64_t last_epoch(Stream& stream, Work work);
-  static void recorded(Stream& stream);
+  static void recorded(Stream& stream, const Unfinished& entry);
+  template <class Is>
+  std::vector<StreamHandle> those(Is is) const;
   bool mark_if(StreamHandle stream, bool only_wanted);
   void mark_wanted();
   bool forget(StreamHandle stream);

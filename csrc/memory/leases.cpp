@@ -35,7 +35,12 @@ Reservation& Leases::reserve(const ReservationShape& shape, std::optional<Stream
     ground_.counters.reservations_adopted.add();
     return *adopted;
   }
-  Reservation& made = make(lock, shape);
+  AddressRange addresses = allocate(lock, shape);
+  {
+    const Unlocked outside(lock);  // addresses of one that fails die under the lock
+    set_gap(addresses, shape.zeroed ? Gap::zeros : Gap::faults);
+  }
+  Reservation& made = tables_.add(std::move(addresses), shape);
   ground_.counters.reservations_made.add();
   return made;
 }
@@ -60,16 +65,6 @@ Reservation* Leases::find_adoptable(const ReservationShape& wanted, std::optiona
     if (best == nullptr || rank(*candidate) < rank(*best)) best = candidate.get();
   }
   return best;
-}
-
-/// The lock is held at both ends, so that the addresses of one that fails die under it.
-Reservation& Leases::make(Lock& lock, const ReservationShape& shape) {
-  AddressRange addresses = allocate(lock, shape);
-  {
-    const Unlocked outside(lock);
-    set_gap(addresses, shape.zeroed ? Gap::zeros : Gap::faults);
-  }
-  return tables_.add(std::move(addresses), shape);
 }
 
 AddressRange Leases::allocate(Lock& lock, const ReservationShape& shape) {

@@ -89,7 +89,6 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   }
   if (claims.empty()) return;
   // 2. Drive, without the lock.
-  const InTransit soon_reclaimable(tables_, options.need == Need::kept ? Bytes{} : tried.asked);
   {
     const Unlocked outside(lock);
     drive(claims, options, tried);
@@ -98,10 +97,10 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   raised.add(claims.pages());
   tried.mapped = Pages{claims.pages().size()};
   claims.commit(options.need);
-  if (tried.created.count != 0) {
+  if (const Bytes created = claims.created(); created.count != 0) {
     created_.page_bytes = reservation.shape.page_bytes;
-    created_.size += tried.created;
-    ground_.counters.pages_created.add(tried.created / created_.page_bytes);
+    created_.size += created;
+    ground_.counters.pages_created.add(created / created_.page_bytes);
   }
   if (options.need == Need::none) ground_.signals.note_idle();
 }
@@ -139,14 +138,12 @@ Shortage Mapping::shortage(const Claims& claims, Need need) const {
 
 void Mapping::drive(Claims& claims, const MapOptions& options, Attempt& tried) {
   try {
-    DriverMappings mappings(claims);
     ground_.driver->together([&] {
-      mappings.make();
+      claims.map();
       zero_claims(claims, options);
     });
-    mappings.stay();
-    tried.created = claims.created();
   } catch (...) {
+    claims.unmap();
     tried.created = claims.created();
     ground_.counters.driver_failures.add();
     throw;
@@ -172,7 +169,7 @@ void Mapping::zero_claims(const Claims& claims, const MapOptions& options) {
     for (auto next = skip; at < end; ++next) {
       const bool none = next == options.overwritten.end() || next->offset >= end;
       const Bytes stop = none ? end : std::max(at, next->offset);
-      if (stop > at) append(reservation.base + at, stop - at);
+      if (stop > at) append(reservation.addresses.base() + at, stop - at);
       if (none) break;
       at = next->offset + next->size;
     }
@@ -210,8 +207,7 @@ void Mapping::await_others(Lock& lock, const Reservation& reservation, std::span
                            Wait& wait) {
   {
     const Unlocked outside(lock);
-    reclaiming_.drain_retired(
-        true);  // what the driver has refused before it may unmap for who needs the page
+    reclaiming_.drain_retired(true);  // the driver may now unmap what it has refused before
   }
   for (;; reclaiming_.pause(lock, wait)) {
     bool blocked = tables_.physical().releasing() != 0;
@@ -227,9 +223,10 @@ void Mapping::await_others(Lock& lock, const Reservation& reservation, std::span
 
 void Mapping::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
   ground_.require_parent();
-  if (offset > reservation.size() || size > reservation.size() - offset)
+  const AddressRange& addresses = reservation.addresses;
+  if (offset > addresses.size() || size > addresses.size() - offset)
     throw InvalidArgument("offset, size: beyond the end of the reservation");
-  const MemoryRange range{reservation.base + offset, size};
+  const MemoryRange range{addresses.base() + offset, size};
   ground_.driver->zero(std::span(&range, 1), stream);
 }
 

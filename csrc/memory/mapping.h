@@ -43,7 +43,8 @@ class Mapping {
  private:
   /// What one attempt to map came to.
   struct Attempt {
-    Bytes asked{}, to_create{}, created{};
+    Bytes asked{}, to_create{};
+    Bytes created{};  // before it failed
     Pages mapped{};
     bool blocked = false;                   // others are mapping or unmapping some of the pages
     std::optional<Shortage> shortage = {};  // if there is one, nothing was claimed
@@ -60,6 +61,7 @@ class Mapping {
   void make_room(Lock&, const Attempt&, Need, bool ask_device_again, Wait&);
   void await_others(Lock&, const Reservation&, std::span<const PageRange>, Wait&);
   std::optional<Filling> begin_filling(Bytes wanted, Bytes page_bytes);
+  void end_filling(Filling&);
 
   Ground& ground_;
   Tables& tables_;

@@ -1,41 +1,28 @@
 #include "memory/page_table.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 
 namespace vmm {
 namespace {
 
+constexpr const char* names[] = {"Unmapped", "Mapping", "Resident", "Retiring"};
+
 bool legal(VirtualState from, VirtualState to) {
-  switch (from) {
-    case VirtualState::unmapped:
-      return to == VirtualState::mapping;
-    case VirtualState::mapping:
-      return to == VirtualState::resident || to == VirtualState::unmapped || to == VirtualState::retiring;
-    case VirtualState::resident:
-      return to == VirtualState::retiring;
-    case VirtualState::retiring:
-      return to == VirtualState::unmapped || to == VirtualState::resident;
-  }
-  return false;
+  using enum VirtualState;
+  static constexpr std::pair<VirtualState, VirtualState> transitions[] = {
+      {unmapped, mapping},  {mapping, resident},  {mapping, unmapped}, {mapping, retiring},
+      {resident, retiring}, {retiring, unmapped}, {retiring, resident}};
+  return std::ranges::find(transitions, std::pair(from, to)) != std::end(transitions);
 }
+
+const char* name(VirtualState state) { return names[static_cast<std::size_t>(state)]; }
 
 }  // namespace
-
-const char* name(VirtualState state) noexcept {
-  switch (state) {
-    case VirtualState::unmapped:
-      return "Unmapped";
-    case VirtualState::mapping:
-      return "Mapping";
-    case VirtualState::resident:
-      return "Resident";
-    case VirtualState::retiring:
-      return "Retiring";
-  }
-  return "?";
-}
 
 void PageTable::move(PageIndex page, VirtualState to) {
   VirtualPage& entry = pages_.at(page.value);
@@ -55,12 +42,8 @@ void PageTable::move(PageIndex page, VirtualState to) {
 void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
   if (entry.state != VirtualState::resident) return;
   sums_.count(entry, page_bytes_, in);
-  const Pages one{1};
-  in ? resident_ += one : resident_ -= one;
-  if (entry.kept())
-    in ? kept_ += one : kept_ -= one;
-  else
-    reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
+  in ? resident_ += Pages{1} : resident_ -= Pages{1};
+  if (!entry.kept()) reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
   if (in) return;
   idle_.set(page, false);
   aged_.set(page, false);

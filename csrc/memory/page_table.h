@@ -42,7 +42,6 @@ class PageTable {
   /// Pages that are not Unmapped.
   Pages in_use() const noexcept { return in_use_; }
   Pages resident() const noexcept { return resident_; }
-  Pages kept() const noexcept { return kept_; }
   /// The Resident pages that are needed to this degree, which is less than kept.
   const PageBits& reclaimable(Need need) const { return reclaimable_.at(static_cast<std::size_t>(need)); }
   /// A page has aged when it is Resident and nobody has needed it since the last call but one.
@@ -60,9 +59,6 @@ class PageTable {
   MappedBytes& sums_;
   Pages in_use_;
   Pages resident_;
-  Pages kept_;
 };
-
-const char* name(VirtualState state) noexcept;
 
 }  // namespace vmm

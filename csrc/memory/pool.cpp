@@ -1,6 +1,7 @@
 #include "memory/pool.h"
 
 #include <algorithm>
+#include <bit>
 #include <string>
 #include <utility>
 
@@ -13,18 +14,13 @@ constexpr std::uint64_t runs_of_a_full_budget = 16'384;
 constexpr Bytes least_run = 1_MiB;
 constexpr Bytes least_arena = 1_GiB;
 
-Bytes default_run_bytes(Bytes budget) {
-  Bytes run = least_run;
-  while (run < budget / runs_of_a_full_budget) run = run * 2;
-  return run;
-}
-
 Bytes default_arena_bytes(Bytes budget) {
   return budget > 16_TiB / 256 ? 16_TiB : std::max(2_TiB, budget * 256);
 }
 
 Bytes checked_run_bytes(Bytes run, Bytes budget) {
-  if (run.count == 0) return default_run_bytes(budget);
+  if (run.count == 0)
+    return std::max(least_run, Bytes{std::bit_ceil((budget / runs_of_a_full_budget).count)});
   if (!is_power_of_two(run.count))
     throw InvalidArgument("run_bytes: expected a power of two, or 0 for the default");
   return run;
@@ -104,8 +100,7 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, c
 }
 
 void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges) {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   reservation.check(ranges);
   for (PageIndex page : each_page(ranges)) reservation.table.set_need(page, Need::none);
   ground_.signals.given_up(true);
@@ -143,15 +138,13 @@ void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> range
 }
 
 void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   reservation.check(ranges);
   tables_.retire(reservation, ranges, std::move(fence));
 }
 
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   reservation.check(ranges);
   std::uint64_t count = 0;
   for (PageIndex page : each_page(ranges)) count += reservation.table[page].state != VirtualState::resident;
@@ -159,14 +152,12 @@ Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> r
 }
 
 Bytes Pool::mapped(const Reservation& reservation) const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   return reservation.shape.page_bytes * reservation.table.resident().count;
 }
 
 bool Pool::closed() const {
   ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
   return ground_.closed;
 }
 
@@ -175,18 +166,12 @@ void Pool::close(Nanoseconds patience) {
   {
     std::lock_guard lock(ground_.mutex);
     if (patience != Nanoseconds::max()) ground_.stop_waiting_at = clock().now() + patience;
-    if (std::exchange(ground_.closed, true) && tables_.allowance().taken().count == 0 && streams_.empty())
-      return;
+    if (ground_.closed.exchange(true) && tables_.allowance().taken().count == 0 && streams_.empty()) return;
   }
   streams_.end_all();
   tear_down();
   const std::uint64_t left = await_streams();
-  if (!may_wait()) log_impatience(left);
-}
-
-bool Pool::may_wait() const {
-  std::lock_guard lock(ground_.mutex);
-  return ground_.may_wait();
+  if (!ground_.may_wait()) log_impatience(left);
 }
 
 /// Gives back what a closed pool can give back.
@@ -213,7 +198,7 @@ std::uint64_t Pool::await_streams() {
       }
     }
     const std::uint64_t left = streams_.sweep();
-    if (left == 0 || !may_wait()) return left;
+    if (left == 0 || !ground_.may_wait()) return left;
     std::unique_lock lock(ground_.mutex);
     wait.moment(lock);
   }
@@ -234,8 +219,7 @@ void Pool::log_impatience(std::uint64_t streams) {
 }
 
 PoolStats Pool::stats() const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   PoolStats out{};
   out.budget = tables_.allowance().limit();
   out.created = tables_.allowance().taken();
@@ -252,8 +236,7 @@ PoolStats Pool::stats() const {
 }
 
 void Pool::check() const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   tables_.check();
 }
 

@@ -111,7 +111,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::uint64_t await_streams();
   bool is_in_use();
   void log_impatience(std::uint64_t streams);
-  bool may_wait() const;
 
   Ground ground_;
   const Bytes run_bytes_;
@@ -157,7 +156,7 @@ class Lease {
 
   Pool& pool() const noexcept { return *pool_; }
   Reservation& reservation() const noexcept { return *reservation_; }
-  Address base() const noexcept { return reservation_->base; }
+  Address base() const noexcept { return reservation_->addresses.base(); }
   const ReservationShape& shape() const noexcept { return reservation_->shape; }
   /// As asked for; an adopted reservation may have more.
   std::uint64_t extents() const noexcept { return extents_; }

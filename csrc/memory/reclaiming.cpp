@@ -20,12 +20,10 @@ void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wa
   if (lacking().count != 0) made += reclaim(lacking(), whose);
   if (made.count != 0) return;
   // 3. Nothing could be had now: perhaps somebody else has made room, or will.
-  {
-    std::lock_guard lock(ground_.mutex);
-    if (tables_.allowance().left() >= shortage.to_create || tables_.physical().freed() != shortage.freed)
-      return;
-  }
-  if (whose == Need::kept && await_coming(whose, wait)) return;
+  const bool others_have = ground_.under_lock([&] {
+    return tables_.allowance().left() >= shortage.to_create || tables_.physical().freed() != shortage.freed;
+  });
+  if (others_have || (whose == Need::kept && await_coming(whose, wait))) return;
   std::lock_guard lock(ground_.mutex);
   throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
 }
@@ -39,18 +37,13 @@ bool Reclaiming::relieve_mappings(Need whose, Wait& wait) {
   if (ground_.counters.pages_unmapped.get() != before) return true;
   // 2. Idle reservations: at least one, or whoever asks for more than plenty would ask for ever.
   const std::uint64_t plenty = ground_.driver->capabilities().max_mappings / plenty_fraction;
-  bool relieved = false;
-  do {
-    if (!end_an_idle_reservation()) break;
-    relieved = true;
-  } while (ground_.driver->mappings_left() < plenty);
-  if (relieved) return true;
-  // 3. An eighth of what is needed less.
-  Bytes reclaimable;
-  {
-    std::lock_guard lock(ground_.mutex);
-    reclaimable = tables_.mapped().reclaimable();
+  if (end_an_idle_reservation()) {
+    while (ground_.driver->mappings_left() < plenty && end_an_idle_reservation()) {
+    }
+    return true;
   }
+  // 3. An eighth of what is needed less.
+  const Bytes reclaimable = ground_.under_lock([&] { return tables_.mapped().reclaimable(); });
   if (reclaim(std::max(reclaimable / 8, 16_MiB), whose).count != 0) return true;
   // 4. What will be over.
   return whose == Need::kept && await_moment(wait);
@@ -101,13 +94,10 @@ Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> vic
 }
 
 Bytes Reclaiming::reclaim(Bytes wanted, Need whose) {
-  Retirements victims;
-  {
-    std::lock_guard lock(ground_.mutex);
+  return unmapping_.unmap_victims(ground_.under_lock([&] {
     const View seen = view();
-    victims = begin_retiring(seen, policy_.choose(seen.snapshot, wanted, whose));
-  }
-  return unmapping_.unmap_victims(std::move(victims));
+    return begin_retiring(seen, policy_.choose(seen.snapshot, wanted, whose));
+  }));
 }
 
 bool Reclaiming::end_an_idle_reservation() {
@@ -118,12 +108,10 @@ bool Reclaiming::end_an_idle_reservation() {
     const auto longest_idle = policy_.longest_idle(seen.snapshot);
     if (!longest_idle) return false;
     const PageTable& table = seen.reservations[*longest_idle]->table;
-    Victim all{*longest_idle, {}};
+    std::vector<PageIndex> pages;
     for (std::uint32_t i = 0; i < table.size().count; ++i)
-      if (table[{i}].state == VirtualState::resident) all.pages.push_back({i});
-    std::vector<Victim> one;
-    one.push_back(std::move(all));
-    victims = begin_retiring(seen, std::move(one));
+      if (table[{i}].state == VirtualState::resident) pages.push_back({i});
+    victims = begin_retiring(seen, {{*longest_idle, std::move(pages)}});
   }
   return unmapping_.unmap_victims(std::move(victims)).count != 0;
 }
@@ -154,17 +142,12 @@ bool Reclaiming::await_moment(Wait& wait) {
   return true;
 }
 
-bool Reclaiming::anything_free() const {
-  std::lock_guard lock(ground_.mutex);
-  return tables_.physical().free_bytes().count != 0;
-}
-
 Bytes Reclaiming::trim(Bytes wanted, bool wait, Need whose) {
   ground_.require_parent();
   ground_.epochs.poll();
-  const auto patient = [&] {
+  const auto anything_free = [&] {
     std::lock_guard lock(ground_.mutex);
-    return wait && ground_.may_wait();
+    return tables_.physical().free_bytes().count != 0;
   };
   Wait waiting(ground_, "work that uses what nobody needs any more ends");
   Bytes given_back;
@@ -173,7 +156,7 @@ Bytes Reclaiming::trim(Bytes wanted, bool wait, Need whose) {
       given_back += unmapping_.release_free(wanted - given_back);
       if (given_back >= wanted) break;
       if (reclaim(wanted - given_back, whose).count != 0 || anything_free()) continue;
-      if (!patient() || !await_coming(whose, waiting)) break;
+      if (!wait || !ground_.may_wait() || !await_coming(whose, waiting)) break;
     }
   } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager
     if (given_back.count == 0) throw;
@@ -185,12 +168,7 @@ bool Reclaiming::drain_retired(bool refused_too) {
   ground_.require_parent();
   ground_.epochs.poll();
   streams_.sweep();
-  Retirements over;
-  {
-    std::lock_guard lock(ground_.mutex);
-    over = tables_.take_over(refused_too);
-  }
-  unmapping_.unmap(std::move(over));
+  unmapping_.unmap(ground_.under_lock([&] { return tables_.take_over(refused_too); }));
   std::lock_guard lock(ground_.mutex);
   return tables_.retired().any_intact();
 }
@@ -201,8 +179,7 @@ bool Reclaiming::refused() const {
 }
 
 void Reclaiming::age() {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   aged_free_ = saturating_sub(tables_.age(), spare_);
 }
 

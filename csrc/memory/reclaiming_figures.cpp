@@ -29,8 +29,7 @@ void Reclaiming::require_obtainable(Bytes asked, Need whose) {
 }
 
 std::int64_t Reclaiming::obtainable(StreamHandle stream) const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   const Allowance& allowance = tables_.allowance();
   const LastUses& last_uses = tables_.last_uses();
   const Bytes taken = allowance.taken_by_all();
@@ -44,8 +43,7 @@ std::int64_t Reclaiming::obtainable(StreamHandle stream) const {
 
 std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const PageRange> ranges,
                               StreamHandle stream) const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   reservation.check(ranges);
   std::uint64_t count = 0;
   for (PageIndex at : each_page(ranges)) {
@@ -73,8 +71,8 @@ Bytes Reclaiming::owed() const {
 std::uint64_t Reclaiming::given_up() {
   std::lock_guard lock(ground_.mutex);
   tables_.last_uses().refresh();
-  device_limits_ended_ += tables_.allowance().device_ends();
-  return ground_.signals.times_given_up() + tables_.last_uses().ended() + device_limits_ended_;
+  return ground_.signals.times_given_up() + tables_.last_uses().ended() +
+         tables_.allowance().times_device_ended();
 }
 
 std::optional<Nanoseconds> Reclaiming::await_given_up() {

@@ -9,10 +9,7 @@ namespace vmm {
 
 StreamHandle Streams::create() {
   ground_.require_parent();
-  {
-    std::lock_guard lock(ground_.mutex);
-    ground_.require_open();
-  }
+  ground_.require_open();
   if (!ended().empty()) {
     try {
       ground_.epochs.poll();
@@ -45,22 +42,20 @@ void Streams::end_all() {
     if (!std::exchange(own.ended, true)) ground_.epochs.give_up({value});
 }
 
-Streams::Use::Use(Streams& streams, StreamHandle stream) : streams_(streams), stream_(stream) {
+Streams::Use::Use(Streams& streams, StreamHandle stream, bool ended_too)
+    : streams_(streams), stream_(stream) {
   std::lock_guard lock(streams.mutex_);
   const auto found = streams.own_.find(stream.value);
   if (found == streams.own_.end()) return;
-  if (found->second.ended) throw Closed("this stream is closed");
+  if (found->second.ended && !ended_too) throw Closed("this stream is closed");
   ++found->second.users;
   ours_ = true;
 }
 
 Streams::Use::~Use() {
-  if (ours_) streams_.release(stream_);
-}
-
-void Streams::release(StreamHandle stream) {
-  std::lock_guard lock(mutex_);
-  --own_.at(stream.value).users;
+  if (!ours_) return;
+  std::lock_guard lock(streams_.mutex_);
+  --streams_.own_.at(stream_.value).users;
 }
 
 void Streams::copy(Address to, Address from, Bytes size, StreamHandle stream) {
@@ -96,10 +91,8 @@ void Streams::wait_for(StreamHandle stream) {
 
 void Streams::destroy(StreamHandle stream) {
   ground_.require_parent();
-  if (!await_and_destroy(stream)) {
-    std::lock_guard lock(ground_.mutex);
-    if (!ground_.closed) throw InvalidArgument("stream: not one that this pool has made");
-  }
+  if (!await_and_destroy(stream) && !ground_.closed)
+    throw InvalidArgument("stream: not one that this pool has made");
   epoch_closed();
 }
 
@@ -107,18 +100,8 @@ void Streams::destroy(StreamHandle stream) {
 bool Streams::await_and_destroy(StreamHandle stream) {
   if (!end_own(stream)) return false;
   {
-    std::lock_guard lock(mutex_);
-    const auto found = own_.find(stream.value);
-    if (found == own_.end()) return true;  // by another thread's sweep: it was over
-    ++found->second.users;
-  }
-  struct Using {
-    Streams& streams;
-    StreamHandle stream;
-    ~Using() { streams.release(stream); }
-  };
-  {
-    const Using keeps_it{*this, stream};
+    const Use use(*this, stream, true);
+    if (!use.ours()) return true;  // another thread's sweep has destroyed it: it was over
     wait_for(stream);
   }
   destroy_if_unused(stream);

@@ -208,7 +208,7 @@ TEST(what_a_device_refused_is_believed_for_a_while) {
   CHECK_THROWS(OutOfPages, "the device gave less", map(*lease, 0, 32, guess));
   CHECK(standin_count("cuMemCreate") == asked);  // not asked again
   standin_set("capacity", static_cast<std::int64_t>((1_GiB).count));
-  test.clock->advance(DeviceLimit::believed);
+  test.clock->advance(Allowance::device_believed);
   map(*lease, 0, 32, guess);
   CHECK(test.pool->stats().mapped == 2_MiB);
   test.pool->check();
@@ -225,7 +225,7 @@ TEST(who_starved_because_of_the_device_asks_again_by_itself) {
   test.settle();
   CHECK(test.pool->stats().mapped == 1_MiB);
   standin_set("capacity", static_cast<std::int64_t>((1_GiB).count));
-  pass(test, 2 * DeviceLimit::believed);
+  pass(test, 2 * Allowance::device_believed);
   CHECK(test.pool->stats().mapped == 1_MiB + 64_KiB);
 }
 
