@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib import metadata
 from typing import Any
 
 from vmm.benchmarks.map_pages import insist
@@ -16,7 +15,8 @@ Entries = Sequence[tuple[int, int, int]]  # (address, page, page bytes)
 class Bindings:
     """The calls of vmm._core.Driver that ``Pages`` makes, on device ``ordinal``, and a few more.
 
-    Raises DriverError, or DriverOutOfMemory, with the name of CUDA's error. Sizes are bytes.
+    Raises ModuleNotFoundError where cuda-bindings is not installed, and DriverError, or DriverOutOfMemory,
+    with the name of CUDA's error. Sizes are bytes.
     """
 
     def __init__(self, ordinal: int) -> None:
@@ -25,14 +25,6 @@ class Bindings:
 
         self._cuda, self._ordinal = driver, ordinal
         self._stack = ExitStack()
-
-    @staticmethod
-    def installed() -> bool:
-        try:
-            metadata.distribution("cuda-bindings")
-        except metadata.PackageNotFoundError:
-            return False
-        return True
 
     def __enter__(self) -> Bindings:
         cuda = self._cuda

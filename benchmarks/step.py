@@ -32,7 +32,6 @@ from vmm.benchmarks.report import Report, environment, rounded, time_once
 from vmm.benchmarks.step_peer import vllm_allocate_slots
 from vmm.kv_cache import KVCache, Sequence
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
 STEPS, GROWING_STEPS, WARM_UP_STEPS = 10_000, 2_000, 100

@@ -1,6 +1,5 @@
 """Things with a ``close`` method that a ``with`` statement calls."""
 
-from types import TracebackType
 from typing import Any, Self
 
 
@@ -11,7 +10,5 @@ class Closing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -93,10 +93,9 @@ class Pool(Closing):
         name, ordinal = devices.parsed_device(device)
         checked_number("lookahead_pages", lookahead_pages, 0, 2**16 - 1)
         idle_ns = _idle_ns(idle_seconds)
-        kind = "cpu" if ordinal < 0 else name
-        peers = sharing.checked_peers(peers, kind)
-        rdma = sharing.checked_flag("rdma", rdma, kind)
-        shareable = sharing.checked_flag("shareable", shareable, kind)
+        peers = sharing.checked_peers(peers, name)
+        rdma = sharing.checked_flag("rdma", rdma, name)
+        shareable = sharing.checked_flag("shareable", shareable, name)
         # Making a context for each question would take long, so this one is held until the pool has its own.
         context = _core.CudaContext(ordinal) if ordinal >= 0 else None
         budget_bytes = new_budget_bytes(budget, context)

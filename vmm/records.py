@@ -111,9 +111,8 @@ def tokens_of_extent(part: Part, tokens: int, itemsize: int, page_bytes: int) ->
 def slot_tokens(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
     """The tokens of a slot. They are the same in every part, so that one set of starts is right for all
     layers."""
-    return max(
-        tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts
-    )  # each a multiple of a power of two, and the largest of all
+    # Each part's number is the least multiple of a power of two: the largest of them is right for all parts.
+    return max(tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts)
 
 
 def slot_elements(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:

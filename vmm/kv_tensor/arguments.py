@@ -33,11 +33,6 @@ def tensor_device(device: Any, pool: Any) -> torch.device | None:
     return torch.device(device)
 
 
-def is_meta(device: Any) -> bool:
-    """Whether the caller asks for a tensor that has a shape and no memory."""
-    return (torch.get_default_device() if device is None else torch.device(device)).type == "meta"
-
-
 def checked_grow_dim(grow_dim: Any, sizes: tuple[int, ...]) -> int:
     if type(grow_dim) is not int or not -len(sizes) <= grow_dim < len(sizes):
         raise InvalidArgument(

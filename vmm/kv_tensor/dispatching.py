@@ -19,36 +19,12 @@ if TYPE_CHECKING:
 
 
 # These operations read no memory and return none of it.
-_LOOKS = frozenset(
-    [
-        "empty_like",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "new_empty",
-        "new_empty_strided",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "is_same_size",
-        "is_set_to",
-        "is_pinned",
-        "result_type",
-        "can_cast",
-        "sym_size",
-        "sym_stride",
-        "sym_numel",
-        "sym_storage_offset",
-        "size",
-        "stride",
-        "numel",
-        "dim",
-        "storage_offset",
-    ]
-)
+_LOOKS = """
+    empty_like zeros_like ones_like full_like rand_like randn_like randint_like
+    new_empty new_empty_strided new_zeros new_ones new_full
+    is_same_size is_set_to is_pinned result_type can_cast
+    size stride numel dim storage_offset sym_size sym_stride sym_numel sym_storage_offset
+"""
 
 
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -106,7 +82,7 @@ def _kind(func: Any) -> _Kind:
     aliases = [value.alias_info for value in schema.returns if value.alias_info is not None]
     return _Kind(
         name,
-        looks=name in _LOOKS and not schema.is_mutable,
+        looks=name in _LOOKS.split() and not schema.is_mutable,
         views=bool(aliases) and not any(alias.is_write for alias in aliases),
         written=tuple(
             (place, argument.name)

@@ -15,7 +15,6 @@ from vmm.kv_tensor.arguments import (
     checked_grow_dim,
     checked_shape,
     chosen_page_size,
-    is_meta,
     require_fitting,
     tensor_device,
 )
@@ -80,9 +79,10 @@ class KVTensor(Lifecycle, torch.Tensor):
         dtype = checked_dtype(dtype)
         sizes = checked_shape(shape, dtype)
         grow_dim = checked_grow_dim(grow_dim, sizes)
-        if pool is None and is_meta(device):
+        device = tensor_device(device, pool)
+        if pool is None and device is not None and device.type == "meta":
             return torch.empty(sizes, dtype=dtype, device="meta")  # type: ignore[return-value]
-        pool = chosen_pool(pool, device=tensor_device(device, pool))
+        pool = chosen_pool(pool, device=device)
         page_bytes = chosen_page_size(page_bytes, pool, sizes, dtype)
         return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool))
 

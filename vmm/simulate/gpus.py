@@ -149,16 +149,13 @@ def read_call_times(path: Path) -> CallTimes:
         raise InvalidArgument(
             f"{path} was made by the tests' stand-in for CUDA: its times say nothing of a GPU"
         )
-    names = {call: f"{call}_us_p50_2mib_1" for call in ("create", "map", "set_access", "unmap", "release")}
+    measured = ("create_us", "map_us", "set_access_us", "unmap_us", "release_us")
+    names = {call: f"{call}_p50_2mib_1" for call in measured}
     if missing := [name for name in names.values() if name not in metrics]:
         raise InvalidArgument(f"{path} has no {', '.join(missing)}")
     return CallTimes(
         reserve_us=_RESERVE_US,
-        create_us=_microseconds(path, metrics, names["create"]),
-        map_us=_microseconds(path, metrics, names["map"]),
-        set_access_us=_microseconds(path, metrics, names["set_access"]),
-        unmap_us=_microseconds(path, metrics, names["unmap"]),
-        release_us=_microseconds(path, metrics, names["release"]),
+        **{call: _microseconds(path, metrics, name) for call, name in names.items()},
         event_us=_EVENT_US,
         wake_us=_WAKE_US,
         source=f"{path}: medians measured on {report.get('device')}; reserve: an A100's; {_OURS}",
