@@ -38,6 +38,10 @@ Api load() {
   resolve(find, #name, version, reinterpret_cast<void**>(&api.name));
   VMM_CUDA_CALLS(VMM_RESOLVE)
 #undef VMM_RESOLVE
+#define VMM_RESOLVE(name, version, parameters) \
+  find(#name, reinterpret_cast<void**>(&api.name), version, 0, nullptr);
+  VMM_CUDA_NEWER_CALLS(VMM_RESOLVE)
+#undef VMM_RESOLVE
   int version = 0;
   if (api.cuDriverGetVersion(&version) != success || version < least_version)
     throw DriverError("the CUDA driver is of version " + std::to_string(version / 1000) + "." +

@@ -17,6 +17,7 @@ Capabilities capabilities_of(const cuda::Calls& cuda, Bytes granularity, const C
           .host_accessible = options.host_accessible,
           .default_stream = {1},  // CU_STREAM_LEGACY
           .foreign_streams = true,
+          .device_events = cuda.api().cuCtxRecordEvent != nullptr,
           .compute_capability = compute_capability(cuda),
           .device = cuda.ordinal()};
 }

@@ -79,6 +79,7 @@ bool CudaDriver::is_capturing(StreamHandle stream) const {
 }
 
 bool CudaDriver::capturing(StreamHandle stream) {
+  if (stream == whole_device) return false;  // nobody can know
   const cuda::Calls::Scope scope = enter();
   require_one_stream(stream);
   return is_capturing(stream);
@@ -194,6 +195,10 @@ EventHandle CudaDriver::create_event(bool foreign) {
 /// question and the record. An event that got into a capture never completes, and a query of it would break
 /// the capture, but the event by itself does no harm there.
 cuda::Result CudaDriver::record(EventHandle event, StreamHandle stream) const {
+  if (stream == whole_device) {
+    const auto result = cuda_.ask(cuda_.api().cuCtxRecordEvent, cuda_.context(), to_cuda(event));
+    return result == cuda::capture_unsupported ? cuda::capture_implicit : result;
+  }
   int status = cuda::capture_none;
   if (is_default(stream)) {
     const cuda::Result result = cuda_.ask(cuda_.api().cuStreamIsCapturing, to_cuda(stream), &status);
@@ -207,13 +212,15 @@ cuda::Result CudaDriver::record(EventHandle event, StreamHandle stream) const {
 EventHandle CudaDriver::record(StreamHandle stream) {
   fork_guard_.require_parent(this_driver);
   require_one_stream(stream);
+  if (stream == whole_device && !capabilities_.device_events)
+    throw InvalidArgument("stream: this CUDA driver has no events of the whole device; CUDA 12.5 has");
   EventHandle event = take_event();
   try {
     // The first attempt does without a Scope, which costs three calls. Where another context is current CUDA
     // refuses, because the event belongs to ours.
     cuda::Result result = record(event, stream);
-    if (result == cuda::invalid_context || result == cuda::invalid_handle ||
-        (result == cuda::capture_implicit && is_default(stream))) {
+    if (stream != whole_device && (result == cuda::invalid_context || result == cuda::invalid_handle ||
+                                   (result == cuda::capture_implicit && is_default(stream)))) {
       const cuda::Calls::Scope scope = enter();
       const cuda::Context context = is_default(stream) ? cuda_.context() : context_of(stream);
       if (context != cuda_.context() && result == cuda::invalid_handle) {
@@ -224,7 +231,8 @@ EventHandle CudaDriver::record(StreamHandle stream) {
     }
     if (result == cuda::capture_implicit || result == cuda::capture_invalidated) refuse_capturing();
     if (result != cuda::success)
-      cuda_.fail("cuEventRecord", result, cuda::text(event.value) + ", " + cuda::text(stream.value) + ", ");
+      cuda_.fail(stream == whole_device ? "cuCtxRecordEvent" : "cuEventRecord", result,
+                 cuda::text(event.value) + ", " + cuda::text(stream.value) + ", ");
   } catch (...) {
     destroy_event(event);
     throw;

@@ -1,7 +1,9 @@
 #include "driver/host_streams.h"
 
+#include <algorithm>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "base/error.h"
 #include "base/thread.h"
@@ -88,12 +90,14 @@ void HostStreams::work_off(Shared& shared, Stream& stream) {
 
 EventHandle HostStreams::record(StreamHandle stream) {
   std::lock_guard lock(shared_->mutex);
-  std::uint64_t after = 0;
-  if (stream.value != 0) {
-    const Stream& on = shared_->find(stream);
-    after = on.completed + on.queue.size();
+  Event event;
+  const auto add = [&](std::uint64_t id, const Stream& on) { event[id] = on.completed + on.queue.size(); };
+  if (stream == whole_device) {
+    for (const auto& [id, on] : shared_->streams) add(id, *on);
+  } else if (stream.value != 0) {
+    add(stream.value, shared_->find(stream));
   }
-  shared_->events[shared_->next_event] = {stream.value, after};
+  shared_->events[shared_->next_event] = std::move(event);
   return {shared_->next_event++};
 }
 
@@ -105,8 +109,10 @@ const HostStreams::Event& HostStreams::Shared::find(EventHandle event) const {
 
 /// A stream that was destroyed has done its work.
 bool HostStreams::Shared::over(const Event& event) const {
-  const auto found = streams.find(event.stream);
-  return found == streams.end() || found->second->completed >= event.after;
+  return std::ranges::all_of(event, [&](const auto& entry) {
+    const auto found = streams.find(entry.first);
+    return found == streams.end() || found->second->completed >= entry.second;
+  });
 }
 
 bool HostStreams::query(EventHandle event) const {

@@ -52,7 +52,11 @@ void SimDriver::destroy_stream(StreamHandle stream) {
 
 EventHandle SimDriver::record(StreamHandle stream) {
   std::lock_guard lock(mutex_);
-  const Nanoseconds over_at = find_stream(streams_, stream).over_at;
+  Nanoseconds over_at{0};
+  if (stream == whole_device)
+    for (const auto& [handle, each] : streams_) over_at = std::max(over_at, each.over_at);
+  else
+    over_at = find_stream(streams_, stream).over_at;
   take(options_.times.event);
   maybe_fail("record");
   events_[next_handle_] = over_at;

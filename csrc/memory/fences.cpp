@@ -71,6 +71,15 @@ void Epochs::cover(StreamHandle handle) {
   mark_if(named(handle), false);
 }
 
+Fence Epochs::device_fence() {
+  if (!driver_.capabilities().device_events)
+    throw InvalidArgument("the driver has no events of the whole device: CUDA 12.5 or later is needed");
+  cover(whole_device);
+  std::lock_guard lock(mutex_);
+  const std::uint64_t epoch = last_epoch(streams_[whole_device.value], Work::all);
+  return epoch == 0 ? Fence{} : Fence{{whole_device, epoch}};
+}
+
 /// What is on the stream becomes an epoch, unless an open one covers it. The epoch has its number before its
 /// event is recorded: a fence that is made in between waits for the next. Under record_mutex_.
 bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
