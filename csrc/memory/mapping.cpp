@@ -221,13 +221,4 @@ void Mapping::await_others(Lock& lock, const Reservation& reservation, std::span
   }
 }
 
-void Mapping::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
-  ground_.require_parent();
-  const AddressRange& addresses = reservation.addresses;
-  if (offset > addresses.size() || size > addresses.size() - offset)
-    throw InvalidArgument("offset, size: beyond the end of the reservation");
-  const MemoryRange range{addresses.base() + offset, size};
-  ground_.driver->zero(std::span(&range, 1), stream);
-}
-
 }  // namespace vmm

@@ -138,8 +138,7 @@ void Tables::rescue(Reservation& reservation, PageIndex page) {
   if (!readers) return;
   const std::uint16_t last_use = last_uses_.number(std::move(*readers));  // they may read it still
   retired_.call_back(reservation, page);
-  reservation.table.move(page, VirtualState::resident);
-  reservation.table.set_last_use(page, last_use);
+  reservation.table.move(page, VirtualState::resident, last_use);
 }
 
 void Tables::begin_retiring(const Retirements& batch) {
