@@ -79,23 +79,20 @@ void Claims::end() noexcept {
 void Claims::put_back() noexcept {
   if (empty()) return;
   try {
-    put_back_all();
+    const std::span<Claim> claims(claims_);
+    for (Claim& claim : claims.first(unmapped_)) tables_.unclaim(reservation_, claim);
+    if (paid_) {
+      tables_.contents().give_up(unmapped_);
+      tables_.allowance().give_back(to_create_ - created_);
+    }
+    if (unmapped_ != claims.size()) {
+      tables_.become_refused(reservation_, claims.subspan(unmapped_), std::move(room_));
+      ground_.signals.wake();  // the pager tries again
+    }
   } catch (const std::exception& error) {
     ground_.log.write(LogLevel::error, "putting back what was to be mapped: ", error.what());
   }
   end();
-}
-
-void Claims::put_back_all() {
-  const std::span<Claim> claims(claims_);
-  for (Claim& claim : claims.first(unmapped_)) tables_.unclaim(reservation_, claim);
-  if (paid_) {
-    tables_.contents().give_up(unmapped_);
-    tables_.allowance().give_back(to_create_ - created_);
-  }
-  if (unmapped_ == claims.size()) return;
-  tables_.become_refused(reservation_, claims.subspan(unmapped_), std::move(room_));
-  ground_.signals.wake();  // the pager tries again
 }
 
 void RaisedNeeds::raise(PageIndex page) {
