@@ -38,7 +38,7 @@ void PageTable::move(PageIndex page, VirtualState to, std::uint16_t last_use) {
   count(page, entry, true);
 }
 
-/// Into, or out of, the counts of Resident pages.
+/// Counts a page in, or out of, what is Resident.
 void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
   if (entry.state != VirtualState::resident) return;
   sums_.count(entry, page_bytes_, in);

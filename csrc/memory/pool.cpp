@@ -55,13 +55,13 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
 
 Pool::~Pool() {
   ground_.signals.stop();
-  if (tables_.allowance().taken().count == 0) return;  // nor are streams looked at, which may be gone
+  if (tables_.allowance().taken().count == 0) return;  // Streams may be gone by now, so nobody looks at them.
   try {
     epochs().poll();
     reclaiming_.drain_retired(true);
     while (reclaiming_.end_an_idle_reservation()) {
     }
-  } catch (const std::exception&) {  // what stays mapped is lost to this process, and nothing more
+  } catch (const std::exception&) {  // What stays mapped is lost to this process, and nothing more.
   }
   tables_.allowance().give_back(tables_.allowance().taken());
 }
@@ -193,8 +193,8 @@ void Pool::tear_down() noexcept {
   }
 }
 
-/// Until those that have ended are destroyed, but for what only somebody else can end. How many are left that
-/// would have to be waited for longer.
+/// Waits until the streams that have ended are destroyed, but for those that only somebody else can end.
+/// Returns how many are left that it would have to wait for longer.
 std::uint64_t Pool::await_streams() {
   Wait wait(ground_, "the work on streams that have ended is over");
   for (bool failed = false;;) {
