@@ -9,7 +9,7 @@ OwnedRange<Driver> reserve_largest(Driver& driver, Bytes wanted, Bytes least, By
   for (Bytes size = wanted; size > least; size = round_up(size / 2, alignment)) {
     try {
       return {driver, driver.reserve(size, alignment), size};
-    } catch (const DriverOutOfMemory&) {  // try less
+    } catch (const DriverOutOfMemory&) {  // Less may do.
     }
   }
   return {driver, driver.reserve(least, alignment), least};
@@ -29,7 +29,7 @@ std::optional<AddressRange> Arena::allocate(Bytes size, Bytes alignment) {
     const Address base{round_up(Bytes{start.value}, alignment).count};
     const Bytes before = base - start;
     if (!it->second.free || before >= length || length - before < size) continue;
-    // All the memory that this needs comes first: from there on nothing fails.
+    // This allocates all that it needs first, so that nothing fails from there on.
     const Bytes after = length - before - size;
     std::map<std::uintptr_t, Piece> made;
     made[base.value] = {size, false};

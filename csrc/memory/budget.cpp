@@ -4,18 +4,18 @@
 
 namespace vmm {
 
-Budget::ListenerId LocalBudget::listen(Listener listener) {
+Budget::ListenerId Budget::listen(Listener listener) {
   std::lock_guard lock(mutex_);
   listeners_.emplace(next_id_, std::move(listener));
   return next_id_++;
 }
 
-void LocalBudget::stop_listening(ListenerId id) {
+void Budget::stop_listening(ListenerId id) {
   std::lock_guard lock(mutex_);
   listeners_.erase(id);
 }
 
-bool LocalBudget::take(Bytes size, ListenerId taker, bool press) {
+bool Budget::take(Bytes size, ListenerId taker, bool press) {
   std::lock_guard lock(mutex_);
   if (taken_ <= limit_ && size <= limit_ - taken_) {
     taken_ += size;
@@ -26,34 +26,34 @@ bool LocalBudget::take(Bytes size, ListenerId taker, bool press) {
   return false;
 }
 
-void LocalBudget::give_back(Bytes size) noexcept {
+void Budget::give_back(Bytes size) noexcept {
   std::lock_guard lock(mutex_);
   taken_ -= size;
   tell_of_room();
 }
 
-Bytes LocalBudget::limit() const {
+Bytes Budget::limit() const {
   std::lock_guard lock(mutex_);
   return limit_;
 }
 
-Bytes LocalBudget::taken() const {
+Bytes Budget::taken() const {
   std::lock_guard lock(mutex_);
   return taken_;
 }
 
-void LocalBudget::set_limit(Bytes limit) {
+void Budget::set_limit(Bytes limit) {
   std::lock_guard lock(mutex_);
   limit_ = limit;
   if (taken_ > limit_) ask(taken_ - limit_, 0);
   tell_of_room();
 }
 
-void LocalBudget::tell_of_room() {
+void Budget::tell_of_room() {
   if (taken_ < limit_ && std::exchange(refused_, false)) ask({}, 0);
 }
 
-void LocalBudget::ask(Bytes size, ListenerId except) {
+void Budget::ask(Bytes size, ListenerId except) {
   for (auto& [id, listener] : listeners_)
     if (id != except) listener(size);
 }

@@ -8,7 +8,7 @@
 namespace vmm {
 
 bool Claims::add(PageIndex page) {
-  claims_.push_back({});  // first: a page that is claimed must not be lost for want of memory
+  claims_.push_back({});  // This comes first: a page that is claimed must not be lost for want of memory.
   std::optional<Claim> claim = tables_.claim(reservation_, page);
   if (!claim) {
     claims_.pop_back();
@@ -27,8 +27,8 @@ bool Claims::pay(Need need) {
   none.reserve(claims_.size());
   room_.emplace_back(reservation_, std::move(none));
   tables_.contents().reserve(claims_.size());
-  // The budget's other owners are pressed for what will be used, not for a guess; and for a look-ahead the
-  // budget is not even asked for more than it has, or it would tell when there is more.
+  // The budget presses its other owners for what will be used, but not for a guess. For a look-ahead it is
+  // not even asked for more than it has, because it would then tell when there is more.
   Allowance& allowance = tables_.allowance();
   const Bytes left = need == Need::none ? allowance.left() : allowance.device_left();
   paid_ = to_create_.count == 0 || (to_create_ <= left && allowance.take(to_create_, need > Need::guess));
@@ -79,23 +79,20 @@ void Claims::end() noexcept {
 void Claims::put_back() noexcept {
   if (empty()) return;
   try {
-    put_back_all();
+    const std::span<Claim> claims(claims_);
+    for (Claim& claim : claims.first(unmapped_)) tables_.unclaim(reservation_, claim);
+    if (paid_) {
+      tables_.contents().give_up(unmapped_);
+      tables_.allowance().give_back(to_create_ - created_);
+    }
+    if (unmapped_ != claims.size()) {
+      tables_.become_refused(reservation_, claims.subspan(unmapped_), std::move(room_));
+      ground_.signals.wake();  // The pager tries again to unmap these.
+    }
   } catch (const std::exception& error) {
     ground_.log.write(LogLevel::error, "putting back what was to be mapped: ", error.what());
   }
   end();
-}
-
-void Claims::put_back_all() {
-  const std::span<Claim> claims(claims_);
-  for (Claim& claim : claims.first(unmapped_)) tables_.unclaim(reservation_, claim);
-  if (paid_) {
-    tables_.contents().give_up(unmapped_);
-    tables_.allowance().give_back(to_create_ - created_);
-  }
-  if (unmapped_ == claims.size()) return;
-  tables_.become_refused(reservation_, claims.subspan(unmapped_), std::move(room_));
-  ground_.signals.wake();  // the pager tries again
 }
 
 void RaisedNeeds::raise(PageIndex page) {
@@ -113,7 +110,7 @@ RaisedNeeds::~RaisedNeeds() {
   for (PageIndex page : pages_)
     if (reservation_.table[page].state == VirtualState::resident)
       reservation_.table.set_need(page, Need::none);
-  if (need_ == Need::kept) ground_.signals.given_up(true);  // what was created, too
+  if (need_ == Need::kept) ground_.signals.given_up(true);  // What was created may be had, too.
   ground_.signals.note_idle();
 }
 

@@ -44,7 +44,6 @@ class Claims {
 
  private:
   Bytes page_bytes() const { return reservation_.shape.page_bytes; }
-  void put_back_all();
   void end() noexcept;
 
   Ground& ground_;

@@ -9,7 +9,8 @@ namespace vmm {
 void Contents::reserve(std::uint64_t more) {
   const std::uint64_t first = entries_.size();
   const std::uint64_t size = std::max(first, first - free_.size() + reserved_ + more);
-  if (free_.capacity() < size) free_.reserve(2 * size);  // first, and for all, so that drop() never allocates
+  // The free list has room for all entries, so that drop() never allocates.
+  if (free_.capacity() < size) free_.reserve(2 * size);
   entries_.resize(size);
   for (std::uint64_t i = size; i-- > first;) free_.push_back({static_cast<std::uint32_t>(i)});
   reserved_ += more;

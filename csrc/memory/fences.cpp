@@ -17,21 +17,21 @@ Epochs::~Epochs() {
 void Epochs::close(StreamHandle handle, bool open_next) {
   handle = named(handle);
   std::lock_guard recording(record_mutex_);
-  // Where none is open, what is on the stream is marked: a stream that cannot be waited for is refused now.
-  // An open epoch is recorded before anything changes: when that throws, the epoch is simply still open.
+  // Where no epoch is open, this marks what is on the stream, so that a stream that cannot be waited for is
+  // refused now. An open epoch is recorded before anything changes: when that throws, it is still open.
   std::optional<EventHandle> event;
   if (!mark_if(handle, false)) event = driver_.record(handle);
   std::lock_guard lock(mutex_);
   Stream& stream = streams_[handle.value];
   if (event) {
-    stream.wanted = false;  // by a fence from before the epoch
+    stream.wanted = false;  // This event serves a fence from before the epoch, too.
     recorded(stream, {stream.current, *event, open_next});
   }
   stream.open = open_next;
   if (open_next) ++stream.current;
 }
 
-/// The event tells when all that was on the stream until now is over. Under the lock.
+/// Keeps an event that tells when all that is on the stream now is over. The caller holds the lock.
 void Epochs::recorded(Stream& stream, const Unfinished& entry) {
   stream.unfinished.push_back(entry);
   if (stream.owners == 0 || stream.watched || stream.owed) stream.last_outside_steps = stream.current;
@@ -56,7 +56,7 @@ void Epochs::leave(StreamHandle handle) {
 }
 
 void Epochs::mark(StreamHandle handle) {
-  poll();  // so that what is over does not pile up
+  poll();  // Otherwise events that are over would pile up.
   handle = named(handle);
   std::lock_guard recording(record_mutex_);
   mark_if(handle, false);
@@ -80,11 +80,12 @@ Fence Epochs::device_fence() {
   return epoch == 0 ? Fence{} : Fence{{whole_device, epoch}};
 }
 
-/// What is on the stream becomes an epoch, unless an open one covers it. The epoch has its number before its
-/// event is recorded: a fence that is made in between waits for the next. Under record_mutex_.
+/// Makes an epoch of what is on the stream, unless an open one covers it; returns whether it did. The epoch
+/// has its number before its event is recorded, so a fence that is made in between waits for the next. The
+/// caller holds record_mutex_.
 bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
   std::unique_lock lock(mutex_);
-  Stream& stream = streams_[handle.value];  // it stays where it is, also without the lock
+  Stream& stream = streams_[handle.value];  // It stays where it is, also without the lock.
   if (stream.open || (only_wanted && !stream.wanted)) return false;
   const bool wanted = std::exchange(stream.wanted, false);
   const std::uint64_t epoch = ++stream.current;
@@ -103,7 +104,7 @@ bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
   return true;
 }
 
-/// The streams of which this is true.
+/// Returns the streams for which `is` is true.
 template <class Is>
 std::vector<StreamHandle> Epochs::those(Is is) const {
   std::lock_guard lock(mutex_);
@@ -119,10 +120,10 @@ void Epochs::mark_wanted() {
       std::lock_guard recording(record_mutex_);
       if (driver_.capturing(stream)) throw StreamCapturing("");
       mark_if(stream, true);
-    } catch (const StreamCapturing&) {  // what is on it will be asked for again
+    } catch (const StreamCapturing&) {  // It stays wanted, so the next poll asks again.
       std::lock_guard lock(mutex_);
       streams_[stream.value].capturing = true;
-    } catch (const InvalidArgument&) {  // it was ended behind our back, and its work with it
+    } catch (const InvalidArgument&) {  // Somebody else ended it, and its work with it.
       forget(stream);
     }
   }
@@ -160,7 +161,7 @@ Epochs::Ending Epochs::ending(StreamHandle handle) const {
 void Epochs::destroy(StreamHandle handle) {
   std::lock_guard nobody_asks(poll_mutex_);
   std::lock_guard nobody_records(record_mutex_);
-  // First: the driver may give the same handle to somebody at once.
+  // This comes first, because the driver may give the same handle to somebody at once.
   const bool watched = forget(handle);
   try {
     driver_.destroy_stream(handle);
@@ -171,7 +172,7 @@ void Epochs::destroy(StreamHandle handle) {
   }
 }
 
-/// Its work must be over. Under poll_mutex_. Whether it was watched.
+/// Forgets a stream whose work is over, and returns whether it was watched. The caller holds poll_mutex_.
 bool Epochs::forget(StreamHandle handle) {
   std::deque<Unfinished> over;
   bool watched;
@@ -189,7 +190,8 @@ bool Epochs::forget(StreamHandle handle) {
   return watched;
 }
 
-/// Of so much of its work, the epoch that must be over; 0: none. Under the lock.
+/// Returns the epoch that must be over before so much of the stream's work is; 0 where all of it is. The
+/// caller holds the lock.
 std::uint64_t Epochs::last_epoch(Stream& stream, Work work) {
   const bool more_to_come = stream.owed || (stream.watched && work != Work::marked);
   if (stream.open && (more_to_come || work == Work::all || (stream.owners == 0 && work != Work::marked)))
@@ -213,8 +215,9 @@ void Epochs::poll() {
     }
 }
 
-/// Asks for the last event of those that are surely on one stream, and while it is not over, by halves, for
-/// which are: a stream's events complete in order. False when the oldest is not over. Under poll_mutex_.
+/// Finds the last event that is over, by halves, because a stream's events complete in order. It looks only
+/// at those that are surely on one stream. Returns false when the oldest is not over. The caller holds
+/// poll_mutex_.
 bool Epochs::pop_finished(StreamHandle handle) {
   std::vector<Unfinished> run;
   {
@@ -248,8 +251,8 @@ bool Epochs::pop_finished(StreamHandle handle) {
   return true;
 }
 
-/// A capture came between looking and recording: the event will never complete. A later one covers its work,
-/// or else the work is marked anew.
+/// Drops an event that will never complete, because a capture began between looking and recording. A later
+/// event covers its work, or else the work is marked anew.
 void Epochs::drop(StreamHandle handle, const Unfinished& entry) {
   {
     std::lock_guard lock(mutex_);

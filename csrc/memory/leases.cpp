@@ -37,7 +37,7 @@ Reservation& Leases::reserve(const ReservationShape& shape, std::optional<Stream
   }
   AddressRange addresses = allocate(lock, shape);
   {
-    const Unlocked outside(lock);  // addresses of one that fails die under the lock
+    const Unlocked outside(lock);  // When this fails, the addresses die under the lock.
     set_gap(addresses, shape.zeroed ? Gap::zeros : Gap::faults);
   }
   Reservation& made = tables_.add(std::move(addresses), shape);
@@ -45,7 +45,7 @@ Reservation& Leases::reserve(const ReservationShape& shape, std::optional<Stream
   return made;
 }
 
-/// Under the lock.
+/// The caller holds the lock.
 Reservation* Leases::find_adoptable(const ReservationShape& wanted, std::optional<StreamHandle> stream) {
   Reservation* best = nullptr;
   if (wanted.zeroed) return nullptr;
@@ -58,7 +58,7 @@ Reservation* Leases::find_adoptable(const ReservationShape& wanted, std::optiona
         shape.extents < wanted.extents || shape.kind != wanted.kind ||
         !ground_.epochs.complete(candidate->idle_fence, stream))
       continue;
-    // The closest fit, then the one with most pages mapped.
+    // The closest fit is best; among equals, the one with most pages mapped.
     auto rank = [](const Reservation& r) {
       return std::tuple(r.shape.extent_bytes, r.shape.extents, ~r.table.resident().count);
     };

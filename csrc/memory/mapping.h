@@ -25,8 +25,6 @@ class Mapping {
 
   /// Makes the pages Resident. Throws OutOfPages or what the driver threw, with no page claimed or kept.
   MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options);
-  /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
-  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream);
 
   /// Creates pages of this size, in whole runs, until `wanted` bytes of them lie free, or `at_most` bytes
   /// have been created, or the budget or the device has no more. Returns how much it created. Throws

@@ -22,7 +22,7 @@ Bytes Mapping::warm(Bytes wanted, Bytes page_bytes, Bytes at_most) {
         for (const auto& [page, place] : filling->pages)
           filling->created.emplace_back(*ground_.driver, page_bytes, place);
       });
-    } catch (const DriverOutOfMemory& error) {  // as much as there is
+    } catch (const DriverOutOfMemory& error) {  // It creates as much as there is.
       ground_.log.write(LogLevel::info, "warm: ", error.what());
       at_most = {};
     } catch (...) {
@@ -35,9 +35,9 @@ Bytes Mapping::warm(Bytes wanted, Bytes page_bytes, Bytes at_most) {
   return made;
 }
 
-/// The pages of an empty run, or as many of them as the budget has: a window takes a run as it is, and would
-/// create the rest when it is mapped. None when none lacks or none can be had. The budget's other owners are
-/// not pressed.
+/// Claims the pages of an empty run, or as many of them as the budget has: a window takes a run as it is, and
+/// creates the rest when it is mapped. Returns none when no memory lacks or none can be had. It does not
+/// press the budget's other owners.
 std::optional<Filling> Mapping::begin_filling(Bytes wanted, Bytes page_bytes) {
   ground_.require_open();
   reclaiming_.spare(wanted);
@@ -48,7 +48,7 @@ std::optional<Filling> Mapping::begin_filling(Bytes wanted, Bytes page_bytes) {
   return tables_.begin_filling(page_bytes, count);
 }
 
-/// What was created is free.
+/// What was created is free from here on.
 void Mapping::end_filling(Filling& filling) {
   ground_.counters.pages_created.add(filling.created.size());
   tables_.end_filling(filling);

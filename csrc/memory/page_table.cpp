@@ -24,7 +24,7 @@ const char* name(VirtualState state) { return names[static_cast<std::size_t>(sta
 
 }  // namespace
 
-void PageTable::move(PageIndex page, VirtualState to) {
+void PageTable::move(PageIndex page, VirtualState to, std::uint16_t last_use) {
   VirtualPage& entry = pages_.at(page.value);
   if (!legal(entry.state, to))
     throw InvariantViolation("virtual page " + std::to_string(page.value) + " cannot go from " +
@@ -33,12 +33,12 @@ void PageTable::move(PageIndex page, VirtualState to) {
   if (to == VirtualState::unmapped) in_use_ -= Pages{1};
   count(page, entry, false);
   if (entry.state == VirtualState::resident) entry.need = Need::none;
-  if (to == VirtualState::resident) entry.last_use = 0;
+  if (to == VirtualState::resident) entry.last_use = last_use;
   entry.state = to;
   count(page, entry, true);
 }
 
-/// Into, or out of, the counts of Resident pages.
+/// Counts a page in, or out of, what is Resident.
 void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
   if (entry.state != VirtualState::resident) return;
   sums_.count(entry, page_bytes_, in);
@@ -65,13 +65,6 @@ void PageTable::set_need(PageIndex page, Need need) {
                              " and cannot be needed");
   count(page, entry, false);
   entry.need = need;
-  count(page, entry, true);
-}
-
-void PageTable::set_last_use(PageIndex page, std::uint16_t last_use) {
-  VirtualPage& entry = pages_.at(page.value);
-  count(page, entry, false);
-  entry.last_use = last_use;
   count(page, entry, true);
 }
 

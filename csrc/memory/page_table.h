@@ -27,17 +27,14 @@ class PageTable {
   const VirtualPage& operator[](PageIndex page) const { return pages_.at(page.value); }
 
   /// Throws InvariantViolation unless the transition is one of those in virtual_page.h. A page that leaves
-  /// Resident is no longer needed.
-  void move(PageIndex page, VirtualState to);
+  /// Resident is no longer needed; the work of `last_use` may still use one that becomes Resident.
+  void move(PageIndex page, VirtualState to, std::uint16_t last_use = 0);
   void set_content(PageIndex page, ContentId content) { pages_.at(page.value).content = content; }
   /// Only a Resident page can be needed.
   void set_need(PageIndex page, Need need);
   /// Ends the need for the page, if there is one. If the page was kept, the work of `last_use` may still use
   /// it.
   void unkeep(PageIndex page, std::uint16_t last_use);
-
-  /// The work of `last_use` may still use the page.
-  void set_last_use(PageIndex page, std::uint16_t last_use);
 
   /// Pages that are not Unmapped.
   Pages in_use() const noexcept { return in_use_; }

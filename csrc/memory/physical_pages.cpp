@@ -25,8 +25,8 @@ Pages PhysicalPages::pages_per_run(Bytes page_bytes) const {
   return {std::max<std::uint64_t>(1, run_bytes_ / page_bytes)};
 }
 
-/// A run with a page on its way out is left alone: its places are taken until that is over. So is an exported
-/// page that the driver has refused to take back.
+/// Leaves a run alone that has a page on its way out, because its place is taken until that is over. It also
+/// leaves an exported page alone that the driver has refused to take back.
 std::optional<RunId> PhysicalPages::take_from(std::vector<RunId>& list) {
   const auto found = std::find_if(list.rbegin(), list.rend(),
                                   [&](RunId id) { return run(id).releasing == 0 && !is_exported(run(id)); });
@@ -56,7 +56,7 @@ RunId PhysicalPages::take_empty_run(Bytes page_bytes) {
   return make_run(page_bytes);
 }
 
-/// Runs whose free pages were released while they lay there.
+/// Moves runs whose free pages were released to those that are empty.
 void PhysicalPages::sort_out_empty_ones() {
   if (!std::exchange(emptied_, false)) return;
   for (auto& [page_bytes, warm] : warm_) {
@@ -71,8 +71,8 @@ RunId PhysicalPages::make_run(Bytes page_bytes) {
   const RunId made{run_count()};
   next_place_ = round_up(Bytes{next_place_}, page_bytes).count;
   const PhysicalPageId first{size()};
-  // All the memory comes first: a run that is only half made would have no owner. And of the lists so much
-  // that give_back_run() never allocates.
+  // This allocates everything first, because a run that is only half made would have no owner. The lists get
+  // so much room that give_back_run() never allocates.
   if (runs_.size() == runs_.capacity()) runs_.reserve(2 * runs_.size() + 1);
   warm_[page_bytes].reserve(runs_.capacity());
   empty_[page_bytes].reserve(runs_.capacity());

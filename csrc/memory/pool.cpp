@@ -55,13 +55,13 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
 
 Pool::~Pool() {
   ground_.signals.stop();
-  if (tables_.allowance().taken().count == 0) return;  // nor are streams looked at, which may be gone
+  if (tables_.allowance().taken().count == 0) return;  // Streams may be gone by now, so nobody looks at them.
   try {
     epochs().poll();
     reclaiming_.drain_retired(true);
     while (reclaiming_.end_an_idle_reservation()) {
     }
-  } catch (const std::exception&) {  // what stays mapped is lost to this process, and nothing more
+  } catch (const std::exception&) {  // What stays mapped is lost to this process, and nothing more.
   }
   tables_.allowance().give_back(tables_.allowance().taken());
 }
@@ -143,6 +143,15 @@ void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, F
   tables_.retire(reservation, ranges, std::move(fence));
 }
 
+void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
+  ground_.require_parent();
+  const AddressRange& addresses = reservation.addresses;
+  if (offset > addresses.size() || size > addresses.size() - offset)
+    throw InvalidArgument("offset, size: beyond the end of the reservation");
+  const MemoryRange range{addresses.base() + offset, size};
+  ground_.driver->zero(std::span(&range, 1), stream);
+}
+
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
   const auto lock = ground_.locked();
   reservation.check(ranges);
@@ -184,8 +193,8 @@ void Pool::tear_down() noexcept {
   }
 }
 
-/// Until those that have ended are destroyed, but for what only somebody else can end. How many are left that
-/// would have to be waited for longer.
+/// Waits until the streams that have ended are destroyed, but for those that only somebody else can end.
+/// Returns how many are left that it would have to wait for longer.
 std::uint64_t Pool::await_streams() {
   Wait wait(ground_, "the work on streams that have ended is over");
   for (bool failed = false;;) {
@@ -204,15 +213,12 @@ std::uint64_t Pool::await_streams() {
   }
 }
 
-/// Whether work that is not over may still use memory of leases that have ended.
-bool Pool::is_in_use() {
-  std::lock_guard lock(ground_.mutex);
-  tables_.last_uses().refresh();
-  return tables_.waiting().count != 0 || tables_.retired().any_intact();
-}
-
 void Pool::log_impatience(std::uint64_t streams) {
-  std::string left = is_in_use() ? "what work under way still uses" : "";
+  const bool in_use = ground_.under_lock([&] {
+    tables_.last_uses().refresh();
+    return tables_.waiting().count != 0 || tables_.retired().any_intact();
+  });
+  std::string left = in_use ? "what work under way still uses" : "";
   if (streams != 0)
     left += (left.empty() ? "" : " and ") + std::to_string(streams) + (streams == 1 ? " stream" : " streams");
   if (!left.empty()) log().write(LogLevel::warning, "closed without " + left + ": it did not end in time");

@@ -5,9 +5,8 @@
 // budget, clock, lock, epochs, and what the pager is told). Besides those,
 //
 //   leases      makes, leases and recycles reservations, and calls reclaiming;
-//   mapping     makes pages Resident: it decides, calls the driver and commits, and what it has claimed
-//   undoes
-//               itself (claims.h); it calls reclaiming;
+//   mapping     makes pages Resident: it decides, calls the driver and commits. What it has claimed undoes
+//               itself (claims.h). It calls reclaiming;
 //   reclaiming  says what may be had and gets it back; it calls unmapping and streams, and asks
 //               policy/victim_policy.h which pages go;
 //   unmapping   does in the driver what reclaiming has decided, and calls nobody;
@@ -59,9 +58,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Unmaps the Resident pages among these once `fence` is complete; see Reclaiming::drain_retired.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
   /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
-  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {}) {
-    mapping_.zero(reservation, offset, size, stream);
-  }
+  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
@@ -109,7 +106,6 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void end_lease(Reservation& reservation) noexcept;
   void tear_down() noexcept;
   std::uint64_t await_streams();
-  bool is_in_use();
   void log_impatience(std::uint64_t streams);
 
   Ground ground_;

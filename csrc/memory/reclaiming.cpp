@@ -11,8 +11,8 @@ void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wa
   // 1. Nothing is touched unless it is enough.
   ground_.epochs.poll();
   require_obtainable(asked, whose);
-  // 2. What is unmapped the next plan takes as it is where it can: runs of whole windows, which idle
-  // reservations leave. The rest it gives back here, in exchange for budget.
+  // 2. Idle reservations leave runs of whole windows, which the next attempt takes as they are where it can.
+  // Other free pages go back to the driver here, in exchange for budget.
   Bytes made = unmapping_.release(shortage.nobodys);
   const auto lacking = [&] { return saturating_sub(shortage.lacking, made); };
   if (lacking().count != 0) made += reclaim(lacking(), Need::none);
@@ -31,21 +31,21 @@ void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wa
 bool Reclaiming::relieve_mappings(Need whose, Wait& wait) {
   constexpr std::uint64_t plenty_fraction = 16;
   if (whose == Need::none) return false;
-  // 1. What was given up and is over.
+  // 1. Unmap what was given up and is over.
   const std::uint64_t before = ground_.counters.pages_unmapped.get();
   drain_retired();
   if (ground_.counters.pages_unmapped.get() != before) return true;
-  // 2. Idle reservations: at least one, or whoever asks for more than plenty would ask for ever.
+  // 2. End idle reservations: at least one, or whoever asks for more than plenty would ask for ever.
   const std::uint64_t plenty = ground_.driver->capabilities().max_mappings / plenty_fraction;
   if (end_an_idle_reservation()) {
     while (ground_.driver->mappings_left() < plenty && end_an_idle_reservation()) {
     }
     return true;
   }
-  // 3. An eighth of what is needed less.
+  // 3. Unmap an eighth of what is needed less.
   const Bytes reclaimable = ground_.under_lock([&] { return tables_.mapped().reclaimable(); });
   if (reclaim(std::max(reclaimable / 8, 16_MiB), whose).count != 0) return true;
-  // 4. What will be over.
+  // 4. Wait for what will be over.
   return whose == Need::kept && await_moment(wait);
 }
 
@@ -54,8 +54,8 @@ struct Reclaiming::View {
   std::vector<Reservation*> reservations;
 };
 
-/// The reservations as the policy sees them. `only_those_that_may_end`: idle ones that have pages, none of
-/// which any work may still use. Under the lock.
+/// Shows the reservations as the policy sees them; with `only_those_that_may_end`, only idle ones that have
+/// pages, none of which any work may still use. The caller holds the lock.
 Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   View view;
   LastUses& last_uses = tables_.last_uses();
@@ -84,7 +84,7 @@ Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   return view;
 }
 
-/// Under the lock.
+/// The caller holds the lock.
 Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> victims) {
   Retirements batch;
   for (Victim& victim : victims)
@@ -122,10 +122,10 @@ void Reclaiming::pause(std::unique_lock<Mutex>& lock, Wait& wait) {
   drain_retired();
 }
 
-/// Whether it helps to reclaim again: there is something now, or it waited a moment because memory will come
-/// without anybody's doing.
+/// Returns whether it helps to reclaim again: either there is something now, or it waited a moment because
+/// memory will come without anybody's doing.
 bool Reclaiming::await_coming(Need whose, Wait& wait) {
-  ground_.epochs.poll();  // a capture that has ended holds nothing back
+  ground_.epochs.poll();  // A capture that has ended holds nothing back.
   {
     std::lock_guard lock(ground_.mutex);
     if (!policy_.choose(view().snapshot, {1}, whose).empty()) return true;
@@ -133,7 +133,7 @@ bool Reclaiming::await_coming(Need whose, Wait& wait) {
   return await_moment(wait);
 }
 
-/// Waits a moment where memory, and with it mappings, will come without anybody's doing; else false.
+/// Waits a moment where memory, and with it mappings, will come without anybody's doing; else returns false.
 bool Reclaiming::await_moment(Wait& wait) {
   std::unique_lock lock(ground_.mutex);
   const bool ending = tables_.last_uses().refresh() && tables_.mapped().reclaimable().count != 0;
@@ -158,7 +158,7 @@ Bytes Reclaiming::trim(Bytes wanted, bool wait, Need whose) {
       if (reclaim(wanted - given_back, whose).count != 0 || anything_free()) continue;
       if (!wait || !ground_.may_wait() || !await_coming(whose, waiting)) break;
     }
-  } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager
+  } catch (const Error&) {  // The pager tries again what the driver refused, which is in the log.
     if (given_back.count == 0) throw;
   }
   return given_back;

@@ -19,10 +19,10 @@ void Reclaiming::require_obtainable(Bytes asked, Need whose) {
   std::unique_lock lock(ground_.mutex);
   for (Wait wait(ground_, "calls under way, and work that uses what was retired, end");; pause(lock, wait)) {
     const MemoryFigures have = figures(asked);
-    // A budget that has been lowered is first to be met.
+    // A budget that has been lowered must be met first.
     const Bytes needed = asked + have.owed;
     if (have.free + have.reclaimable >= needed) return;
-    // Who maps ahead must not be held up: there is other work, and it is told when memory is given up.
+    // Whoever maps ahead must not be held up: it has other work, and is told when memory is given up.
     const Bytes coming = whose == Need::kept ? tables_.coming() : Bytes{};
     if (have.free + have.reclaimable + coming < needed) throw OutOfPages(have, "");
   }
@@ -86,7 +86,7 @@ std::optional<Nanoseconds> Reclaiming::await_given_up() {
 void Reclaiming::forget_device_limit() {
   std::lock_guard lock(ground_.mutex);
   if (tables_.allowance().device_until())
-    ground_.signals.given_up(true);  // who starved because of it may go on
+    ground_.signals.given_up(true);  // Whoever starved because of it may go on.
   tables_.allowance().forget_device();
 }
 

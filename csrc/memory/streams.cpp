@@ -13,7 +13,7 @@ StreamHandle Streams::create() {
   if (!ended().empty()) {
     try {
       ground_.epochs.poll();
-    } catch (const Error&) {  // of other work: who waits for that will hear of it
+    } catch (const Error&) {  // Whoever waits for the work that failed will hear of it.
     }
     sweep();
   }
@@ -25,7 +25,7 @@ StreamHandle Streams::create() {
 
 void Streams::end(StreamHandle stream) {
   ground_.require_parent();
-  if (end_own(stream)) ground_.signals.note_idle();  // or a pool that does nothing else would keep it
+  if (end_own(stream)) ground_.signals.note_idle();  // A pool that does nothing else would keep it.
 }
 
 bool Streams::end_own(StreamHandle stream) {
@@ -96,25 +96,25 @@ void Streams::destroy(StreamHandle stream) {
   epoch_closed();
 }
 
-/// False where it is no stream of these.
+/// Returns false where it is no stream of these.
 bool Streams::await_and_destroy(StreamHandle stream) {
   if (!end_own(stream)) return false;
   {
     const Use use(*this, stream, true);
-    if (!use.ours()) return true;  // another thread's sweep has destroyed it: it was over
+    if (!use.ours()) return true;  // Its work was over, and another thread's sweep has destroyed it.
     wait_for(stream);
   }
   destroy_if_unused(stream);
   return true;
 }
 
-/// What is on it must be over. Where somebody else still waits for it, the next sweep does it.
+/// Destroys a stream whose work is over. Where somebody else still waits for it, the next sweep does that.
 void Streams::destroy_if_unused(StreamHandle stream) {
   {
     std::lock_guard lock(mutex_);
     const auto found = own_.find(stream.value);
     if (found == own_.end() || found->second.users != 0) return;
-    own_.erase(found);  // first: the driver may give the same handle to somebody at once
+    own_.erase(found);  // The driver may give the same handle to somebody at once.
   }
   try {
     ground_.epochs.destroy(stream);
@@ -133,7 +133,7 @@ std::uint64_t Streams::sweep() noexcept {
     coming += ending == Epochs::Ending::coming;
     try {
       if (ending == Epochs::Ending::over) destroy_if_unused(stream);
-    } catch (const std::exception&) {  // what the driver refuses is tried again by the next
+    } catch (const std::exception&) {  // The next sweep tries again what the driver refuses.
     }
   }
   return coming;

@@ -101,7 +101,7 @@ void Tables::become_resident(Reservation& reservation, Claim& claim, Need need) 
 
 void Tables::become_refused(Reservation& reservation, std::span<Claim> claims, Retirements room) {
   for (Claim& claim : claims) {
-    const ByteKind holds = physical_[claim.physical].holds;  // it may not have been zeroed
+    const ByteKind holds = physical_[claim.physical].holds;  // It may not have been zeroed.
     become_resident(reservation, claim, Need::none);
     physical_[claim.physical].holds = holds;
     reservation.table.move(claim.page, VirtualState::retiring);
@@ -122,7 +122,7 @@ void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges,
   std::vector<PageIndex> pages;
   for (PageIndex page : each_page(ranges))
     if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
-  std::ranges::sort(pages);  // the ranges may overlap, in any order
+  std::ranges::sort(pages);  // The ranges may overlap, in any order.
   pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
   if (pages.empty()) return;
   Retirements batch;
@@ -133,13 +133,12 @@ void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges,
 
 void Tables::rescue(Reservation& reservation, PageIndex page) {
   const PhysicalPageId physical = contents_[reservation.table[page].content].page;
-  if (physical_[physical].state != PhysicalState::mapped) return;  // the unmapping is under way
+  if (physical_[physical].state != PhysicalState::mapped) return;  // Its unmapping is under way.
   std::optional<Fence> readers = retired_.fence_of(reservation, page);
   if (!readers) return;
-  const std::uint16_t last_use = last_uses_.number(std::move(*readers));  // they may read it still
+  const std::uint16_t last_use = last_uses_.number(std::move(*readers));  // They may still read it.
   retired_.call_back(reservation, page);
-  reservation.table.move(page, VirtualState::resident);
-  reservation.table.set_last_use(page, last_use);
+  reservation.table.move(page, VirtualState::resident, last_use);
 }
 
 void Tables::begin_retiring(const Retirements& batch) {
@@ -178,7 +177,7 @@ std::vector<PhysicalPageId> Tables::end_unmapping(Retirements& batch) {
   return exported;
 }
 
-/// What the driver has not unmapped stays in it, as refused.
+/// Keeps in `what`, as refused, the pages that the driver has not unmapped.
 void Tables::end_unmapping(Retirement& what, std::vector<PhysicalPageId>& exported) {
   Reservation& reservation = *what.reservation;
   for (std::size_t i = 0; i < what.pages.size(); ++i) {

@@ -76,7 +76,7 @@ Bytes Unmapping::release_free(Bytes wanted) {
       ground_.under_lock([&] { return tables_.begin_releasing(tables_.physical().some_free(wanted)); }));
 }
 
-/// Tries each page so many times. What the driver refuses is a free page as before.
+/// Tries each page so many times. A page that the driver refuses is free as before.
 Bytes Unmapping::release(Releasing what, int attempts) {
   if (what.pages.empty()) return {};
   std::exception_ptr failure;
