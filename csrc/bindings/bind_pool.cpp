@@ -29,9 +29,9 @@ struct Options {
 };
 
 std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
-                                                        std::shared_ptr<Budget> budget) {
+                                                        std::shared_ptr<LocalBudget> budget) {
   std::unique_ptr<PoolHandle, DeleteWithoutGil> handle(new PoolHandle);
-  handle->budget = budget ? std::move(budget) : std::make_shared<Budget>(Bytes{options.budget_bytes});
+  handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
   std::unique_ptr<Driver> driver;
   if (options.cuda.device >= 0) {
     auto cuda = std::make_unique<CudaDriver>(options.cuda);
@@ -102,19 +102,19 @@ std::vector<std::pair<int, std::string>> drain_log(const PoolHandle& handle) {
 }  // namespace
 
 void bind_pool(py::module_& m) {
-  py::class_<Budget, std::shared_ptr<Budget>>(m, "Budget")
-      .def(py::init([](std::uint64_t limit) { return std::make_shared<Budget>(Bytes{limit}); }),
+  py::class_<LocalBudget, std::shared_ptr<LocalBudget>>(m, "Budget")
+      .def(py::init([](std::uint64_t limit) { return std::make_shared<LocalBudget>(Bytes{limit}); }),
            py::arg("limit_bytes"))
-      .def_property_readonly("limit_bytes", no_gil([](const Budget& b) { return b.limit().count; }))
-      .def_property_readonly("taken_bytes", no_gil([](const Budget& b) { return b.taken().count; }))
+      .def_property_readonly("limit_bytes", no_gil([](const LocalBudget& b) { return b.limit().count; }))
+      .def_property_readonly("taken_bytes", no_gil([](const LocalBudget& b) { return b.taken().count; }))
       .def(
-          "set_limit", [](Budget& b, std::uint64_t limit) { b.set_limit({limit}); }, py::arg("limit_bytes"),
-          NoGil());
+          "set_limit", [](LocalBudget& b, std::uint64_t limit) { b.set_limit({limit}); },
+          py::arg("limit_bytes"), NoGil());
 
   py::class_<PoolHandle, std::unique_ptr<PoolHandle, DeleteWithoutGil>>(m, "Pool")
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
-                       std::shared_ptr<Budget> shared_budget, int cuda_device, bool cuda_host_accessible,
+                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device, bool cuda_host_accessible,
                        std::int64_t idle_ns, std::vector<int> peers, bool rdma, bool shareable) {
              CudaOptions cuda{cuda_device, cuda_host_accessible, std::move(peers), rdma, shareable};
              return make_pool(

@@ -14,7 +14,7 @@ namespace vmm {
 
 /// The engine, with handles on the parts of it that Python configures.
 struct PoolHandle {
-  std::shared_ptr<Budget> budget;
+  std::shared_ptr<LocalBudget> budget;
   HostDriver* host = nullptr;     // of another device: null
   CudaDriver* cuda = nullptr;     // the same
   FaultDriver* faults = nullptr;  // null unless asked for

@@ -10,7 +10,7 @@
 
 namespace vmm {
 
-/// Of this process; several pools may share one. Safe from any thread.
+/// Safe from any thread. An interface, because a budget may later span processes.
 class Budget {
  public:
   /// Told how many bytes others lack; 0: there is more than when somebody lacked something. Called with the
@@ -18,16 +18,28 @@ class Budget {
   using Listener = std::function<void(Bytes)>;
   using ListenerId = std::uint64_t;
 
-  explicit Budget(Bytes limit) : limit_(limit) {}
-
-  ListenerId listen(Listener listener);
-  void stop_listening(ListenerId id);
+  virtual ~Budget() = default;
+  virtual ListenerId listen(Listener listener) = 0;
+  virtual void stop_listening(ListenerId id) = 0;
   /// All or nothing. When false, everybody but `taker` is asked to give back what lacks, if the taker is to
   /// `press`; and the taker, like all, is told when there is more.
-  bool take(Bytes size, ListenerId taker, bool press);
-  void give_back(Bytes size) noexcept;
-  Bytes limit() const;
-  Bytes taken() const;
+  virtual bool take(Bytes size, ListenerId taker, bool press) = 0;
+  virtual void give_back(Bytes size) noexcept = 0;
+  virtual Bytes limit() const = 0;
+  virtual Bytes taken() const = 0;
+};
+
+/// A budget of this process; several pools may share one.
+class LocalBudget final : public Budget {
+ public:
+  explicit LocalBudget(Bytes limit) : limit_(limit) {}
+
+  ListenerId listen(Listener listener) override;
+  void stop_listening(ListenerId id) override;
+  bool take(Bytes size, ListenerId taker, bool press) override;
+  void give_back(Bytes size) noexcept override;
+  Bytes limit() const override;
+  Bytes taken() const override;
   /// A limit below what is taken asks everybody to give back the difference; nothing is torn away.
   void set_limit(Bytes limit);
 

@@ -13,7 +13,7 @@ World::World(const WorldOptions& options)
       longest_wake_(options.longest_wake),
       random_(options.driver.faults.seed),
       clock_(std::make_shared<SimClock>(2)),
-      budget_(std::make_shared<Budget>(options.budget)) {
+      budget_(std::make_shared<LocalBudget>(options.budget)) {
   auto driver = std::make_unique<SimDriver>(clock_, options.driver);
   driver_ = driver.get();
   driver_->faults().stop();  // what fails while all this is made proves nothing

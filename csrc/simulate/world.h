@@ -31,7 +31,7 @@ class World {
   const std::shared_ptr<Pool>& pool() const noexcept { return pool_; }
   const std::shared_ptr<Pager>& pager() const noexcept { return pager_; }
 
-  Budget& budget() noexcept { return *budget_; }
+  LocalBudget& budget() noexcept { return *budget_; }
 
   /// The caller's time.
   Nanoseconds now() const { return clock_->now(caller); }
@@ -58,7 +58,7 @@ class World {
   std::uint64_t waits_ = 0;  // by either actor, since the caller last slept of its own accord
   std::shared_ptr<SimClock> clock_;
   SimDriver* driver_;
-  std::shared_ptr<Budget> budget_;
+  std::shared_ptr<LocalBudget> budget_;
   std::shared_ptr<Pool> pool_;
   std::shared_ptr<Pager> pager_;
   std::optional<Nanoseconds> pager_at_;  // when the pager runs next

@@ -77,7 +77,7 @@ TEST(the_pager_does_not_evict_for_a_guess) {
 }
 
 TEST(a_guess_does_not_press_the_other_owners_of_a_budget) {
-  auto budget = std::make_shared<Budget>(1_MiB);
+  auto budget = std::make_shared<LocalBudget>(1_MiB);
   TestPool one({}, budget);
   TestPool two({}, budget);
   auto idle = one.reserve(512_KiB);

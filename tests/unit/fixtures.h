@@ -13,8 +13,8 @@
 namespace vmm {
 
 struct TestPool {
-  explicit TestPool(Bytes budget_bytes, std::shared_ptr<Budget> shared = nullptr)
-      : budget(shared ? shared : std::make_shared<Budget>(budget_bytes)),
+  explicit TestPool(Bytes budget_bytes, std::shared_ptr<LocalBudget> shared = nullptr)
+      : budget(shared ? shared : std::make_shared<LocalBudget>(budget_bytes)),
         clock(std::make_shared<ManualClock>()) {
     auto fault_driver = std::make_unique<FaultDriver>(make_bare_driver());
     faults = fault_driver.get();
@@ -39,7 +39,7 @@ struct TestPool {
     }
   }
 
-  std::shared_ptr<Budget> budget;
+  std::shared_ptr<LocalBudget> budget;
   std::shared_ptr<ManualClock> clock;
   FaultDriver* faults;
   std::shared_ptr<Pool> pool;

@@ -81,7 +81,7 @@ struct HostPool {
     return lease;
   }
 
-  std::shared_ptr<Budget> budget = std::make_shared<Budget>(512_MiB);
+  std::shared_ptr<LocalBudget> budget = std::make_shared<LocalBudget>(512_MiB);
   std::shared_ptr<Pool> pool;
 };
 

@@ -32,7 +32,7 @@ TEST(an_arena_keeps_to_the_alignment) {
 }
 
 TEST(a_budget_is_all_or_nothing_and_presses_the_others) {
-  Budget budget(10_MiB);
+  LocalBudget budget(10_MiB);
   Bytes heard_a, heard_b;
   const auto a = budget.listen([&](Bytes size) { heard_a += size; });
   const auto b = budget.listen([&](Bytes size) { heard_b += size; });
@@ -142,7 +142,7 @@ TEST(zeroed_reservations_start_zeroed_and_are_not_adopted) {
 }
 
 TEST(pressure_from_a_shared_budget_reaches_the_other_pool) {
-  auto budget = std::make_shared<Budget>(2_MiB);
+  auto budget = std::make_shared<LocalBudget>(2_MiB);
   TestPool one(2_MiB, budget);
   TestPool two(2_MiB, budget);
   auto idle = one.reserve(2_MiB);
@@ -223,7 +223,7 @@ TEST(a_wait_that_nothing_ends_says_so_in_a_debug_build) {
     }
     Nanoseconds time{0};
   };
-  Ground ground(make_driver(), std::make_shared<Budget>(1_MiB), std::make_shared<LeapingClock>());
+  Ground ground(make_driver(), std::make_shared<LocalBudget>(1_MiB), std::make_shared<LeapingClock>());
   Wait wait(ground, "nothing");
   std::unique_lock lock(ground.mutex);
   for (int i = 0; i < 7; ++i) wait.moment(lock);

@@ -11,7 +11,7 @@ constexpr Bytes record{1'024};  // 64 tokens in a page of 64 KiB
 constexpr std::uint32_t slot_count = 2;
 
 struct Side : TestPool {
-  explicit Side(std::shared_ptr<Budget> shared, Bytes page = 64_KiB)
+  explicit Side(std::shared_ptr<LocalBudget> shared, Bytes page = 64_KiB)
       : TestPool({}, std::move(shared)),
         lease(pool->reserve({.page_bytes = page, .extent_bytes = 2_MiB, .extents = slot_count})),
         slots(Slots::make(pager, {{lease, 0, 1, record}}, slot_count, {.look_ahead = false})) {
@@ -31,7 +31,7 @@ struct Side : TestPool {
 };
 
 struct Both {
-  std::shared_ptr<Budget> budget = std::make_shared<Budget>(1_MiB);  // 16 pages
+  std::shared_ptr<LocalBudget> budget = std::make_shared<LocalBudget>(1_MiB);  // 16 pages
   Side one{budget}, two{budget};
 
   /// As their threads would poll, in turns, until both sleep; false if that never comes.
@@ -99,7 +99,7 @@ TEST(all_guesses_may_not_be_enough) {
 
 /// What was given up is too little for a page of the other, and is not given up again and again.
 TEST(a_guess_is_not_traded_for_what_does_not_fit) {
-  const auto budget = std::make_shared<Budget>(1_MiB);
+  const auto budget = std::make_shared<LocalBudget>(1_MiB);
   Side one{budget}, two{budget, 2_MiB};
   budget->set_limit(2_MiB);
   auto used = one.reserve(1_MiB);

@@ -57,7 +57,7 @@ TEST(a_budget_that_is_raised_again_reaches_who_waits) {
 }
 
 TEST(what_another_pool_gives_back_to_the_budget_reaches_who_waits) {
-  auto budget = std::make_shared<Budget>(1_MiB);
+  auto budget = std::make_shared<LocalBudget>(1_MiB);
   Full test(budget);
   TestPool other({}, budget);
   auto used = other.reserve(1_MiB);

@@ -74,7 +74,7 @@ TEST(as_much_at_once_as_is_wanted_at_once) {
 }
 
 TEST(as_much_as_the_budget_has_and_nobody_is_pressed_for_it) {
-  auto budget = std::make_shared<Budget>(2_MiB);
+  auto budget = std::make_shared<LocalBudget>(2_MiB);
   TestPool one({}, budget);
   TestPool two({}, budget);
   auto idle = one.reserve(1_MiB);
