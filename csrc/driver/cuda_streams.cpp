@@ -92,8 +92,8 @@ void CudaDriver::check_stream(StreamHandle stream) const {
   if (!is_default(stream)) context_of(stream);
 }
 
-/// Returns the context of a stream: ours, or another one of our device, for example a green context. Default
-/// streams have none.
+/// Returns the context of a stream: ours, or another one of our device, for example a green context. Not to
+/// be asked of a default stream.
 cuda::Context CudaDriver::context_of(StreamHandle stream) const {
   cuda::Context context = nullptr;
   cuda_("cuStreamGetCtx", cuda_.api().cuStreamGetCtx, to_cuda(stream), &context);

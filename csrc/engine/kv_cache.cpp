@@ -135,7 +135,7 @@ void KvCache::prepare() {
 }
 
 /// Sequences that nobody has announced should find slots that hold the pages of their first steps. This keeps
-/// the slots that are ready, and adds the largest of the others.
+/// the slots that are ready, as many as are wanted, and adds the largest of the others.
 void KvCache::prepare(Slots::Needs& needs) {
   const Tokens tokens{std::min(arrivals_.tokens(), slots_->max_tokens().count)};
   const auto wanted = std::min<std::size_t>(arrivals_.sequences(), free_.count());

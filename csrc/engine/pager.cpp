@@ -148,11 +148,11 @@ void Pager::ask_again(Nanoseconds now) {
 }
 
 /// Creates pages ahead of need when there is nothing else to do: as much as lately had to be created at once,
-/// and only after something had to be created. Not on a host, where memory that lies free is lost to
-/// everybody else. Returns whether there may be more to create.
+/// and only after something had to be created. On a host it creates nothing, because
+/// memory that lies free there is taken from everybody else. Returns whether there may be more to create.
 bool Pager::create_ahead() {
   if (!pool_->driver().capabilities().gpu) return false;
-  if (!starved_.empty()) return false;  // whoever starves would take the reserve apart again, in vain
+  if (!starved_.empty()) return false;  // whoever starves would give the reserve back, and find too little
   if (const Created created = pool_->mapping().take_created(); created.size.count != 0) {
     creations_.created(created.size);
     page_bytes_ = created.page_bytes;

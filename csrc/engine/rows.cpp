@@ -11,7 +11,7 @@
 namespace vmm {
 namespace {
 
-/// Stores `to` unless changes(value, to) is false, also where other threads store meanwhile.
+/// Stores `to` where changes(value, to) holds, also while other threads store.
 template <class Changes>
 void set_where(std::atomic<std::uint64_t>& value, std::uint64_t to, Changes changes) {
   std::uint64_t before = value.load();

@@ -1,4 +1,4 @@
-// Releases what nobody uses any more of a tensor's rows, once nobody has pinned it.
+// Releasing a tensor's rows: their pages go when nobody uses them and nobody has pinned them.
 #include <algorithm>
 #include <string>
 
