@@ -64,6 +64,7 @@ class Records:
 
 
 def token_major(shapes: list[LayerShape], layers_per_extent: int) -> Records:
+    """The layout with up to ``layers_per_extent`` layers of one window side by side in a token's record."""
     parts: list[Part] = []
     layers: dict[int, tuple[Where, Where]] = {}
     for group in _groups(shapes, layers_per_extent):
@@ -87,6 +88,7 @@ def _groups(shapes: list[LayerShape], most: int) -> Iterator[list[int]]:
 
 
 def head_major(shapes: list[LayerShape]) -> Records:
+    """The layout with an extent for each head of each layer's K and V."""
     parts: list[Part] = []
     layers: list[tuple[Where, Where]] = []
     for shape in shapes:
