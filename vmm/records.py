@@ -113,7 +113,7 @@ def tokens_of_extent(part: Part, tokens: int, itemsize: int, page_bytes: int) ->
 def slot_tokens(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
     """The tokens of a slot. They are the same in every part, so that one set of starts is right for all
     layers."""
-    # Each part's number is the least multiple of a power of two: the largest of them is right for all parts.
+    # Parts fill whole pages in multiples of powers of two, so the largest of these fills them in every part.
     return max(tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts)
 
 
