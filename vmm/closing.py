@@ -4,7 +4,10 @@ from typing import Any, Self
 
 
 class Closing:
+    """Gives a class with ``close`` what a ``with`` statement needs."""
+
     def close(self) -> Any:
+        """Gives back what this holds. Each class has its own."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

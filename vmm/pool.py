@@ -151,6 +151,7 @@ class Pool(Closing):
 
     @property
     def closed(self) -> bool:
+        """Whether the pool has been closed, by ``close`` or the end of a ``with`` block."""
         return self._core.closed
 
     def stats(self) -> PoolStats:

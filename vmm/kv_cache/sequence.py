@@ -35,6 +35,7 @@ class Sequence(Closing):
 
     @property
     def slot(self) -> int:
+        """The sequence's place in the cache, from 0 to ``max_sequences - 1``. Raises Closed."""
         if self._slot is None:
             raise Closed("this sequence is closed")
         return self._slot

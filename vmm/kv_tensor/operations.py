@@ -105,9 +105,7 @@ def _view(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
         if made.dtype.itemsize != tensor._memory.dtype.itemsize:  # it counts in other units than the memory
             return consume(name, func, (tensor, *args), kwargs)
         return tensor._wrap(made)
-    return (
-        type(made)(map(tensor._wrap, made)) if type(made) in {tuple, list} else tuple(map(tensor._wrap, made))
-    )
+    return type(made)(map(tensor._wrap, made))
 
 
 def _view_or_copy(

@@ -5,8 +5,7 @@ from vmm.simulate.gpus import GPUS, CallTimes, Gpu, find_gpu, read_call_times
 from vmm.simulate.models import PRESETS, Model, find_model, read_config
 from vmm.simulate.replay import Replayed, Sample, replay
 from vmm.simulate.settings import Settings
-from vmm.simulate.trace_formats import Request
-from vmm.simulate.traces import Trace, read_trace
+from vmm.simulate.traces import Request, Trace, read_trace
 
 __all__ = [
     "ALLOCATORS",

@@ -8,7 +8,6 @@ import json
 import random
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from reprlib import repr as shortened
@@ -25,10 +24,8 @@ _MOST_TOKENS = 2**31 - 1
 MOST_TIME = 2**53  # s or ms; beyond it a float does not tell them apart
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """``arrival_s`` is in seconds from the trace's first arrival, or, in what `rows_of` gives, from where the
-    file counts."""
+class Row(NamedTuple):
+    """A request as the file has it. ``arrival_s`` counts from where the file does."""
 
     arrival_s: float
     prompt_tokens: int
@@ -69,7 +66,7 @@ def format_of(path: Path, first: str) -> str:
 
 def rows_of(
     path: Path, lines: list[str], format: str, chances: random.Random, session_gap_s: float
-) -> Iterator[Request]:
+) -> Iterator[Row]:
     """The rows in the file's order. The last two arguments say when agentic sessions start."""
     records = _csv_records(path, lines) if format in ("azure", "csv") else _json_records(path, lines)
     if format == "agentic":
@@ -77,7 +74,7 @@ def rows_of(
     return _flat_rows(records, format)
 
 
-def _flat_rows(records: Iterator[_Record], format: str) -> Iterator[Request]:
+def _flat_rows(records: Iterator[_Record], format: str) -> Iterator[Row]:
     time, prompt, output = _COLUMNS[format]
     first = None
     for record in records:
@@ -87,22 +84,20 @@ def _flat_rows(records: Iterator[_Record], format: str) -> Iterator[Request]:
             arrival_s = (moment - first).total_seconds()
         else:
             arrival_s = record.time(time) / (1000 if format == "mooncake" else 1)
-        yield Request(arrival_s, record.tokens(prompt), record.tokens(output))
+        yield Row(arrival_s, record.tokens(prompt), record.tokens(output))
 
 
-def _agentic_rows(
-    sessions: Iterator[_Record], chances: random.Random, session_gap_s: float
-) -> Iterator[Request]:
+def _agentic_rows(sessions: Iterator[_Record], chances: random.Random, session_gap_s: float) -> Iterator[Row]:
     start_s = 0.0
     for session in sessions:
         yield from _rows_within(session, start_s)
         start_s += session_gap_s * chances.expovariate(1)
 
 
-def _rows_within(holder: _Record, start_s: float) -> Iterator[Request]:
+def _rows_within(holder: _Record, start_s: float) -> Iterator[Row]:
     for record in holder.nested("requests"):
         if "requests" not in record.values:
-            yield Request(start_s + record.time("t"), record.tokens("in"), record.tokens("out"))
+            yield Row(start_s + record.time("t"), record.tokens("in"), record.tokens("out"))
             continue
         lasted_s = record.time("duration_ms") / 1000 if record.values.get("duration_ms") is not None else 0
         yield from _rows_within(record, start_s + max(record.time("t") - lasted_s, 0))

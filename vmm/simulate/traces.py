@@ -20,9 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmm.errors import InvalidArgument
-from vmm.simulate.trace_formats import MOST_TIME, Request, format_of, lines_of, rows_of
+from vmm.simulate.trace_formats import MOST_TIME, Row, format_of, lines_of, rows_of
 
 SESSION_GAP_S = 60.0  # the 43 published agentic sessions then start within the hour that other traces last
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``arrival_s`` is in seconds from the trace's first arrival."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,12 @@ class Trace:
 
     @property
     def prompt_tokens(self) -> int:
+        """The tokens of all prompts."""
         return sum(each.prompt_tokens for each in self.requests)
 
     @property
     def output_tokens(self) -> int:
+        """The tokens of all answers."""
         return sum(each.output_tokens for each in self.requests)
 
 
@@ -92,7 +103,7 @@ def read_trace(path: Path, *, seed: int = 0, session_gap_s: float = SESSION_GAP_
     return Trace(_name_of(path), format, _from_first_arrival(found), note)
 
 
-def _zeros(what: str, found: list[Request]) -> str:
+def _zeros(what: str, found: list[Row]) -> str:
     count = sum(getattr(each, what) == 0 for each in found)
     return f"{what} 0 made 1 in {count} requests" if count else ""
 
@@ -101,7 +112,7 @@ def _joined(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
-def _from_first_arrival(found: list[Request]) -> list[Request]:
+def _from_first_arrival(found: list[Row]) -> list[Request]:
     found.sort(key=lambda each: each.arrival_s)  # stable: within a tick, the file's order
     first_s = found[0].arrival_s
     return [
