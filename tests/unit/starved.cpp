@@ -1,4 +1,4 @@
-// What was announced while memory was full: kept in mind, and asked for again when something is given up.
+// What was announced while memory was full is kept in mind, and asked for again when something is given up.
 #include "base/error.h"
 #include "check.h"
 #include "engine/kv_cache.h"
@@ -41,7 +41,7 @@ struct Full : TestPool {
   std::shared_ptr<Slots> slots;
 };
 
-/// But that it will look for what idles.
+/// The pager will do nothing soon, except look for what idles.
 bool nothing_soon(const Full& test, const Pager::Next& next) {
   return !next.at || *next.at >= test.clock->now() + PagerOptions{}.idle_time / 2;
 }
@@ -137,7 +137,7 @@ TEST(what_is_retired_is_given_up_when_it_is_unmapped) {
   CHECK(test.mapped(1) == 1);
 }
 
-/// What is closed in an epoch may be had when it is over.
+/// What is closed in an epoch can be had when the epoch is over.
 TEST(a_step_that_ends_the_epoch_in_which_something_was_closed_wakes_the_pager) {
   TestPool test(1_MiB);
   std::uint64_t wakes = 0;
@@ -173,7 +173,7 @@ TEST(a_step_that_ends_the_epoch_in_which_something_was_closed_wakes_the_pager) {
   test.pager->set_waker([] {});
 }
 
-/// Work that is late ends without telling anybody: then the pager looks again by itself, but only then.
+/// Late work ends without telling anybody. For that, and only then, the pager looks again by itself.
 TEST(what_work_under_way_still_uses_is_looked_for_until_that_is_over) {
   Full test;
   const StreamHandle stream = test.pool->streams().create();
@@ -207,7 +207,7 @@ TEST(the_time_without_memory_is_no_delay_of_the_pager_s) {
   CHECK(test.slots->take_delay() == Nanoseconds{0});
 }
 
-/// A failure is no lack of memory: nobody will tell that it is over.
+/// A failure of the driver is no lack of memory, so nobody will tell when it is over.
 TEST(what_failed_is_asked_for_again_when_the_pager_is_woken_next) {
   Full test;
   test.slots->announce(std::vector<SlotLength>{{1, {64}}, {2, {2 * 64}}});
@@ -281,7 +281,7 @@ TEST(what_is_about_to_be_given_up_is_not_waited_for_within_an_announcement) {
   test.pool->streams().destroy(stream);
 }
 
-/// A step that fails has ended an epoch all the same.
+/// A step that fails has nevertheless ended an epoch.
 TEST(a_step_that_is_refused_for_another_stream_s_sake_wakes_the_pager_too) {
   TestPool test(1_MiB);
   const StreamHandle other = test.pool->streams().create();
@@ -314,7 +314,7 @@ TEST(a_step_that_is_refused_for_another_stream_s_sake_wakes_the_pager_too) {
   test.pool->streams().destroy(other);
 }
 
-/// Who must have memory asks the device again; if it has some, others may have theirs.
+/// A caller who must have memory asks the device again. If the device has some, others can have theirs.
 TEST(who_starved_because_of_the_device_is_woken_when_others_get_some) {
   Full test;
   auto other = test.reserve(1_MiB);
