@@ -5,7 +5,7 @@ CXX_SOURCES := $(shell find csrc tests/unit tests/standin -name '*.h' -o -name '
 NAME ?= growth
 # Processes that run the Python tests.
 WORKERS ?= 2
-# A file runs in one process, in order; the first files first (see tests/conftest.py).
+# The tests of a file run in one process, in order. tests/conftest.py says which files come first.
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 MACHINES := tests/model/test_pool_model.py tests/kv_cache/test_kv_cache_model.py
 

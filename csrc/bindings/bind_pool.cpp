@@ -1,4 +1,4 @@
-// Pools.
+// Pools and budgets.
 #include <pybind11/stl.h>
 
 #include <memory>

@@ -15,8 +15,8 @@ namespace vmm {
 /// The engine, with handles on the parts of it that Python configures.
 struct PoolHandle {
   std::shared_ptr<LocalBudget> budget;
-  HostDriver* host = nullptr;     // of another device: null
-  CudaDriver* cuda = nullptr;     // the same
+  HostDriver* host = nullptr;     // null on another device
+  CudaDriver* cuda = nullptr;     // null on another device
   FaultDriver* faults = nullptr;  // null unless asked for
   std::unique_ptr<Engine> engine;
 

@@ -1,3 +1,4 @@
+// What every layer uses: counts with units, clocks, the log, errors, and the check for a forked child.
 #include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>

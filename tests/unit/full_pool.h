@@ -14,7 +14,7 @@ inline constexpr std::uint32_t slot_count = 4;
 
 /// Four slots that want more memory than there is, and how often their pager is woken.
 struct Full : TestPool {
-  explicit Full(std::shared_ptr<Budget> shared = nullptr)
+  explicit Full(std::shared_ptr<LocalBudget> shared = nullptr)
       : TestPool(1_MiB, std::move(shared)),  // 16 pages
         lease(reserve(1_MiB, slot_count)),
         slots(Slots::make(pager, {{lease, 0, 1, record}}, slot_count, {.look_ahead = false})) {

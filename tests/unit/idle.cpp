@@ -1,5 +1,5 @@
-// What a pager does by its clock: gives back what nobody needs for a while, and believes a device for a
-// while.
+// What depends on the pager's clock: memory that nobody has needed for a while is given back, and a device
+// that was full is believed to be so for a while.
 #include <algorithm>
 #include <vector>
 
@@ -16,7 +16,7 @@ namespace {
 
 constexpr Nanoseconds a_while = PagerOptions{}.idle_time;
 
-/// The pager as its thread would drive it until so much time has passed; returns how often it woke up.
+/// Drives the pager as its thread would, until so much time has passed. Returns how often it woke up.
 int pass(TestPool& test, Nanoseconds time) {
   const Nanoseconds end = test.clock->now() + time;
   for (int polls = 1;; ++polls) {
@@ -30,7 +30,7 @@ int pass(TestPool& test, Nanoseconds time) {
   }
 }
 
-/// But for what the pager of a GPU has created ahead.
+/// What the pool has created, without what the pager of a GPU creates ahead.
 Bytes created(const TestPool& test) {
   const PoolStats stats = test.pool->stats();
   return stats.created - std::min(stats.free, stats.budget / 64);

@@ -26,7 +26,7 @@ struct End {
   std::string said;
 };
 
-/// How a child process ends that does this, and what it says on stderr.
+/// Runs this in a child process. Returns how the child ended, and what it said on stderr.
 End in_a_child(const std::function<void()>& body) {
   int ends[2];
   CHECK(pipe(ends) == 0);

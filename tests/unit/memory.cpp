@@ -1,3 +1,4 @@
+// The arena, and a pool: what it maps, reuses and undoes.
 #include <cstring>
 
 #include "base/error.h"

@@ -105,7 +105,7 @@ TEST(the_time_without_memory_is_no_delay_of_the_pager_s) {
   CHECK(test.slots->take_delay() == Nanoseconds{0});
 }
 
-/// A failure is no lack of memory: nobody will tell that it is over.
+/// A failure of the driver is no lack of memory, so nobody will tell when it is over.
 TEST(what_failed_is_asked_for_again_when_the_pager_is_woken_next) {
   Full test;
   test.slots->announce(std::vector<SlotLength>{{1, {64}}, {2, {2 * 64}}});
