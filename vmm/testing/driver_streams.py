@@ -71,8 +71,8 @@ class StreamContract:
         streams = [driver.create_stream() for _ in range(3)]
 
         def was_waiting() -> bool:
-            for stream in streams:
-                under_test.queue_work(500, arena, 8 * page, stream)
+            for i, stream in enumerate(streams):
+                under_test.queue_work(500, arena + 2 * i * page, 2 * page, stream)
             behind = [driver.record(stream) for stream in streams]
             event = driver.record(_core.WHOLE_DEVICE)
             seen = not driver.query(event)
