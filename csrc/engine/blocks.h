@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -66,7 +67,8 @@ class Blocks final : public Growing {
   static constexpr std::uint8_t bit(Use use) { return use == Use::kept ? 1 : 2; }
 
   void close() noexcept override;
-  void check(Ids ids) const;
+  std::unique_lock<Mutex> lock() const;
+  std::unique_lock<Mutex> lock(Ids ids) const;
   bool has(std::int32_t id, Use use) const { return (states_[static_cast<std::size_t>(id)] & bit(use)) != 0; }
   template <class Visit>
   void for_each_range(std::uint32_t id, Visit visit) const {
@@ -82,7 +84,7 @@ class Blocks final : public Growing {
 
   // The pager's side.
   bool take_due(Pages at_most);
-  void put_back() noexcept;
+  void put_back();
   bool settle();
   MapResult map_what_fits(Pages& at_most);
 
