@@ -97,7 +97,8 @@ class BlocksMachine(PoolMachine):
 
     @rule(ids=ids_of)
     def ready(self, ids):
-        assert all(flag for block, flag in zip(ids, self.blocks.ready(ids), strict=True) if block in self.written)
+        flags = dict(zip(ids, self.blocks.ready(ids), strict=True))
+        assert all(flags[block] for block in ids if block in self.written)
 
     @rule()
     def write(self):
