@@ -85,6 +85,24 @@ bool Blocks::touches_flying(Ids ids) const {
   return any;
 }
 
+void Blocks::refuse_in_scratch(Ids ids) const {
+  for (std::int32_t id : ids)
+    for_each_range(static_cast<std::uint32_t>(id), [&](const PageRange& pages) {
+      if (range_->in_scratch(pages))
+        throw InvalidArgument("ids: block " + std::to_string(id) + " is in a scratch; end the scratch first");
+    });
+}
+
+std::shared_ptr<Scratch> Blocks::scratch(Ids ids) const {
+  std::vector<PageRange> pages;
+  {
+    const auto held = lock(ids);
+    for (std::int32_t id : ids)
+      for_each_range(static_cast<std::uint32_t>(id), [&](const PageRange& range) { pages.push_back(range); });
+  }
+  return Scratch::open(range_, std::move(pages));
+}
+
 void Blocks::set_use(std::int32_t id, Use use, bool in) noexcept {
   std::uint8_t& state = states_[static_cast<std::size_t>(id)];
   std::uint64_t unused = 0;
@@ -167,6 +185,7 @@ void Blocks::keep(Ids ids) {
   {
     const auto held = lock(ids);
     if (try_keep(ids)) return;
+    refuse_in_scratch(ids);
     // Counted before they are mapped, so that no drop of a neighbour takes them in between.
     change(ids, Use::kept, true);
     try {

@@ -15,6 +15,7 @@
 #include "engine/id_ring.h"
 #include "engine/lane.h"
 #include "engine/range.h"
+#include "engine/scratch.h"
 
 namespace vmm {
 
@@ -52,6 +53,10 @@ class Blocks final : public Growing {
   /// For each id, whether its pages are all there.
   std::vector<std::uint8_t> ready(Ids ids);
 
+  /// What these blocks lie in may be written until the scratch ends, although nobody keeps it: see Scratch.
+  /// To keep a block there that is not ready is refused meanwhile; what is announced is mapped afterwards.
+  std::shared_ptr<Scratch> scratch(Ids ids) const;
+
   std::uint64_t kept() const;
   /// Announced, and not kept.
   std::uint64_t announced() const;
@@ -75,6 +80,7 @@ class Blocks final : public Growing {
     for (const Lane& lane : lanes_) lane.for_each_range(id, visit);
   }
   bool touches_flying(Ids ids) const;
+  void refuse_in_scratch(Ids ids) const;
   bool resident(Pool::Needs& needs, std::uint32_t id) const;
   void set_use(std::int32_t id, Use use, bool in) noexcept;
   void change(Ids ids, Use use, bool in);
@@ -83,6 +89,7 @@ class Blocks final : public Growing {
   void drop_locked(Ids ids, const Fence& until, bool unmap);
 
   // The pager's side.
+  bool paused() const;
   bool take_due(Pages at_most);
   void put_back();
   bool settle();

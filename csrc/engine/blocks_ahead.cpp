@@ -25,6 +25,11 @@ void Blocks::announce(Ids ids) {
   if (any) range_->pager().notify(*this);
 }
 
+bool Blocks::paused() const {
+  const auto held = lock();
+  return range_->any_in_scratch();
+}
+
 /// Into at_hand_ and ahead_: blocks that lie in at least so many pages, if there are so many to map, in the
 /// order in which they were asked for.
 bool Blocks::take_due(Pages at_most) {
@@ -88,6 +93,8 @@ MapResult Blocks::map_what_fits(Pages& at_most) {
 }
 
 Ahead Blocks::map_ahead(Bytes batch, Pages) {
+  std::lock_guard ahead(range_->ahead());
+  if (paused()) return Ahead::failed;  // the scratch's end wakes the pager
   Pages at_most{std::max<std::uint64_t>(1, batch / range_->page_bytes())};
   auto not_mapped = [&](Ahead why, LogLevel level, const std::exception& error) {
     pool().log().write(level, error.what());
