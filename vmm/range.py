@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vmm import _core
@@ -53,8 +54,8 @@ class Range(Closing):
         not. Make views of it with ``view`` and ``as_strided``; it keeps the addresses, but no page.
 
         Only what lies in kept blocks may be touched. Elsewhere, on a GPU, both reading and writing fault. On
-        the host a range that was made ``zeroed`` reads as zeros there, one that was not ends the process, and
-        what is written is lost, or ends it. Whatever looks at all elements (``print``, ``sum``,
+        the host writing there ends the process, and so does reading, unless the range was made ``zeroed``:
+        then it reads as zeros. Whatever looks at all elements (``print``, ``sum``,
         ``torch.save`` of a view) does so here, too. `copy.deepcopy` and pickling of this tensor are refused;
         ``clone()`` the parts that you want.
 
@@ -150,6 +151,26 @@ class Blocks:
     def ready(self, ids: Any) -> bytes:
         """For each id 1 where all its pages are there now, else 0."""
         return self._core.ready(ids)
+
+    @contextmanager
+    def scratch(self, ids: Any) -> Iterator[None]:
+        """Lets an engine's warm-up write into these blocks, although nobody has kept them: while the ``with``
+        lasts, each of their pages that has no memory shows one page, the same for all. What is written there
+        is lost, and what is read is anybody's; pages that have memory keep it. Then the work until now is
+        waited for.
+
+        Meanwhile keeping a block there that is not ready raises InvalidArgument, and what is announced waits.
+        Raises InvalidArgument for blocks in another scratch, or with pages that are still being unmapped;
+        OutOfPages for lack of that one page, and MappingLimit (on the host each place is a mapping of the
+        process). The end raises Error while a KVCache's epoch is open on the pool, and DriverError; then the
+        scratch lasts until the range is closed."""
+        torch_stream(self.range.pool)
+        scratch = self._core.scratch(ids)
+        try:
+            yield
+        finally:
+            torch_stream(self.range.pool)
+            scratch.end()
 
     @property
     def kept_blocks(self) -> int:

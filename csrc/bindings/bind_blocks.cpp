@@ -97,6 +97,11 @@ py::bytes ready(Blocks& blocks, py::handle ids) {
   return {reinterpret_cast<const char*>(flags.data()), flags.size()};
 }
 
+std::shared_ptr<Scratch> scratch(Blocks& blocks, py::handle ids) {
+  const IdsArgument wanted(ids);
+  return with_full_device(blocks.pool(), [&] { return ends_without_gil(blocks.scratch(wanted.get())); });
+}
+
 std::shared_ptr<Range> make_range(PoolHandle& pool, std::uint64_t size, std::uint64_t page, bool zeroed) {
   auto lease = pool.pool().reserve(
       {.page_bytes = {page}, .extent_bytes = round_up({size}, {page}), .kind = {0}, .zeroed = zeroed});
@@ -121,6 +126,7 @@ void bind_blocks(py::module_& m) {
       .def("end", &Range::end, NoGil())
       .def_property_readonly("lease", &Range::lease)
       .def_property_readonly("ended", &Range::ended);
+  py::class_<Scratch, std::shared_ptr<Scratch>>(m, "Scratch").def("end", &Scratch::end, NoGil());
   py::class_<Blocks, std::shared_ptr<Blocks>>(m, "Blocks")
       .def("keep", &keep, py::arg("ids"))
       .def(
@@ -132,6 +138,7 @@ void bind_blocks(py::module_& m) {
           py::arg("ids"))
       .def("drop", &drop, py::arg("ids"), py::arg("unmap") = false)
       .def("ready", &ready, py::arg("ids"))
+      .def("scratch", &scratch, py::arg("ids"))
       .def_property_readonly("kept", &Blocks::kept)
       .def_property_readonly("announced", &Blocks::announced);
 }

@@ -182,6 +182,23 @@ def test_what_is_dropped_waits_for_the_work_on_it(pool, made):
         blocks.drop([0], stream="no stream")
 
 
+def test_a_warm_up_writes_into_one_page(pool, made):
+    blocks = made.blocks([0, 32 * PAGE], stride=PAGE // 2, count=64)
+    blocks.keep([0])
+    shown = made.tensor()
+    shown[: PAGE // 2] = 3
+    with blocks.scratch(range(64)):
+        shown[PAGE : 32 * PAGE] = 7
+        assert (shown[33 * PAGE :] == 7).all()
+        with pytest.raises(vmm.InvalidArgument, match="end the scratch first"):
+            blocks.keep([2])
+        assert pool.stats().created_bytes <= 2**20 * 2
+    assert made.mapped_bytes == 2 * PAGE
+    assert (shown[: PAGE // 2] == 3).all()
+    blocks.keep([2])
+    assert (shown[PAGE : PAGE + PAGE // 2] == 0).all()
+
+
 def test_a_closed_range_says_so(pool):
     made = pool.range(8 * PAGE)
     blocks = made.blocks([0], stride=PAGE, count=8)
