@@ -108,7 +108,9 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
 }
 
 Pool::Needs::Needs(Pool& pool)
-    : signals_(pool.ground_.signals), lock_((pool.ground_.require_parent(), pool.ground_.mutex)) {}
+    : signals_(pool.ground_.signals),
+      tables_(pool.tables_),
+      lock_((pool.ground_.require_parent(), pool.ground_.mutex)) {}
 
 Pool::Needs::~Needs() {
   if (less_) signals_.given_up(true);
@@ -124,6 +126,12 @@ Pages Pool::Needs::resident(const Reservation& reservation, const PageRange& ran
     count += Pages{1};
   }
   return count;
+}
+
+PageHandle Pool::Needs::physical(Address address) const {
+  const std::optional<PhysicalPageId> page = tables_.page_at(address);
+  if (!page) throw InvalidArgument("address: nothing of this pool is mapped there");
+  return tables_.physical()[*page].handle.get();
 }
 
 void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> ranges, Need need) {

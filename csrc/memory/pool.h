@@ -130,11 +130,18 @@ class Pool::Needs {
 
   /// Pages of the range that are Resident, up to the first that is not.
   Pages resident(const Reservation& reservation, const PageRange& range) const;
+  /// Whether the page is neither mapped nor on its way there or back.
+  bool unmapped(const Reservation& reservation, PageIndex page) const {
+    return reservation.table[page].state == VirtualState::unmapped;
+  }
+  /// The physical page that is Resident at the address. It stays that one only while it is kept.
+  PageHandle physical(Address address) const;
   /// From now on the Resident pages among these that are not kept are needed to this degree.
   void set(Reservation& reservation, std::span<const PageRange> ranges, Need need);
 
  private:
   Signals& signals_;
+  const Tables& tables_;
   std::lock_guard<Mutex> lock_;
   bool less_ = false;      // something is needed less
   bool nobody_s_ = false;  // something may be needed by nobody

@@ -111,6 +111,36 @@ def _copy_on_a_stream(pool, state):
     pool.synchronize(stream)
 
 
+def _blocks(pool):
+    """Two stretches of blocks of a third of a page, the second from the middle of a page on."""
+    made = _core.Range(pool, size=20 * PAGE, page_bytes=PAGE, zeroed=True)
+    return made, made.blocks([0, 10 * PAGE + PAGE // 2], PAGE // 3, 24)
+
+
+def _use_blocks(pool, state):
+    _, blocks = state
+    blocks.announce([0, 1, 2, 9])
+    settle(pool)
+    blocks.keep([1, 9])
+    pool.step()
+    blocks.drop([0, 9], unmap=True)
+    pool.end()
+    settle(pool)
+    blocks.keep([4, 9, 20])
+    blocks.drop(list(range(24)))
+
+
+def _keep_blocks(pool, state):
+    made, blocks = state
+    before = blocks.kept
+    try:
+        blocks.keep([1, 2, 5, 20])
+    except Error:
+        assert blocks.kept == before
+        raise
+    ctypes.memset(made.lease.address + PAGE // 3, 1, 2 * PAGE // 3)
+
+
 SCENARIOS = {
     "map fresh pages": (16, lambda pool: reserve(pool, 12), _fresh),
     "remap pages of another kind": (8, _idle_then_reserve, _remap_for_another_kind),
@@ -120,10 +150,12 @@ SCENARIOS = {
     "take idle addresses": (16, _exhaust_addresses, _reserve_what_idles),
     "touch a zeroed reservation": (16, lambda pool: None, _touch_a_zeroed_one),
     "warm and map": (16, lambda pool: reserve(pool, 16), _warm_and_map),
+    "announce, keep and drop blocks": (16, _blocks, _use_blocks),
+    "keep blocks": (16, _blocks, _keep_blocks),
     "copy on a stream": (16, lambda pool: (_mapped(pool), pool.create_stream()), _copy_on_a_stream),
 }
 
-ONE_CALL = ("map fresh pages", "remap pages of another kind")  # must be all or nothing
+ONE_CALL = ("map fresh pages", "remap pages of another kind", "keep blocks")  # must be all or nothing
 
 
 @pytest.mark.parametrize("out_of_memory", [False, True], ids=["error", "out-of-memory"])
