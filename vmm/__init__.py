@@ -19,6 +19,7 @@ from vmm.errors import (
     OutOfPages,
 )
 from vmm.pool import Pool, PoolStats
+from vmm.shares import Lease, leases
 from vmm.sharing import ExportedPage
 from vmm.stream import Stream
 from vmm.units import format_bytes, parse_bytes
@@ -41,6 +42,7 @@ __all__ = [
     "InvariantViolation",
     "KVCache",
     "KVTensor",
+    "Lease",
     "MappingLimit",
     "OutOfPages",
     "Pool",
@@ -50,6 +52,7 @@ __all__ = [
     "configure",
     "default_pool",
     "format_bytes",
+    "leases",
     "parse_bytes",
     "verify_installation",
 ]
