@@ -138,15 +138,22 @@ class Blocks:
         more has the memory. Who announces a block again asks the pager to look again."""
         self._core.announce(ids)
 
-    def drop(self, ids: Any, *, stream: Any = None, unmap: bool = False) -> None:
+    def drop(self, ids: Any, *, stream: Any = None, unmap: bool = False, whole_device: bool = False) -> None:
         """Ends the need for these, kept or announced. Pages that no block needs stay mapped for whoever keeps
         them again, until somebody else needs the memory or the pool's ``idle_seconds`` are over; with
         ``unmap`` they are unmapped now. Either happens only once the work is over that may touch them: the
-        pool's, and what is on ``stream`` until now (a vmm.Stream, a CUDA stream, or its handle)."""
+        pool's, and what is on ``stream`` until now (a vmm.Stream, a CUDA stream, or its handle).
+
+        With ``whole_device`` it waits instead for everything that this process has given the device until
+        now, on whatever stream, also what other libraries have put on streams of theirs. On a GPU that needs
+        CUDA 12.5 (``cuCtxRecordEvent``; else it raises InvalidArgument), and it must not be called while any
+        stream of the device is being captured into a graph: CUDA then breaks that capture, and this raises
+        an error, with nothing dropped."""
         pool = self.range.pool
-        torch_stream(pool)
-        release_after(pool, stream)
-        self._core.drop(ids, unmap)
+        if not whole_device:
+            torch_stream(pool)
+            release_after(pool, stream)
+        self._core.drop(ids, unmap, whole_device)
 
     def ready(self, ids: Any) -> bytes:
         """For each id 1 where all its pages are there now, else 0."""

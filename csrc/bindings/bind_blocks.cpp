@@ -86,10 +86,12 @@ void keep(Blocks& blocks, py::handle ids) {
     with_full_device(blocks.pool(), [&] { blocks.keep(wanted.get()); });
 }
 
-void drop(Blocks& blocks, py::handle ids, bool unmap) {
+void drop(Blocks& blocks, py::handle ids, bool unmap, bool whole_device) {
   const IdsArgument unwanted(ids);
   const ReleaseGil released;
-  blocks.drop(unwanted.get(), blocks.pool().epochs().fence(), unmap);
+  Epochs& epochs = blocks.pool().epochs();
+  blocks.pool().fork_guard().require_parent("this range");
+  blocks.drop(unwanted.get(), whole_device ? epochs.device_fence() : epochs.fence(), unmap);
 }
 
 py::bytes ready(Blocks& blocks, py::handle ids) {
@@ -136,7 +138,7 @@ void bind_blocks(py::module_& m) {
       .def(
           "announce", [](Blocks& blocks, py::handle ids) { blocks.announce(IdsArgument(ids).get()); },
           py::arg("ids"))
-      .def("drop", &drop, py::arg("ids"), py::arg("unmap") = false)
+      .def("drop", &drop, py::arg("ids"), py::arg("unmap") = false, py::arg("whole_device") = false)
       .def("ready", &ready, py::arg("ids"))
       .def("scratch", &scratch, py::arg("ids"))
       .def_property_readonly("kept", &Blocks::kept)

@@ -230,7 +230,7 @@ void Blocks::drop(Ids ids, const Fence& until, bool unmap) {
     }
     drop_locked(ids, until, unmap);
   }
-  if (unmap) range_->pager().nudge();
+  if (unmap) range_->pager().wake();
   range_->give_back_if_closed();
 }
 
