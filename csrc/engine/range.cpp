@@ -44,7 +44,7 @@ void Range::end() {
     const PageRange all{{0}, {users_.size()}};
     pool().retire(reservation(), std::span(&all, 1), until);
   }
-  pager_->nudge();
+  pager_->wake();
   give_back_if_closed();
 }
 

@@ -125,7 +125,7 @@ void Scratch::release() {
     if (!range_.ended()) range_.give_up(last, until, false);
   }
   lease_.reset();
-  range_.pager().nudge();  // what was announced meanwhile has waited
+  range_.pager().wake();  // what was announced meanwhile has waited
 }
 
 void Scratch::end() {
