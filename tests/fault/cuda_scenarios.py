@@ -218,6 +218,25 @@ def _drop_a_stream(pool, standin):
     pool.destroy_stream(pool.create_stream())
 
 
+def _drop_blocks_that_anybody_may_read(pool, standin):
+    """The work is on a stream of which the pool has not been told."""
+    made = _core.Range(pool, size=8 * PAGE, page_bytes=PAGE, zeroed=False)
+    blocks = made.blocks([0], PAGE // 2, 16)
+    stream = pool.create_stream()
+    try:
+        blocks.keep([0, 1, 2, 3])
+        with cuda_standin.own_calls():
+            standin.launch(stream, reads=[(made.lease.address, 2 * PAGE)])
+        blocks.drop([0, 1, 2, 3], unmap=True, whole_device=True)
+        settle(pool)
+    finally:
+        _insist(lambda: pool.destroy_stream(stream))
+    with contextlib.suppress(Error):
+        blocks.announce([4, 5])
+    settle(pool)
+    made.end()
+
+
 class _Green:
     """A stream of a green context."""
 
@@ -256,6 +275,9 @@ SCENARIOS = {
     "make and end": Scenario(_make_and_end, ends_drivers=True),
     "start and stop a pager": Scenario(_start_and_stop_a_pager, ends_drivers=True),
     "grow and release": Scenario(_grow_and_release),
+    "drop blocks that anybody may read": Scenario(
+        _drop_blocks_that_anybody_may_read, lambda pool, standin: standin
+    ),
     "copy on a stream": Scenario(_copy_on_a_stream),
     "copy on a stream, with a context": Scenario(_copy_on_a_stream, _with_a_context),
     "copy and release": Scenario(_copy_and_release, lambda pool, _: pool.create_stream()),
