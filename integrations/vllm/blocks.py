@@ -43,8 +43,10 @@ class ElasticBlockPool(BlockPool):
             super().touch(blocks)
 
     def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
+        blocks = list(ordered_blocks)
         with self.growth.lock:
-            super().free_blocks(ordered_blocks)
+            self.growth.freed(blocks)
+            super().free_blocks(blocks)
 
     def unpin_blocks(self, blocks: Iterable[KVCacheBlock], on_reuse: Callable[[KVCacheBlock], None]) -> None:
         with self.growth.lock:
@@ -58,7 +60,7 @@ class ElasticBlockPool(BlockPool):
         with self.growth.lock:
             self.growth.collect()
             # vLLM compares the blocks that there are with those that are free; here these are those present.
-            every, self.num_gpu_blocks = self.num_gpu_blocks, self.growth.present + 1
+            every, self.num_gpu_blocks = self.num_gpu_blocks, self.growth.rows.present + 1
             try:
                 done = super().reset_prefix_cache()
             finally:
@@ -68,8 +70,8 @@ class ElasticBlockPool(BlockPool):
             return done
 
     def get_usage(self) -> float:
-        used = self.growth.present - self.get_num_free_blocks()
-        return max(used, 0) / max(self.growth.capacity - 1, 1)
+        rows = self.growth.rows
+        return (rows.present - self.get_num_free_blocks()) / max(rows.capacity - 1, 1)
 
 
 class ElasticKVCacheManager(KVCacheManager):
@@ -91,12 +93,14 @@ class ElasticKVCacheManager(KVCacheManager):
         with growth.lock:
             growth.collect()
             free = self.block_pool.get_num_free_blocks()
-            if request.status != RequestStatus.RUNNING and growth.present > free:
-                growth.ask_ahead(needed - free)
+            others_run = growth.rows.present > free
+            if request.status != RequestStatus.RUNNING and others_run:
+                growth.expect(needed - free)
                 return None
-            before = free
             growth.await_free(needed)
-            if self.block_pool.get_num_free_blocks() == before:
+            if self.block_pool.get_num_free_blocks() == free:
+                if not others_run:
+                    growth.pause()
                 return None
         return super().allocate_slots(request, num_new_tokens, *args, **kwargs)
 

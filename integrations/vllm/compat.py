@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ParallelConfig, VllmConfig
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -24,6 +24,17 @@ def check_version(version: str) -> None:
         raise RuntimeError(
             f"VmmConnector was tested with vLLM {FIRST[0]}.{FIRST[1]} to {LAST[0]}.{LAST[1]}, and this is"
             f" {version}; install one of those, or a newer kvmm: pip install --upgrade 'kvmm[vllm]'"
+        )
+
+
+def check_processes(parallel: ParallelConfig) -> None:
+    """Raises ValueError where the scheduler cannot speak to all workers, or is not the only one."""
+    if parallel.nnodes > 1:
+        raise ValueError(f"VmmConnector: an engine on {parallel.nnodes} machines is unsupported; use one machine")
+    if parallel.distributed_executor_backend == "external_launcher":
+        raise ValueError(
+            "VmmConnector: with external_launcher each worker has a scheduler of its own, which must all decide"
+            " alike, but memory does not come at the same moment everywhere; use distributed_executor_backend=mp"
         )
 
 

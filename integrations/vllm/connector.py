@@ -37,15 +37,17 @@ class VmmConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         compat.check_version(vllm.__version__)
+        compat.check_processes(vllm_config.parallel_config)
         super().__init__(vllm_config, role, kv_cache_config)
         settings = settings_of(self._kv_transfer_config.kv_connector_extra_config)
         layout = layout_of(kv_cache_config)
         self.scheduler: SchedulerSide | None = None
         self.worker: WorkerSide | None = None
         if role is KVConnectorRole.SCHEDULER:
-            self.scheduler = SchedulerSide(vllm_config, settings, layout)
+            request_blocks = compat.blocks_of_a_request(vllm_config, kv_cache_config)
+            self.scheduler = SchedulerSide(vllm_config, settings, layout, request_blocks)
         else:
-            self.worker = WorkerSide(vllm_config, settings, layout, kv_cache_config)
+            self.worker = WorkerSide(vllm_config, settings, layout)
 
     @property
     def requires_kv_delivery(self) -> bool:

@@ -13,6 +13,8 @@ from vmm.integrations.vllm.mapper import Answer, Mapper, Request
 class Port(Protocol):
     """The scheduler's end of the way to one worker. Requests arrive in the order in which they were sent."""
 
+    hello: dict[str, int]  #: what the worker says of its memory
+
     def send(self, request: Request) -> None: ...
     def close(self) -> None: ...
 
@@ -33,8 +35,9 @@ class Link:
         self.figures.append({})
         return len(self._ports) - 1
 
-    def announce(self, ids: array[int]) -> None:
-        self._send(Request("announce", ids))
+    def announce(self, ids: array[int], row: int) -> None:
+        """``ids`` are whole rows, and each row is answered as one."""
+        self._send(Request("announce", ids, row))
 
     def drop(self, ids: array[int]) -> None:
         self._send(Request("drop", ids))
@@ -93,6 +96,7 @@ class DirectPort:
 
     def __init__(self, link: Link, mapper: Mapper) -> None:
         self._mapper = mapper
+        self.hello = mapper.memory.hello()
         rank = link.attach(self)
         mapper.answer = lambda answer: link.hear(rank, answer)
 

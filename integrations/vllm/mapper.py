@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable
+from itertools import groupby
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -18,6 +19,7 @@ logger = logging.getLogger("vmm.vllm")
 class Request(NamedTuple):
     kind: str  #: "announce" or "drop"
     ids: array[int]
+    row: int = 1  #: so many neighbours come and go together
 
 
 class Answer(NamedTuple):
@@ -29,8 +31,7 @@ class Answer(NamedTuple):
 class Memory(Protocol):
     """What the mapper needs of WorkerMemory."""
 
-    row: int
-
+    def hello(self) -> dict[str, int]: ...
     def keep(self, ids: array[int]) -> bool: ...
     def drop(self, ids: array[int]) -> None: ...
     def figures(self) -> dict[str, int]: ...
@@ -68,17 +69,18 @@ class Mapper:
         elif self.memory.keep(request.ids):
             self._reply("ready", request.ids)
         else:
-            self._keep_what_fits(request.ids)
+            self._keep_what_fits(request.ids, request.row)
 
-    def _keep_what_fits(self, ids: array[int]) -> None:
-        """There is not memory for all of them. Lower blocks come first, so what fits is found row by row."""
-        row = self.memory.row
-        for start in range(0, len(ids), row):
-            some = ids[start : start + row]
+    def _keep_what_fits(self, ids: array[int], row: int) -> None:
+        """There is not memory for all of them, so what fits is found row by row."""
+        done = 0
+        for _, group in groupby(ids, lambda block: block // row):
+            some = array("i", group)
             if not self.memory.keep(some):
-                self._reply("refused", ids[start:])
+                self._reply("refused", ids[done:])
                 return
             self._reply("ready", some)
+            done += len(some)
 
     def _reply(self, kind: str, ids: array[int]) -> None:
         if self.answer is not None:

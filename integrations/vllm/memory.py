@@ -15,7 +15,7 @@ from vmm.arguments import chosen_page_bytes
 from vmm.dlpack import tensor_over
 from vmm.integrations.vllm.compat import is_kv_allocation
 from vmm.integrations.vllm.lease_blocks import LeaseBlocks
-from vmm.units import format_bytes, rounded_up
+from vmm.units import rounded_up
 
 if TYPE_CHECKING:
     from vmm.integrations.vllm.layout import Layout
@@ -25,30 +25,26 @@ if TYPE_CHECKING:
 class WorkerMemory:
     """One worker's KV memory. Made in the worker's process, because a pool does not outlast a fork."""
 
-    def __init__(self, settings: Settings, layout: Layout, device: torch.device, request_blocks: int) -> None:
+    def __init__(self, settings: Settings, layout: Layout, device: torch.device) -> None:
         self.layout = layout
         budget = layout.size if settings.budget_bytes is None else settings.budget_bytes
         self.pool = vmm.Pool(budget, device=device)
         self.page_bytes = chosen_page_bytes(settings.page_bytes, self.pool)
-        self.row = layout.blocks_in_row(self.page_bytes)
-        #: How many blocks can be mapped at once.
-        self.capacity = layout.blocks_within(budget, self.page_bytes)
+        self._budget = budget
         try:
-            self._check(budget, request_blocks)
             self._reserve()
         except BaseException:
             self.pool.close()
             raise
 
-    def _check(self, budget: int, request_blocks: int) -> None:
-        needed = request_blocks + 1  # and the null block
-        if self.capacity < needed:
-            least = self.layout.bytes_of(needed, self.page_bytes)
-            raise ValueError(
-                f"kv_connector_extra_config: 'budget' is {format_bytes(budget)}, but one request of max_model_len"
-                f" tokens needs {needed} blocks, which are {format_bytes(least)}; raise the budget to at least"
-                " that, or lower --max-model-len"
-            )
+    def hello(self) -> dict[str, int]:
+        """What the scheduler must know."""
+        return {
+            "row": self.layout.blocks_in_row(self.page_bytes),
+            "capacity": self.layout.blocks_within(self._budget, self.page_bytes),
+            "page_bytes": self.page_bytes,
+            "budget_bytes": self._budget,
+        }
 
     def _reserve(self) -> None:
         size = rounded_up(self.layout.reach, self.page_bytes)

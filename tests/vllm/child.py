@@ -37,7 +37,7 @@ def look(llm) -> dict:
     seen |= {"usage": pool.get_usage(), "free": pool.get_num_free_blocks(), "blocks": pool.num_gpu_blocks}
     growth = getattr(pool, "growth", None)
     if growth is not None:
-        seen |= {"present": growth.present, "stalls": growth.stalls, "capacity": growth.capacity}
+        seen |= {"present": growth.rows.present, "stalls": growth.stalls, "capacity": growth.rows.capacity}
         from vmm.integrations.vllm.link import local_mappers
 
         seen["figures"] = [mapper.memory.figures() for mapper in local_mappers.values()]
@@ -55,7 +55,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     options = {
-        "load_format": "dummy", "skip_tokenizer_init": True, "enforce_eager": True, "dtype": "float32", "seed": 1,
+        "skip_tokenizer_init": True, "enforce_eager": True, "dtype": "float32", "seed": 1,
         "max_model_len": 1024, "block_size": 32, "kv_cache_memory_bytes": 64 << 20, "disable_log_stats": False,
         "max_num_seqs": 64,
     }  # fmt: skip

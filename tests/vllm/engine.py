@@ -28,10 +28,40 @@ LLAMA = {
 
 @cache
 def model(name: str = "llama", **changes: Any) -> str:
-    """The folder of a tiny model; vLLM makes up its weights from a fixed seed."""
+    """The folder of a tiny model. Its weights are large enough that each token depends on all before it, so that
+    a block with wrong contents changes what is generated."""
     folder = MODELS / name
+    config = LLAMA | changes
+    if (folder / "config.json").exists() and json.loads((folder / "config.json").read_text()) == config:
+        return str(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(LLAMA | changes))
+    import torch
+    from safetensors.torch import save_file
+
+    hidden, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
+    inner, vocab, dim = config["intermediate_size"], config["vocab_size"], config["head_dim"]
+    draw = torch.Generator().manual_seed(7)
+
+    def normal(rows: int, columns: int, gain: float = 1.0) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=draw) * gain / columns**0.5
+
+    weights = {"model.embed_tokens.weight": normal(vocab, hidden, 4), "lm_head.weight": normal(vocab, hidden, 4)}
+    weights["model.norm.weight"] = torch.ones(hidden)
+    for number in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{number}."
+        weights |= {
+            f"{layer}self_attn.q_proj.weight": normal(heads * dim, hidden, 1.5),
+            f"{layer}self_attn.k_proj.weight": normal(kv_heads * dim, hidden, 1.5),
+            f"{layer}self_attn.v_proj.weight": normal(kv_heads * dim, hidden, 3),
+            f"{layer}self_attn.o_proj.weight": normal(hidden, heads * dim, 3),
+            f"{layer}mlp.gate_proj.weight": normal(inner, hidden),
+            f"{layer}mlp.up_proj.weight": normal(inner, hidden),
+            f"{layer}mlp.down_proj.weight": normal(hidden, inner),
+            f"{layer}input_layernorm.weight": torch.ones(hidden),
+            f"{layer}post_attention_layernorm.weight": torch.ones(hidden),
+        }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
 
@@ -78,4 +108,14 @@ def finish(child: subprocess.Popen[str], limit_s: float = LIMIT_S) -> dict[str, 
 
 
 def run(job: dict[str, Any], *, processes: bool = False) -> dict[str, Any]:
-    return finish(start(job, processes=processes))
+    """The result of an engine that must not fail."""
+    found = finish(start(job, processes=processes))
+    assert "error" not in found, found["error"][-6000:]
+    return found
+
+
+def run_failing(job: dict[str, Any], *, processes: bool = False) -> str:
+    """What an engine that must fail says."""
+    found = finish(start(job, processes=processes))
+    assert "error" in found, "the engine did not fail"
+    return str(found["error"])
