@@ -129,9 +129,9 @@ class Growth:
     def rescue(self) -> bool:
         """A running request has found too few blocks. Waits for more. False when there are none; then
         somebody is preempted, as with stock."""
-        self.collect()
         before = self._pool.get_num_free_blocks()
-        if not self.rows.asked and self.can_grow():
+        self.collect()
+        if self._pool.get_num_free_blocks() == before and not self.rows.asked and self.can_grow():
             self.ask(self._rescue)
             self._rescue *= 2  # it may need more than that: then it is here again in the next step
         self._await(lambda: self._pool.get_num_free_blocks() > before)
