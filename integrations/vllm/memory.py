@@ -111,8 +111,8 @@ class WorkerMemory:
         stats = self.pool.stats()
         return {
             "mapped_bytes": stats.mapped_bytes,
-            "granted_bytes": getattr(stats, "granted_bytes", stats.budget_bytes),
-            "pressure_bytes": getattr(stats, "pressure_bytes", 0),
+            "granted_bytes": stats.granted_bytes,
+            "pressure_bytes": stats.pressure_bytes,
         }
 
     def close(self) -> None:
