@@ -1,7 +1,8 @@
 """One engine's run: a job in JSON as the argument, the result in JSON on stdout after "RESULT ".
 
 A job: "model", "engine" (arguments of LLM), "connector" (a kv_transfer_config, or none for stock), and
-"steps", a list of ["generate", first, count, tokens] | ["sleep", seconds] | ["reset"] | ["look", name].
+"steps", a list of ["generate", first, count, tokens] | ["sleep", seconds] | ["touch", file] |
+["reset"] | ["look", name].
 """
 
 import json
@@ -77,6 +78,8 @@ def main() -> None:
             result["tokens"].append([list(o.outputs[0].token_ids) for o in out])
         elif name == "sleep":
             time.sleep(rest[0])
+        elif name == "touch":
+            open(rest[0], "w").close()
         elif name == "reset":
             result["resets"].append(llm.reset_prefix_cache())
         elif name == "look":
