@@ -20,6 +20,10 @@ _LONGEST_WAIT_S = 10.0  # for workers that do not answer
 _RETRY_S = 0.05  # after workers have refused memory; at most 32 times as long when they refuse again
 
 
+class WorkersLost(RuntimeError):
+    """A worker's process has died, or its thread that maps has."""
+
+
 class Workers(Protocol):
     """What is needed of Link."""
 
@@ -101,7 +105,7 @@ class Growth:
                 self._refused_until = time.monotonic() + self._retry_s
                 self._retry_s = min(2 * self._retry_s, 32 * _RETRY_S)
         if self._lost:
-            raise RuntimeError("VmmConnector: a worker's process has gone, and the KV cache with it")
+            raise WorkersLost("VmmConnector: a worker has gone, and the KV cache with it")
 
     def refill(self) -> None:
         """Sees to it that enough fresh blocks are there, or on their way."""
