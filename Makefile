@@ -5,9 +5,9 @@ CXX_SOURCES := $(shell find csrc tests/unit tests/standin -name '*.h' -o -name '
 NAME ?= growth
 # Processes that run the Python tests.
 WORKERS ?= 2
-# A file runs in one process, in order; the first files first (see tests/conftest.py).
+# The tests of a file run in one process, in order. tests/conftest.py says which files come first.
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-MACHINES := tests/model/test_pool_model.py tests/kv_cache/test_kv_cache_model.py
+MACHINES := tests/model tests/kv_cache/test_kv_cache_model.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-python test-cuda test-cpp test-long test-fault test-calls gpu lint format sanitize bench simulate-long clean

@@ -34,7 +34,6 @@ from vmm.benchmarks.attention_timing import timer_for
 from vmm.benchmarks.report import Report, device_name, environment, rounded
 from vmm.errors import InvalidArgument
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cuda",)
 
 # cuDNN has an arm of its own, after the others: it makes a plan for every shape and its strides, 0.4 s each

@@ -48,24 +48,18 @@ class Comparison:
     blocks: memory.Held
     table: torch.Tensor
 
-    @property
-    def scale(self) -> Scale:
-        return self.setting.scale
-
-    @property
-    def results(self) -> Results:
-        return self.setting.results
-
     def measure(self, shape: Shape) -> None:
         """By every kernel. What torch refuses, a kernel or one of its arms, is noted as unavailable and not
         tried again."""
         device = self.table.device
         sizes = (shape.batch, shape.queries, self.model.q_heads, self.model.dim)
         q = torch.randn(sizes, dtype=memory.DTYPE, device=device)
-        count = self.scale.measured_layers if shape.phase == "decode" else 1  # a prompt is long enough
+        count = (
+            self.setting.scale.measured_layers if shape.phase == "decode" else 1
+        )  # a prompt is long enough
         views = {name: self._views(held, shape, count) for name, held in self.held.items()}
         expected: torch.Tensor | None = None
-        if shape.context * shape.queries * shape.batch <= self.scale.checked_scores:
+        if shape.context * shape.queries * shape.batch <= self.setting.scale.checked_scores:
             expected = reference(q, *views[STOCK][0])
         for name, kernel in self.setting.kernels.items():
             case = Case(self.model, shape, name, self.page_bytes)
@@ -114,33 +108,33 @@ class Comparison:
         return outputs[0]
 
     def _tried(self, what: str, case: Case, work: Callable[[], object]) -> list[torch.Tensor] | None:
-        if what in self.results.unavailable:
+        if what in self.setting.results.unavailable:
             return None
         try:
             outputs = work()
         except torch.OutOfMemoryError:
-            self.results.skipped.append(f"{what} {case.name}: out of memory")
+            self.setting.results.skipped.append(f"{what} {case.name}: out of memory")
             return None
         except Exception as error:  # Triton's are no RuntimeError
             if self.setting.device != "cpu":
                 torch.cuda.synchronize()  # raises where the error is not a refusal but the context's end
-            self.results.unavailable[what] = f"{type(error).__name__}: {error}"[:200]
+            self.setting.results.unavailable[what] = f"{type(error).__name__}: {error}"[:200]
             return None
         return outputs  # type: ignore[return-value]
 
     def _time(self, case: Case, arms: Arms) -> None:
         start = perf_counter()
-        once = self.setting.timer.medians({STOCK: arms[STOCK]}, 1)[STOCK]
+        once = self.setting.timer({STOCK: arms[STOCK]}, 1)[STOCK]
         once = max(once, perf_counter() - start) * len(arms)
-        share = self.scale.longest_s if case.kernel == FLASH else 2 * self.scale.shape_s
+        share = self.setting.scale.longest_s if case.kernel == FLASH else 2 * self.setting.scale.shape_s
         if _LEAST_ROUNDS * once > share:
-            self.results.skipped.append(
+            self.setting.results.skipped.append(
                 f"{case.kernel} {case.shape.phase} {case.name}: {_LEAST_ROUNDS} rounds would take"
                 f" {_LEAST_ROUNDS * once:.0f} s"
             )
             return
-        rounds = max(_LEAST_ROUNDS, min(self.scale.rounds, int(self.scale.shape_s / once)))
-        self.results.seconds[case] = self.setting.timer.medians(arms, rounds)
+        rounds = max(_LEAST_ROUNDS, min(self.setting.scale.rounds, int(self.setting.scale.shape_s / once)))
+        self.setting.results.seconds[case] = self.setting.timer(arms, rounds)
 
 
 def _attend(kernel: Kernel, q: torch.Tensor, layers: Layers) -> list[torch.Tensor]:

@@ -21,7 +21,6 @@ class Held:
     """``layers``: (K, V) of each measured layer, each ``[tokens, kv_heads, dim]`` with strides of its own.
     ``close`` gives the memory back."""
 
-    name: str
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     close: Callable[[], None]
 
@@ -39,7 +38,7 @@ def stock(model: Model, layers: int, tokens: int, device: str) -> Held:
     for pair in made:
         for tensor in pair:
             tensor.normal_()
-    return Held("stock", made, made.clear)  # type: ignore[arg-type]
+    return Held(made, made.clear)  # type: ignore[arg-type]
 
 
 def kv_tensors(pool: Pool, source: Held, page_bytes: int) -> Held:
@@ -51,7 +50,7 @@ def kv_tensors(pool: Pool, source: Held, page_bytes: int) -> Held:
         made = [KVTensor(1, tokens, heads, dim, dtype=DTYPE, pool=pool, page_bytes=page_bytes) for _ in "KV"]
         tensors += made
         layers.append(tuple(each[0, :tokens] for each in made))
-    held = Held("kvtensor", layers, lambda: _close(tensors, layers))  # type: ignore[arg-type]
+    held = Held(layers, lambda: _close(tensors, layers))  # type: ignore[arg-type]
     _fill(held, source)
     return held
 
@@ -85,7 +84,7 @@ def record_tensors(pool: Pool, source: Held, model: Model, group: str, page_byte
         )
 
     layers = [(part(layer, 0), part(layer, 1)) for layer in range(len(source.layers))]
-    held = Held(group, layers, layers.clear)
+    held = Held(layers, layers.clear)
     _fill(held, source)
     return held
 
@@ -104,7 +103,7 @@ def paged(source: Held) -> tuple[Held, torch.Tensor]:
             made[table.long()] = tensor[: blocks * BLOCK_TOKENS].view_as(made)
             scattered.append(made)
         layers.append(tuple(scattered))
-    return Held("paged", layers, layers.clear), table  # type: ignore[arg-type]
+    return Held(layers, layers.clear), table  # type: ignore[arg-type]
 
 
 def pool_bytes(model: Model, layers: int, tokens: int, page_bytes: int) -> int:

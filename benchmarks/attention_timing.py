@@ -13,12 +13,8 @@ from vmm.benchmarks.report import interleaved
 Arms = dict[str, Callable[[], object]]
 
 
-class WallTimer:
-    """For work that is over when its call returns."""
-
-    def medians(self, arms: Arms, rounds: int) -> dict[str, float]:
-        """Seconds."""
-        return interleaved(arms, rounds)
+Timer = Callable[[Arms, int], dict[str, float]]
+"""The median seconds of each arm, in so many rounds."""
 
 
 class CudaTimer:
@@ -28,8 +24,7 @@ class CudaTimer:
     def __init__(self, flush_bytes: int) -> None:
         self._flush = torch.empty(flush_bytes, dtype=torch.uint8, device="cuda")
 
-    def medians(self, arms: Arms, rounds: int) -> dict[str, float]:
-        """Seconds."""
+    def __call__(self, arms: Arms, rounds: int) -> dict[str, float]:
         pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in arms}
         for _ in range(rounds):
             for name, work in arms.items():
@@ -46,8 +41,6 @@ class CudaTimer:
         }
 
 
-Timer = WallTimer | CudaTimer
-
-
 def timer_for(device: str, flush_bytes: int) -> Timer:
-    return WallTimer() if device == "cpu" else CudaTimer(flush_bytes)
+    """On a CPU the wall's: work is over there when its call returns."""
+    return interleaved if device == "cpu" else CudaTimer(flush_bytes)

@@ -24,7 +24,6 @@ from vmm.benchmarks.engine_example import ATTENTION, Engine, Request, Slots, Sto
 from vmm.benchmarks.report import Report, environment, rounded
 from vmm.kv_cache import KVCache
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
 REQUESTS = 200

@@ -57,14 +57,15 @@ def run(progress: Callable[[str], None], device: str, seconds: float = math.inf)
     return report
 
 
-def _config(max_tokens: int) -> LlamaConfig:
+def _config(max_tokens: int, layers: int = LAYERS, **others: int) -> LlamaConfig:
     return LlamaConfig(
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         hidden_size=HEADS * DIM,
         head_dim=DIM,
         max_position_embeddings=max_tokens,
+        **others,
     )
 
 
@@ -80,9 +81,9 @@ class _Growth:
         self.device = torch.device(device)
         self.report = Report("growth", device_name(device), environment=environment("torch", "transformers"))
 
-    def states(self, tokens: int, heads: int = HEADS, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    def states(self, tokens: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         """As a model makes them: token-major, seen as [1, heads, tokens, dim]."""
-        return torch.randn(1, tokens, heads, DIM, dtype=dtype, device=self.device).transpose(1, 2)
+        return torch.randn(1, tokens, HEADS, DIM, dtype=dtype, device=self.device).transpose(1, 2)
 
     def pool(self, budget: int | str) -> Pool:
         return Pool(budget, device=self.device)
@@ -120,9 +121,8 @@ class _Growth:
         prompt = self.states(tokens)
         size = tokens * TOKEN_BYTES
         warm = self.pool(size + size // 16)
-        tight = self.pool(
-            size + size // 16
-        )  # no room for a second cache: a cache of another shape must remap
+        # There is no room for a second cache: a cache of another shape must remap.
+        tight = self.pool(size + size // 16)
         fresh = self.pool(size + size // 16)
         shapes = iter(range(tokens, 2 * tokens, K))
 
@@ -194,18 +194,10 @@ class _Growth:
     def decode(self, tokens: int) -> None:
         """A whole forward of one token: 8-layer fp32 Llama, hidden 1024, 8 heads of 128, MLP 2816."""
         room = tokens + STEPS + 1
-        config = LlamaConfig(
-            num_hidden_layers=8,
-            hidden_size=1024,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            intermediate_size=2816,
-            vocab_size=1024,
-            max_position_embeddings=room,
-        )
+        config = _config(room, layers=8, intermediate_size=2816, vocab_size=1024)
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).eval().to(self.device)
-        prompt = self.states(tokens, heads=8, dtype=torch.float32)
+        prompt = self.states(tokens, torch.float32)
         token = torch.tensor([[1]], device=self.device)
         caches = {"dynamic": DynamicCache(config=config), "vmm": VmmCache(config, pool=self.pool("2GiB"))}
         for cache in caches.values():

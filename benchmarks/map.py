@@ -36,7 +36,6 @@ from vmm.host_memory import available_bytes
 from vmm.units import format_bytes
 
 DEVICES = ("cpu", "cuda")
-ENVIRONMENT: dict[str, str] = {}
 
 PAGES_MIB = (2, 16, 64)
 PAGES_PER_CALL = (1, 8, 64)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from importlib import metadata
+from contextlib import contextmanager
 from typing import Any
 
 from vmm.benchmarks.map_pages import insist
@@ -16,7 +15,8 @@ Entries = Sequence[tuple[int, int, int]]  # (address, page, page bytes)
 class Bindings:
     """The calls of vmm._core.Driver that ``Pages`` makes, on device ``ordinal``, and a few more.
 
-    Raises DriverError, or DriverOutOfMemory, with the name of CUDA's error. Sizes are bytes.
+    Raises ModuleNotFoundError where cuda-bindings is not installed, and DriverError, or DriverOutOfMemory,
+    with the name of CUDA's error. Sizes are bytes.
     """
 
     def __init__(self, ordinal: int) -> None:
@@ -24,22 +24,12 @@ class Bindings:
         from cuda.bindings import driver
 
         self._cuda, self._ordinal = driver, ordinal
-        self._stack = ExitStack()
-
-    @staticmethod
-    def installed() -> bool:
-        try:
-            metadata.distribution("cuda-bindings")
-        except metadata.PackageNotFoundError:
-            return False
-        return True
 
     def __enter__(self) -> Bindings:
         cuda = self._cuda
         self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", self._ordinal)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self._stack.callback(insist, self._call, "cuDevicePrimaryCtxRelease", self._device)
         self._what = cuda.CUmemAllocationProp()
         self._what.type = cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         self._what.location.type = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
@@ -51,7 +41,7 @@ class Bindings:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        insist(self._call, "cuDevicePrimaryCtxRelease", self._device)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """What the call answers, or None."""

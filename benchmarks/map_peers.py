@@ -146,9 +146,11 @@ def cu_mem_alloc(device: str) -> Iterator[Once]:
 @contextmanager
 def bindings(device: str) -> Iterator[Bindings]:
     """The driver's calls through cuda-bindings: no peer of its own, but a second caller of libcuda."""
-    if not Bindings.installed():
-        raise LeftOut("cuda-bindings is not installed")
-    with Bindings(ordinal(device)) as calls:
+    try:
+        calls = Bindings(ordinal(device))
+    except ModuleNotFoundError:
+        raise LeftOut("cuda-bindings is not installed") from None
+    with calls:
         yield calls
 
 

@@ -22,11 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from vmm.benchmarks.replay import MEMORIES_GIB, TRACES, read_traces
+from vmm.benchmarks.replay import MEMORIES_GIB, TRACES, read_traces, settings_with
 from vmm.benchmarks.report import Report, environment, rounded
-from vmm.simulate import Settings, Trace, find_gpu, find_model, replay
+from vmm.simulate import Settings, Trace, replay
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("simulation",)
 
 PAGES_MIB = (2, 4, 16)
@@ -70,16 +69,7 @@ def _replay(trace: Trace, gib: int, combination: tuple[int, int]) -> dict[str, f
 
 
 def _settings(gib: int, page_mib: int, layers: int) -> Settings:
-    model, gpu = find_model("llama-3.1-8b"), find_gpu("a100-80gb")
-    return Settings(
-        model,
-        gpu,
-        gib * 2**30,
-        model.max_tokens,
-        gpu.call_times,
-        page_bytes=page_mib * 2**20,
-        layers_per_extent=layers,
-    )
+    return settings_with(gib, page_bytes=page_mib * 2**20, layers_per_extent=layers)
 
 
 def table(metrics: dict[str, float]) -> str:

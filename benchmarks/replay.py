@@ -37,10 +37,7 @@ from pathlib import Path
 from vmm.benchmarks.report import Report, environment, rounded
 from vmm.errors import InvalidArgument
 from vmm.simulate import ALLOCATORS, Settings, Trace, find_gpu, find_model, read_trace, replay
-from vmm.simulate.gpus import Gpu
-from vmm.simulate.models import Model
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("simulation",)
 
 TRACES = {
@@ -48,6 +45,7 @@ TRACES = {
     "azure_code": "AzureLLMInferenceTrace_code.csv.gz",
     "mooncake_conversation": "mooncake_conversation_trace.jsonl.gz",
 }
+MODEL, GPU = find_model("llama-3.1-8b"), find_gpu("a100-80gb")
 MEMORIES_GIB = (80, 24)
 GROWTH = 1.02  # of throughput, when it has not stopped growing
 MOST_LOAD = 64
@@ -61,19 +59,19 @@ Runs = dict[str, Metrics]  # by allocator
 
 def run(progress: Callable[[str], None], device: str) -> Report:
     report = Report("replay", "simulation", environment=environment())
-    model, gpu = find_model("llama-3.1-8b"), find_gpu("a100-80gb")
-    report.environment |= {"model": model.name, "gpu": gpu.name, "call_times": gpu.call_times.source}
+    report.environment |= {"model": MODEL.name, "gpu": GPU.name, "call_times": GPU.call_times.source}
     everything: list[Runs] = []
     for name, trace in read_traces().items():
         of_trace: list[Runs] = []
         for gib in MEMORIES_GIB:
-            settings = Settings(model, gpu, gib * 2**30, model.max_tokens, gpu.call_times)
-            for load, runs in until_it_stops_growing(trace, settings, partial(_tell, progress, name)):
+            for load, runs in until_it_stops_growing(
+                trace, settings_with(gib), partial(_tell, progress, name)
+            ):
                 of_trace.append(runs)
                 report.metrics |= _named(
                     f"{name}_{gib}gib_x{load}_", {**_absolute(runs), **_together([runs])}
                 )
-        report.metrics |= _named(f"{name}_", _together(of_trace) | first_prompts(trace, model, gpu))
+        report.metrics |= _named(f"{name}_", _together(of_trace) | first_prompts(trace))
         everything += of_trace
     report.metrics |= _together(everything)
     report.metrics = rounded(report.metrics.items(), 5)
@@ -83,6 +81,11 @@ def run(progress: Callable[[str], None], device: str) -> Report:
 
 def _tell(progress: Callable[[str], None], name: str, what: str) -> None:
     progress(f"{name} {what}")
+
+
+def settings_with(gib: int, **options: int) -> Settings:
+    """``MODEL`` on ``GPU``, as if that had so many GiB of memory."""
+    return Settings(MODEL, GPU, gib * 2**30, MODEL.max_tokens, GPU.call_times, **options)
 
 
 def read_traces() -> dict[str, Trace]:
@@ -123,22 +126,13 @@ def replay_with_all(trace: Trace, settings: Settings) -> Runs:
         return {result.allocator: result.metrics for result in results}
 
 
-def first_prompts(trace: Trace, model: Model, gpu: Gpu) -> Metrics:
+def first_prompts(trace: Trace) -> Metrics:
     """Ours, from the start on."""
     first = replace(trace, requests=trace.requests[:FIRST_PROMPTS])
     metrics: Metrics = {}
     for suffix, warm_bytes in (("", 0), ("_warm", WARM_BYTES)):
-        settings = Settings(
-            model,
-            gpu,
-            MEMORIES_GIB[0] * 2**30,
-            model.max_tokens,
-            gpu.call_times,
-            batch_tokens=FIRST_BATCH_TOKENS,
-            warm_bytes=warm_bytes,
-            first_tokens_known=False,
-        )
-        ours = replay(first, settings, "vmm").metrics
+        untold = {"batch_tokens": FIRST_BATCH_TOKENS, "warm_bytes": warm_bytes, "first_tokens_known": False}
+        ours = replay(first, settings_with(MEMORIES_GIB[0], **untold), "vmm").metrics
         stalls_ms = ours["stall_ms_per_1000_iterations"] * ours["iterations"] / 1000
         metrics[f"first_prompts_stall_ms{suffix}"] = stalls_ms
         metrics[f"first_prompts_longest_stall_ms{suffix}"] = ours["longest_stall_ms"]

@@ -1,7 +1,7 @@
 """What every benchmark returns, and how it is shown.
 
-A benchmark is a module with ``DEVICES`` (kinds it runs on, the default first), ``ENVIRONMENT`` (variables it
-needs set before Python starts) and ``run(progress, device) -> Report``.
+A benchmark is a module with ``DEVICES`` (kinds it runs on, the default first), ``run(progress, device) ->
+Report`` and, where it needs variables that are set before Python starts, ``ENVIRONMENT``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from vmm import _core
 from vmm.benchmarks.report import Report, environment, rounded, time_once
 from vmm.errors import InvariantViolation
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
 RUNS, STEPS, WARM_UP_STEPS = 5, 100_000, 5_000

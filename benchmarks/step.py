@@ -30,9 +30,8 @@ import torch
 
 from vmm.benchmarks.report import Report, environment, rounded, time_once
 from vmm.benchmarks.step_peer import vllm_allocate_slots
-from vmm.kv_cache import KVCache, Sequence
+from vmm.kv_cache import KVCache
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
 STEPS, GROWING_STEPS, WARM_UP_STEPS = 10_000, 2_000, 100
@@ -80,7 +79,7 @@ def _busy_processes(count: int) -> Iterator[None]:
             process.communicate()
 
 
-def _cache(sequences: int, max_tokens: int) -> tuple[KVCache, list[Sequence], torch.Tensor, torch.Tensor]:
+def _cache(sequences: int, max_tokens: int) -> tuple[KVCache, torch.Tensor, torch.Tensor]:
     """With all sequences open, and the arrays that name them."""
     cache = KVCache(
         1,
@@ -93,9 +92,8 @@ def _cache(sequences: int, max_tokens: int) -> tuple[KVCache, list[Sequence], to
         page_bytes=2**16,
         budget=sequences * (max_tokens + 2 * TOKENS_A_PAGE) * 4096,
     )
-    opened = [cache.open() for _ in range(sequences)]
-    slots = torch.tensor([sequence.slot for sequence in opened], dtype=torch.int32)
-    return cache, opened, slots, torch.zeros(sequences, dtype=torch.int32)
+    slots = torch.tensor([cache.open().slot for _ in range(sequences)], dtype=torch.int32)
+    return cache, slots, torch.zeros(sequences, dtype=torch.int32)
 
 
 def _note(report: Report, name: str, seconds: list[float]) -> None:
@@ -106,7 +104,7 @@ def _note(report: Report, name: str, seconds: list[float]) -> None:
 
 def _nothing_due(report: Report, sequences: int) -> None:
     """The sequences do not grow; each has a page, and room in it."""
-    cache, _, slots, lengths = _cache(sequences, max_tokens=2 * TOKENS_A_PAGE)
+    cache, slots, lengths = _cache(sequences, max_tokens=2 * TOKENS_A_PAGE)
     with cache:
         lengths += 1
         for _ in range(100):
@@ -117,7 +115,7 @@ def _nothing_due(report: Report, sequences: int) -> None:
 
 
 def _growing(report: Report, name: str, sequences: int, wait_until: Callable[[float], None]) -> None:
-    cache, _, slots, lengths = _cache(sequences, max_tokens=GROWING_STEPS + 200)
+    cache, slots, lengths = _cache(sequences, max_tokens=GROWING_STEPS + 200)
     with cache:
         lengths += torch.arange(sequences, dtype=torch.int32) % TOKENS_A_PAGE + 1
 

@@ -12,12 +12,11 @@ from time import perf_counter, sleep
 
 import torch
 
-from vmm.benchmarks.report import Report, environment, rounded, time_once
+from vmm.benchmarks.report import Report, environment, interleaved, rounded, time_once
 from vmm.kv_tensor import KVTensor
 from vmm.pool import Pool
 from vmm.testing import kernel_account, settle
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
 HEADS, DIM = 8, 128
@@ -43,12 +42,9 @@ def run(progress: Callable[[str], None], device: str) -> Report:
 
 def _median_us(arms: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Median microseconds of CALLS calls of each, one of each per round."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(CALLS):
-        for name, work in arms.items():
-            times[name].append(time_once(work))
+    seconds = interleaved(arms, CALLS)
     nothing = statistics.median(time_once(lambda: None) for _ in range(CALLS))
-    return {name: 1e6 * (statistics.median(values) - nothing) for name, values in times.items()}
+    return {name: 1e6 * (median - nothing) for name, median in seconds.items()}
 
 
 def _pair(rows: int, tokens: int, pool: Pool) -> tuple[torch.Tensor, torch.Tensor]:

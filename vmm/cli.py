@@ -84,7 +84,7 @@ def bench(
     options = {"busy": True} if busy else {}
     if unknown := options.keys() - inspect.signature(module.run).parameters.keys():
         raise typer.BadParameter(f"{name} has no such option", param_hint=f"--{unknown.pop()}")
-    _restart_with(module.ENVIRONMENT)
+    _restart_with(getattr(module, "ENVIRONMENT", {}))
     report = module.run(lambda stage: typer.echo(f"{name}: {stage} …", err=True), device, **options)
     if as_json:
         typer.echo(report.to_json())
@@ -113,24 +113,22 @@ def simulate(
         int, typer.Option(help="Side by side in a token's record; 0: as many as KVCache takes by default.")
     ] = 0,
     load: Annotated[float, typer.Option(help="Requests arrive so many times as fast.")] = 1.0,
-    allocator: Annotated[list[str] | None, typer.Option(help="Compare these only; may be repeated.")] = None,
+    allocators: Annotated[
+        list[str] | None, typer.Option("--allocator", help="Compare these only; may be repeated.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of what a trace leaves open.")] = 0,
-    session_gap: Annotated[float, typer.Option(help="Mean seconds between agentic sessions' starts.")] = 60.0,
+    session_gap_s: Annotated[
+        float, typer.Option("--session-gap", help="Mean seconds between agentic sessions' starts.")
+    ] = 60.0,
     plot: Annotated[
         Path | None, typer.Option(help="Memory and stalls over time, as .png, .svg or .pdf.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
 ) -> None:
     """Replay a trace in simulated time, on a GPU that need not be there, and compare allocators."""
+    given = locals()  # the options have the names that Options gives them
     command = importlib.import_module("vmm.simulate.command")
-    command.run(
-        command.Options(
-            trace=trace, model=model, config=config, gpu=gpu, gpu_memory=gpu_memory, call_times=call_times,
-            max_tokens=max_tokens, max_sequences=max_sequences, batch_tokens=batch_tokens, page=page,
-            layers_per_extent=layers_per_extent, load=load, allocators=allocator or (), seed=seed,
-            session_gap_s=session_gap, plot=plot, as_json=as_json,
-        )
-    )  # fmt: skip
+    command.run(command.Options(**given))
 
 
 @app.command()

@@ -6,6 +6,8 @@ import logging
 import sys
 from typing import Any
 
+from vmm.open_pools import open_pools
+
 logger = logging.getLogger("vmm")
 
 # By device: the bytes that torch's cache still held after it was emptied, in blocks that are used in part.
@@ -19,7 +21,9 @@ def make_room(device: int, wanted: int) -> None:
     try:
         if device >= 0:
             _empty_torch_cache(device)
-        _trim_pools(device, wanted)
+        for pool in open_pools():
+            if pool._ordinal == device and not pool._core.in_child:
+                pool._core.trim(wanted)
     except Exception as error:
         logger.warning("no room could be made on a full device: %s", error)
 
@@ -40,11 +44,3 @@ def _empty_torch_cache(device: int) -> None:
         return
     torch.cuda.empty_cache()
     _left[device] = cached()
-
-
-def _trim_pools(device: int, wanted: int) -> None:
-    from vmm.open_pools import open_pools
-
-    for pool in open_pools():
-        if pool._ordinal == device and not pool._core.in_child:
-            pool._core.trim(wanted)

@@ -115,10 +115,9 @@ class Pool(Closing):
         name, ordinal = devices.parsed_device(device)
         checked_number("lookahead_pages", lookahead_pages, 0, 2**16 - 1)
         idle_ns = _idle_ns(idle_seconds)
-        kind = "cpu" if ordinal < 0 else name
-        peers = sharing.checked_peers(peers, kind)
-        rdma = sharing.checked_flag("rdma", rdma, kind)
-        shareable = sharing.checked_flag("shareable", shareable, kind)
+        peers = sharing.checked_peers(peers, name)
+        rdma = sharing.checked_flag("rdma", rdma, name)
+        shareable = sharing.checked_flag("shareable", shareable, name)
         self._share: str | None
         self._share, minimum_bytes = shares.checked_terms(share, minimum, priority)
         # Making a context for each question would take long, so this one is held until the pool has its own.
@@ -211,6 +210,7 @@ class Pool(Closing):
 
     @property
     def closed(self) -> bool:
+        """Whether the pool has been closed, by ``close`` or the end of a ``with`` block."""
         return self._core.closed
 
     def stats(self) -> PoolStats:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vmm import _core
@@ -53,8 +54,8 @@ class Range(Closing):
         not. Make views of it with ``view`` and ``as_strided``; it keeps the addresses, but no page.
 
         Only what lies in kept blocks may be touched. Elsewhere, on a GPU, both reading and writing fault. On
-        the host a range that was made ``zeroed`` reads as zeros there, one that was not ends the process, and
-        what is written is lost, or ends it. Whatever looks at all elements (``print``, ``sum``,
+        the host writing there ends the process, and so does reading, unless the range was made ``zeroed``:
+        then it reads as zeros. Whatever looks at all elements (``print``, ``sum``,
         ``torch.save`` of a view) does so here, too. `copy.deepcopy` and pickling of this tensor are refused;
         ``clone()`` the parts that you want.
 
@@ -137,19 +138,46 @@ class Blocks:
         more has the memory. Who announces a block again asks the pager to look again."""
         self._core.announce(ids)
 
-    def drop(self, ids: Any, *, stream: Any = None, unmap: bool = False) -> None:
+    def drop(self, ids: Any, *, stream: Any = None, unmap: bool = False, whole_device: bool = False) -> None:
         """Ends the need for these, kept or announced. Pages that no block needs stay mapped for whoever keeps
         them again, until somebody else needs the memory or the pool's ``idle_seconds`` are over; with
         ``unmap`` they are unmapped now. Either happens only once the work is over that may touch them: the
-        pool's, and what is on ``stream`` until now (a vmm.Stream, a CUDA stream, or its handle)."""
+        pool's, and what is on ``stream`` until now (a vmm.Stream, a CUDA stream, or its handle).
+
+        With ``whole_device`` it waits instead for everything that this process has given the device until
+        now, on whatever stream, also what other libraries have put on streams of theirs. On a GPU that needs
+        CUDA 12.5 (``cuCtxRecordEvent``; else it raises InvalidArgument), and it must not be called while any
+        stream of the device is being captured into a graph: CUDA then breaks that capture, and this raises
+        an error, with nothing dropped."""
         pool = self.range.pool
-        torch_stream(pool)
-        release_after(pool, stream)
-        self._core.drop(ids, unmap)
+        if not whole_device:
+            torch_stream(pool)
+            release_after(pool, stream)
+        self._core.drop(ids, unmap, whole_device)
 
     def ready(self, ids: Any) -> bytes:
         """For each id 1 where all its pages are there now, else 0."""
         return self._core.ready(ids)
+
+    @contextmanager
+    def scratch(self, ids: Any) -> Iterator[None]:
+        """Lets an engine's warm-up write into these blocks, although nobody has kept them: while the ``with``
+        lasts, each of their pages that has no memory shows one page, the same for all. What is written there
+        is lost, and what is read is anybody's; pages that have memory keep it. Then the work until now is
+        waited for.
+
+        Meanwhile keeping a block there that is not ready raises InvalidArgument, and what is announced waits.
+        Raises InvalidArgument for blocks in another scratch, or with pages that are still being unmapped;
+        OutOfPages for lack of that one page, and MappingLimit (on the host each place is a mapping of the
+        process). The end raises Error while a KVCache's epoch is open on the pool, and DriverError; then the
+        scratch lasts until the range is closed."""
+        torch_stream(self.range.pool)
+        scratch = self._core.scratch(ids)
+        try:
+            yield
+        finally:
+            torch_stream(self.range.pool)
+            scratch.end()
 
     @property
     def kept_blocks(self) -> int:

@@ -64,6 +64,7 @@ class Records:
 
 
 def token_major(shapes: list[LayerShape], layers_per_extent: int) -> Records:
+    """The layout with up to ``layers_per_extent`` layers of one window side by side in a token's record."""
     parts: list[Part] = []
     layers: dict[int, tuple[Where, Where]] = {}
     for group in _groups(shapes, layers_per_extent):
@@ -87,6 +88,7 @@ def _groups(shapes: list[LayerShape], most: int) -> Iterator[list[int]]:
 
 
 def head_major(shapes: list[LayerShape]) -> Records:
+    """The layout with an extent for each head of each layer's K and V."""
     parts: list[Part] = []
     layers: list[tuple[Where, Where]] = []
     for shape in shapes:
@@ -111,9 +113,8 @@ def tokens_of_extent(part: Part, tokens: int, itemsize: int, page_bytes: int) ->
 def slot_tokens(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:
     """The tokens of a slot. They are the same in every part, so that one set of starts is right for all
     layers."""
-    return max(
-        tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts
-    )  # each a multiple of a power of two, and the largest of all
+    # Parts fill whole pages in multiples of powers of two, so the largest of these fills them in every part.
+    return max(tokens_of_extent(part, tokens, itemsize, page_bytes) for part in records.parts)
 
 
 def slot_elements(records: Records, tokens: int, itemsize: int, page_bytes: int) -> int:

@@ -35,8 +35,9 @@ class ExportedPage:
 
 
 def checked_peers(peers: object, name: str) -> list[int]:
-    """The CUDA devices' numbers. Raises InvalidArgument for anything else. Whether the devices are there,
-    differ from the pool's own and can reach it is for the driver to say."""
+    """The CUDA devices' numbers, for a pool on the device ``name``. Raises InvalidArgument for anything else,
+    and for peers of the CPU. Whether the devices are there, differ from the pool's own and can reach it is
+    for the driver to say."""
     if isinstance(peers, str | bytes) or not isinstance(peers, Iterable):
         raise InvalidArgument(f"peers is {peers!r}; expected numbers of CUDA devices, like (1, 2)")
     numbers = []
@@ -54,6 +55,8 @@ def checked_peers(peers: object, name: str) -> list[int]:
 
 
 def checked_flag(argument: str, value: object, name: str) -> bool:
+    """``value``, a bool, for a pool on the device ``name``. Raises InvalidArgument for anything else, and for
+    True on the CPU."""
     if not isinstance(value, bool):
         raise InvalidArgument(f"{argument} is {value!r}; expected True or False")
     if value and name == "cpu":

@@ -30,7 +30,7 @@ def measured(name: str) -> dict[str, Any]:
     bench = importlib.import_module(f"vmm.benchmarks.{name}")
     if DEVICE not in bench.DEVICES:
         raise SkipTest(f"{name} knows only {', '.join(bench.DEVICES)}")
-    _restart_with(bench.ENVIRONMENT)
+    _restart_with(getattr(bench, "ENVIRONMENT", {}))
     _switch_cudnn_off()
     options = {}
     if "seconds" in inspect.signature(bench.run).parameters and SECONDS in os.environ:

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.gpu.crew import ROOT
+
 _PROBE = ROOT / "vmm/doctor/cuda_probe.py"  # isolated, and a process of its own: a broken driver may hang
 _PACKAGES = (
     "torch", "transformers", "triton", "cuda-bindings", "pytest", "hypothesis", "pybind11",

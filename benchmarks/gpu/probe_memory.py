@@ -33,6 +33,8 @@ def tensor_device() -> str:
 
 def mixed_range(b: Bench, device: str | None = None, half: int = _HALF) -> Iterator[tuple[str, Any]]:
     """``half`` pages of the device and then as many of the host's memory, in one reservation."""
+    import torch
+
     device = device or tensor_device()
     base = b.reserve(2 * half)
     location, handle = host_location(b), ctypes.c_uint64()
@@ -55,15 +57,9 @@ def mixed_range(b: Bench, device: str | None = None, half: int = _HALF) -> Itera
     whole = float32_at(base, (2 * count,), device)
     whole.fill_(1.0)
     for name, part in {"device": whole[:count], "host": whole[count:], "both": whole}.items():
-        if part.sum(dtype=_float64()).item() != part.numel():
+        if part.sum(dtype=torch.float64).item() != part.numel():
             raise WrongData(f"{name}: another sum than was written")
         yield f"{name}_read_gb_per_s", round(4e-9 * part.numel() / _seconds(part, device), 2)
-
-
-def _float64() -> Any:
-    import torch
-
-    return torch.float64
 
 
 def _seconds(part: Any, device: str) -> float:

@@ -10,17 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from conformance_bench import Bench
-from cuda_calls import (
-    HOST,
-    HOST_NUMA,
-    READ_WRITE,
-    SUCCESS,
-    Access,
-    Cuda,
-    Location,
-    access,
-    properties,
-)
+from cuda_calls import HOST, HOST_NUMA, READ_WRITE, SUCCESS, Access, Cuda, Location, access, properties
 
 # CUdevice_attribute, by cuda.h 13.
 ATTRIBUTES = {

@@ -11,7 +11,6 @@ from benchmarks.gpu.clock import Deadline
 from benchmarks.gpu.crew import UNDER_WAY, Crew, Item
 
 Items = dict[str, Item]
-_HUNG_OR_CRASHED = ("died", "timed out")
 
 
 @dataclass
@@ -68,13 +67,17 @@ class Section:
             outcome.status = "passed" if self.checks else "measured"
 
 
-def _broken(items: Items) -> list[str]:
-    """Whatever did not end well."""
+def _ended(items: Items, *states: str) -> list[str]:
     return [
         f"{name}: {item['status']}: {item.get('error', '')}"
         for name, item in items.items()
-        if item["status"] in ("error", *_HUNG_OR_CRASHED)
+        if item["status"] in states
     ]
+
+
+def _broken(items: Items) -> list[str]:
+    """Whatever did not end well."""
+    return _ended(items, "error", "died", "timed out")
 
 
 def _differences(items: Items) -> list[str]:
@@ -104,11 +107,7 @@ def _wrong_results(items: Items) -> list[str]:
 
 def _bench_failures(items: Items) -> list[str]:
     """All but running out of time."""
-    return [
-        f"{name}: {item['status']}: {item.get('error', '')}"
-        for name, item in items.items()
-        if item["status"] in ("error", "died")
-    ]
+    return _ended(items, "error", "died")
 
 
 def sections(build: bool = True) -> list[Section]:

@@ -1,7 +1,6 @@
 // Time comes from a Clock, so that the simulator and the tests can own it.
 #pragma once
 
-#include <atomic>
 #include <chrono>
 #include <mutex>
 #include <thread>
@@ -27,16 +26,6 @@ class Clock {
 class RealClock final : public Clock {
  public:
   Nanoseconds now() const noexcept override { return std::chrono::steady_clock::now().time_since_epoch(); }
-};
-
-/// A clock that stands still until it is told to move; who waits still waits in real time.
-class ManualClock final : public Clock {
- public:
-  Nanoseconds now() const noexcept override { return Nanoseconds{ns_.load()}; }
-  void advance(Nanoseconds by) noexcept { ns_.fetch_add(by.count()); }
-
- private:
-  std::atomic<Nanoseconds::rep> ns_{0};
 };
 
 }  // namespace vmm

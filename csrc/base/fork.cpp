@@ -9,7 +9,7 @@
 namespace vmm {
 namespace {
 
-std::atomic<unsigned> forks{0};  // forks between the first process and this one
+std::atomic<unsigned> forks{0};  // how many forks lie between the first process and this one
 
 void count_fork() { forks.fetch_add(1, std::memory_order_relaxed); }
 

@@ -11,22 +11,22 @@ namespace vmm::locks {
 namespace {
 
 constexpr std::array names{
-    "shares",       "engine",        "kv_cache",       "slots_owner",    "slots_ahead", "range_keeping",
-    "epochs_poll",  "epochs_record", "slots_prepared", "rows",           "range",       "pool",
-    "slots_due",    "streams",       "epochs",         "budget",         "pool_wake",   "pager_inbox",
-    "pager_thread", "log",           "fault_driver",   "checked_driver", "sim_driver",  "cuda_driver",
-    "host_driver",  "host_streams",  "mapping_reserve"};
+    "shares",      "engine",       "kv_cache",      "slots_owner",    "slots_ahead",    "range_keeping",
+    "range_ahead", "epochs_poll",  "epochs_record", "slots_prepared", "rows",           "range",
+    "pool",        "slots_due",    "streams",       "epochs",         "budget",         "pool_wake",
+    "pager_inbox", "pager_thread", "log",           "fault_driver",   "checked_driver", "sim_driver",
+    "cuda_driver", "host_driver",  "host_streams",  "mapping_reserve"};
 static_assert(names.size() == static_cast<std::size_t>(LockRank::count));
 
 constexpr auto last_with_driver_calls = static_cast<unsigned>(LockRank::epochs_record);
 
-/// A bit for each rank of which this thread holds a lock.
+/// Has a bit for each rank of which this thread holds a lock.
 thread_local std::uint64_t held = 0;
 
 /// Ends the process if this thread holds a lock of the rank `from` or later.
 void require_none(unsigned from, const char* what, const char* which) noexcept {
   if (held >> from == 0) return;
-  // Not an exception: many callers catch those, and the mistake would be in a log at best.
+  // An exception would not do: many callers catch those, and at best a log would tell of the mistake.
   std::fprintf(stderr, "vmm: %s%s while it holds the lock %s\n", what, which,
                names[static_cast<std::size_t>(std::bit_width(held)) - 1]);
   std::abort();

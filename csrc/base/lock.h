@@ -21,6 +21,7 @@ enum class LockRank : std::uint8_t {
   slots_owner,
   slots_ahead,
   range_keeping,
+  range_ahead,
   epochs_poll,
   epochs_record,
   // While one of these is held it must not be.

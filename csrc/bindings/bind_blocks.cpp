@@ -86,15 +86,22 @@ void keep(Blocks& blocks, py::handle ids) {
     with_full_device(blocks.pool(), [&] { blocks.keep(wanted.get()); });
 }
 
-void drop(Blocks& blocks, py::handle ids, bool unmap) {
+void drop(Blocks& blocks, py::handle ids, bool unmap, bool whole_device) {
   const IdsArgument unwanted(ids);
   const ReleaseGil released;
-  blocks.drop(unwanted.get(), blocks.pool().epochs().fence(), unmap);
+  Epochs& epochs = blocks.pool().epochs();
+  blocks.pool().fork_guard().require_parent("this range");
+  blocks.drop(unwanted.get(), whole_device ? epochs.device_fence() : epochs.fence(), unmap);
 }
 
 py::bytes ready(Blocks& blocks, py::handle ids) {
   const std::vector<std::uint8_t> flags = blocks.ready(IdsArgument(ids).get());
   return {reinterpret_cast<const char*>(flags.data()), flags.size()};
+}
+
+std::shared_ptr<Scratch> scratch(Blocks& blocks, py::handle ids) {
+  const IdsArgument wanted(ids);
+  return with_full_device(blocks.pool(), [&] { return ends_without_gil(blocks.scratch(wanted.get())); });
 }
 
 std::shared_ptr<Range> make_range(PoolHandle& pool, std::uint64_t size, std::uint64_t page, bool zeroed) {
@@ -121,6 +128,7 @@ void bind_blocks(py::module_& m) {
       .def("end", &Range::end, NoGil())
       .def_property_readonly("lease", &Range::lease)
       .def_property_readonly("ended", &Range::ended);
+  py::class_<Scratch, std::shared_ptr<Scratch>>(m, "Scratch").def("end", &Scratch::end, NoGil());
   py::class_<Blocks, std::shared_ptr<Blocks>>(m, "Blocks")
       .def("keep", &keep, py::arg("ids"))
       .def(
@@ -130,8 +138,9 @@ void bind_blocks(py::module_& m) {
       .def(
           "announce", [](Blocks& blocks, py::handle ids) { blocks.announce(IdsArgument(ids).get()); },
           py::arg("ids"))
-      .def("drop", &drop, py::arg("ids"), py::arg("unmap") = false)
+      .def("drop", &drop, py::arg("ids"), py::arg("unmap") = false, py::arg("whole_device") = false)
       .def("ready", &ready, py::arg("ids"))
+      .def("scratch", &scratch, py::arg("ids"))
       .def_property_readonly("kept", &Blocks::kept)
       .def_property_readonly("announced", &Blocks::announced);
 }

@@ -26,6 +26,7 @@ void bind_driver(py::module_& m) {
     for (auto [address, page, page_bytes] : entries) out.push_back({{address}, {page}, {page_bytes}});
     return out;
   };
+  m.attr("WHOLE_DEVICE") = whole_device.value;
   py::class_<Driver, std::shared_ptr<Driver>>(m, "Driver")
       .def_property_readonly("name", [](const Driver& d) { return d.capabilities().name; })
       .def_property_readonly("granularity",
@@ -39,6 +40,7 @@ void bind_driver(py::module_& m) {
       .def_property_readonly("zero_gaps", [](Driver& d) { return d.gaps() != nullptr; })
       .def_property_readonly("foreign_streams",
                              [](const Driver& d) { return d.capabilities().foreign_streams; })
+      .def_property_readonly("device_events", [](const Driver& d) { return d.capabilities().device_events; })
       .def_property_readonly("host_accessible",
                              [](const Driver& d) { return d.capabilities().host_accessible; })
       .def(

@@ -76,7 +76,7 @@ void bind_growths(py::module_& m) {
   using Part = std::tuple<std::shared_ptr<Lease>, std::uint64_t, std::uint64_t, std::uint64_t>;
   py::class_<Growth, std::shared_ptr<Growth>>(m, "Growth")
       .def(py::init([](PoolHandle& h, const std::vector<Part>& parts) {
-             std::vector<GrowthPart> out;
+             std::vector<SlotPart> out;
              for (const auto& [lease, first_extent, extents, record_bytes] : parts)
                out.push_back({lease, first_extent, extents, {record_bytes}});
              return ends_without_gil(Growth::make(h.engine->pager(), std::move(out)));

@@ -17,7 +17,7 @@ namespace py = pybind11;
 namespace vmm {
 namespace {
 
-/// Numbers that Python keeps alive for the time of the call.
+/// The numbers at this address, which Python keeps alive during the call.
 std::span<const std::int32_t> numbers(std::uintptr_t address, std::size_t count) {
   return {reinterpret_cast<const std::int32_t*>(address), count};
 }

@@ -1,4 +1,4 @@
-// Pools.
+// Pools and budgets.
 #include <pybind11/stl.h>
 
 #include <memory>
@@ -61,15 +61,20 @@ std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
 }
 
 py::dict stats(const PoolHandle& handle) {
-  const PoolStats s = [&] {
+  PoolStats s{};
+  ShareStanding standing{};
+  {
     const ReleaseGil released;
-    return handle.pool().stats();
-  }();
+    s = handle.pool().stats();
+    standing.grant = s.budget;
+    if (handle.share) {
+      standing = handle.share->standing();
+      s.budget = handle.share->maximum();
+    }
+  }
   const Counters& c = handle.pool().counters();
   py::dict out;
-  const std::shared_ptr<SharedBudget>& share = handle.share;
-  const ShareStanding standing = share ? share->standing() : ShareStanding{.grant = s.budget};
-  out["budget_bytes"] = share ? share->maximum().count : s.budget.count;
+  out["budget_bytes"] = s.budget.count;
   out["granted_bytes"] = standing.grant.count;
   out["wanted_bytes"] = standing.wanted.count;
   out["pressure_bytes"] = standing.pressure.count;
@@ -236,12 +241,14 @@ void bind_pool(py::module_& m) {
       .def(
           "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().leases().holds({address}); },
           py::arg("address"))
-      .def("pressure_bytes",
-           [](const PoolHandle& h) {
-             h.require_parent();
-             return h.share ? h.share->standing().pressure.count
-                            : saturating_sub(h.budget->taken(), h.budget->limit()).count;
-           })
+      .def(
+          "pressure_bytes",
+          [](const PoolHandle& h) {
+            h.require_parent();
+            return h.share ? h.share->standing().pressure.count
+                           : saturating_sub(h.budget->taken(), h.budget->limit()).count;
+          },
+          NoGil())
       .def(
           "await_pressure",
           [](PoolHandle& h, double timeout_s) {

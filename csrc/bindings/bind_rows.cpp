@@ -22,7 +22,7 @@ namespace {
 
 using Sizes = std::vector<std::int64_t>;
 
-/// By hand, because pybind11's conversion of eight numbers takes as long as the rest of a slice.
+/// Converts by hand, because pybind11's conversion of eight numbers takes as long as the rest of a slice.
 Sizes to_sizes(const py::tuple& numbers) {
   Sizes out(numbers.size());
   for (std::size_t i = 0; i < out.size(); ++i) {
@@ -45,26 +45,27 @@ class TypedRows {
 
   Rows& rows() const { return *rows_; }
 
-  /// All of it, mapped or not.
+  /// A capsule over all rows, mapped or not.
   py::capsule base(Sizes sizes, Sizes strides) const {
     return export_tensor(rows_->lease(), ends_without_gil(rows_->observer()),
                          spec(0, std::move(sizes), std::move(strides)));
   }
 
-  /// A capsule over exactly these elements, mapped and pinned; and whether there are holes between them.
+  /// Maps and pins exactly these elements. Returns a capsule over them, and whether there are holes between
+  /// them.
   std::pair<py::capsule, bool> slice(std::uint64_t offset, const py::tuple& shape,
                                      const py::tuple& steps) const {
     Sizes sizes = to_sizes(shape), strides = to_sizes(steps);
     Rows::Spans spans = rows_->spans_of(region(offset, sizes, strides));
     std::shared_ptr<Rows::Pin> pin;
-    if (rows_->usable(spans)) {  // the GIL is kept: to give it away could cost a switch interval
+    if (rows_->usable(spans)) {  // keeps the GIL: giving it away could cost a switch interval
       pin = rows_->pin(spans);
     } else {
       pin = with_full_device(rows_->pool(), [&] { return rows_->pin(spans); });
     }
-    const bool holes = spans.size() > 1;  // what lies between them may be unmapped at any time
+    const bool holes = spans.size() > 1;  // the memory in them may be unmapped at any time
     std::shared_ptr<const void> keep(pin.get(), [pin](const void*) mutable {
-      std::optional<ReleaseGilIfHeld> released;  // not always, for the same reason
+      std::optional<ReleaseGilIfHeld> released;  // only where it must, for the same reason
       if (pin->gives_back()) released.emplace();
       pin.reset();
     });
@@ -79,7 +80,7 @@ class TypedRows {
     with_full_device(rows_->pool(), [&] { rows_->touch(spans); });
   }
 
-  /// The same region at each of `count` offsets, an array of int64 at `offsets`.
+  /// Touches the same region at each of `count` offsets. `offsets` is the address of an array of int64.
   void touch_each(std::uintptr_t offsets, std::uint64_t count, const Sizes& sizes,
                   const Sizes& strides) const {
     const auto* first = reinterpret_cast<const std::int64_t*>(offsets);
@@ -96,7 +97,7 @@ class TypedRows {
     with_full_device(rows_->pool(), [&] { rows_->touch(spans); });
   }
 
-  /// False, with nothing done, when the region is not dense.
+  /// Zeroes what is mapped of the region. Returns false, and does nothing, when the region is not dense.
   bool zero_mapped(std::uint64_t offset, const Sizes& sizes, const Sizes& strides,
                    std::uint64_t stream) const {
     const Region all = region(offset, sizes, strides);

@@ -1,4 +1,5 @@
-// Replays and courses in simulated time. Times cross as nanoseconds, but in the roofline.
+// Replays and courses in simulated time. Times cross as nanoseconds, except in the roofline, which
+// has seconds.
 #include <pybind11/stl.h>
 
 #include <memory>

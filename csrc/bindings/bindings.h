@@ -17,7 +17,8 @@ namespace vmm {
 /// that a destructor which may not throw turns into std::terminate.
 class ReleaseGil {
  public:
-  // Who holds the GIL of an ending interpreter is ending it, and would not get it back.
+  // The thread that holds the GIL of an ending interpreter is the one that ends it, and would not get the GIL
+  // back.
   ReleaseGil() : state_(interpreter_is_ending() ? nullptr : PyEval_SaveThread()) {}
   ~ReleaseGil() noexcept(false) {
     if (state_ == nullptr) return;
@@ -40,7 +41,8 @@ class ReleaseGil {
   PyThreadState* state_;
 };
 
-/// For every call that can block, be it for a lock that another thread holds while it is in the driver.
+/// For every call that can block, even if only for a lock that another thread holds while it is in the
+/// driver.
 using NoGil = pybind11::call_guard<ReleaseGil>;
 
 /// The same for a property.
@@ -49,7 +51,8 @@ pybind11::cpp_function no_gil(Getter getter) {
   return pybind11::cpp_function(std::move(getter), NoGil());
 }
 
-/// ReleaseGil where this thread has it: what ends may end in any thread, and after the interpreter.
+/// Releases the GIL if this thread holds it. Destructors need this: they run in any thread, and even after
+/// the interpreter has ended.
 class ReleaseGilIfHeld {
  public:
   ReleaseGilIfHeld() {
@@ -60,7 +63,7 @@ class ReleaseGilIfHeld {
   std::optional<ReleaseGil> released_;
 };
 
-/// For what calls the driver, or waits for who does, when it ends.
+/// Deletes something whose destructor calls the driver, or waits for a thread that does.
 struct DeleteWithoutGil {
   template <class T>
   void operator()(T* thing) const {

@@ -45,7 +45,8 @@ struct Exported {
   std::vector<std::int64_t> strides;
 };
 
-/// In C++, because it runs wherever the last tensor dies: any thread, no GIL, even after the interpreter.
+/// The deleter is C++, because it runs where the last tensor dies: in any thread, without the GIL, and even
+/// after the interpreter has ended.
 void destroy(DLManagedTensor* managed) { delete static_cast<Exported*>(managed->manager_ctx); }
 
 void destroy_unconsumed(PyObject* capsule) {

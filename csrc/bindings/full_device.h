@@ -1,4 +1,4 @@
-// A second try, where a device was fuller than the budget.
+// A second try, for when the device has less memory than the budget allows.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,8 +9,9 @@
 
 namespace vmm {
 
-/// Calls work() without the GIL. Where it was the device that refused, others in this process give up what
-/// they do not need of it, and work() is called once more: OutOfPages has no effect.
+/// Calls work() without the GIL. If the device refused, has others in this process give up what they do not
+/// need of its memory, and calls work() once more. It may, because a call that throws OutOfPages has had no
+/// effect.
 template <class Work>
 auto with_full_device(Pool& pool, Work work) {
   Bytes asked;

@@ -2,7 +2,6 @@
 // silently accept and CUDA answer with a number.
 #pragma once
 
-#include "base/lock.h"
 #include "driver/driver_decorator.h"
 #include "driver/ledger.h"
 
@@ -11,11 +10,10 @@ namespace vmm {
 /// It throws InvalidArgument, which names the argument, before it calls the driver within. When a call of
 /// that driver fails, the ledger is as it was before the call, so a driver that fails on command may stand
 /// inside of this one or around it. Safe from any thread.
-class CheckedDriver final : public DriverDecorator, private Gaps {
+class CheckedDriver final : public DriverDecorator {
  public:
   explicit CheckedDriver(std::shared_ptr<Driver> inner);
 
-  Gaps* gaps() noexcept override { return DriverDecorator::gaps() == nullptr ? nullptr : this; }
   Address reserve(Bytes size, Bytes alignment) override;
   void free_reservation(Address base, Bytes size) override;
   PageHandle create(Bytes page_bytes, Place place) override;
@@ -29,7 +27,6 @@ class CheckedDriver final : public DriverDecorator, private Gaps {
  private:
   void set_gap(Address start, Bytes size, Gap gap) override;
 
-  Mutex mutex_{LockRank::checked_driver};  // guards the ledger; the driver within is called without it
   Ledger ledger_;
 };
 

@@ -70,6 +70,7 @@ constexpr bool alike(Result (*)(Ours...), CUresult (*)(Theirs...)) {
   using name##_ours = Result(*) parameters;    \
   static_assert(alike(name##_ours{}, &::name));
 VMM_CUDA_CALLS(VMM_COMPARE)
+VMM_CUDA_NEWER_CALLS(VMM_COMPARE)
 #undef VMM_COMPARE
 
 }  // namespace

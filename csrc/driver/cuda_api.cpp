@@ -27,7 +27,7 @@ void resolve(GetProcAddress find, const char* name, int version, void** function
 Api load() {
   static const ForkGuard first_use;
   if (first_use.in_child()) throw Forked(used_before_fork);
-  // Never closed: streams and contexts of others may be in use when we are not.
+  // We never close the library: others may still use their streams and contexts when we use none.
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw DriverError(std::string("no CUDA driver: ") + dlerror());
   void* symbol = dlsym(library, "cuGetProcAddress_v2");
@@ -37,6 +37,10 @@ Api load() {
 #define VMM_RESOLVE(name, version, parameters) \
   resolve(find, #name, version, reinterpret_cast<void**>(&api.name));
   VMM_CUDA_CALLS(VMM_RESOLVE)
+#undef VMM_RESOLVE
+#define VMM_RESOLVE(name, version, parameters) \
+  find(#name, reinterpret_cast<void**>(&api.name), version, 0, nullptr);
+  VMM_CUDA_NEWER_CALLS(VMM_RESOLVE)
 #undef VMM_RESOLVE
   int version = 0;
   if (api.cuDriverGetVersion(&version) != success || version < least_version)

@@ -24,6 +24,7 @@ constexpr Result invalid_context = 201;
 constexpr Result invalid_handle = 400;
 constexpr Result not_found = 500;
 constexpr Result not_ready = 600;
+constexpr Result capture_unsupported = 900;
 constexpr Result capture_invalidated = 901;
 constexpr Result capture_implicit = 906;
 constexpr Result captured_event = 907;
@@ -121,9 +122,13 @@ struct AccessDescriptor {
   CALL(cuEventSynchronize, 2000, (Event event))                                                              \
   CALL(cuEventDestroy, 4000, (Event event))
 
+/// The same, of a newer CUDA than the oldest that will do: null where the driver is older.
+#define VMM_CUDA_NEWER_CALLS(CALL) CALL(cuCtxRecordEvent, 12050, (Context context, Event event))
+
 struct Api {
 #define VMM_DECLARE(name, version, parameters) Result(*name) parameters = nullptr;
   VMM_CUDA_CALLS(VMM_DECLARE)
+  VMM_CUDA_NEWER_CALLS(VMM_DECLARE)
 #undef VMM_DECLARE
 };
 

@@ -71,7 +71,7 @@ void Calls::require_alive() const {
 
 void Calls::fail(const char* name, Result result, std::string arguments) const {
   if (ends_context(result)) lost_ = result;
-  if (!arguments.empty()) arguments.resize(arguments.size() - 2);  // the last comma
+  if (!arguments.empty()) arguments.resize(arguments.size() - 2);  // without the last ", "
   const std::string what = std::string(name) + "(" + arguments + ") on cuda:" + std::to_string(ordinal_) +
                            ": " + described(api_, result);
   if (result == out_of_memory) throw DriverOutOfMemory(what);
@@ -97,17 +97,20 @@ std::uint64_t free_bytes(int ordinal) {
   return total;
 }
 
+std::string name(const Calls& calls, Device device) {
+  std::array<char, 256> out{};
+  calls("cuDeviceGetName", calls.api().cuDeviceGetName, out.data(), static_cast<int>(out.size()), device);
+  return out.data();
+}
+
 std::string name(int ordinal) {
   const Calls calls(ordinal, false);
-  std::array<char, 256> out{};
-  calls("cuDeviceGetName", calls.api().cuDeviceGetName, out.data(), static_cast<int>(out.size()),
-        calls.device());
-  return out.data();
+  return name(calls, calls.device());
 }
 
 Calls::Relaxed::Relaxed(const Calls& calls) : calls_(calls), bound_(calls.is_bound()) {
   if (bound_) return;
-  // The driver's call, not the runtime's: it is of this thread only.
+  // The driver sets the mode of this thread only.
   calls("cuThreadExchangeStreamCaptureMode", calls.api_.cuThreadExchangeStreamCaptureMode, &mode_);
 }
 
@@ -131,7 +134,7 @@ Calls::Current::~Current() {
   undo_or_leak([this] {
     Context current = nullptr;
     calls_("cuCtxGetCurrent", calls_.api_.cuCtxGetCurrent, &current);
-    // An error of earlier work may be told by a pop that was done all the same.
+    // A pop can report an error of earlier work although it has popped. A second attempt must not pop again.
     if (current == context_) calls_("cuCtxPopCurrent", calls_.api_.cuCtxPopCurrent, &current);
   });
 }

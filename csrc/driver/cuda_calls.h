@@ -118,7 +118,8 @@ std::uint64_t free_bytes(const Calls& calls);
 /// is free only in a context, and making one takes time and memory. Throws what the constructor of Calls
 /// throws.
 std::uint64_t free_bytes(int ordinal);
-/// The device's name. Throws what the constructor of Calls throws.
+/// The device's name. The second throws what the constructor of Calls throws, too.
+std::string name(const Calls& calls, Device device);
 std::string name(int ordinal);
 
 }  // namespace vmm::cuda

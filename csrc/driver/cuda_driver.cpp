@@ -13,63 +13,63 @@ Capabilities capabilities_of(const cuda::Calls& cuda, Bytes granularity, const C
   return {.name = "cuda",
           .granularity = granularity,
           .default_page_bytes = granularity,  // 2 MiB on every GPU so far
-          .merges_neighbours = false,
-          .fresh_pages_are_zero = false,
           .gpu = true,
           .host_accessible = options.host_accessible,
           .default_stream = {1},  // CU_STREAM_LEGACY
           .foreign_streams = true,
+          .device_events = cuda.api().cuCtxRecordEvent != nullptr,
           .compute_capability = compute_capability(cuda),
-          .device = cuda.ordinal(),
-          .max_mappings = 0};
+          .device = cuda.ordinal()};
 }
 
 }  // namespace
 
-CudaDriver::Scope::Scope(const CudaDriver& driver)
-    : scope_((driver.fork_guard_.require_parent(this_driver), driver.cuda_)) {}
+cuda::Calls::Scope CudaDriver::enter() const {
+  fork_guard_.require_parent(this_driver);
+  return cuda::Calls::Scope(cuda_);
+}
 
 CudaDriver::CudaDriver(const CudaOptions& options)
     : cuda_(options.device),
       properties_(cuda_, options),
       capabilities_(capabilities_of(cuda_, properties_.granularity(), options)),
       shareable_(options.shareable) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   if (options.special()) cuda::try_one_page(cuda_, properties_, options);
   int least = 0, greatest = 0;
   cuda_("cuCtxGetStreamPriorityRange", cuda_.api().cuCtxGetStreamPriorityRange, &least, &greatest);
-  // What is zeroed on it is waited for: it goes before the kernels that are queued.
+  // A caller waits for what this stream zeroes, so it goes before the kernels that are queued.
   cuda_("cuStreamCreateWithPriority", cuda_.api().cuStreamCreateWithPriority, &own_stream_,
         cuda::stream_non_blocking, greatest);
 }
 
 Bytes CudaDriver::free_bytes() const {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   return {cuda::free_bytes(cuda_)};
 }
 
 Address CudaDriver::reserve(Bytes size, Bytes alignment) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   cuda::DevicePointer base = 0;
   cuda_("cuMemAddressReserve", cuda_.api().cuMemAddressReserve, &base, size.count, alignment.count, 0u, 0u);
   return {base};
 }
 
 void CudaDriver::free_reservation(Address base, Bytes size) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   unmap_stuck(base, size);
   cuda_("cuMemAddressFree", cuda_.api().cuMemAddressFree, base.value, size.count);
 }
 
 PageHandle CudaDriver::create(Bytes page_bytes, Place) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   cuda::AllocationHandle handle = 0;
   cuda_("cuMemCreate", cuda_.api().cuMemCreate, &handle, page_bytes.count, &properties_.allocation(), 0u);
   return {handle};
 }
 
 void CudaDriver::release(PageHandle page) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   cuda_("cuMemRelease", cuda_.api().cuMemRelease, page.value);
 }
 
@@ -81,7 +81,7 @@ void CudaDriver::undo_map(std::span<const PageMapping> mapped) noexcept {
   }
 }
 
-/// What an earlier map left behind in the range.
+/// Unmaps what an earlier map() left behind in the range.
 void CudaDriver::unmap_stuck(Address start, Bytes size) {
   std::vector<std::pair<std::uint64_t, Bytes>> found;
   {
@@ -98,7 +98,7 @@ void CudaDriver::unmap_stuck(Address start, Bytes size) {
 }
 
 void CudaDriver::map(std::span<const PageMapping> pages) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   for_each_stretch(pages, false, [this](const Stretch& s) { unmap_stuck(s.address, s.size); });
   std::size_t mapped = 0;
   try {
@@ -116,7 +116,7 @@ void CudaDriver::map(std::span<const PageMapping> pages) {
 }
 
 void CudaDriver::set_access(std::span<const PageMapping> pages) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   const auto access = properties_.access(cuda::access_read_write);
   std::size_t opened = 0;
   try {
@@ -136,7 +136,7 @@ void CudaDriver::set_access(std::span<const PageMapping> pages) {
 
 void CudaDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
   done = 0;
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   for_each_stretch(pages, false, [&](const Stretch& stretch) {
     cuda_("cuMemUnmap", cuda_.api().cuMemUnmap, stretch.address.value, stretch.size.count);
     forget_exportable(pages.subspan(done, stretch.entries));
@@ -157,9 +157,9 @@ void CudaDriver::forget_exportable(std::span<const PageMapping> pages) noexcept 
 }
 
 ExportedPage CudaDriver::export_page(Address address) {
-  const Scope scope(*this);
-  // The lock is held during the call: unmap() takes it before it returns, and only then may anybody release
-  // the page.
+  const cuda::Calls::Scope scope = enter();
+  // This holds the lock during the call. unmap() takes the lock before it returns, and nobody may release the
+  // page before that.
   std::lock_guard lock(mutex_);
   const auto next = exportable_.upper_bound(address);
   if (next == exportable_.begin() || address >= std::prev(next)->first + std::prev(next)->second.page_bytes)

@@ -52,15 +52,8 @@ class CudaDriver final : public Driver, private Exports {
   std::size_t events_in_use() const;
 
  private:
-  /// Every call is made in one of these. It throws in a forked child, and makes the context current.
-  class Scope {
-   public:
-    explicit Scope(const CudaDriver& driver);
-
-   private:
-    cuda::Calls::Scope scope_;
-  };
-
+  /// Every call is made within one of these. Throws in a forked child.
+  cuda::Calls::Scope enter() const;
   ExportedPage export_page(Address address) override;
   void note_exportable(std::span<const PageMapping> pages);
   void forget_exportable(std::span<const PageMapping> pages) noexcept;

@@ -1,7 +1,6 @@
 #include "driver/cuda_properties.h"
 
 #include <algorithm>
-#include <array>
 #include <functional>
 
 #include "base/error.h"
@@ -12,9 +11,7 @@ namespace cuda {
 namespace {
 
 std::string described(const Calls& cuda, int ordinal, Device device) {
-  std::array<char, 256> name{};
-  cuda("cuDeviceGetName", cuda.api().cuDeviceGetName, name.data(), static_cast<int>(name.size()), device);
-  return "cuda:" + std::to_string(ordinal) + " (" + name.data() + ")";
+  return "cuda:" + std::to_string(ordinal) + " (" + name(cuda, device) + ")";
 }
 
 int attribute(const Calls& cuda, int which, Device device) {
@@ -34,17 +31,14 @@ Bytes granularity_of(const Calls& cuda, AllocationProperties properties, Locatio
 void check_peers(const Calls& cuda, const std::vector<int>& peers) {
   int count = 0;
   cuda("cuDeviceGetCount", cuda.api().cuDeviceGetCount, &count);
-  for (std::size_t at = 0; at < peers.size(); ++at) {
-    const int peer = peers[at];
+  for (const int peer : peers) {
     const std::string name = "cuda:" + std::to_string(peer);
     if (peer < 0 || peer >= count)
       throw InvalidArgument("peers: there is no " + name + "; this machine has " + std::to_string(count) +
                             " CUDA device(s)");
     if (peer == cuda.ordinal())
       throw InvalidArgument("peers: " + name + " is the pool's own device; expected others");
-    if (std::find(peers.begin(), peers.begin() + static_cast<std::ptrdiff_t>(at), peer) !=
-        peers.begin() + static_cast<std::ptrdiff_t>(at))
-      throw InvalidArgument("peers: " + name + " is named twice");
+    if (std::ranges::count(peers, peer) > 1) throw InvalidArgument("peers: " + name + " is named twice");
     Device device = 0;
     cuda("cuDeviceGet", cuda.api().cuDeviceGet, &device, peer);
     int reaches = 0;
@@ -61,7 +55,7 @@ void require(const Calls& cuda, bool asked, int which, const char* argument, con
                         described(cuda, cuda.ordinal(), cuda.device()) + " does not support " + what);
 }
 
-/// Undone when it goes, in a place where nothing may throw.
+/// Calls `undo` at the end of its scope, where nothing may throw.
 class Undone {
  public:
   explicit Undone(std::function<void()> undo) : undo_(std::move(undo)) {}

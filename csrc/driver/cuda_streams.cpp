@@ -1,4 +1,4 @@
-// The CUDA driver's streams and events, and what it does on them.
+// The CUDA driver's streams and events, and the work that it puts on them.
 #include <utility>
 
 #include "base/undo.h"
@@ -13,7 +13,7 @@ cuda::Event to_cuda(EventHandle event) { return reinterpret_cast<cuda::Event>(ev
 constexpr StreamHandle per_thread{2};  // CU_STREAM_PER_THREAD
 bool is_default(StreamHandle stream) { return stream.value <= 1; }
 
-/// 0 and 1 are two names of the legacy default stream, 2 is another stream in every thread that says it.
+/// 0 and 1 are two names of the legacy default stream. 2 means another stream in every thread.
 void require_one_stream(StreamHandle stream) {
   if (stream == per_thread)
     throw InvalidArgument(
@@ -33,25 +33,25 @@ CudaDriver::~CudaDriver() {
   events_.insert(stuck_events_.begin(), stuck_events_.end());
   for (std::uint64_t event : events_)
     undo_or_leak([&] {
-      const Scope scope(*this);
+      const cuda::Calls::Scope scope = enter();
       cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(EventHandle{event}));
     });
-  // Nobody is waited for: what is on a stream goes on when it is destroyed, but not without its context.
+  // We wait for nobody. Work goes on after its stream is destroyed, but not without its context.
   for (std::uint64_t stream : streams_)
     if (!is_over({stream})) cuda_.keep_context();
   streams_.insert(reinterpret_cast<std::uint64_t>(own_stream_));
   for (std::uint64_t stream : streams_)
     undo_or_leak([&] {
-      const Scope scope(*this);
+      const cuda::Calls::Scope scope = enter();
       cuda_("cuStreamDestroy", cuda_.api().cuStreamDestroy, to_cuda(StreamHandle{stream}));
     });
 }
 
-/// Whether the work on a stream of ours is known to be over.
+/// Whether we know that the work on a stream of ours is over.
 bool CudaDriver::is_over(StreamHandle stream) const noexcept {
   bool over = false;
   undo_or_leak([&] {
-    const Scope scope(*this);
+    const cuda::Calls::Scope scope = enter();
     const cuda::Result result = cuda_.ask(cuda_.api().cuStreamQuery, to_cuda(stream));
     over = result == cuda::success;
     if (!over && result != cuda::not_ready)
@@ -66,33 +66,34 @@ void CudaDriver::bind_thread() {
 }
 
 void CudaDriver::together(const std::function<void()>& work) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   work();
 }
 
 bool CudaDriver::is_capturing(StreamHandle stream) const {
   int status = cuda::capture_none;
   const cuda::Result result = cuda_.ask(cuda_.api().cuStreamIsCapturing, to_cuda(stream), &status);
-  if (result == cuda::capture_implicit) return true;  // the default stream would wait for one that is
+  if (result == cuda::capture_implicit) return true;  // the default stream would wait for a stream that is
   if (result != cuda::success) cuda_.fail("cuStreamIsCapturing", result, cuda::text(stream.value) + ", ");
   return status != cuda::capture_none;
 }
 
 bool CudaDriver::capturing(StreamHandle stream) {
-  const Scope scope(*this);
+  if (stream == whole_device) return false;  // nobody can know
+  const cuda::Calls::Scope scope = enter();
   require_one_stream(stream);
   return is_capturing(stream);
 }
 
-/// A handle that is no stream at all cannot be told: CUDA does not define what happens then.
+/// This cannot find out that a handle is no stream at all: CUDA does not define what happens then.
 void CudaDriver::check_stream(StreamHandle stream) const {
   require_one_stream(stream);
   if (is_capturing(stream)) refuse_capturing();
   if (!is_default(stream)) context_of(stream);
 }
 
-/// Our context, or another of our device: a green context, which is a part of it, say. Not of default
-/// streams.
+/// Returns the context of a stream: ours, or another one of our device, for example a green context. Not to
+/// be asked of a default stream.
 cuda::Context CudaDriver::context_of(StreamHandle stream) const {
   cuda::Context context = nullptr;
   cuda_("cuStreamGetCtx", cuda_.api().cuStreamGetCtx, to_cuda(stream), &context);
@@ -115,21 +116,21 @@ void CudaDriver::on_stream(StreamHandle stream, Work work) {
     work(own_stream_);
     cuda_("cuStreamSynchronize", cuda_.api().cuStreamSynchronize, own_stream_);
   } catch (...) {
-    // A part may be queued already, and the caller is about to take the memory away.
+    // A part of the work may be queued already, and the caller is about to take its memory away.
     for (int i = 0; i < 10 && cuda_.api().cuStreamSynchronize(own_stream_) != cuda::success; ++i) continue;
     throw;
   }
 }
 
 void CudaDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   on_stream(stream, [&](cuda::Stream on) {
     cuda_("cuMemcpyAsync", cuda_.api().cuMemcpyAsync, to.value, from.value, size.count, on);
   });
 }
 
 void CudaDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   on_stream(stream, [&](cuda::Stream on) {
     for (const MemoryRange& range : ranges)
       cuda_("cuMemsetD8Async", cuda_.api().cuMemsetD8Async, range.start.value, 0u, range.size.count, on);
@@ -137,7 +138,7 @@ void CudaDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) 
 }
 
 StreamHandle CudaDriver::create_stream() {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   cuda::Stream stream = nullptr;
   cuda_("cuStreamCreate", cuda_.api().cuStreamCreate, &stream, cuda::stream_non_blocking);
   std::lock_guard lock(mutex_);
@@ -147,7 +148,7 @@ StreamHandle CudaDriver::create_stream() {
 }
 
 void CudaDriver::destroy_stream(StreamHandle stream) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   {
     std::lock_guard lock(mutex_);
     if (streams_.erase(stream.value) == 0)
@@ -163,7 +164,7 @@ void CudaDriver::destroy_stream(StreamHandle stream) {
   }
 }
 
-/// An event that is in use from now on. One that was used before costs no call.
+/// Returns an event that is in use from now on. Where an old one is spare this makes no call.
 EventHandle CudaDriver::take_event() {
   {
     std::lock_guard lock(mutex_);
@@ -174,11 +175,11 @@ EventHandle CudaDriver::take_event() {
       return {event};
     }
   }
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   return create_event(false);
 }
 
-/// Of the context that is current.
+/// Makes an event of the context that is current.
 EventHandle CudaDriver::create_event(bool foreign) {
   cuda::Event event = nullptr;
   cuda_("cuEventCreate", cuda_.api().cuEventCreate, &event, cuda::event_no_timing);
@@ -189,10 +190,15 @@ EventHandle CudaDriver::create_event(bool foreign) {
   return made;
 }
 
-/// On the context that is current. Of the default stream it must be asked before whether the record would
-/// break a capture; of others only after, when no capture can begin any more before the record: an event in a
-/// capture never completes, and to ask for it would break the capture. By itself it does no harm there.
+/// Records in the context that is current. A record on the default stream could break a capture, so there
+/// this asks before. On any other stream it asks afterwards, because a capture could begin between the
+/// question and the record. An event that got into a capture never completes, and a query of it would break
+/// the capture, but the event by itself does no harm there.
 cuda::Result CudaDriver::record(EventHandle event, StreamHandle stream) const {
+  if (stream == whole_device) {
+    const auto result = cuda_.ask(cuda_.api().cuCtxRecordEvent, cuda_.context(), to_cuda(event));
+    return result == cuda::capture_unsupported ? cuda::capture_implicit : result;
+  }
   int status = cuda::capture_none;
   if (is_default(stream)) {
     const cuda::Result result = cuda_.ask(cuda_.api().cuStreamIsCapturing, to_cuda(stream), &status);
@@ -206,14 +212,16 @@ cuda::Result CudaDriver::record(EventHandle event, StreamHandle stream) const {
 EventHandle CudaDriver::record(StreamHandle stream) {
   fork_guard_.require_parent(this_driver);
   require_one_stream(stream);
+  if (stream == whole_device && !capabilities_.device_events)
+    throw InvalidArgument("stream: this CUDA driver has no events of the whole device; CUDA 12.5 has");
   EventHandle event = take_event();
   try {
-    // Without a Scope, which costs three calls: where another context is current CUDA refuses, because the
-    // event is of ours.
+    // The first attempt does without a Scope, which costs three calls. Where another context is current CUDA
+    // refuses, because the event belongs to ours.
     cuda::Result result = record(event, stream);
-    if (result == cuda::invalid_context || result == cuda::invalid_handle ||
-        (result == cuda::capture_implicit && is_default(stream))) {
-      const Scope scope(*this);
+    if (stream != whole_device && (result == cuda::invalid_context || result == cuda::invalid_handle ||
+                                   (result == cuda::capture_implicit && is_default(stream)))) {
+      const cuda::Calls::Scope scope = enter();
       const cuda::Context context = is_default(stream) ? cuda_.context() : context_of(stream);
       if (context != cuda_.context() && result == cuda::invalid_handle) {
         const cuda::Calls::Current current(cuda_, context);
@@ -223,7 +231,8 @@ EventHandle CudaDriver::record(StreamHandle stream) {
     }
     if (result == cuda::capture_implicit || result == cuda::capture_invalidated) refuse_capturing();
     if (result != cuda::success)
-      cuda_.fail("cuEventRecord", result, cuda::text(event.value) + ", " + cuda::text(stream.value) + ", ");
+      cuda_.fail(stream == whole_device ? "cuCtxRecordEvent" : "cuEventRecord", result,
+                 cuda::text(event.value) + ", " + cuda::text(stream.value) + ", ");
   } catch (...) {
     destroy_event(event);
     throw;
@@ -249,13 +258,13 @@ bool CudaDriver::query(EventHandle event) {
 }
 
 void CudaDriver::wait(EventHandle event) {
-  const Scope scope(*this);
+  const cuda::Calls::Scope scope = enter();
   check_event(event);
   cuda_("cuEventSynchronize", cuda_.api().cuEventSynchronize, to_cuda(event));
 }
 
-/// It is kept, for the next record: as many as were ever in use at once, which the device's own queues bound;
-/// but not where it serves one context only that may end before us.
+/// Keeps the event for the next record. We keep as many as were ever in use at once, which the device's own
+/// queues bound. An event of another context is not kept, because that context may end before us.
 void CudaDriver::destroy_event(EventHandle event) {
   fork_guard_.require_parent(this_driver);
   {
@@ -265,7 +274,7 @@ void CudaDriver::destroy_event(EventHandle event) {
   }
   bool destroyed = false;
   undo_or_leak([&] {
-    const Scope scope(*this);
+    const cuda::Calls::Scope scope = enter();
     cuda_("cuEventDestroy", cuda_.api().cuEventDestroy, to_cuda(event));
     destroyed = true;
   });

@@ -45,6 +45,10 @@ struct StreamHandle {
   std::uint64_t value = 0;  // 0 is the default stream
   constexpr auto operator<=>(const StreamHandle&) const = default;
 };
+/// Not a stream, but all that there are, anybody's: only record() takes it, and only where
+/// `Capabilities::device_events` is set.
+inline constexpr StreamHandle whole_device{~std::uint64_t{0}};
+
 struct EventHandle {
   std::uint64_t value = 0;
   constexpr auto operator<=>(const EventHandle&) const = default;
@@ -68,6 +72,10 @@ struct MemoryRange {
   Address start;
   Bytes size;
 };
+/// Whether the two share a byte.
+constexpr bool overlap(const MemoryRange& a, const MemoryRange& b) {
+  return a.start < b.start + b.size && b.start < a.start + a.size;
+}
 
 /// What another process needs to map a page. Whoever gets the file descriptor has to close it.
 struct ExportedPage {
@@ -78,17 +86,18 @@ struct ExportedPage {
 
 struct Capabilities {
   const char* name;
-  Bytes granularity;            // every page size is a power of two times this
-  Bytes default_page_bytes;     // the page size that suits the platform best
-  bool merges_neighbours;       // see Place
-  bool fresh_pages_are_zero;    // a page just created reads as zeros
-  bool gpu;                     // the memory belongs to a GPU
-  bool host_accessible;         // the CPU can read and write mapped pages
-  StreamHandle default_stream;  // a second name of stream 0, where the platform has one
-  bool foreign_streams;         // streams may be anybody's, and a handle that is no stream kills
-  int compute_capability;       // of a GPU, like 90; elsewhere 0
-  int device;                   // the platform's number of the device
-  std::uint64_t max_mappings;   // that the whole process may have; 0 where no limit is known
+  Bytes granularity;                  // every page size is a power of two times this
+  Bytes default_page_bytes;           // the page size that suits the platform best
+  bool merges_neighbours = false;     // see Place
+  bool fresh_pages_are_zero = false;  // a page just created reads as zeros
+  bool gpu = false;                   // the memory belongs to a GPU
+  bool host_accessible = false;       // the CPU can read and write mapped pages
+  StreamHandle default_stream{};      // a second name of stream 0, where the platform has one
+  bool foreign_streams = false;       // streams may be anybody's, and a handle that is no stream kills
+  bool device_events = true;          // record() takes `whole_device`
+  int compute_capability = 0;         // of a GPU, like 90; elsewhere 0
+  int device = 0;                     // the platform's number of the device
+  std::uint64_t max_mappings = 0;     // that the whole process may have; 0 where no limit is known
 };
 
 /// What happens to those who read an address of a reservation where nothing is mapped.
@@ -150,10 +159,11 @@ class Driver {
   /// Waits for the work on the stream, then ends it. The default stream cannot be destroyed.
   virtual void destroy_stream(StreamHandle stream) = 0;
   /// Returns an event that completes when the work that is on `stream` now has completed. Throws
-  /// StreamCapturing where the stream is being captured into a graph.
+  /// StreamCapturing where the stream is being captured into a graph. Where any stream of the device is being
+  /// captured, an event of the whole device breaks that capture on CUDA, which cannot be asked before.
   virtual EventHandle record(StreamHandle stream) = 0;
   /// Whether the stream is being captured into a graph now. Somebody who records on a stream that others run
-  /// asks this first, so that the event does not become a part of their graph.
+  /// asks this first, so that the event does not become a part of their graph. False for the whole device.
   virtual bool capturing(StreamHandle stream) = 0;
   /// Whether the event has completed. Throws StreamCapturing for an event that became a part of a graph all
   /// the same: it will never complete.

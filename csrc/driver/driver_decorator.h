@@ -10,13 +10,14 @@
 namespace vmm {
 
 /// It passes every call on to the driver within, but for those that the class derived from it makes itself.
-class DriverDecorator : public Driver {
+/// It can do what that driver can.
+class DriverDecorator : public Driver, protected Gaps, protected Exports {
  public:
   explicit DriverDecorator(std::shared_ptr<Driver> inner) : inner_(std::move(inner)) {}
 
   const Capabilities& capabilities() const noexcept override { return inner_->capabilities(); }
-  Gaps* gaps() noexcept override { return inner_->gaps(); }
-  Exports* exports() noexcept override { return inner_->exports(); }
+  Gaps* gaps() noexcept override { return inner_->gaps() == nullptr ? nullptr : this; }
+  Exports* exports() noexcept override { return inner_->exports() == nullptr ? nullptr : this; }
   StreamHandle create_stream() override { return inner().create_stream(); }
   void destroy_stream(StreamHandle stream) override { inner().destroy_stream(stream); }
   EventHandle record(StreamHandle stream) override { return inner().record(stream); }
@@ -34,6 +35,8 @@ class DriverDecorator : public Driver {
     locks::before_driver_call();
     return *inner_;
   }
+  void set_gap(Address start, Bytes size, Gap gap) override { inner().gaps()->set_gap(start, size, gap); }
+  ExportedPage export_page(Address address) override { return inner().exports()->export_page(address); }
 
  private:
   const std::shared_ptr<Driver> inner_;

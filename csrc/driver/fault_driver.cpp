@@ -3,11 +3,6 @@
 #include "base/error.h"
 
 namespace vmm {
-namespace {
-
-constexpr std::uint64_t for_ever = ~std::uint64_t{0};  // in queries
-
-}  // namespace
 
 void FaultDriver::fail_at(std::int64_t n, std::int64_t times, Fault fault) {
   std::lock_guard lock(mutex_);
@@ -25,7 +20,7 @@ std::string FaultDriver::last_failed() const {
 
 void FaultDriver::hold_events(bool hold) {
   std::lock_guard lock(mutex_);
-  delay_ = hold ? for_ever : 0;
+  delay_ = hold ? ~std::uint64_t{0} : 0;  // so many queries never come
   if (!hold) delayed_.clear();
 }
 
@@ -65,7 +60,7 @@ void FaultDriver::free_reservation(Address base, Bytes size) {
 
 void FaultDriver::set_gap(Address start, Bytes size, Gap gap) {
   maybe_fail("set_gap");
-  inner().gaps()->set_gap(start, size, gap);
+  DriverDecorator::set_gap(start, size, gap);
 }
 
 PageHandle FaultDriver::create(Bytes page_bytes, Place place) {

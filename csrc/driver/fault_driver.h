@@ -12,9 +12,9 @@ namespace vmm {
 
 enum class Fault : std::uint8_t { error, out_of_memory, mapping_limit };
 
-/// It counts every call of the contract that can fail on a real platform. A call that is to fail throws
-/// before it reaches the driver within; only `unmap` first unmaps half of its entries. Safe from any thread.
-class FaultDriver final : public DriverDecorator, private Gaps {
+/// It counts the calls that it declares below. A call that is to fail throws before it reaches the driver
+/// within; only `unmap` first unmaps half of its entries. Safe from any thread.
+class FaultDriver final : public DriverDecorator {
  public:
   using DriverDecorator::DriverDecorator;
 
@@ -30,7 +30,6 @@ class FaultDriver final : public DriverDecorator, private Gaps {
   /// An event that is recorded from now on is not complete at its first `queries` queries.
   void delay_events(std::uint64_t queries);
 
-  Gaps* gaps() noexcept override { return DriverDecorator::gaps() == nullptr ? nullptr : this; }
   Address reserve(Bytes size, Bytes alignment) override;
   void free_reservation(Address base, Bytes size) override;
   PageHandle create(Bytes page_bytes, Place place) override;

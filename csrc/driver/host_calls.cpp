@@ -23,11 +23,11 @@
 namespace vmm::host {
 namespace {
 
-// Page tables are filled and emptied in steps: a bigger one keeps the process's mapping lock for
-// milliseconds, and everybody who maps waits for it.
+// We fill and empty page tables in steps. A bigger step keeps the process's mapping lock for milliseconds,
+// and everybody who maps waits for it.
 constexpr Bytes step = 2_MiB;
 constexpr Bytes least_page = 4_KiB;
-// This close to the limit an ENOMEM is taken to mean the limit: other threads map and unmap meanwhile.
+// This close to the limit we take an ENOMEM to mean the limit, because other threads map and unmap meanwhile.
 constexpr std::uint64_t limit_slack = 64;
 
 /// Calls work(address, size) -> errno on each step, until one fails.
@@ -44,8 +44,8 @@ void touch_every_page(Address address, Bytes size) {
 }
 
 int populate_step(Address address, Bytes size) {
-  // For reading, although it will be written: the memory is there already, so one fault maps its neighbours
-  // too, writable as the mapping is; a third of the time of MADV_POPULATE_WRITE.
+  // The caller will write, but the memory is there already. So a fault for reading maps the neighbours, too,
+  // and makes them writable as the mapping is. That takes a third of the time of MADV_POPULATE_WRITE.
   while (madvise(pointer(address), size.count, MADV_POPULATE_READ) != 0) {
     if (errno == EINVAL) {  // kernel before 5.14
       touch_every_page(address, size);
@@ -58,17 +58,15 @@ int populate_step(Address address, Bytes size) {
 
 }  // namespace
 
-Bytes memfd_size() { return 64_TiB; }  // sparse: only places that hold a page cost memory
-
 int open_memfd(const char* name) {
   rlimit limit{};
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
-      limit.rlim_cur < memfd_size().count)
+      limit.rlim_cur < memfd_size.count)
     throw DriverError("the file size limit (ulimit -f) must be unlimited: the host driver's memfd is sparse");
   int fd = memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL);
   if (fd < 0 && errno == EINVAL) fd = memfd_create(name, MFD_CLOEXEC);
   if (fd < 0) throw DriverError(std::string("memfd_create: ") + std::strerror(errno));
-  if (ftruncate(fd, static_cast<off_t>(memfd_size().count)) != 0) {
+  if (ftruncate(fd, static_cast<off_t>(memfd_size.count)) != 0) {
     const int error = errno;
     close(fd);
     throw DriverError(std::string("ftruncate of the memfd: ") + std::strerror(error));
@@ -77,8 +75,8 @@ int open_memfd(const char* name) {
 }
 
 int commit_zeros(int fd, Place place, Bytes size) {
-  // Writing takes half the time of faulting in, and out of memory is an error instead of a signal.
-  static char zeros[step.count];  // without a constructor: forked children and exiting processes come by
+  // Writing takes half the time of faulting in, and a lack of memory is an error instead of a signal.
+  static char zeros[step.count];  // has no constructor, because forked children and exiting processes use it
   for (Bytes at; at < size;) {
     const ssize_t written =
         pwrite(fd, zeros, std::min(step, size - at).count, static_cast<off_t>(place.offset_bytes + at.count));
@@ -122,7 +120,7 @@ void fail(const char* call, Address address, Bytes size, int error) {
   if (error == ENOMEM) {
     MappingCount& mappings = MappingCount::of_process();
     mappings.count();
-    // The system's own limit: it knows nothing of VMM_MAX_MAPPINGS.
+    // The system refused by its own limit; it knows nothing of VMM_MAX_MAPPINGS.
     const MostMappings limit{mappings.most().of_system, mappings.most().of_system};
     if (limit.count != 0 && mappings.used() + limit_slack >= limit.count)
       throw MappingLimit(where + "; this process has " + std::to_string(mappings.used()) +

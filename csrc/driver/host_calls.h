@@ -7,9 +7,10 @@ namespace vmm::host {
 
 inline void* pointer(Address address) { return reinterpret_cast<void*>(address.value); }
 
+/// The size of a memfd. Only places that hold a page cost memory.
+inline constexpr Bytes memfd_size = 64_TiB;
 /// Opens a sparse memfd, which shows in /proc/self/maps as /memfd:NAME. Throws DriverError.
 int open_memfd(const char* name);
-Bytes memfd_size();
 /// Commits memory at `place`, which then reads as zeros.
 int commit_zeros(int fd, Place place, Bytes size);
 /// Gives the memory of a page back to the system.

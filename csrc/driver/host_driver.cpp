@@ -20,8 +20,9 @@ using host::fail;
 using host::pointer;
 
 namespace {
-constexpr std::int64_t mappings_of_a_gap = 2;  // that reads as zeros: its own, and one of what it cuts in two
-}
+// A gap that reads as zeros is a mapping, and it cuts the one around it in two.
+constexpr std::int64_t mappings_of_a_gap = 2;
+}  // namespace
 
 HostDriver::HostDriver(const char* name)
     : capabilities_{.name = "host",
@@ -29,12 +30,7 @@ HostDriver::HostDriver(const char* name)
                     .default_page_bytes = 64_KiB,
                     .merges_neighbours = true,
                     .fresh_pages_are_zero = true,
-                    .gpu = false,
                     .host_accessible = true,
-                    .default_stream = {0},
-                    .foreign_streams = false,
-                    .compute_capability = 0,
-                    .device = 0,
                     .max_mappings = host::MappingCount::of_process().most().count},
       memfd_(host::open_memfd(name)) {}
 
@@ -70,7 +66,7 @@ Address HostDriver::reserve(Bytes size, Bytes alignment) {
 void HostDriver::free_reservation(Address base, Bytes size) {
   const std::vector<GapPiece> gaps = gaps_in(base, size);
   {
-    // Before the call: once they are free, the system may give the same addresses to another thread.
+    // This comes before the call: once the addresses are free, the system may give them to another thread.
     std::lock_guard lock(mutex_);
     note_gap(base, size, Gap::faults);
   }
@@ -106,7 +102,7 @@ void HostDriver::set_gap(Address start, Bytes size, Gap gap) {
   }
 }
 
-/// Under the lock.
+/// The caller holds the lock.
 void HostDriver::note_gap(Address start, Bytes size, Gap gap) {
   const auto before = static_cast<std::int64_t>(zero_gaps_.size());
   if (gap == Gap::zeros)
@@ -117,7 +113,7 @@ void HostDriver::note_gap(Address start, Bytes size, Gap gap) {
                                        (static_cast<std::int64_t>(zero_gaps_.size()) - before));
 }
 
-/// What was mapped here is gone: puts the gap in its place.
+/// Puts the gap back where pages were mapped.
 int HostDriver::restore_gap(Address start, Bytes size) {
   for (const GapPiece& piece : gaps_in(start, size))
     if (const int error = host::map_gap(piece.start, piece.size, piece.gap)) return error;
@@ -125,20 +121,18 @@ int HostDriver::restore_gap(Address start, Bytes size) {
 }
 
 PageHandle HostDriver::create(Bytes page_bytes, Place place) {
-  if (place.offset_bytes >= host::memfd_size().count ||
-      page_bytes.count > host::memfd_size().count - place.offset_bytes)
+  if (place.offset_bytes >= host::memfd_size.count ||
+      page_bytes.count > host::memfd_size.count - place.offset_bytes)
     throw InvalidArgument("place: beyond the end of the memfd");
   const PageHandle page{place.offset_bytes};
-  {
-    std::lock_guard lock(mutex_);
-    page_sizes_[page] = page_bytes;
-  }
+  std::unique_lock lock(mutex_);
+  page_sizes_[page] = page_bytes;
+  lock.unlock();
   if (const int error = host::commit_zeros(memfd_, place, page_bytes)) {
     host::punch(memfd_, page, page_bytes);
-    {
-      std::lock_guard lock(mutex_);
-      page_sizes_.erase(page);
-    }
+    lock.lock();
+    page_sizes_.erase(page);
+    lock.unlock();
     fail("create", {place.offset_bytes}, page_bytes, error);
   }
   return page;
@@ -157,24 +151,13 @@ void HostDriver::release(PageHandle page) {
   }
 }
 
-/// Throws MappingLimit, with nothing added, where the system might not have that many mappings. Returns how
-/// many they will be, which are planned until they are made.
+/// Returns how many more mappings the process will have. The caller says to MappingCount when they are made.
 std::int64_t HostDriver::add_mappings(std::span<const PageMapping> pages) {
   host::MappingCount& count = host::MappingCount::of_process();
-  std::int64_t more = 0;
-  {
-    std::lock_guard lock(mutex_);
-    more = mapped_.add(pages);
-    count.add(more);
-    count.plan(more);
-  }
-  try {
-    count.require(0);
-  } catch (...) {
-    count.plan(-more);
-    remove_mappings(pages);
-    throw;
-  }
+  std::lock_guard lock(mutex_);
+  const std::int64_t more = mapped_.add(pages);
+  count.add(more);
+  count.plan(more);
   return more;
 }
 
@@ -191,8 +174,9 @@ void HostDriver::map(std::span<const PageMapping> pages) {
   const Planned planned{add_mappings(pages)};
   std::size_t mapped = 0;
   try {
+    host::MappingCount::of_process().require(0);  // the new ones are added already
     for_each_stretch(pages, true, [&](const Stretch& stretch) {
-      // No access yet, so that a child forked before MADV_DONTFORK takes effect cannot write our memory.
+      // Nobody has access yet, so a child that is forked before MADV_DONTFORK cannot write into our memory.
       if (mmap(pointer(stretch.address), stretch.size.count, PROT_NONE, MAP_SHARED | MAP_FIXED, memfd_,
                static_cast<off_t>(stretch.offset_bytes)) == MAP_FAILED)
         fail("map", stretch.address, stretch.size, errno);
@@ -230,8 +214,8 @@ void HostDriver::unmap(std::span<const PageMapping> pages, std::size_t& done) {
   done = 0;
   refuse_in_use(pages);
   for_each_stretch(pages, false, [&](const Stretch& stretch) {
-    // Emptied in small steps first: replacing a populated gigabyte at once blocks every other mmap of the
-    // process for tens of milliseconds.
+    // This empties the page tables in small steps first. Replacing a populated gigabyte at once blocks every
+    // other mmap of the process for tens of milliseconds.
     host::unpopulate(stretch.address, stretch.size);
     if (const int error = restore_gap(stretch.address, stretch.size))
       fail("unmap", stretch.address, stretch.size, error);
@@ -250,7 +234,8 @@ void HostDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) 
     streams_.run(stream, {range, {}}, [=] { std::memset(pointer(range.start), 0, range.size.count); });
 }
 
-/// Elsewhere this rule is the caller's to keep. Here breaking it would kill the process, and can be seen.
+/// On other drivers only the caller can keep this rule. Here we can see it broken, and it would kill the
+/// process.
 void HostDriver::refuse_in_use(std::span<const PageMapping> pages) const {
   for_each_stretch(pages, false, [&](const Stretch& stretch) {
     if (streams_.in_use({stretch.address, stretch.size}))

@@ -18,7 +18,7 @@ namespace {
 constexpr std::int64_t kept_back_fraction = 16;
 constexpr int count_attempts = 4;
 constexpr std::uint64_t most_countable = std::uint64_t{1} << 62;
-constexpr std::size_t reserved = 64;  // a mapping and the one after it give way to at most three
+constexpr std::size_t reserved = 64;  // enough: undoing replaces two mappings by three at most
 
 std::size_t least_page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
 
@@ -67,7 +67,7 @@ MappingCount::MappingCount()
     : most_(most_mappings()),
       limit_(static_cast<std::int64_t>(most_.count)),
       kept_back_(limit_ / kept_back_fraction) {
-  MappingReserve::of_process();  // before it is needed
+  MappingReserve::of_process();  // fills the reserve while there are mappings left
   count();
 }
 
@@ -87,7 +87,7 @@ void MappingCount::count() {
     const auto counted = count_process_mappings();
     if (!counted) return;
     all = static_cast<std::int64_t>(*counted);
-    if (ours == ours_ && planned == planned_) break;  // else other threads have mapped or unmapped meanwhile
+    if (ours == ours_ && planned == planned_) break;  // no other thread has mapped or unmapped meanwhile
   }
   others_ = all - (ours - planned);
   counted_at_ = ours;
@@ -109,7 +109,7 @@ void MappingReserve::fill() noexcept {
   void* start = mmap(nullptr, reserved * page, PROT_NONE, flags, -1, 0);
   if (start == MAP_FAILED) return;
   start_ = start;
-  // Every other page readable, or the system would make one mapping of all.
+  // Every other page is readable, or the system would make one mapping of all pages.
   for (std::size_t i = 1; i < reserved; i += 2)
     if (mprotect(static_cast<char*>(start) + i * page, page, PROT_READ) != 0) return;
 }

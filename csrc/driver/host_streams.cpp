@@ -1,23 +1,18 @@
 #include "driver/host_streams.h"
 
+#include <algorithm>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "base/error.h"
 #include "base/thread.h"
 
 namespace vmm {
-namespace {
-
-bool overlap(const MemoryRange& a, const MemoryRange& b) {
-  return a.start < b.start + b.size && b.start < a.start + a.size;
-}
-
-}  // namespace
 
 HostStreams::~HostStreams() {
   if (fork_guard_.in_child()) {
-    // A condition variable that the parent's threads wait on must not die, nor a joinable std::thread.
+    // Here nobody may destroy a condition variable that the parent's threads wait on, nor a joinable thread.
     (void)new std::shared_ptr<Shared>(shared_);
     return;
   }
@@ -74,9 +69,7 @@ void HostStreams::run(StreamHandle handle, std::pair<MemoryRange, MemoryRange> t
                       std::function<void()> work) {
   if (handle.value == 0) return work();
   std::lock_guard lock(shared_->mutex);
-  Stream& stream = shared_->find(handle);
-  stream.queue.push_back({touches, std::move(work)});
-  ++stream.submitted;
+  shared_->find(handle).queue.push_back({touches, std::move(work)});
   shared_->submitted.notify_all();
 }
 
@@ -97,8 +90,14 @@ void HostStreams::work_off(Shared& shared, Stream& stream) {
 
 EventHandle HostStreams::record(StreamHandle stream) {
   std::lock_guard lock(shared_->mutex);
-  const std::uint64_t after = stream.value == 0 ? 0 : shared_->find(stream).submitted;
-  shared_->events[shared_->next_event] = {stream.value, after};
+  Event event;
+  const auto add = [&](std::uint64_t id, const Stream& on) { event[id] = on.completed + on.queue.size(); };
+  if (stream == whole_device) {
+    for (const auto& [id, on] : shared_->streams) add(id, *on);
+  } else if (stream.value != 0) {
+    add(stream.value, shared_->find(stream));
+  }
+  shared_->events[shared_->next_event] = std::move(event);
   return {shared_->next_event++};
 }
 
@@ -108,10 +107,12 @@ const HostStreams::Event& HostStreams::Shared::find(EventHandle event) const {
   return found->second;
 }
 
-/// A stream that is gone has done its work.
+/// A stream that was destroyed has done its work.
 bool HostStreams::Shared::over(const Event& event) const {
-  const auto found = streams.find(event.stream);
-  return found == streams.end() || found->second->completed >= event.after;
+  return std::ranges::all_of(event, [&](const auto& entry) {
+    const auto found = streams.find(entry.first);
+    return found == streams.end() || found->second->completed >= entry.second;
+  });
 }
 
 bool HostStreams::query(EventHandle event) const {

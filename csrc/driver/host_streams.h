@@ -32,6 +32,7 @@ class HostStreams {
   /// Puts work on the stream, which touches the two ranges of memory: see in_use().
   void run(StreamHandle stream, std::pair<MemoryRange, MemoryRange> touches, std::function<void()> work);
 
+  /// Also of whole_device.
   EventHandle record(StreamHandle stream);
   bool query(EventHandle event) const;
   void wait(EventHandle event);
@@ -46,16 +47,13 @@ class HostStreams {
     std::function<void()> work;
   };
   struct Stream {
-    std::deque<Task> queue;  // the front one is being done
-    std::uint64_t submitted = 0;
-    std::uint64_t completed = 0;
-    bool stop = false;  // the thread is to end when the queue is empty
+    std::deque<Task> queue;       // the front one is being done
+    std::uint64_t completed = 0;  // so many tasks have left the queue
+    bool stop = false;            // the thread is to end when the queue is empty
     std::thread worker;
   };
-  struct Event {
-    std::uint64_t stream;
-    std::uint64_t after;  // the event completes when so many tasks of the stream are done
-  };
+  /// For each stream, how many of its tasks must be done until the event completes.
+  using Event = std::map<std::uint64_t, std::uint64_t>;
   /// What the threads use, too. It lives as long as the last of them.
   struct Shared {
     Condition submitted;

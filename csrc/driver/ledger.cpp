@@ -18,7 +18,7 @@ std::string hex(std::uint64_t value) {
 
 std::string bytes(Bytes size) { return std::to_string(size.count) + " bytes"; }
 
-/// The entry that holds or precedes `key`, or end().
+/// Returns the entry at `key`, or else the one before it; end() where there is none.
 template <class Map>
 auto at_or_before(const Map& map, typename Map::key_type key) {
   auto next = map.upper_bound(key);
@@ -39,7 +39,18 @@ void Ledger::check_reservation(Bytes size, Bytes alignment) const {
   if (!is_power_of_two(alignment.count)) throw InvalidArgument("alignment: expected a power of two");
 }
 
+void Ledger::add_reservation(Address base, Bytes size) {
+  std::lock_guard lock(mutex_);
+  reservations_[base.value] = size;
+}
+
+void Ledger::put_back(Reservations::node_type reservation) {
+  std::lock_guard lock(mutex_);
+  reservations_.insert(std::move(reservation));
+}
+
 Ledger::Reservations::node_type Ledger::take_reservation(Address base, Bytes size) {
+  std::lock_guard lock(mutex_);
   auto found = reservations_.find(base.value);
   if (found == reservations_.end() || found->second != size)
     throw InvalidArgument("base, size: " + hex(base.value) + ", " + bytes(size) +
@@ -57,15 +68,28 @@ void Ledger::check_page_size(Bytes page_bytes) const {
     throw InvalidArgument("page_bytes is " + bytes(page_bytes) + "; expected a power of two");
 }
 
-void Ledger::check_place(Place place, Bytes page_bytes) const {
+void Ledger::add_page(PageHandle page, Bytes page_bytes) {
+  std::lock_guard lock(mutex_);
+  pages_[page.value] = {page_bytes};
+}
+
+void Ledger::put_back(PagesByHandle::node_type page) {
+  std::lock_guard lock(mutex_);
+  pages_.insert(std::move(page));
+}
+
+void Ledger::add_page_at(Place place, Bytes page_bytes) {
   if (place.offset_bytes % page_bytes.count != 0)
     throw InvalidArgument("place is " + hex(place.offset_bytes) + "; expected a multiple of page_bytes");
+  std::lock_guard lock(mutex_);
   auto before = at_or_before(pages_, place.offset_bytes + page_bytes.count - 1);
   if (before != pages_.end() && before->first + before->second.size.count > place.offset_bytes)
     throw InvalidArgument("place " + hex(place.offset_bytes) + " is taken by another page");
+  pages_[place.offset_bytes] = {page_bytes};
 }
 
 Ledger::PagesByHandle::node_type Ledger::take_page(PageHandle page) {
+  std::lock_guard lock(mutex_);
   auto found = pages_.find(page.value);
   if (found == pages_.end()) throw InvalidArgument("page: no such page " + hex(page.value));
   if (found->second.mappings != 0)
@@ -76,14 +100,14 @@ Ledger::PagesByHandle::node_type Ledger::take_page(PageHandle page) {
 void Ledger::check_inside(Address start, Bytes size) const {
   auto range = at_or_before(reservations_, start.value);
   const std::uint64_t offset = range == reservations_.end() ? 0 : start.value - range->first;
-  // Not start + size: near the end of all addresses that would be small again.
+  // We do not compare start + size, which overflows near the end of all addresses.
   if (range == reservations_.end() || offset > range->second.count ||
       size.count > range->second.count - offset)
     throw InvalidArgument("address " + hex(start.value) + " is not inside a reservation");
 }
 
-/// The first mapping that has a byte in the range, or the end. `next` is the first that starts in it or
-/// later.
+/// Returns the first mapping that has a byte in the range, or end(). `next` is the first mapping that starts
+/// in the range or after it.
 Ledger::Mappings::const_iterator Ledger::find_overlap(Mappings::const_iterator next, Address start,
                                                       Bytes size) const {
   if (next != mappings_.begin()) {
@@ -95,6 +119,7 @@ Ledger::Mappings::const_iterator Ledger::find_overlap(Mappings::const_iterator n
 
 void Ledger::check_gap(Address start, Bytes size) const {
   check_size("size", size);
+  std::lock_guard lock(mutex_);
   check_inside(start, size);
   const auto mapped = find_overlap(mappings_.lower_bound(start.value), start, size);
   if (mapped != mappings_.end()) throw InvalidArgument("start: a page is mapped at " + hex(mapped->first));
@@ -118,6 +143,7 @@ Ledger::Mappings::const_iterator Ledger::check_target(const PageMapping& entry,
 }
 
 void Ledger::add_mappings(std::span<const PageMapping> pages) {
+  std::lock_guard lock(mutex_);
   std::size_t added = 0;
   try {
     for (const PageMapping& entry : pages) {
@@ -128,12 +154,13 @@ void Ledger::add_mappings(std::span<const PageMapping> pages) {
       ++added;
     }
   } catch (...) {
-    remove_mappings(pages.first(added));
+    remove(pages.first(added));
     throw;
   }
 }
 
 void Ledger::check_mapped(std::span<const PageMapping> pages) const {
+  std::lock_guard lock(mutex_);
   for (const PageMapping& entry : pages) {
     auto found = mappings_.find(entry.address.value);
     if (found == mappings_.end())
@@ -149,7 +176,7 @@ void Ledger::check_unmap(std::span<const PageMapping> pages) const {
   const auto not_ascending = [](const PageMapping& a, const PageMapping& b) {
     return a.address >= b.address;
   };
-  if (std::adjacent_find(pages.begin(), pages.end(), not_ascending) == pages.end()) return;  // as usual
+  if (std::adjacent_find(pages.begin(), pages.end(), not_ascending) == pages.end()) return;
   std::set<Address> seen;
   for (const PageMapping& entry : pages)
     if (!seen.insert(entry.address).second)
@@ -157,6 +184,7 @@ void Ledger::check_unmap(std::span<const PageMapping> pages) const {
 }
 
 void Ledger::set_accessible(std::span<const PageMapping> pages) {
+  std::lock_guard lock(mutex_);
   for (const PageMapping& entry : pages) mappings_.at(entry.address.value).accessible = true;
 }
 
@@ -164,6 +192,7 @@ void Ledger::check_accessible(const char* argument, Address address, Bytes size)
   std::uintptr_t at = address.value;
   const std::uintptr_t end = at + size.count;
   if (end < at) throw InvalidArgument(std::string(argument) + ": beyond the end of all addresses");
+  std::lock_guard lock(mutex_);
   while (at < end) {
     auto found = at_or_before(mappings_, at);
     if (found == mappings_.end() || !found->second.accessible ||
@@ -174,6 +203,11 @@ void Ledger::check_accessible(const char* argument, Address address, Bytes size)
 }
 
 void Ledger::remove_mappings(std::span<const PageMapping> pages) noexcept {
+  std::lock_guard lock(mutex_);
+  remove(pages);
+}
+
+void Ledger::remove(std::span<const PageMapping> pages) noexcept {
   for (const PageMapping& entry : pages) {
     const auto found = mappings_.find(entry.address.value);
     --found->second.page->mappings;

@@ -7,12 +7,12 @@
 #include <span>
 #include <utility>
 
+#include "base/lock.h"
 #include "driver/driver.h"
 
 namespace vmm {
 
-/// Every check throws InvalidArgument, which names the argument, and changes nothing. Not thread-safe, but
-/// for the two checks that look at sizes only: CheckedDriver holds a lock around every other call.
+/// Every check throws InvalidArgument, which names the argument, and changes nothing. Safe from any thread.
 class Ledger {
   struct Page {
     Bytes size;
@@ -32,21 +32,22 @@ class Ledger {
   explicit Ledger(Bytes granularity) : granularity_(granularity) {}
 
   void check_reservation(Bytes size, Bytes alignment) const;
-  void add_reservation(Address base, Bytes size) { reservations_[base.value] = size; }
+  void add_reservation(Address base, Bytes size);
   /// Throws unless exactly (base, size) was reserved and nothing is mapped in it.
   Reservations::node_type take_reservation(Address base, Bytes size);
-  void put_back(Reservations::node_type reservation) { reservations_.insert(std::move(reservation)); }
+  void put_back(Reservations::node_type reservation);
 
   /// Throws unless the range is inside one reservation and nothing is mapped in it.
   void check_gap(Address start, Bytes size) const;
 
   void check_page_size(Bytes page_bytes) const;
-  /// For drivers whose pages have places, which are then their handles.
-  void check_place(Place place, Bytes page_bytes) const;
-  void add_page(PageHandle page, Bytes page_bytes) { pages_[page.value] = {page_bytes}; }
+  void add_page(PageHandle page, Bytes page_bytes);
+  /// Adds a page of a driver whose pages have places, which are then their handles. Throws without a change
+  /// unless the place is free.
+  void add_page_at(Place place, Bytes page_bytes);
   /// Throws unless the page exists and is mapped nowhere.
   PagesByHandle::node_type take_page(PageHandle page);
-  void put_back(PagesByHandle::node_type page) { pages_.insert(std::move(page)); }
+  void put_back(PagesByHandle::node_type page);
 
   /// All or nothing: throws without a change unless every entry may be mapped.
   void add_mappings(std::span<const PageMapping> pages);
@@ -61,10 +62,12 @@ class Ledger {
  private:
   void check_size(const char* argument, Bytes size) const;
   void check_inside(Address start, Bytes size) const;
+  void remove(std::span<const PageMapping> pages) noexcept;
   Mappings::const_iterator find_overlap(Mappings::const_iterator next, Address start, Bytes size) const;
   Mappings::const_iterator check_target(const PageMapping& entry, PagesByHandle::const_iterator page) const;
 
-  Bytes granularity_;
+  const Bytes granularity_;
+  mutable Mutex mutex_{LockRank::checked_driver};  // guards what follows
   Reservations reservations_;
   PagesByHandle pages_;
   Mappings mappings_;

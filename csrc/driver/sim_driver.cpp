@@ -13,15 +13,8 @@ SimDriver::SimDriver(std::shared_ptr<SimClock> clock, const SimOptions& options)
       capabilities_{.name = "simulation",
                     .granularity = options.granularity,
                     .default_page_bytes = options.granularity,
-                    .merges_neighbours = false,
                     .fresh_pages_are_zero = true,
-                    .gpu = true,
-                    .host_accessible = false,
-                    .default_stream = {0},
-                    .foreign_streams = false,
-                    .compute_capability = 0,
-                    .device = 0,
-                    .max_mappings = 0},
+                    .gpu = true},
       faults_(options.faults) {
   if (!is_power_of_two(options.granularity.count))
     throw InvalidArgument("granularity: expected a power of two");
@@ -39,7 +32,7 @@ Address SimDriver::reserve(Bytes size, Bytes alignment) {
   const Address base{round_up(Bytes{next_address_}, alignment).count};
   if (Bytes{base.value} + size < size || (base + size).value >= std::uintptr_t{1} << 47)
     throw DriverOutOfMemory("reserve: no addresses left");
-  next_address_ = (base + size + options_.granularity).value;  // a gap, so that neighbours are not one
+  next_address_ = (base + size + options_.granularity).value;  // no two reservations touch
   return base;
 }
 

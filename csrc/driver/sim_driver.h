@@ -105,8 +105,6 @@ class SimDriver final : public Driver {
     bool touched = false;
   };
 
-  const Stream& find(StreamHandle stream) const;
-  Stream& find(StreamHandle stream);
   Nanoseconds find(EventHandle event) const;
   void queue(StreamHandle stream, Nanoseconds takes, std::vector<MemoryRange> uses);
   template <class Map, class Visit>

@@ -7,16 +7,25 @@
 #include "driver/sim_driver.h"
 
 namespace vmm {
+namespace {
 
-bool overlap(std::span<const MemoryRange> a, std::span<const MemoryRange> b) {
-  for (const MemoryRange& x : a)
-    for (const MemoryRange& y : b)
-      if (x.start < y.start + y.size && y.start < x.start + x.size) return true;
-  return false;
+template <class Streams>
+auto& find_stream(Streams& streams, StreamHandle stream) {
+  const auto found = streams.find(stream.value);
+  if (found == streams.end()) throw InvalidArgument("stream: not a stream of this driver");
+  return found->second;
 }
 
-/// There are no bytes, and their time is small beside an iteration's: it is not simulated. But they
-/// wait for what is on the stream before them.
+}  // namespace
+
+bool overlap(std::span<const MemoryRange> a, std::span<const MemoryRange> b) {
+  return std::ranges::any_of(a, [&](const MemoryRange& x) {
+    return std::ranges::any_of(b, [&](const MemoryRange& y) { return overlap(x, y); });
+  });
+}
+
+/// Copying and zeroing wait for what is on the stream before them, but take no simulated time: it is short
+/// beside an iteration.
 void SimDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
   std::lock_guard lock(mutex_);
   queue(stream, {}, {{to, size}, {from, size}});
@@ -37,13 +46,17 @@ StreamHandle SimDriver::create_stream() {
 void SimDriver::destroy_stream(StreamHandle stream) {
   std::lock_guard lock(mutex_);
   if (stream.value == 0) throw InvalidArgument("stream: the default stream cannot be destroyed");
-  wait_until(find(stream).over_at);
+  wait_until(find_stream(streams_, stream).over_at);
   streams_.erase(stream.value);
 }
 
 EventHandle SimDriver::record(StreamHandle stream) {
   std::lock_guard lock(mutex_);
-  const Nanoseconds over_at = find(stream).over_at;
+  Nanoseconds over_at{0};
+  if (stream == whole_device)
+    for (const auto& [handle, each] : streams_) over_at = std::max(over_at, each.over_at);
+  else
+    over_at = find_stream(streams_, stream).over_at;
   take(options_.times.event);
   maybe_fail("record");
   events_[next_handle_] = over_at;
@@ -67,7 +80,7 @@ void SimDriver::destroy_event(EventHandle event) {
   events_.erase(event.value);
 }
 
-/// Visits what is mapped, page by page; throws if anything of it is not, or not accessible.
+/// Calls visit(page) for each page in the range. Throws where nothing is mapped, or nobody has access.
 template <class Map, class Visit>
 void SimDriver::for_each_mapped(Map& mapped, const MemoryRange& range, Visit visit) {
   const std::uintptr_t end = (range.start + range.size).value;
@@ -120,17 +133,17 @@ void SimDriver::run(StreamHandle stream, Nanoseconds takes, std::vector<MemoryRa
 }
 
 void SimDriver::queue(StreamHandle handle, Nanoseconds takes, std::vector<MemoryRange> uses) {
-  Stream& stream = find(handle);
+  Stream& stream = find_stream(streams_, handle);
   const Nanoseconds now = clock_->now();
   std::erase_if(stream.under_way, [&](const Work& work) { return work.over_at <= now; });
   stream.over_at = std::max(stream.over_at, now) + takes;
-  if (handle.value == 0) wait_until(stream.over_at);  // the contract: over when the call returns
+  if (handle.value == 0) wait_until(stream.over_at);  // the contract says that it is over then
   if (stream.over_at > clock_->now()) stream.under_way.push_back({stream.over_at, std::move(uses)});
 }
 
 Nanoseconds SimDriver::over_at(StreamHandle stream) const {
   std::lock_guard lock(mutex_);
-  return find(stream).over_at;
+  return find_stream(streams_, stream).over_at;
 }
 
 void SimDriver::check() const {
@@ -139,16 +152,6 @@ void SimDriver::check() const {
   std::set<PageHandle> seen;
   for (const auto& [address, mapped] : mapped_)
     if (!seen.insert(mapped.page).second) throw InvariantViolation("a page is mapped at two addresses");
-}
-
-const SimDriver::Stream& SimDriver::find(StreamHandle stream) const {
-  const auto found = streams_.find(stream.value);
-  if (found == streams_.end()) throw InvalidArgument("stream: not a stream of this driver");
-  return found->second;
-}
-
-SimDriver::Stream& SimDriver::find(StreamHandle stream) {
-  return const_cast<Stream&>(std::as_const(*this).find(stream));
 }
 
 Nanoseconds SimDriver::find(EventHandle event) const {

@@ -57,14 +57,24 @@ std::shared_ptr<Blocks> Blocks::make(std::shared_ptr<Range> range, const BlocksS
   return share(std::make_shared<Blocks>(std::move(range), shape));
 }
 
-/// Under the lock, like all that follow and do not take it.
-void Blocks::check(Ids ids) const {
+/// Takes the lock. In a forked child nobody may: a thread that is not there may have held it.
+std::unique_lock<Mutex> Blocks::lock() const {
+  pool().fork_guard().require_parent("this range");
+  return std::unique_lock(range_->mutex());
+}
+
+/// Takes the lock, for a call that names these.
+std::unique_lock<Mutex> Blocks::lock(Ids ids) const {
+  std::unique_lock held = lock();
   range_->require_open();
   for (std::size_t i = 0; i < ids.size(); ++i)
     if (ids[i] < 0 || static_cast<std::size_t>(ids[i]) >= states_.size())
       throw InvalidArgument("ids[" + std::to_string(i) + "] is " + std::to_string(ids[i]) +
                             "; expected 0 to " + std::to_string(states_.size() - 1));
+  return held;
 }
+
+// The lock is held in what does not take it.
 
 bool Blocks::touches_flying(Ids ids) const {
   if (!range_->any_flying()) return false;
@@ -73,6 +83,24 @@ bool Blocks::touches_flying(Ids ids) const {
     for_each_range(static_cast<std::uint32_t>(id),
                    [&](const PageRange& pages) { any = any || range_->flying(pages); });
   return any;
+}
+
+void Blocks::refuse_in_scratch(Ids ids) const {
+  for (std::int32_t id : ids)
+    for_each_range(static_cast<std::uint32_t>(id), [&](const PageRange& pages) {
+      if (range_->in_scratch(pages))
+        throw InvalidArgument("ids: block " + std::to_string(id) + " is in a scratch; end the scratch first");
+    });
+}
+
+std::shared_ptr<Scratch> Blocks::scratch(Ids ids) const {
+  std::vector<PageRange> pages;
+  {
+    const auto held = lock(ids);
+    for (std::int32_t id : ids)
+      for_each_range(static_cast<std::uint32_t>(id), [&](const PageRange& range) { pages.push_back(range); });
+  }
+  return Scratch::open(range_, std::move(pages));
 }
 
 void Blocks::set_use(std::int32_t id, Use use, bool in) noexcept {
@@ -131,16 +159,14 @@ bool Blocks::try_keep(Ids ids) {
 }
 
 bool Blocks::keep_if_ready(Ids ids) {
-  std::lock_guard lock(range_->mutex());
-  check(ids);
+  const auto held = lock(ids);
   return try_keep(ids);
 }
 
 std::vector<std::int32_t> Blocks::keep_ready(Ids ids) {
   std::vector<std::int32_t> kept;
   kept.reserve(ids.size());
-  std::lock_guard lock(range_->mutex());
-  check(ids);
+  const auto held = lock(ids);
   if (try_keep(ids)) {
     kept.assign(ids.begin(), ids.end());
     return kept;
@@ -157,9 +183,9 @@ void Blocks::keep(Ids ids) {
   std::vector<PageRange> missing;
   added.reserve(ids.size());
   {
-    std::lock_guard lock(range_->mutex());
-    check(ids);
+    const auto held = lock(ids);
     if (try_keep(ids)) return;
+    refuse_in_scratch(ids);
     // Counted before they are mapped, so that no drop of a neighbour takes them in between.
     change(ids, Use::kept, true);
     try {
@@ -174,14 +200,14 @@ void Blocks::keep(Ids ids) {
   try {
     map_counting_stalls(pool(), [&] { return pool().map(range_->reservation(), missing, {}); });
   } catch (...) {
-    std::lock_guard lock(range_->mutex());
+    const auto held = lock();
     range_->set_flying(missing, false);
     change(added, Use::kept, false);
     // Work of a neighbour that was dropped meanwhile may still be on a page that both have shared.
     range_->give_up(pages_, pool().epochs().fence(), false);
     throw;
   }
-  std::lock_guard lock(range_->mutex());
+  const auto held = lock();
   range_->set_flying(missing, false);
 }
 
@@ -196,25 +222,22 @@ void Blocks::drop_locked(Ids ids, const Fence& until, bool unmap) {
 void Blocks::drop(Ids ids, const Fence& until, bool unmap) {
   {
     std::unique_lock keeping(range_->keeping(), std::defer_lock);
-    std::unique_lock lock(range_->mutex());
-    check(ids);
+    auto held = lock(ids);
     if (touches_flying(ids)) {  // keeping these may yet fail, or else comes before
-      lock.unlock();
+      held.unlock();
       keeping.lock();
-      lock.lock();
-      check(ids);
+      held = lock(ids);
     }
     drop_locked(ids, until, unmap);
   }
-  if (unmap) range_->pager().nudge();
+  if (unmap) range_->pager().wake();
   range_->give_back_if_closed();
 }
 
 std::vector<std::uint8_t> Blocks::ready(Ids ids) {
   std::vector<std::uint8_t> out;
   out.reserve(ids.size());
-  std::lock_guard lock(range_->mutex());
-  check(ids);
+  const auto held = lock(ids);
   Pool::Needs needs(pool());
   for (std::int32_t id : ids) out.push_back(resident(needs, static_cast<std::uint32_t>(id)));
   return out;
@@ -229,12 +252,12 @@ bool Blocks::resident(Pool::Needs& needs, std::uint32_t id) const {
 }
 
 std::uint64_t Blocks::kept() const {
-  std::lock_guard lock(range_->mutex());
+  const auto held = lock();
   return range_->ended() ? 0 : kept_;
 }
 
 std::uint64_t Blocks::announced() const {
-  std::lock_guard lock(range_->mutex());
+  const auto held = lock();
   return range_->ended() ? 0 : announced_;
 }
 
@@ -242,7 +265,7 @@ void Blocks::close() noexcept {
   try {
     std::vector<std::int32_t> all;
     {
-      std::lock_guard lock(range_->mutex());
+      const auto held = lock();
       if (range_->ended()) return;
       for (std::size_t id = 0; id < states_.size(); ++id)
         if ((states_[id] & used) != 0) all.push_back(static_cast<std::int32_t>(id));

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "engine/id_ring.h"
 #include "engine/lane.h"
 #include "engine/range.h"
+#include "engine/scratch.h"
 
 namespace vmm {
 
@@ -51,6 +53,10 @@ class Blocks final : public Growing {
   /// For each id, whether its pages are all there.
   std::vector<std::uint8_t> ready(Ids ids);
 
+  /// What these blocks lie in may be written until the scratch ends, although nobody keeps it: see Scratch.
+  /// To keep a block there that is not ready is refused meanwhile; what is announced is mapped afterwards.
+  std::shared_ptr<Scratch> scratch(Ids ids) const;
+
   std::uint64_t kept() const;
   /// Announced, and not kept.
   std::uint64_t announced() const;
@@ -66,13 +72,15 @@ class Blocks final : public Growing {
   static constexpr std::uint8_t bit(Use use) { return use == Use::kept ? 1 : 2; }
 
   void close() noexcept override;
-  void check(Ids ids) const;
+  std::unique_lock<Mutex> lock() const;
+  std::unique_lock<Mutex> lock(Ids ids) const;
   bool has(std::int32_t id, Use use) const { return (states_[static_cast<std::size_t>(id)] & bit(use)) != 0; }
   template <class Visit>
   void for_each_range(std::uint32_t id, Visit visit) const {
     for (const Lane& lane : lanes_) lane.for_each_range(id, visit);
   }
   bool touches_flying(Ids ids) const;
+  void refuse_in_scratch(Ids ids) const;
   bool resident(Pool::Needs& needs, std::uint32_t id) const;
   void set_use(std::int32_t id, Use use, bool in) noexcept;
   void change(Ids ids, Use use, bool in);
@@ -81,8 +89,9 @@ class Blocks final : public Growing {
   void drop_locked(Ids ids, const Fence& until, bool unmap);
 
   // The pager's side.
+  bool paused() const;
   bool take_due(Pages at_most);
-  void put_back() noexcept;
+  void put_back();
   bool settle();
   MapResult map_what_fits(Pages& at_most);
 

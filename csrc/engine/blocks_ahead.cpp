@@ -11,8 +11,7 @@ namespace vmm {
 void Blocks::announce(Ids ids) {
   bool any = false;
   {
-    std::lock_guard lock(range_->mutex());
-    check(ids);
+    const auto held = lock(ids);
     change(ids, Use::announced, true);
     // Also what was announced before: its pages may have been taken since for what is needed more.
     for (std::int32_t id : ids) {
@@ -26,10 +25,15 @@ void Blocks::announce(Ids ids) {
   if (any) range_->pager().notify(*this);
 }
 
+bool Blocks::paused() const {
+  const auto held = lock();
+  return range_->any_in_scratch();
+}
+
 /// Into at_hand_ and ahead_: blocks that lie in at least so many pages, if there are so many to map, in the
 /// order in which they were asked for.
 bool Blocks::take_due(Pages at_most) {
-  std::lock_guard lock(range_->mutex());
+  const auto held = lock();
   at_hand_.clear();
   ahead_.clear();
   Pages pages;
@@ -48,8 +52,8 @@ bool Blocks::take_due(Pages at_most) {
 }
 
 /// What is at hand was asked for first, and stays first.
-void Blocks::put_back() noexcept {
-  std::lock_guard lock(range_->mutex());
+void Blocks::put_back() {
+  const auto held = lock();
   for (std::size_t i = at_hand_.size(); i-- > 0;) {
     std::uint8_t& state = states_[at_hand_[i]];
     if ((state & (used | due)) != bit(Use::announced)) continue;
@@ -60,7 +64,7 @@ void Blocks::put_back() noexcept {
 
 /// Nobody needs what was dropped while it was mapped. Whether all that is still announced is there.
 bool Blocks::settle() {
-  std::lock_guard lock(range_->mutex());
+  const auto held = lock();
   std::vector<PageRange> dropped;
   for (std::uint32_t id : at_hand_)
     if (range_->ended() || (states_[id] & used) == 0)
@@ -89,6 +93,8 @@ MapResult Blocks::map_what_fits(Pages& at_most) {
 }
 
 Ahead Blocks::map_ahead(Bytes batch, Pages) {
+  std::lock_guard ahead(range_->ahead());
+  if (paused()) return Ahead::failed;  // the scratch's end wakes the pager
   Pages at_most{std::max<std::uint64_t>(1, batch / range_->page_bytes())};
   auto not_mapped = [&](Ahead why, LogLevel level, const std::exception& error) {
     pool().log().write(level, error.what());

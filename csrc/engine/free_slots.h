@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -42,27 +43,20 @@ class FreeSlots {
     const auto enough = order_.lower_bound({tokens, 0});
     for (auto each = enough; each != order_.end(); ++each)
       if (may_take(each->second)) return each->second;
-    // From the most tokens down; of several slots with as many, the first.
-    auto largest = order_.end();
-    for (auto end = enough; end != order_.begin();) {
-      const auto first = order_.lower_bound({std::prev(end)->first, 0});
-      if (largest == order_.end()) largest = first;
-      for (auto each = first; each != end; ++each)
-        if (may_take(each->second)) return each->second;
-      end = first;
-    }
-    return enough != order_.end() ? enough->second : largest->second;
+    std::optional<std::uint32_t> best;
+    if (enough != order_.end()) best = enough->second;
+    visit_down_from(enough, [&](std::uint32_t slot) {
+      const bool taken = may_take(slot);
+      if (taken || !best) best = slot;
+      return !taken;
+    });
+    return *best;
   }
 
   /// Calls visit(slot) for each, from the most tokens down, until that returns false.
   template <class Visit>
   void from_largest(Visit visit) const {
-    for (auto end = order_.end(); end != order_.begin();) {
-      const auto first = order_.lower_bound({std::prev(end)->first, 0});
-      for (auto each = first; each != end; ++each)
-        if (!visit(each->second)) return;
-      end = first;
-    }
+    visit_down_from(order_.end(), visit);
   }
 
   /// Of bookkeeping, for each slot: a node of the set has three pointers and a colour.
@@ -72,6 +66,17 @@ class FreeSlots {
 
  private:
   using Order = std::set<std::pair<std::uint32_t, std::uint32_t>>;  // tokens, slot
+
+  /// Does the same for those before `end`. Of several slots with as many tokens the first comes first.
+  template <class Visit>
+  void visit_down_from(Order::const_iterator end, Visit visit) const {
+    while (end != order_.begin()) {
+      const auto first = order_.lower_bound({std::prev(end)->first, 0});
+      for (auto each = first; each != end; ++each)
+        if (!visit(each->second)) return;
+      end = first;
+    }
+  }
 
   Order order_;
   std::vector<Order::const_iterator> places_;  // by slot

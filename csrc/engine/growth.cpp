@@ -23,7 +23,8 @@ void admit(std::span<const std::shared_ptr<Growth>> growths, Tokens to) {
     missing += growth->missing(to);
     not_kept += growth->not_kept(to);
   }
-  // Pages that are there, but not kept, count as reclaimable, and are not to be had for anything else.
+  // Pages that are mapped but not kept count as obtainable. These growths need them themselves, so they are
+  // part of what must be obtainable.
   if (missing.count != 0) growths.front()->pool().reclaiming().require_obtainable(not_kept);
   for (const auto& growth : growths) growth->announce(to);
 }

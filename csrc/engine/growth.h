@@ -11,12 +11,10 @@
 
 namespace vmm {
 
-using GrowthPart = SlotPart;
-
 /// Its owner makes one call at a time; different growths are advanced in parallel.
 class Growth {
  public:
-  static std::shared_ptr<Growth> make(std::shared_ptr<Pager> pager, std::vector<GrowthPart> parts) {
+  static std::shared_ptr<Growth> make(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts) {
     return std::make_shared<Growth>(Slots::make(std::move(pager), std::move(parts), 1, {}));
   }
   explicit Growth(std::shared_ptr<Slots> slots) : slots_(std::move(slots)) {}

@@ -8,20 +8,16 @@
 #include "engine/pager.h"
 
 namespace vmm {
-namespace {
-
-SlotsOptions slots_options(const KvCacheOptions& options) {
-  return {.tail = options.tail,
-          .max_tokens = options.max_tokens,
-          .look_ahead = false,
-          .write_intent = false};  // a step may fail after us, and what it was to write is a tail later
-}
-
-}  // namespace
 
 KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uint32_t count,
                  const KvCacheOptions& options)
-    : slots_(Slots::make(std::move(pager), std::move(parts), count, slots_options(options))),
+    : slots_(Slots::make(std::move(pager), std::move(parts), count,
+                         {.tail = options.tail,
+                          .max_tokens = options.max_tokens,
+                          .look_ahead = false,
+                          // A step may fail after us. Then what it was to write lies in the tail, which
+                          // kernels may read.
+                          .write_intent = false})),
       options_(options),
       arrivals_(std::max(options.first_tokens, options.tokens_per_step).count),
       free_(count),
@@ -43,7 +39,7 @@ KvCache::~KvCache() {
   for (StreamHandle stream : streams_) {
     try {
       pool.epochs().leave(stream);
-    } catch (const Error& error) {  // the epoch stays open: what it may read is not used again
+    } catch (const Error& error) {  // the epoch stays open, and nobody gets what it may read
       pool.log().write(LogLevel::warning, error.what());
     }
   }
@@ -68,7 +64,7 @@ Tokens KvCache::previous_length(std::uint32_t slot) const {
 
 std::uint32_t KvCache::open_slots() const {
   std::lock_guard lock(mutex_);
-  return open_count();
+  return slots_->count() - free_.count();
 }
 
 Bytes KvCache::live() const {
@@ -92,9 +88,9 @@ std::uint64_t KvCache::horizon() const {
   return predictor_.horizon();
 }
 
-/// The free slot whose pages fit the prompt best: of those whose last work comes before `stream`'s next, if
-/// there is one. Where memory was short, pages may be gone that a closed slot held: it looks before it
-/// believes.
+/// Returns the free slot whose pages fit the prompt best. A slot whose last work is over when `stream`'s next
+/// work begins comes first. Where memory was short, a closed slot may have lost pages, so this looks at the
+/// pages of the slot that it chooses.
 std::uint32_t KvCache::choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream) {
   const Epochs& epochs = slots_->pool().epochs();
   for (;;) {
@@ -138,8 +134,8 @@ void KvCache::prepare() {
   prepare(needs);
 }
 
-/// Whoever comes next, unannounced, should find slots that hold the pages of their first steps. Those that
-/// were chosen before stay so; then come the largest.
+/// Sequences that nobody has announced should find slots that hold the pages of their first steps. This keeps
+/// the slots that are ready, as many as are wanted, and adds the largest of the others.
 void KvCache::prepare(Slots::Needs& needs) {
   const Tokens tokens{std::min(arrivals_.tokens(), slots_->max_tokens().count)};
   const auto wanted = std::min<std::size_t>(arrivals_.sequences(), free_.count());
@@ -180,7 +176,8 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   if (slots_->has_windows() && to.count != 0 && to.count < previous_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
-  // What was written since then is in the same page, and what was announced stays so.
+  // Tokens beyond kept() lie in the last page that is kept, so there is no page to give up for them, and what
+  // was announced stays announced.
   if (to < slots_->kept(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
 }

@@ -99,7 +99,6 @@ class KvCache {
   Fence readers(std::uint32_t users, StreamHandle stream) const;
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
   bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
-  std::uint32_t open_count() const { return slots_->count() - free_.count(); }
   std::uint32_t choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream);
   void prepare();
   void prepare(Slots::Needs& needs);

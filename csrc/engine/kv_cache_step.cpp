@@ -1,4 +1,4 @@
-// One iteration: nothing is allocated, and no driver is called, where nothing is missing or coming due.
+// One iteration. Where no page is missing or comes due, a step allocates nothing and calls no driver.
 #include <algorithm>
 #include <chrono>
 #include <string>
@@ -27,7 +27,7 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
   if (slots.size() != lengths.size())
     throw InvalidArgument("lengths has " + std::to_string(lengths.size()) + " elements; expected " +
                           std::to_string(slots.size()) + ", as slots");
-  if (++steps_ == 0) {  // after four billion steps the numbers come round again
+  if (++steps_ == 0) {  // after four billion steps the numbers begin again
     std::ranges::fill(seen_, 0);
     ++steps_;
   }
@@ -55,9 +55,9 @@ std::uint32_t KvCache::users_bit(StreamHandle stream) {
   return bit;
 }
 
-/// The work that may still read the slots that these streams, a bit for each, have stepped. A step says which
-/// slots its epoch uses, so what is on the other streams of this cache does not read them, unless it was
-/// marked.
+/// Returns the work that may still read slots that the streams `users`, a bit for each, have stepped. A step
+/// says which slots its epoch uses. So work on the other streams of this cache does not read these slots,
+/// unless it was marked.
 Fence KvCache::readers(std::uint32_t users, StreamHandle stream) const {
   Epochs& epochs = slots_->pool().epochs();
   return epochs.fence([&, stream = epochs.named(stream)](StreamHandle each) {
@@ -103,7 +103,7 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
       const Tokens length{static_cast<std::uint64_t>(lengths[i])};
       const std::int64_t cost = slots_->cost(slot, length, stream);
       const Bytes missing_with = missing + slots_->missing(slot, length);
-      // Even a budget that is exceeded has room for what is all there.
+      // A slot that misses no page fits even where the budget is exceeded.
       if (cost > left && missing_with.count != 0) continue;
       left -= cost;
       missing = missing_with;
@@ -119,15 +119,15 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   stream = pool.epochs().named(stream);
   pool.fork_guard().require_parent("this cache");
   std::unique_lock lock(mutex_);
-  // 1. Nothing has changed if any of this throws, but that the next epoch is open: the last one ends by
-  // itself now, so what waits for it can be waited for.
+  // 1. If any of this throws, nothing has changed, but that the next epoch is open. The last epoch ends
+  // without us from here on, so we can wait for what needs its end.
   check(slots, lengths);
   if (steps_ % steps_between_polls == 0) pool.epochs().poll();
   pool.epochs().step(stream);
   pool.streams().epoch_closed();
   const std::uint32_t user = users_bit(stream);
   while (is_read(slots, stream)) {
-    lock.unlock();  // others go on with their sequences meanwhile
+    lock.unlock();  // so that others can go on with their sequences
     pool.clock().sleep(std::chrono::microseconds(100));
     pool.epochs().poll();
     lock.lock();
@@ -156,14 +156,14 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   }
   if (came != 0) arrivals_.first_step(came, longest);
   if (slots_->touch() || came != 0) prepare();
-  // 3. What comes due.
+  // 3. Announce what comes due.
   predictor_.iteration(pool.clock().now());
   if (const Nanoseconds delay = slots_->take_delay(); delay.count() != 0) predictor_.delay(delay);
   announce(slots);
 }
 
-/// Where one slot is within the horizon of a new page, all that are within twice the horizon are announced:
-/// so most steps wake nobody, which costs more than everything else they do.
+/// As soon as one slot needs a new page within the horizon, this announces all slots that need one within
+/// twice the horizon. So most steps do not wake the pager: that would cost more than all the rest of a step.
 void KvCache::announce(std::span<const std::int32_t> slots) {
   const std::uint64_t ahead = options_.tokens_per_step.count * predictor_.horizon();
   const std::uint64_t most = slots_->max_tokens().count;

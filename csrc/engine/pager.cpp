@@ -10,17 +10,21 @@ namespace vmm {
 namespace {
 
 using namespace std::chrono_literals;
-constexpr Nanoseconds retired_recheck = 200us;  // an event completes without telling anybody
+// How long the pager waits before it looks again.
+constexpr Nanoseconds retired_recheck = 200us;  // whether events have completed, which tell nobody
 constexpr Nanoseconds refused_recheck_max = 1s;
-constexpr Nanoseconds owed_recheck = 5ms;      // the same, where nobody waits for it
-constexpr Nanoseconds yielded_recheck = 10ms;  // whether others wanted what was given up for them
+constexpr Nanoseconds owed_recheck = 5ms;      // the same, where nobody waits for their memory
+constexpr Nanoseconds yielded_recheck = 10ms;  // whether others have taken what was given up for them
 
-constexpr std::uint64_t most_of_budget_free = 64;  // one part of so many
+constexpr std::uint64_t reserve_fraction = 64;  // the reserve is at most so small a part of the budget
 
 }  // namespace
 
 Pager::Pager(std::shared_ptr<Pool> pool, PagerOptions options)
-    : pool_(std::move(pool)), options_(options), batch_(options.batch_bytes.count) {
+    : pool_(std::move(pool)),
+      options_(options),
+      batch_(options.batch_bytes.count),
+      refused_recheck_(retired_recheck) {
   pool_->signals().on_change([this] { wake(); });
 }
 
@@ -74,7 +78,7 @@ void Pager::put_back(const std::shared_ptr<Growing>& growing) {
     due_.push_front(growing);  // what was asked for first is finished first
   } catch (const std::bad_alloc&) {
     growing->due_ = false;
-    failed_.push_back(growing);  // for which there is room
+    failed_.push_back(growing);  // the caller has reserved room
   }
 }
 
@@ -83,7 +87,7 @@ bool Pager::anything_due() {
   return !due_.empty();
 }
 
-/// What failed is tried again when the pager is next woken: not at once, or it would fail in a spin.
+/// The pager tries again what failed when somebody wakes it, and not at once: that would be a spin.
 void Pager::retry_failed() {
   if (!rested_) return;
   for (std::size_t left = failed_.size(); left != 0; --left) {
@@ -94,11 +98,12 @@ void Pager::retry_failed() {
 }
 
 void Pager::map_one_batch() {
-  failed_.reserve(failed_.size() + 1);  // first: from here on nothing is lost for lack of memory
+  // This comes first, so that nothing is lost later for lack of memory.
+  failed_.reserve(failed_.size() + 1);
   starved_.reserve(starved_.size() + 1);
   auto growing = take_due();
   if (!growing) return;
-  // Cleared before the work: a frontier that moves meanwhile puts it in the inbox again.
+  // This comes before the work, so that an owner who needs more meanwhile puts it in the inbox again.
   growing->due_ = false;
   const std::uint64_t before = pool_->reclaiming().given_up();
   const Nanoseconds start = pool_->clock().now();
@@ -111,22 +116,23 @@ void Pager::map_one_batch() {
   starved_.push_back(growing);
 }
 
-/// What others lack is taken of what is needed less than announced: for whatever they need it, or two that
-/// announce would take the same memory from each other for ever. What is owed is taken of that, too.
+/// Gives others what they lack, and the budget what is owed, of pages that are needed less than announced.
+/// Announced pages stay, whatever the others need memory for: else two owners who announce would take the
+/// same memory from each other for ever.
 void Pager::give_up(Nanoseconds now) {
   const Bytes owed = pool_->reclaiming().owed(), lacking = pool_->signals().take_pressure();
   if (owed.count == 0 && lacking.count == 0) return;
-  pool_->mapping().take_created();  // others need it more than a reserve
+  pool_->mapping().take_created();  // others need memory now, so there is no reserve to fill
   reserve_ = false;
   const Bytes given = owed.count == 0 ? owed : pool_->trim(owed);
   if (given >= lacking || pool_->trim(lacking - given, false, Need::announced).count == 0) return;
   if (starved_.empty()) return;
-  // It is not for those who starve here, unless nobody takes it.
+  // Those who starve here get it only when nobody else has taken it by then.
   given_up_ = pool_->reclaiming().given_up();
   ask_at_ = now + yielded_recheck;
 }
 
-/// Who starved tries again when something has been given up since (not for others), and only then.
+/// Whoever starved tries again when the pool has given something up since, unless it was for others.
 void Pager::ask_again(Nanoseconds now) {
   if (starved_.empty()) return;
   const std::uint64_t number = pool_->reclaiming().given_up();
@@ -141,31 +147,32 @@ void Pager::ask_again(Nanoseconds now) {
   }
 }
 
-/// When there is nothing else to do: as much as lately had to be created at once, and once after each time
-/// that something had to be. On a host memory that lies free is taken from everybody else: there, only
-/// Mapping::warm. True when there may be more to create.
+/// Creates pages ahead of need when there is nothing else to do: as much as lately had to be created at once,
+/// and only after something had to be created. On a host it creates nothing, because
+/// memory that lies free there is taken from everybody else. Returns whether there may be more to create.
 bool Pager::create_ahead() {
   if (!pool_->driver().capabilities().gpu) return false;
-  if (!starved_.empty()) return false;  // who starves would give the reserve back, and find too little
+  if (!starved_.empty()) return false;  // whoever starves would give the reserve back, and find too little
   if (const Created created = pool_->mapping().take_created(); created.size.count != 0) {
     creations_.created(created.size);
     page_bytes_ = created.page_bytes;
     reserve_ = true;
   }
   if (!std::exchange(reserve_, false)) return false;
-  Bytes wanted = std::min(creations_.reserve(), pool_->budget().limit() / most_of_budget_free);
+  Bytes wanted = std::min(creations_.reserve(), pool_->budget().limit() / reserve_fraction);
   wanted = page_bytes_ * (wanted / page_bytes_);
   guarded([&] { reserve_ = pool_->mapping().warm(wanted, page_bytes_, options_.batch_bytes).count != 0; });
   return reserve_;
 }
 
-/// Runs one kind of work; false when it failed. One that keeps failing must not stop the others.
+/// Runs one kind of work, and returns false when it failed. Work that keeps failing must not stop other
+/// kinds.
 template <class Work>
 bool Pager::guarded(Work work) noexcept {
   try {
     work();
     return true;
-  } catch (const OutOfPages& error) {  // not ahead, then: whoever needs the page will hear of it
+  } catch (const OutOfPages& error) {  // whoever needs the page will meet the error
     pool_->log().write(LogLevel::debug, error.what());
     return true;
   } catch (const Closed&) {
@@ -198,7 +205,7 @@ void Pager::age_all() {
   ageing_.splice(ageing_.end(), all);
 }
 
-/// When to look again. Nothing wakes anybody while nothing idles.
+/// Returns when to look again. While nothing can idle nobody is woken.
 std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
   if (options_.idle_time.count() == 0 || !may_idle()) return {};
   if (idle_at_ && now >= *idle_at_) {
@@ -216,26 +223,26 @@ std::optional<Nanoseconds> Pager::look_for_idle(Nanoseconds now) {
 
 Pager::Next Pager::poll(Nanoseconds now) noexcept {
   Next next;
+  const auto look_at = [&](std::optional<Nanoseconds> time) {
+    if (time) next.at = std::min(next.at.value_or(*time), *time);
+  };
   bool waiting = false;
   const bool again = now >= refused_at_;
   const bool drained = guarded([&] { waiting = pool_->reclaiming().drain_retired(again); });
-  // What the driver refuses, it may refuse for a long time.
+  // The driver may go on refusing for a long time, so the pauses grow.
   if (!pool_->reclaiming().refused() && drained) {
     refused_recheck_ = retired_recheck;
   } else {
     if (again) refused_recheck_ = std::min(refused_recheck_ * 2, refused_recheck_max);
     if (again) refused_at_ = now + refused_recheck_;
-    next.at = refused_at_;
+    look_at(refused_at_);
   }
-  if (waiting) next.at = std::min(next.at.value_or(now + retired_recheck), now + retired_recheck);
+  if (waiting) look_at(now + retired_recheck);
   guarded([&] { give_up(now); });
-  if (!next.at && pool_->reclaiming().owed().count != 0) next.at = now + owed_recheck;
+  if (!next.at && pool_->reclaiming().owed().count != 0) look_at(now + owed_recheck);
   guarded([&] { ask_again(now); });
   guarded([&] { retry_failed(); });
   guarded([&] { map_one_batch(); });
-  auto look_at = [&](std::optional<Nanoseconds> time) {
-    if (time) next.at = std::min(next.at.value_or(*time), *time);
-  };
   if (!starved_.empty()) {
     look_at(pool_->reclaiming().await_given_up());
     look_at(ask_at_);

@@ -47,8 +47,8 @@ class Pager {
   Next poll(Nanoseconds now) noexcept;
   /// From now on its age() is called after each idle time, until that returns false.
   void age(Growing& growing);
-  /// Tells that something that was retired may be over now.
-  void nudge() { wake(); }
+  /// Tells that poll() may have something to do, for example because something retired may be over now.
+  void wake();
   /// Called, from any thread, whenever poll() may have something to do.
   void set_waker(std::function<void()> wake);
 
@@ -69,7 +69,6 @@ class Pager {
   std::optional<Nanoseconds> look_for_idle(Nanoseconds now);
   bool may_idle();
   void age_all();
-  void wake();
 
   std::shared_ptr<Pool> pool_;
   const PagerOptions options_;
@@ -82,7 +81,7 @@ class Pager {
   std::optional<Nanoseconds> ask_at_;  // for them, even if that is the same
   std::vector<std::weak_ptr<Growing>> failed_;
   bool rested_ = true;  // since the last poll
-  Nanoseconds refused_recheck_{200'000};
+  Nanoseconds refused_recheck_;
   Nanoseconds refused_at_{0};  // when to try again what the driver refused
   CreationPredictor creations_;
   Bytes page_bytes_;      // of what was created last

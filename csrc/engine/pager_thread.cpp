@@ -24,20 +24,20 @@ PagerThread::PagerThread(std::shared_ptr<Pager> pager) : pager_(std::move(pager)
 }
 
 PagerThread::~PagerThread() {
-  pager_->set_waker([] {});
-  {
-    std::lock_guard lock(mutex_);
-    stop_ = true;
-    wake_.notify_one();
-  }
+  ask_to_stop();
   thread_.join();
 }
 
-bool PagerThread::stop(Nanoseconds patience) {
+void PagerThread::ask_to_stop() {
   pager_->set_waker([] {});
-  std::unique_lock lock(mutex_);
+  std::lock_guard lock(mutex_);
   stop_ = true;
   wake_.notify_one();
+}
+
+bool PagerThread::stop(Nanoseconds patience) {
+  ask_to_stop();
+  std::unique_lock lock(mutex_);
   return ended_.wait_for(lock, patience, [this] { return over_; });
 }
 

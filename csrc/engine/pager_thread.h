@@ -20,6 +20,7 @@ class PagerThread {
   PagerThread& operator=(const PagerThread&) = delete;
 
  private:
+  void ask_to_stop();
   void run();
   void poll_until_stopped();
 

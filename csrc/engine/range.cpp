@@ -1,10 +1,12 @@
 #include "engine/range.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
 #include "engine/pager.h"
+#include "engine/scratch.h"
 
 namespace vmm {
 
@@ -12,7 +14,18 @@ Range::Range(std::shared_ptr<Pager> pager, std::shared_ptr<Lease> lease)
     : pager_(std::move(pager)),
       lease_(std::move(lease)),
       users_(lease_->size() / page_bytes()),
-      flying_(users_.size()) {}
+      flying_(users_.size()),
+      in_scratch_(users_.size()) {}
+
+Range::~Range() {
+  if (pool().fork_guard().in_child()) return;
+  try {
+    std::lock_guard keeping(keeping_);
+    end_scratches();
+  } catch (const std::exception& error) {
+    pool().log().write(LogLevel::error, std::string("ending a scratch: ") + error.what());
+  }
+}
 
 void Range::require_open() const {
   pool().fork_guard().require_parent("this range");
@@ -24,12 +37,14 @@ void Range::end() {
   const Fence until = pool().epochs().fence();
   {
     std::lock_guard keeping(keeping_);
+    if (ended_) return;
+    end_scratches();
     std::lock_guard lock(mutex_);
-    if (ended_.exchange(true)) return;
+    ended_ = true;
     const PageRange all{{0}, {users_.size()}};
     pool().retire(reservation(), std::span(&all, 1), until);
   }
-  pager_->nudge();
+  pager_->wake();
   give_back_if_closed();
 }
 
@@ -86,6 +101,26 @@ void Range::set_flying(std::span<const PageRange> pages, bool flying) noexcept {
 bool Range::flying(const PageRange& pages) const noexcept {
   return std::ranges::any_of(each_page(std::span(&pages, 1)),
                              [&](PageIndex page) { return flying_[page.value]; });
+}
+
+void Range::set_in_scratch(std::span<const PageRange> pages, bool in) noexcept {
+  for (PageIndex page : each_page(pages)) {
+    if (in_scratch_[page.value] == in) continue;
+    in_scratch_[page.value] = in;
+    in ? ++in_scratch_count_ : --in_scratch_count_;
+  }
+}
+
+bool Range::in_scratch(const PageRange& pages) const noexcept {
+  return any_in_scratch() && std::ranges::any_of(each_page(std::span(&pages, 1)),
+                                                 [&](PageIndex page) { return in_scratch_[page.value]; });
+}
+
+void Range::end_scratches() {
+  while (!scratches_.empty()) {
+    const std::shared_ptr<Scratch> scratch = scratches_.back();
+    scratch->end_locked();  // takes itself off the list
+  }
 }
 
 void Range::give_back_if_closed() const {

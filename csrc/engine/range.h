@@ -18,6 +18,7 @@
 namespace vmm {
 
 class Pager;
+class Scratch;
 
 /// What somebody uses a page for.
 enum class Use : std::uint8_t { announced, kept };
@@ -42,9 +43,13 @@ inline void append_page(std::vector<PageRange>& ranges, std::uint32_t page) {
 class Range {
  public:
   Range(std::shared_ptr<Pager> pager, std::shared_ptr<Lease> lease);
+  ~Range();
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
 
-  /// Gives all memory back once the work on it is over; from here on, its Blocks throw Closed. A second call
-  /// does nothing.
+  /// Ends scratches and gives all memory back once the work on it is over; from here on, its Blocks throw
+  /// Closed. A second call does nothing. Throws what Scratch::end throws; then nothing has ended but
+  /// scratches.
   void end();
   bool ended() const noexcept { return ended_.load(); }
   void require_open() const;
@@ -57,6 +62,8 @@ class Range {
 
   /// Held by a call that maps what it keeps, so that there is one at a time.
   Mutex& keeping() noexcept { return keeping_; }
+  /// Held by the pager while it maps for Blocks, and while a scratch begins.
+  Mutex& ahead() noexcept { return ahead_; }
   /// Guards the counts here and in all Blocks. No call of the driver's is made under it.
   Mutex& mutex() noexcept { return mutex_; }
 
@@ -79,18 +86,32 @@ class Range {
   bool any_flying() const noexcept { return any_flying_; }
   bool flying(const PageRange& pages) const noexcept;
 
+  /// Pages that show a scratch's page: nobody maps them.
+  void set_in_scratch(std::span<const PageRange> pages, bool in) noexcept;
+  bool any_in_scratch() const noexcept { return in_scratch_count_ != 0; }
+  bool in_scratch(const PageRange& pages) const noexcept;
+
+  /// Those that are open. This needs the keeping mutex.
+  std::vector<std::shared_ptr<Scratch>>& scratches() noexcept { return scratches_; }
+
   /// A pool that is closed has no pager that would give back what was given up. Without any lock.
   void give_back_if_closed() const;
 
  private:
+  void end_scratches();
+
   const std::shared_ptr<Pager> pager_;
   const std::shared_ptr<Lease> lease_;
   Mutex keeping_{LockRank::range_keeping};
+  std::vector<std::shared_ptr<Scratch>> scratches_;
+  Mutex ahead_{LockRank::range_ahead};
   std::atomic<bool> ended_{false};  // set under the mutex
   Mutex mutex_{LockRank::range};    // guards what follows
   std::vector<Users> users_;        // of each page
   std::vector<bool> flying_;
   bool any_flying_ = false;
+  std::vector<bool> in_scratch_;
+  std::uint64_t in_scratch_count_ = 0;
   std::vector<PageRange> announced_, unneeded_;  // scratch of give_up()
 };
 

@@ -5,14 +5,14 @@
 namespace vmm {
 namespace {
 
-/// False when all places have been counted.
+/// Goes on to the next place. Returns false after the last one.
 bool count_up(std::vector<std::uint64_t>& at, const std::vector<Dimension>& places) {
   for (std::size_t i = places.size(); i-- > 0; at[i] = 0)
     if (++at[i] < places[i].size) return true;
   return false;
 }
 
-/// Takes the innermost dimensions away whose steps leave less than `gap`; answers the bytes they span.
+/// Removes the innermost dimensions whose steps leave less than `gap`. Returns the bytes that they span.
 Bytes take_run(Region& region, Bytes gap) {
   auto& dimensions = region.dimensions;
   std::erase_if(dimensions, [](const Dimension& d) { return d.size == 1 || d.stride.count == 0; });

@@ -1,6 +1,7 @@
 #include "engine/rows.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -10,16 +11,11 @@
 namespace vmm {
 namespace {
 
-void raise(std::atomic<std::uint64_t>& value, std::uint64_t to) {
+/// Stores `to` where changes(value, to) holds, also while other threads store.
+template <class Changes>
+void set_where(std::atomic<std::uint64_t>& value, std::uint64_t to, Changes changes) {
   std::uint64_t before = value.load();
-  while (before < to && !value.compare_exchange_weak(before, to)) {
-  }
-}
-
-void lower(std::atomic<std::uint64_t>& value, std::uint64_t to) {
-  std::uint64_t before = value.load();
-  while (before > to && !value.compare_exchange_weak(before, to)) {
-  }
+  while (changes(before, to) && !value.compare_exchange_weak(before, to)) continue;
 }
 
 }  // namespace
@@ -102,7 +98,7 @@ void Rows::touch(const Spans& spans) {
 }
 
 std::shared_ptr<Rows::Pin> Rows::pin(Spans spans) {
-  // Pinned before it is touched, so that nobody can release it in between.
+  // The pin comes first, so that nobody can release the pages before they are touched.
   auto pin = std::make_shared<Pin>(observer(), std::move(spans));
   touch(pin->spans_);
   return pin;
@@ -143,8 +139,8 @@ void Rows::for_each_row(const Spans& spans, Visit visit) const {
 
 void Rows::mark_used(const Spans& spans) {
   for_each_row(spans, [&](std::uint64_t row, Bytes from, Bytes to) {
-    lower(floors_[row], from / shape_.record_bytes);
-    raise(marks_[row], round_up(to, shape_.record_bytes) / shape_.record_bytes);
+    set_where(floors_[row], from / shape_.record_bytes, std::greater{});
+    set_where(marks_[row], round_up(to, shape_.record_bytes) / shape_.record_bytes, std::less{});
   });
 }
 

@@ -1,4 +1,4 @@
-// Letting go of a tensor's rows: what nobody else uses, and nobody has pinned.
+// Releasing a tensor's rows: their pages go when nobody uses them and nobody has pinned them.
 #include <algorithm>
 #include <string>
 
@@ -43,7 +43,7 @@ void Rows::retire(const std::vector<std::uint64_t>& pages) {
     ranges.back().count += Pages{1};
   }
   pool().retire(lease_->reservation(), ranges, pool().epochs().fence());
-  pager_->nudge();
+  pager_->wake();
 }
 
 void Rows::release(Tokens from, Tokens to) {
@@ -109,7 +109,7 @@ void Rows::end() {
   give_back_if_closed();
 }
 
-/// A closed pool has no pager that would.
+/// A closed pool has no pager that would give the pages back.
 void Rows::give_back_if_closed() {
   if (pool().closed()) pool().trim({~std::uint64_t{0}}, true);
 }
@@ -122,7 +122,7 @@ void Rows::close() noexcept {
   }
 }
 
-/// Appends the parts of a span whose pages are usable; parts that meet are one.
+/// Appends the parts of a span whose pages are usable, and joins parts that touch.
 void Rows::append_usable(Spans& out, const ByteRange& span) const {
   for (std::uint64_t page = first_page(span); page < end_page(span); ++page) {
     if (!usable_.has(page)) continue;

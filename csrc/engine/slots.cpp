@@ -13,9 +13,7 @@ Slots::Slots(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uin
              const SlotsOptions& options)
     : pager_(std::move(pager)),
       parts_(std::move(parts)),
-      tail_(options.tail),
-      look_ahead_(options.look_ahead),
-      write_intent_(options.write_intent),
+      options_(options),
       max_tokens_{~std::uint64_t{0}},
       slots_(count),
       limits_(count),
@@ -31,8 +29,8 @@ Slots::Slots(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uin
     has_windows_ |= part.window.count != 0;
     max_tokens_ = std::min(max_tokens_, Tokens{part.lease->shape().extent_bytes / part.record_bytes});
   }
-  if (tail_ >= max_tokens_) throw InvalidArgument("tail: expected less than the slots have room for");
-  max_tokens_ -= tail_;
+  if (options_.tail >= max_tokens_) throw InvalidArgument("tail: expected less than the slots have room for");
+  max_tokens_ -= options_.tail;
   due_.reserve(count);
   at_hand_.reserve(count);
   if (options.max_tokens.count == 0) return;
@@ -61,7 +59,7 @@ Fence Slots::earlier_work() const {
 void Slots::close() noexcept {
   std::lock_guard ahead(ahead_mutex_);
   parts_.clear();
-  pager_->nudge();  // to find out when the work on them is over
+  pager_->wake();  // it finds out when the work on them is over
 }
 
 void Slots::check_length(const char* argument, Tokens tokens) const {
@@ -70,9 +68,9 @@ void Slots::check_length(const char* argument, Tokens tokens) const {
                           " tokens; max_tokens is " + std::to_string(max_tokens_.count));
 }
 
-/// How many tokens the pages have room for that hold so many.
+/// Returns how many tokens fit into the pages that so many tokens need.
 Tokens Slots::room_in_pages_for(Tokens tokens) const {
-  Tokens room = max_tokens_ + tail_;
+  Tokens room = max_tokens_ + options_.tail;
   for (const SlotPart& part : parts_) room = std::min(room, part.room_in(part.pages_for(tokens)));
   return room;
 }
@@ -100,7 +98,7 @@ Bytes Slots::not_kept(std::uint32_t slot, Tokens to) const {
   return parts_.front().page_bytes() * not_kept(slots_.at(slot), reach(to)).count;
 }
 
-/// Pages for tokens [0, wanted), the tail included, that are not kept: the most that mapping them can take.
+/// Counts the pages of tokens [0, wanted), the tail included, that are not kept: mapping them takes no more.
 Pages Slots::not_kept(const Slot& slot, Tokens wanted) const {
   const Tokens kept{slot.kept.load()};
   Pages sum;
@@ -139,7 +137,7 @@ MapResult Slots::map_parts(std::span<const SlotLength> wanted, std::size_t& done
   MapResult sum;
   for (const SlotPart& part : parts_) {
     std::vector<ByteRange> overwritten;
-    if (write_intent_)
+    if (options_.write_intent)
       for (const SlotLength& each : wanted)
         part.append_bytes(each.slot, each.before, each.length, overwritten);
     MapOptions options;
@@ -160,7 +158,7 @@ void Slots::advance(std::span<const SlotLength> wanted, const Fence& readers) {
     if (each.length > limits_.at(each.slot)) crossing_.push_back(each);
   }
   if (!crossing_.empty()) {
-    std::ranges::sort(crossing_, {}, &SlotLength::slot);  // the write intent wants ascending addresses
+    std::ranges::sort(crossing_, {}, &SlotLength::slot);  // a write intent has ascending addresses
     std::size_t done = 0;
     try {
       map_counting_stalls(pool(), [&] { return map_parts(crossing_, done); });
@@ -173,7 +171,7 @@ void Slots::advance(std::span<const SlotLength> wanted, const Fence& readers) {
   for (const SlotLength& each : crossing_) {
     Slot& slot = slots_[each.slot];
     slot.kept = std::max(slot.kept.load(), reach(each.length).count);
-    limits_[each.slot] = room_in_pages_for({slot.kept}) - tail_;
+    limits_[each.slot] = room_in_pages_for({slot.kept}) - options_.tail;
     move_windows(each.slot, each.before, readers);
   }
   announce(crossing_);

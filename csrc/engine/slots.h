@@ -120,8 +120,8 @@ class Slots final : public Growing {
   static constexpr Nanoseconds never = Nanoseconds::min();
 
   void close() noexcept override;
-  Tokens reach(Tokens length) const { return length.count == 0 ? length : length + tail_; }
-  Tokens without_tail(Tokens reach) const { return reach - std::min(reach, tail_); }
+  Tokens reach(Tokens length) const { return length.count == 0 ? length : length + options_.tail; }
+  Tokens without_tail(Tokens reach) const { return reach - std::min(reach, options_.tail); }
   Tokens room_in_pages_for(Tokens tokens) const;
   void move_windows(std::uint32_t slot, Tokens before, const Fence& readers);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
@@ -144,9 +144,7 @@ class Slots final : public Growing {
 
   std::shared_ptr<Pager> pager_;
   std::vector<SlotPart> parts_;
-  const Tokens tail_;
-  const bool look_ahead_;
-  const bool write_intent_;
+  const SlotsOptions options_;
   Tokens max_tokens_;
   bool has_windows_ = false;
   Mutex owner_mutex_{LockRank::slots_owner};

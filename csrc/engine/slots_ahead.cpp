@@ -1,4 +1,4 @@
-// What slots will need: announced by their owner, mapped by the pager.
+// What slots will need: their owner announces it, and the pager maps it.
 #include <algorithm>
 #include <new>
 #include <utility>
@@ -24,7 +24,7 @@ void Slots::announce(std::span<const SlotLength> coming) {
       Slot& slot = slots_.at(each.slot);
       if (each.length <= covered_[each.slot]) continue;
       slot.announced = reach(each.length).count;
-      covered_[each.slot] = room_in_pages_for(reach(each.length)) - tail_;
+      covered_[each.slot] = room_in_pages_for(reach(each.length)) - options_.tail;
       if (slot.asked == never) slot.asked = now;
       put_due(each.slot);
       more = true;
@@ -45,11 +45,11 @@ Slots::Needs::~Needs() {
   if (!lacking_) return;
   try {
     slots_.pager_->notify(slots_);
-  } catch (const std::bad_alloc&) {  // the next notification tells of it, too
+  } catch (const std::bad_alloc&) {  // the next notification will do
   }
 }
 
-/// Of the pages for tokens [from, to) that are there.
+/// Sets the need of those pages of tokens [from, to) that are mapped.
 void Slots::Needs::set(std::uint32_t slot, Tokens from, Tokens to, Need need) {
   for (const SlotPart& part : slots_.parts_) {
     ranges_.clear();
@@ -107,7 +107,7 @@ bool Slots::age() {
   return false;
 }
 
-/// Maps up to `at_most` pages; where there is no memory for so many, lowers that.
+/// Maps up to `at_most` pages. Where there is no memory for so many, it lowers `at_most`.
 MapResult Slots::map_what_fits(Lease& lease, std::span<const PageRange> ranges, MapOptions& options,
                                Pages& at_most) {
   for (;;) {
@@ -121,17 +121,17 @@ MapResult Slots::map_what_fits(Lease& lease, std::span<const PageRange> ranges, 
   }
 }
 
-/// Whether there is surely memory for what all these slots lack.
+/// Whether there is surely enough memory for what all these slots lack.
 bool Slots::have_memory(std::span<const std::uint32_t> slots, Need need) const {
   Pages sum;
   for (std::uint32_t number : slots) sum += not_kept(slots_[number], wanted_for(slots_[number], need));
   return parts_.front().page_bytes() * sum.count <= pool().reclaiming().available(need);
 }
 
-/// False when there is more to map than `at_most`, which it lowers.
+/// Lowers `at_most` by what it maps. Returns false when there is more to map than that.
 bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages lookahead, Pages& at_most) {
   if (parts_.size() > 1 && slots.size() > 1 && !have_memory(slots, need)) {
-    // One by one: else the first part of all slots would get the memory, and nobody could use it.
+    // The slots take turns. Else the first part of all slots would get the memory, and nobody could use it.
     for (const std::uint32_t& slot : slots)
       if (!map_ahead(std::span(&slot, 1), need, lookahead, at_most)) return false;
     return true;
@@ -154,8 +154,8 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
   return true;
 }
 
-/// How many of the slots, in order, surely need no more than so many pages for what is announced; at least
-/// one.
+/// Returns how many of the slots, in their order, together surely lack no more than so many pages of what is
+/// announced; at least one.
 std::size_t Slots::mappable(std::span<const std::uint32_t> slots, Pages at_most) const {
   std::size_t count = 0;
   for (Pages sum; count < slots.size(); ++count) {
@@ -166,7 +166,7 @@ std::size_t Slots::mappable(std::span<const std::uint32_t> slots, Pages at_most)
   return std::max<std::size_t>(count, 1);
 }
 
-/// What was announced for these is mapped.
+/// Notes that what was announced for these slots is mapped, and how late it is.
 void Slots::note_mapped(std::span<const std::uint32_t> slots) {
   const Nanoseconds now = pool().clock().now();
   std::lock_guard lock(due_mutex_);
@@ -177,7 +177,7 @@ void Slots::note_mapped(std::span<const std::uint32_t> slots) {
   }
 }
 
-/// Into at_hand_.
+/// Moves due_ to at_hand_.
 void Slots::take_due() {
   std::lock_guard lock(due_mutex_);
   for (std::uint32_t slot : due_) slots_[slot].due = false;
@@ -185,7 +185,8 @@ void Slots::take_due() {
   at_hand_.swap(due_);
 }
 
-/// What is at hand was asked for first, and stays first. Time in which it cannot be mapped is no delay.
+/// Puts what is at hand back before what was announced meanwhile, because it was asked for first. Time in
+/// which it cannot be mapped does not count as a delay.
 void Slots::put_back(bool can_be_mapped) {
   std::lock_guard lock(due_mutex_);
   for (std::uint32_t slot : at_hand_) {
@@ -197,8 +198,9 @@ void Slots::put_back(bool can_be_mapped) {
   for (std::uint32_t slot : at_hand_) slots_[slot].due = true;
 }
 
-/// What is announced will be used, so it may cost others what they do not need; what is prepared, what nobody
-/// has prepared. False when there is more to map than `at_most`, which it lowers.
+/// Maps what is announced, and then what is prepared. What is announced will be used, so it may take memory
+/// from what is prepared elsewhere; what is prepared may take only what nobody needs. Lowers `at_most` by
+/// what it maps. Returns false when there is more to map than that.
 bool Slots::map_wanted(std::span<const std::uint32_t> slots, Pages& at_most) {
   for (auto left = slots; !left.empty();) {
     const auto next = left.first(mappable(left, at_most));
@@ -234,8 +236,8 @@ Ahead Slots::map_ahead(Bytes batch, Pages lookahead) {
   } catch (const std::exception& error) {
     return not_mapped(Ahead::failed, LogLevel::warning, error);
   }
-  // The look-ahead costs nobody anything, and is asked for again with the next page.
-  if (!look_ahead_ || map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;
+  // The look-ahead takes no memory from others. If it fails now, the next page asks for it again.
+  if (!options_.look_ahead || map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;
   put_back(true);
   return Ahead::more;
 }

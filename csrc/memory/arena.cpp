@@ -5,21 +5,17 @@
 namespace vmm {
 namespace {
 
-ReservedRange reserve_largest(Driver& driver, Bytes wanted, Bytes least, Bytes alignment) {
+OwnedRange<Driver> reserve_largest(Driver& driver, Bytes wanted, Bytes least, Bytes alignment) {
   for (Bytes size = wanted; size > least; size = round_up(size / 2, alignment)) {
     try {
-      return ReservedRange(driver, size, alignment);
-    } catch (const DriverOutOfMemory&) {  // try less
+      return {driver, driver.reserve(size, alignment), size};
+    } catch (const DriverOutOfMemory&) {  // Less may do.
     }
   }
-  return ReservedRange(driver, least, alignment);
+  return {driver, driver.reserve(least, alignment), least};
 }
 
 }  // namespace
-
-AddressRange::~AddressRange() {
-  if (arena_ != nullptr) arena_->free(base_);
-}
 
 Arena::Arena(Driver& driver, Bytes wanted, Bytes least, Bytes alignment)
     : range_(reserve_largest(driver, wanted, least, alignment)) {
@@ -33,7 +29,7 @@ std::optional<AddressRange> Arena::allocate(Bytes size, Bytes alignment) {
     const Address base{round_up(Bytes{start.value}, alignment).count};
     const Bytes before = base - start;
     if (!it->second.free || before >= length || length - before < size) continue;
-    // All the memory that this needs comes first: from there on nothing fails.
+    // This allocates all that it needs first, so that nothing fails from there on.
     const Bytes after = length - before - size;
     std::map<std::uintptr_t, Piece> made;
     made[base.value] = {size, false};
@@ -48,7 +44,7 @@ std::optional<AddressRange> Arena::allocate(Bytes size, Bytes alignment) {
   return std::nullopt;
 }
 
-void Arena::free(Address base) noexcept {
+void Arena::free_reservation(Address base, Bytes) noexcept {
   auto it = pieces_.find(base.value);
   it->second.free = true;
   if (auto next = std::next(it); next != pieces_.end() && next->second.free) {

@@ -10,24 +10,7 @@
 namespace vmm {
 
 class Arena;
-
-/// A range of an arena, which gets it back when this dies. Move-only.
-class AddressRange {
- public:
-  AddressRange(Arena& arena, Address base, Bytes size) noexcept : arena_(&arena), base_(base), size_(size) {}
-  AddressRange(AddressRange&& other) noexcept
-      : arena_(std::exchange(other.arena_, nullptr)), base_(other.base_), size_(other.size_) {}
-  AddressRange& operator=(AddressRange&&) = delete;
-  ~AddressRange();
-
-  Address base() const noexcept { return base_; }
-  Bytes size() const noexcept { return size_; }
-
- private:
-  Arena* arena_;
-  Address base_;
-  Bytes size_;
-};
+using AddressRange = OwnedRange<Arena>;
 
 /// First fit over free ranges that merge with their neighbours. Not thread-safe: the pool's lock guards it,
 /// and with it the death of every AddressRange.
@@ -40,21 +23,19 @@ class Arena {
   std::optional<AddressRange> allocate(Bytes size, Bytes alignment);
 
   Bytes size() const noexcept { return range_.size(); }
-  bool contains(Address address) const noexcept {
-    return address >= range_.base() && address < range_.base() + range_.size();
-  }
+  bool contains(Address address) const noexcept { return range_.contains(address); }
 
  private:
-  friend class AddressRange;
+  friend AddressRange;
   struct Piece {
     Bytes size;
     bool free;
   };
 
-  void free(Address base) noexcept;
+  void free_reservation(Address base, Bytes size) noexcept;
 
-  ReservedRange range_;
-  std::map<std::uintptr_t, Piece> pieces_;  // all of the range, free or not, so that free() needs no memory
+  OwnedRange<Driver> range_;
+  std::map<std::uintptr_t, Piece> pieces_;  // all of the range, free or not, so that freeing needs no memory
 };
 
 }  // namespace vmm

@@ -11,8 +11,8 @@ namespace vmm {
 
 /// Pages that one attempt to map has claimed, and the budget for those whose memory it creates. When this
 /// dies they are Unmapped again and the budget goes back, but for memory that was created: that is paid for,
-/// and the next attempt needs it, so it stays, free. Made, used and destroyed under the pool's lock; only
-/// DriverMappings works on it without.
+/// and the next attempt needs it, so it stays, free. Everything here needs the pool's lock, but for map() and
+/// unmap(), which must not have it.
 class Claims {
  public:
   Claims(Ground& ground, Tables& tables, Reservation& reservation)
@@ -26,6 +26,10 @@ class Claims {
   /// Reserves all the memory that is needed from here on, to commit or to put back: where mappings run out,
   /// so may the heap. Then takes what is to be created from the budget; false where that has not enough.
   bool pay(Need need);
+  /// Creates the memory that lacks, and maps all in the driver. Throws what the driver throws.
+  void map();
+  /// The driver unmaps what map() has mapped. What it refuses to unmap, put_back() retires.
+  void unmap() noexcept;
   /// The pages are Resident, and needed so much. Ends what this holds.
   void commit(Need need);
   void put_back() noexcept;
@@ -36,42 +40,23 @@ class Claims {
   Bytes size() const { return page_bytes() * claims_.size(); }
   /// Of that, what is to be created, and what has been.
   Bytes to_create() const noexcept { return to_create_; }
-  Bytes created() const { return page_bytes() * created_.size(); }
+  Bytes created() const noexcept { return created_; }
 
  private:
-  friend class DriverMappings;
-
   Bytes page_bytes() const { return reservation_.shape.page_bytes; }
-  void put_back_all();
+  void end() noexcept;
 
   Ground& ground_;
   Tables& tables_;
   Reservation& reservation_;
   std::vector<Claim> claims_;
   Bytes to_create_;
+  Bytes created_;
   bool paid_ = false;
-  std::vector<CreatedPage> created_;   // for the claims that create, in their order
   std::vector<PageMapping> mappings_;  // of the claims, once they are created
-  std::size_t unmapped_ = 0;           // of the mappings; the driver still has the others
+  std::size_t unmapped_ = 0;           // of the claims, from the first; the driver has mapped the others
+  Bytes soon_reclaimable_;             // counts as in transit
   Retirements room_;                   // one without pages, for those that the driver does not unmap again
-};
-
-/// The same pages in the driver: their memory is created, and they are mapped. When this dies they are
-/// unmapped, unless they stay. Made, used and destroyed without the pool's lock.
-class DriverMappings {
- public:
-  explicit DriverMappings(Claims& claims) : claims_(claims) {}
-  ~DriverMappings();
-  DriverMappings(const DriverMappings&) = delete;
-  DriverMappings& operator=(const DriverMappings&) = delete;
-
-  /// Throws what the driver throws.
-  void make();
-  void stay() noexcept { made_ = false; }
-
- private:
-  Claims& claims_;
-  bool made_ = false;
 };
 
 /// Pages whose need a call has raised. When this dies they are needed by nobody, unless they stay so. Made,

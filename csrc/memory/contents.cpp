@@ -1,20 +1,19 @@
 #include "memory/contents.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace vmm {
 
 void Contents::reserve(std::uint64_t more) {
-  if (free_.size() < reserved_ + more) add_entries(reserved_ + more - free_.size());
-  reserved_ += more;
-}
-
-void Contents::add_entries(std::uint64_t lacking) {
-  const auto first = static_cast<std::uint32_t>(entries_.size());
-  const std::uint64_t size = entries_.size() + lacking;
-  if (free_.capacity() < size) free_.reserve(2 * size);  // first, and for all, so that drop() never allocates
+  const std::uint64_t first = entries_.size();
+  const std::uint64_t size = std::max(first, first - free_.size() + reserved_ + more);
+  // The free list has room for all entries, so that drop() never allocates.
+  if (free_.capacity() < size) free_.reserve(2 * size);
   entries_.resize(size);
-  for (std::uint64_t i = lacking; i-- > 0;) free_.push_back({first + static_cast<std::uint32_t>(i)});
+  for (std::uint64_t i = size; i-- > first;) free_.push_back({static_cast<std::uint32_t>(i)});
+  reserved_ += more;
 }
 
 ContentId Contents::add(ByteKind kind, PhysicalPageId page) {

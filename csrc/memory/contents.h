@@ -28,8 +28,6 @@ class Contents {
   std::uint64_t live() const noexcept { return entries_.size() - free_.size(); }
 
  private:
-  void add_entries(std::uint64_t lacking);
-
   std::vector<Content> entries_;
   std::vector<ContentId> free_;
   std::uint64_t reserved_ = 0;  // of the free

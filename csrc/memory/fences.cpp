@@ -17,24 +17,23 @@ Epochs::~Epochs() {
 void Epochs::close(StreamHandle handle, bool open_next) {
   handle = named(handle);
   std::lock_guard recording(record_mutex_);
-  // Where none is open, what is on the stream is marked: a stream that cannot be waited for is refused now.
-  if (!mark_if(handle, false)) {
-    // Recorded before anything changes: when it throws, the epoch is simply still open.
-    const EventHandle event = driver_.record(handle);
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[handle.value];
-    stream.unfinished.push_back({stream.current, event, open_next});
-    stream.wanted = false;  // by a fence from before the epoch
-    recorded(stream);
-  }
+  // Where no epoch is open, this marks what is on the stream, so that a stream that cannot be waited for is
+  // refused now. An open epoch is recorded before anything changes: when that throws, it is still open.
+  std::optional<EventHandle> event;
+  if (!mark_if(handle, false)) event = driver_.record(handle);
   std::lock_guard lock(mutex_);
   Stream& stream = streams_[handle.value];
+  if (event) {
+    stream.wanted = false;  // This event serves a fence from before the epoch, too.
+    recorded(stream, {stream.current, *event, open_next});
+  }
   stream.open = open_next;
   if (open_next) ++stream.current;
 }
 
-/// An event tells when all that was on it until now is over: the current epoch. Under the lock.
-void Epochs::recorded(Stream& stream) {
+/// Keeps an event that tells when all that is on the stream now is over. The caller holds the lock.
+void Epochs::recorded(Stream& stream, const Unfinished& entry) {
+  stream.unfinished.push_back(entry);
   if (stream.owners == 0 || stream.watched || stream.owed) stream.last_outside_steps = stream.current;
   stream.owed = stream.capturing = false;
   if (stream.given_up) stream.watched = false;
@@ -57,7 +56,7 @@ void Epochs::leave(StreamHandle handle) {
 }
 
 void Epochs::mark(StreamHandle handle) {
-  poll();  // so that what is over does not pile up
+  poll();  // Otherwise events that are over would pile up.
   handle = named(handle);
   std::lock_guard recording(record_mutex_);
   mark_if(handle, false);
@@ -72,50 +71,59 @@ void Epochs::cover(StreamHandle handle) {
   mark_if(named(handle), false);
 }
 
-/// What is on the stream becomes an epoch, unless an open one covers it. The epoch has its number before its
-/// event is recorded: a fence that is made in between waits for the next. Under record_mutex_.
+Fence Epochs::device_fence() {
+  if (!driver_.capabilities().device_events)
+    throw InvalidArgument("the driver has no events of the whole device: CUDA 12.5 or later is needed");
+  cover(whole_device);
+  std::lock_guard lock(mutex_);
+  const std::uint64_t epoch = last_epoch(streams_[whole_device.value], Work::all);
+  return epoch == 0 ? Fence{} : Fence{{whole_device, epoch}};
+}
+
+/// Makes an epoch of what is on the stream, unless an open one covers it; returns whether it did. The epoch
+/// has its number before its event is recorded, so a fence that is made in between waits for the next. The
+/// caller holds record_mutex_.
 bool Epochs::mark_if(StreamHandle handle, bool only_wanted) {
-  std::uint64_t epoch;
-  bool wanted;
-  {
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[handle.value];
-    if (stream.open || (only_wanted && !stream.wanted)) return false;
-    wanted = std::exchange(stream.wanted, false);
-    epoch = ++stream.current;
-  }
+  std::unique_lock lock(mutex_);
+  Stream& stream = streams_[handle.value];  // It stays where it is, also without the lock.
+  if (stream.open || (only_wanted && !stream.wanted)) return false;
+  const bool wanted = std::exchange(stream.wanted, false);
+  const std::uint64_t epoch = ++stream.current;
+  lock.unlock();
+  EventHandle event;
   try {
-    const EventHandle event = driver_.record(handle);
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[handle.value];
-    stream.unfinished.push_back({epoch, event, false});
-    recorded(stream);
+    event = driver_.record(handle);
   } catch (const Error& error) {
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[handle.value];
+    lock.lock();
     stream.wanted |= wanted;
     stream.owed |= dynamic_cast<const DriverError*>(&error) != nullptr;
     throw;
   }
+  lock.lock();
+  recorded(stream, {epoch, event, false});
   return true;
 }
 
+/// Returns the streams for which `is` is true.
+template <class Is>
+std::vector<StreamHandle> Epochs::those(Is is) const {
+  std::lock_guard lock(mutex_);
+  std::vector<StreamHandle> out;
+  for (const auto& [handle, stream] : streams_)
+    if (is(stream)) out.push_back({handle});
+  return out;
+}
+
 void Epochs::mark_wanted() {
-  std::vector<StreamHandle> wanted;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [handle, stream] : streams_)
-      if (stream.wanted) wanted.push_back({handle});
-  }
-  for (StreamHandle stream : wanted) {
+  for (StreamHandle stream : those([](const Stream& each) { return each.wanted; })) {
     try {
       std::lock_guard recording(record_mutex_);
       if (driver_.capturing(stream)) throw StreamCapturing("");
       mark_if(stream, true);
-    } catch (const StreamCapturing&) {  // what is on it will be asked for again
+    } catch (const StreamCapturing&) {  // It stays wanted, so the next poll asks again.
       std::lock_guard lock(mutex_);
       streams_[stream.value].capturing = true;
-    } catch (const InvalidArgument&) {  // it was ended behind our back, and its work with it
+    } catch (const InvalidArgument&) {  // Somebody else ended it, and its work with it.
       forget(stream);
     }
   }
@@ -153,7 +161,7 @@ Epochs::Ending Epochs::ending(StreamHandle handle) const {
 void Epochs::destroy(StreamHandle handle) {
   std::lock_guard nobody_asks(poll_mutex_);
   std::lock_guard nobody_records(record_mutex_);
-  // First: the driver may give the same handle to somebody at once.
+  // This comes first, because the driver may give the same handle to somebody at once.
   const bool watched = forget(handle);
   try {
     driver_.destroy_stream(handle);
@@ -164,7 +172,7 @@ void Epochs::destroy(StreamHandle handle) {
   }
 }
 
-/// Its work must be over. Under poll_mutex_. Whether it was watched.
+/// Forgets a stream whose work is over, and returns whether it was watched. The caller holds poll_mutex_.
 bool Epochs::forget(StreamHandle handle) {
   std::deque<Unfinished> over;
   bool watched;
@@ -182,7 +190,8 @@ bool Epochs::forget(StreamHandle handle) {
   return watched;
 }
 
-/// Of so much of its work, the epoch that must be over; 0: none. Under the lock.
+/// Returns the epoch that must be over before so much of the stream's work is; 0 where all of it is. The
+/// caller holds the lock.
 std::uint64_t Epochs::last_epoch(Stream& stream, Work work) {
   const bool more_to_come = stream.owed || (stream.watched && work != Work::marked);
   if (stream.open && (more_to_come || work == Work::all || (stream.owners == 0 && work != Work::marked)))
@@ -201,19 +210,14 @@ void Epochs::poll() {
   std::unique_lock polling(poll_mutex_, std::try_to_lock);
   if (!polling) return;
   mark_wanted();
-  std::vector<StreamHandle> busy;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [handle, stream] : streams_)
-      if (!stream.unfinished.empty()) busy.push_back({handle});
-  }
-  for (StreamHandle stream : busy)
+  for (StreamHandle stream : those([](const Stream& each) { return !each.unfinished.empty(); }))
     while (pop_finished(stream)) {
     }
 }
 
-/// Asks for the last event of those that are surely on one stream, and while it is not over, by halves, for
-/// which are: a stream's events complete in order. False when the oldest is not over. Under poll_mutex_.
+/// Finds the last event that is over, by halves, because a stream's events complete in order. It looks only
+/// at those that are surely on one stream. Returns false when the oldest is not over. The caller holds
+/// poll_mutex_.
 bool Epochs::pop_finished(StreamHandle handle) {
   std::vector<Unfinished> run;
   {
@@ -247,8 +251,8 @@ bool Epochs::pop_finished(StreamHandle handle) {
   return true;
 }
 
-/// A capture came between looking and recording: the event will never complete. A later one covers its work,
-/// or else the work is marked anew.
+/// Drops an event that will never complete, because a capture began between looking and recording. A later
+/// event covers its work, or else the work is marked anew.
 void Epochs::drop(StreamHandle handle, const Unfinished& entry) {
   {
     std::lock_guard lock(mutex_);
@@ -272,15 +276,13 @@ bool Epochs::complete(const Fence& fence, std::optional<StreamHandle> but_for) c
 bool Epochs::waits_for_open_epoch(const Fence& fence, std::optional<StreamHandle> but_for) const {
   if (but_for) but_for = named(*but_for);
   std::lock_guard lock(mutex_);
-  for (const StreamEpoch& entry : fence) {
-    if (entry.stream == but_for) continue;
-    auto found = streams_.find(entry.stream.value);
-    if (found == streams_.end()) continue;
+  return std::ranges::any_of(fence, [&](const StreamEpoch& entry) {
+    const auto found = streams_.find(entry.stream.value);
+    if (entry.stream == but_for || found == streams_.end()) return false;
     const Stream& stream = found->second;
-    if (stream.open && stream.current == entry.epoch) return true;
-    if (stream.capturing && stream.completed < entry.epoch) return true;
-  }
-  return false;
+    return (stream.open && stream.current == entry.epoch) ||
+           (stream.capturing && stream.completed < entry.epoch);
+  });
 }
 
 }  // namespace vmm

@@ -90,11 +90,18 @@ class Epochs {
   Fence fence(Which which) {
     std::lock_guard lock(mutex_);
     Fence fence;
-    for (auto& [handle, stream] : streams_)
+    for (auto& [handle, stream] : streams_) {
+      if (StreamHandle{handle} == whole_device) continue;  // its events are those of device_fence()
       if (const std::uint64_t epoch = last_epoch(stream, which(StreamHandle{handle})); epoch != 0)
         fence.push_back({{handle}, epoch});
+    }
     return fence;
   }
+  /// A fence over everything that the device has been given until now, also by others on streams of which
+  /// nobody has told. It records an event: throws what cover() throws, StreamCapturing also where any stream
+  /// of the device is being captured (which that breaks), and InvalidArgument where the driver has no such
+  /// events.
+  Fence device_fence();
   /// Asks the driver which epochs are over. This is cheap when none is unfinished.
   void poll();
   /// Whether all epochs of the fence are over. The stream `but_for`, if given, does not count: it is that of
@@ -129,7 +136,9 @@ class Epochs {
 
   void close(StreamHandle stream, bool open_next);
   static std::uint64_t last_epoch(Stream& stream, Work work);
-  static void recorded(Stream& stream);
+  static void recorded(Stream& stream, const Unfinished& entry);
+  template <class Is>
+  std::vector<StreamHandle> those(Is is) const;
   bool mark_if(StreamHandle stream, bool only_wanted);
   void mark_wanted();
   bool forget(StreamHandle stream);

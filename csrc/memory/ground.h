@@ -1,6 +1,7 @@
 // What all rooms of a pool share: the driver, the budget, the clock, the lock.
 #pragma once
 
+#include <atomic>
 #include <memory>
 
 #include "base/clock.h"
@@ -20,12 +21,26 @@ struct Ground {
       : driver(std::move(driver_)), budget(std::move(budget_)), clock(std::move(clock_)) {}
 
   void require_parent() const { fork_guard.require_parent("this pool"); }
-  /// Throws Closed once the pool is closed. Called under the lock.
+  /// The pool's lock. Throws Forked in a forked child.
+  std::unique_lock<Mutex> locked() const {
+    require_parent();
+    return std::unique_lock(mutex);
+  }
+  /// What `look` returns under the pool's lock.
+  template <class Look>
+  auto under_lock(Look look) const {
+    const std::lock_guard lock(mutex);
+    return look();
+  }
+  /// Throws Closed once the pool is closed. Who must not be overtaken by that holds the lock.
   void require_open() const {
     if (closed) throw Closed("this pool is closed");
   }
-  /// Whether whoever closes the pool still has patience to wait. Called under the lock.
-  bool may_wait() const { return stop_waiting_at == Nanoseconds::max() || clock->now() < stop_waiting_at; }
+  /// Whether whoever closes the pool still has patience to wait.
+  bool may_wait() const {
+    const Nanoseconds until = stop_waiting_at;
+    return until == Nanoseconds::max() || clock->now() < until;
+  }
 
   const std::unique_ptr<Driver> driver;
   const std::shared_ptr<Budget> budget;
@@ -36,11 +51,11 @@ struct Ground {
   Epochs epochs{*driver};
   Signals signals{*budget};
 
-  // The pool's lock guards the tables, what the rooms say it guards, and what follows.
+  // The pool's lock guards the tables, and what the rooms say it guards.
   mutable Mutex mutex{LockRank::pool};
-  Condition changed;  // is notified when pages have changed their state in the tables
-  bool closed = false;
-  Nanoseconds stop_waiting_at = Nanoseconds::max();  // when the patience of closing ends
+  Condition changed;                // is notified when pages have changed their state in the tables
+  std::atomic<bool> closed{false};  // changes under the lock only
+  std::atomic<Nanoseconds> stop_waiting_at{Nanoseconds::max()};  // when the patience of closing ends
 };
 
 }  // namespace vmm

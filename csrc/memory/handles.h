@@ -8,23 +8,25 @@
 
 namespace vmm {
 
-/// One driver reservation.
-class ReservedRange {
+/// Reserved addresses. The driver or arena that they are from gets them back when this dies.
+template <class Source>
+class OwnedRange {
  public:
-  ReservedRange(Driver& driver, Bytes size, Bytes alignment)
-      : driver_(&driver), base_(driver.reserve(size, alignment)), size_(size) {}
-  ReservedRange(ReservedRange&& other) noexcept
-      : driver_(std::exchange(other.driver_, nullptr)), base_(other.base_), size_(other.size_) {}
-  ReservedRange& operator=(ReservedRange&&) = delete;
-  ~ReservedRange() {
-    if (driver_ != nullptr) undo_or_leak([this] { driver_->free_reservation(base_, size_); });
+  OwnedRange(Source& source, Address base, Bytes size) noexcept
+      : source_(&source), base_(base), size_(size) {}
+  OwnedRange(OwnedRange&& other) noexcept
+      : source_(std::exchange(other.source_, nullptr)), base_(other.base_), size_(other.size_) {}
+  OwnedRange& operator=(OwnedRange&&) = delete;
+  ~OwnedRange() {
+    if (source_ != nullptr) undo_or_leak([this] { source_->free_reservation(base_, size_); });
   }
 
   Address base() const noexcept { return base_; }
   Bytes size() const noexcept { return size_; }
+  bool contains(Address address) const noexcept { return address >= base_ && address < base_ + size_; }
 
  private:
-  Driver* driver_;
+  Source* source_;
   Address base_;
   Bytes size_;
 };

@@ -24,7 +24,7 @@ std::uint16_t LastUses::number(Fence fence) {
   if (fence.empty()) return none;
   const auto equal = std::ranges::find(pending_, fence, &Use::fence);
   if (equal != pending_.end()) return equal->number;
-  if (pending_.size() == most_pending) {  // pages of different ages share one that waits for both
+  if (pending_.size() == most_pending) {  // Pages of different ages share one number, which waits for both.
     include(pending_.back().fence, fence);
     return pending_.back().number;
   }

@@ -35,12 +35,17 @@ Reservation& Leases::reserve(const ReservationShape& shape, std::optional<Stream
     ground_.counters.reservations_adopted.add();
     return *adopted;
   }
-  Reservation& made = make(lock, shape);
+  AddressRange addresses = allocate(lock, shape);
+  {
+    const Unlocked outside(lock);  // When this fails, the addresses die under the lock.
+    set_gap(addresses, shape.zeroed ? Gap::zeros : Gap::faults);
+  }
+  Reservation& made = tables_.add(std::move(addresses), shape);
   ground_.counters.reservations_made.add();
   return made;
 }
 
-/// Under the lock.
+/// The caller holds the lock.
 Reservation* Leases::find_adoptable(const ReservationShape& wanted, std::optional<StreamHandle> stream) {
   Reservation* best = nullptr;
   if (wanted.zeroed) return nullptr;
@@ -53,23 +58,13 @@ Reservation* Leases::find_adoptable(const ReservationShape& wanted, std::optiona
         shape.extents < wanted.extents || shape.kind != wanted.kind ||
         !ground_.epochs.complete(candidate->idle_fence, stream))
       continue;
-    // The closest fit, then the one with most pages mapped.
+    // The closest fit is best; among equals, the one with most pages mapped.
     auto rank = [](const Reservation& r) {
       return std::tuple(r.shape.extent_bytes, r.shape.extents, ~r.table.resident().count);
     };
     if (best == nullptr || rank(*candidate) < rank(*best)) best = candidate.get();
   }
   return best;
-}
-
-/// The lock is held at both ends, so that the addresses of one that fails die under it.
-Reservation& Leases::make(Lock& lock, const ReservationShape& shape) {
-  AddressRange addresses = allocate(lock, shape);
-  {
-    const Unlocked outside(lock);
-    set_gap(addresses, shape.zeroed ? Gap::zeros : Gap::faults);
-  }
-  return tables_.add(std::move(addresses), shape);
 }
 
 AddressRange Leases::allocate(Lock& lock, const ReservationShape& shape) {

@@ -34,7 +34,6 @@ class Leases {
 
   void check_shape(const ReservationShape& shape) const;
   Reservation* find_adoptable(const ReservationShape& shape, std::optional<StreamHandle> stream);
-  Reservation& make(Lock& lock, const ReservationShape& shape);
   AddressRange allocate(Lock& lock, const ReservationShape& shape);
   bool await_addresses(Lock& lock, Wait& wait);
   void set_gap(const AddressRange& addresses, Gap gap);

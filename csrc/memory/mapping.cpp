@@ -9,7 +9,8 @@
 
 namespace vmm {
 
-/// What calls have created that fail for want of memory: it goes back to a full device, where others need it.
+/// Memory that a call has created which then fails for want of more. It goes back to the full device, where
+/// others need it.
 class Mapping::CreatedInVain {
  public:
   CreatedInVain(Mapping& mapping, Lock& lock) : mapping_(mapping), lock_(lock) {}
@@ -18,7 +19,7 @@ class Mapping::CreatedInVain {
     const Unlocked outside(lock_);
     try {
       mapping_.reclaiming_.release_free(size_);
-    } catch (const std::exception& error) {  // what is refused stays, free
+    } catch (const std::exception& error) {  // What the driver refuses stays here, free.
       mapping_.ground_.log.write(LogLevel::warning, "release: ", error.what());
     }
   }
@@ -42,7 +43,7 @@ MapResult Mapping::map(Reservation& reservation, std::span<const PageRange> rang
   Lock lock(ground_.mutex);
   RaisedNeeds raised(ground_, reservation, options.need);
   CreatedInVain in_vain(*this, lock);
-  bool refused = false;  // by the device
+  bool refused = false;  // The device has refused to create more.
   for (;;) {
     Attempt tried;
     try {
@@ -55,7 +56,7 @@ MapResult Mapping::map(Reservation& reservation, std::span<const PageRange> rang
       note_refusal(tried, error);
       in_vain.add(tried.created);
       refused = true;
-      continue;  // as under a budget that is as short
+      continue;  // The next attempt finds a budget that is as short.
     }
     if (tried.shortage) {
       make_room(lock, tried, options.need, !refused, wait);
@@ -71,7 +72,7 @@ MapResult Mapping::map(Reservation& reservation, std::span<const PageRange> rang
   return result;
 }
 
-/// The lock is held at both ends.
+/// The caller holds the lock, which this lets go of while it calls the driver.
 void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOptions& options,
                       Reservation& reservation, RaisedNeeds& raised, Attempt& tried) {
   // 1. Decide, and claim all that is missing or nothing.
@@ -83,13 +84,12 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   tried.to_create = claims.to_create();
   raised.reserve(claims.pages().size());
   if (!claims.pay(options.need)) {
-    tried.shortage = shortage(claims, options.need);  // what the attempt could use it has claimed
+    tried.shortage = shortage(claims, options.need);  // What would help this call is claimed, so not free.
     claims.put_back();
     tried.shortage->freed = tables_.physical().freed();
   }
   if (claims.empty()) return;
   // 2. Drive, without the lock.
-  const InTransit soon_reclaimable(tables_, options.need == Need::kept ? Bytes{} : tried.asked);
   {
     const Unlocked outside(lock);
     drive(claims, options, tried);
@@ -98,16 +98,16 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   raised.add(claims.pages());
   tried.mapped = Pages{claims.pages().size()};
   claims.commit(options.need);
-  if (tried.created.count != 0) {
+  if (const Bytes created = claims.created(); created.count != 0) {
     created_.page_bytes = reservation.shape.page_bytes;
-    created_.size += tried.created;
-    ground_.counters.pages_created.add(tried.created / created_.page_bytes);
+    created_.size += created;
+    ground_.counters.pages_created.add(created / created_.page_bytes);
   }
   if (options.need == Need::none) ground_.signals.note_idle();
 }
 
-/// What is Resident already is needed at once, so that making room for the rest does not take it. Whether
-/// others are in the way.
+/// Claims what is Unmapped, and raises the need for what is Resident already, so that making room for the
+/// rest does not take that. Returns whether others are in the way.
 bool Mapping::claim(std::span<const PageRange> ranges, const MapOptions& options, RaisedNeeds& raised,
                     Claims& claims) {
   Reservation& reservation = claims.reservation();
@@ -131,7 +131,7 @@ Shortage Mapping::shortage(const Claims& claims, Need need) const {
   const Bytes lacking = std::max(saturating_sub(claims.to_create(), tables_.allowance().left()),
                                  claims.reservation().shape.page_bytes);
   Shortage shortage{claims.to_create(), lacking, {}, {}, 0};
-  if (need == Need::none) return shortage;  // nothing may be reclaimed for it
+  if (need == Need::none) return shortage;  // Nothing may be reclaimed for this.
   shortage.nobodys = tables_.physical().some_free(lacking, false);
   shortage.strays = tables_.physical().some_free(lacking, true);
   return shortage;
@@ -139,14 +139,12 @@ Shortage Mapping::shortage(const Claims& claims, Need need) const {
 
 void Mapping::drive(Claims& claims, const MapOptions& options, Attempt& tried) {
   try {
-    DriverMappings mappings(claims);
     ground_.driver->together([&] {
-      mappings.make();
+      claims.map();
       zero_claims(claims, options);
     });
-    mappings.stay();
-    tried.created = claims.created();
   } catch (...) {
+    claims.unmap();
     tried.created = claims.created();
     ground_.counters.driver_failures.add();
     throw;
@@ -172,7 +170,7 @@ void Mapping::zero_claims(const Claims& claims, const MapOptions& options) {
     for (auto next = skip; at < end; ++next) {
       const bool none = next == options.overwritten.end() || next->offset >= end;
       const Bytes stop = none ? end : std::max(at, next->offset);
-      if (stop > at) append(reservation.base + at, stop - at);
+      if (stop > at) append(reservation.addresses.base() + at, stop - at);
       if (none) break;
       at = next->offset + next->size;
     }
@@ -181,8 +179,8 @@ void Mapping::zero_claims(const Claims& claims, const MapOptions& options) {
   if (!ranges.empty()) ground_.driver->zero(ranges, {});
 }
 
-/// The device would not create so much. Where it refused something else, no room that could be made would
-/// help: throws OutOfPages.
+/// Remembers that the device would not create so much. Throws OutOfPages where it refused something else,
+/// because no room that could be made would help.
 void Mapping::note_refusal(const Attempt& tried, const DriverOutOfMemory& error) {
   if (tried.created == tried.to_create) {
     MemoryFigures figures = reclaiming_.figures(tried.asked);
@@ -200,7 +198,7 @@ void Mapping::make_room(Lock& lock, const Attempt& tried, Need need, bool ask_de
   try {
     reclaiming_.make_room(tried.asked, *tried.shortage, need, wait);
   } catch (const OutOfPages& error) {
-    // What the device refused somebody a while ago it may have now: whoever must have it asks again.
+    // The device may have now what it refused somebody a while ago: whoever must have it asks again.
     if (!ask_device_again || need != Need::kept || error.figures().refused.empty()) throw;
     reclaiming_.forget_device_limit();
   }
@@ -210,8 +208,7 @@ void Mapping::await_others(Lock& lock, const Reservation& reservation, std::span
                            Wait& wait) {
   {
     const Unlocked outside(lock);
-    reclaiming_.drain_retired(
-        true);  // what the driver has refused before it may unmap for who needs the page
+    reclaiming_.drain_retired(true);  // The driver may now unmap what it has refused before.
   }
   for (;; reclaiming_.pause(lock, wait)) {
     bool blocked = tables_.physical().releasing() != 0;
@@ -223,14 +220,6 @@ void Mapping::await_others(Lock& lock, const Reservation& reservation, std::span
     }
     if (!blocked) return;
   }
-}
-
-void Mapping::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
-  ground_.require_parent();
-  if (offset > reservation.size() || size > reservation.size() - offset)
-    throw InvalidArgument("offset, size: beyond the end of the reservation");
-  const MemoryRange range{reservation.base + offset, size};
-  ground_.driver->zero(std::span(&range, 1), stream);
 }
 
 }  // namespace vmm

@@ -25,8 +25,6 @@ class Mapping {
 
   /// Makes the pages Resident. Throws OutOfPages or what the driver threw, with no page claimed or kept.
   MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options);
-  /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
-  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream);
 
   /// Creates pages of this size, in whole runs, until `wanted` bytes of them lie free, or `at_most` bytes
   /// have been created, or the budget or the device has no more. Returns how much it created. Throws
@@ -43,7 +41,8 @@ class Mapping {
  private:
   /// What one attempt to map came to.
   struct Attempt {
-    Bytes asked{}, to_create{}, created{};
+    Bytes asked{}, to_create{};
+    Bytes created{};  // before it failed
     Pages mapped{};
     bool blocked = false;                   // others are mapping or unmapping some of the pages
     std::optional<Shortage> shortage = {};  // if there is one, nothing was claimed
@@ -60,6 +59,7 @@ class Mapping {
   void make_room(Lock&, const Attempt&, Need, bool ask_device_again, Wait&);
   void await_others(Lock&, const Reservation&, std::span<const PageRange>, Wait&);
   std::optional<Filling> begin_filling(Bytes wanted, Bytes page_bytes);
+  void end_filling(Filling&);
 
   Ground& ground_;
   Tables& tables_;

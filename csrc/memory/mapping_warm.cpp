@@ -9,63 +9,35 @@
 #include "memory/waiting.h"
 
 namespace vmm {
-namespace {
-
-/// A run that is being filled. When this dies, under the pool's lock, what was created is free.
-class FillingRun {
- public:
-  FillingRun(Ground& ground, Tables& tables, Filling what)
-      : ground_(ground), tables_(tables), what_(std::move(what)) {}
-  ~FillingRun() {
-    ground_.counters.pages_created.add(what_.created.size());
-    tables_.end_filling(what_);
-    ground_.changed.notify_all();
-    ground_.signals.given_up(true);
-  }
-  FillingRun(const FillingRun&) = delete;
-  FillingRun& operator=(const FillingRun&) = delete;
-
-  /// Without the lock. Throws what the driver throws.
-  void create(Bytes page_bytes) {
-    ground_.driver->together([&] {
-      for (const auto& [page, place] : what_.pages)
-        what_.created.emplace_back(*ground_.driver, page_bytes, place);
-    });
-  }
-  std::uint64_t created() const noexcept { return what_.created.size(); }
-
- private:
-  Ground& ground_;
-  Tables& tables_;
-  Filling what_;
-};
-
-}  // namespace
-
 Bytes Mapping::warm(Bytes wanted, Bytes page_bytes, Bytes at_most) {
-  ground_.require_parent();
   check_page_size(ground_.driver->capabilities(), page_bytes);
   Bytes made;
-  Lock lock(ground_.mutex);
+  Lock lock = ground_.locked();
   while (made < at_most) {
     std::optional<Filling> filling = begin_filling(wanted, page_bytes);
     if (!filling) break;
-    FillingRun run(ground_, tables_, std::move(*filling));
     try {
       const Unlocked outside(lock);
-      run.create(page_bytes);
-    } catch (const DriverOutOfMemory& error) {  // as much as there is
+      ground_.driver->together([&] {
+        for (const auto& [page, place] : filling->pages)
+          filling->created.emplace_back(*ground_.driver, page_bytes, place);
+      });
+    } catch (const DriverOutOfMemory& error) {  // It creates as much as there is.
       ground_.log.write(LogLevel::info, "warm: ", error.what());
       at_most = {};
+    } catch (...) {
+      end_filling(*filling);
+      throw;
     }
-    made += page_bytes * run.created();
+    end_filling(*filling);
+    made += page_bytes * filling->created.size();
   }
   return made;
 }
 
-/// The pages of an empty run, or as many of them as the budget has: a window takes a run as it is, and would
-/// create the rest when it is mapped. None when none lacks or none can be had. The budget's other owners are
-/// not pressed.
+/// Claims the pages of an empty run, or as many of them as the budget has: a window takes a run as it is, and
+/// creates the rest when it is mapped. Returns none when no memory lacks or none can be had. It does not
+/// press the budget's other owners.
 std::optional<Filling> Mapping::begin_filling(Bytes wanted, Bytes page_bytes) {
   ground_.require_open();
   reclaiming_.spare(wanted);
@@ -74,6 +46,14 @@ std::optional<Filling> Mapping::begin_filling(Bytes wanted, Bytes page_bytes) {
   const std::uint64_t count = std::min(tables_.allowance().left() / page_bytes, per_run);
   if (count == 0) return std::nullopt;
   return tables_.begin_filling(page_bytes, count);
+}
+
+/// What was created is free from here on.
+void Mapping::end_filling(Filling& filling) {
+  ground_.counters.pages_created.add(filling.created.size());
+  tables_.end_filling(filling);
+  ground_.changed.notify_all();
+  ground_.signals.given_up(true);
 }
 
 Created Mapping::take_created() {

@@ -1,43 +1,30 @@
 #include "memory/page_table.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 
 namespace vmm {
 namespace {
 
+constexpr const char* names[] = {"Unmapped", "Mapping", "Resident", "Retiring"};
+
 bool legal(VirtualState from, VirtualState to) {
-  switch (from) {
-    case VirtualState::unmapped:
-      return to == VirtualState::mapping;
-    case VirtualState::mapping:
-      return to == VirtualState::resident || to == VirtualState::unmapped || to == VirtualState::retiring;
-    case VirtualState::resident:
-      return to == VirtualState::retiring;
-    case VirtualState::retiring:
-      return to == VirtualState::unmapped || to == VirtualState::resident;
-  }
-  return false;
+  using enum VirtualState;
+  static constexpr std::pair<VirtualState, VirtualState> transitions[] = {
+      {unmapped, mapping},  {mapping, resident},  {mapping, unmapped}, {mapping, retiring},
+      {resident, retiring}, {retiring, unmapped}, {retiring, resident}};
+  return std::ranges::find(transitions, std::pair(from, to)) != std::end(transitions);
 }
+
+const char* name(VirtualState state) { return names[static_cast<std::size_t>(state)]; }
 
 }  // namespace
 
-const char* name(VirtualState state) noexcept {
-  switch (state) {
-    case VirtualState::unmapped:
-      return "Unmapped";
-    case VirtualState::mapping:
-      return "Mapping";
-    case VirtualState::resident:
-      return "Resident";
-    case VirtualState::retiring:
-      return "Retiring";
-  }
-  return "?";
-}
-
-void PageTable::move(PageIndex page, VirtualState to) {
+void PageTable::move(PageIndex page, VirtualState to, std::uint16_t last_use) {
   VirtualPage& entry = pages_.at(page.value);
   if (!legal(entry.state, to))
     throw InvariantViolation("virtual page " + std::to_string(page.value) + " cannot go from " +
@@ -46,21 +33,17 @@ void PageTable::move(PageIndex page, VirtualState to) {
   if (to == VirtualState::unmapped) in_use_ -= Pages{1};
   count(page, entry, false);
   if (entry.state == VirtualState::resident) entry.need = Need::none;
-  if (to == VirtualState::resident) entry.last_use = 0;
+  if (to == VirtualState::resident) entry.last_use = last_use;
   entry.state = to;
   count(page, entry, true);
 }
 
-/// Into, or out of, the counts of Resident pages.
+/// Counts a page in, or out of, what is Resident.
 void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
   if (entry.state != VirtualState::resident) return;
   sums_.count(entry, page_bytes_, in);
-  const Pages one{1};
-  in ? resident_ += one : resident_ -= one;
-  if (entry.kept())
-    in ? kept_ += one : kept_ -= one;
-  else
-    reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
+  in ? resident_ += Pages{1} : resident_ -= Pages{1};
+  if (!entry.kept()) reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
   if (in) return;
   idle_.set(page, false);
   aged_.set(page, false);
@@ -82,13 +65,6 @@ void PageTable::set_need(PageIndex page, Need need) {
                              " and cannot be needed");
   count(page, entry, false);
   entry.need = need;
-  count(page, entry, true);
-}
-
-void PageTable::set_last_use(PageIndex page, std::uint16_t last_use) {
-  VirtualPage& entry = pages_.at(page.value);
-  count(page, entry, false);
-  entry.last_use = last_use;
   count(page, entry, true);
 }
 

@@ -27,8 +27,8 @@ class PageTable {
   const VirtualPage& operator[](PageIndex page) const { return pages_.at(page.value); }
 
   /// Throws InvariantViolation unless the transition is one of those in virtual_page.h. A page that leaves
-  /// Resident is no longer needed.
-  void move(PageIndex page, VirtualState to);
+  /// Resident is no longer needed; the work of `last_use` may still use one that becomes Resident.
+  void move(PageIndex page, VirtualState to, std::uint16_t last_use = 0);
   void set_content(PageIndex page, ContentId content) { pages_.at(page.value).content = content; }
   /// Only a Resident page can be needed.
   void set_need(PageIndex page, Need need);
@@ -36,13 +36,9 @@ class PageTable {
   /// it.
   void unkeep(PageIndex page, std::uint16_t last_use);
 
-  /// The work of `last_use` may still use the page.
-  void set_last_use(PageIndex page, std::uint16_t last_use);
-
   /// Pages that are not Unmapped.
   Pages in_use() const noexcept { return in_use_; }
   Pages resident() const noexcept { return resident_; }
-  Pages kept() const noexcept { return kept_; }
   /// The Resident pages that are needed to this degree, which is less than kept.
   const PageBits& reclaimable(Need need) const { return reclaimable_.at(static_cast<std::size_t>(need)); }
   /// A page has aged when it is Resident and nobody has needed it since the last call but one.
@@ -60,9 +56,6 @@ class PageTable {
   MappedBytes& sums_;
   Pages in_use_;
   Pages resident_;
-  Pages kept_;
 };
-
-const char* name(VirtualState state) noexcept;
 
 }  // namespace vmm

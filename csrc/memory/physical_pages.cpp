@@ -1,6 +1,7 @@
 #include "memory/physical_pages.h"
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -8,18 +9,11 @@ namespace vmm {
 namespace {
 
 bool legal(PhysicalState from, PhysicalState to) {
-  switch (from) {
-    case PhysicalState::absent:
-    case PhysicalState::mapped:
-      return to == PhysicalState::busy;
-    case PhysicalState::free:
-      return to == PhysicalState::busy || to == PhysicalState::releasing;
-    case PhysicalState::releasing:
-      return to == PhysicalState::absent || to == PhysicalState::free;
-    case PhysicalState::busy:
-      return to == PhysicalState::absent || to == PhysicalState::free || to == PhysicalState::mapped;
-  }
-  return false;
+  using enum PhysicalState;
+  static constexpr std::pair<PhysicalState, PhysicalState> transitions[] = {
+      {absent, busy}, {busy, absent},    {busy, mapped},    {mapped, busy},     {busy, free},
+      {free, busy},   {free, releasing}, {releasing, free}, {releasing, absent}};
+  return std::ranges::find(transitions, std::pair(from, to)) != std::end(transitions);
 }
 
 bool in_use(PhysicalState state) { return state == PhysicalState::busy || state == PhysicalState::mapped; }
@@ -31,8 +25,8 @@ Pages PhysicalPages::pages_per_run(Bytes page_bytes) const {
   return {std::max<std::uint64_t>(1, run_bytes_ / page_bytes)};
 }
 
-/// A run with a page on its way out is left alone: its places are taken until that is over. So is an exported
-/// page that the driver has refused to take back.
+/// Leaves a run alone that has a page on its way out, because its place is taken until that is over. It also
+/// leaves an exported page alone that the driver has refused to take back.
 std::optional<RunId> PhysicalPages::take_from(std::vector<RunId>& list) {
   const auto found = std::find_if(list.rbegin(), list.rend(),
                                   [&](RunId id) { return run(id).releasing == 0 && !is_exported(run(id)); });
@@ -51,20 +45,20 @@ bool PhysicalPages::is_exported(const Run& run) const {
 }
 
 RunId PhysicalPages::take_run(Bytes page_bytes) {
-  if (std::exchange(emptied_, false)) sort_out_empty_ones();
-  for (auto* lists : {&warm_, &empty_})
-    if (const auto taken = take_from((*lists)[page_bytes])) return *taken;
-  return make_run(page_bytes);
+  sort_out_empty_ones();
+  if (const auto taken = take_from(warm_[page_bytes])) return *taken;
+  return take_empty_run(page_bytes);
 }
 
 RunId PhysicalPages::take_empty_run(Bytes page_bytes) {
-  if (std::exchange(emptied_, false)) sort_out_empty_ones();
+  sort_out_empty_ones();
   if (const auto taken = take_from(empty_[page_bytes])) return *taken;
   return make_run(page_bytes);
 }
 
-/// Runs whose free pages were released while they lay there.
+/// Moves runs whose free pages were released to those that are empty.
 void PhysicalPages::sort_out_empty_ones() {
+  if (!std::exchange(emptied_, false)) return;
   for (auto& [page_bytes, warm] : warm_) {
     auto empty = std::stable_partition(warm.begin(), warm.end(), [&](RunId id) { return run(id).free != 0; });
     empty_[page_bytes].insert(empty_[page_bytes].end(), empty, warm.end());
@@ -77,8 +71,8 @@ RunId PhysicalPages::make_run(Bytes page_bytes) {
   const RunId made{run_count()};
   next_place_ = round_up(Bytes{next_place_}, page_bytes).count;
   const PhysicalPageId first{size()};
-  // All the memory comes first: a run that is only half made would have no owner. And of the lists so much
-  // that give_back_run() never allocates.
+  // This allocates everything first, because a run that is only half made would have no owner. The lists get
+  // so much room that give_back_run() never allocates.
   if (runs_.size() == runs_.capacity()) runs_.reserve(2 * runs_.size() + 1);
   warm_[page_bytes].reserve(runs_.capacity());
   empty_[page_bytes].reserve(runs_.capacity());

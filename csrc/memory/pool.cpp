@@ -1,6 +1,7 @@
 #include "memory/pool.h"
 
 #include <algorithm>
+#include <bit>
 #include <string>
 #include <utility>
 
@@ -13,18 +14,13 @@ constexpr std::uint64_t runs_of_a_full_budget = 16'384;
 constexpr Bytes least_run = 1_MiB;
 constexpr Bytes least_arena = 1_GiB;
 
-Bytes default_run_bytes(Bytes budget) {
-  Bytes run = least_run;
-  while (run < budget / runs_of_a_full_budget) run = run * 2;
-  return run;
-}
-
 Bytes default_arena_bytes(Bytes budget) {
   return budget > 16_TiB / 256 ? 16_TiB : std::max(2_TiB, budget * 256);
 }
 
 Bytes checked_run_bytes(Bytes run, Bytes budget) {
-  if (run.count == 0) return default_run_bytes(budget);
+  if (run.count == 0)
+    return std::max(least_run, Bytes{std::bit_ceil((budget / runs_of_a_full_budget).count)});
   if (!is_power_of_two(run.count))
     throw InvalidArgument("run_bytes: expected a power of two, or 0 for the default");
   return run;
@@ -59,13 +55,13 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
 
 Pool::~Pool() {
   ground_.signals.stop();
-  if (tables_.allowance().taken().count == 0) return;  // nor are streams looked at, which may be gone
+  if (tables_.allowance().taken().count == 0) return;  // Streams may be gone by now, so nobody looks at them.
   try {
     epochs().poll();
     reclaiming_.drain_retired(true);
     while (reclaiming_.end_an_idle_reservation()) {
     }
-  } catch (const std::exception&) {  // what stays mapped is lost to this process, and nothing more
+  } catch (const std::exception&) {  // What stays mapped is lost to this process, and nothing more.
   }
   tables_.allowance().give_back(tables_.allowance().taken());
 }
@@ -104,8 +100,7 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, c
 }
 
 void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges) {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   reservation.check(ranges);
   for (PageIndex page : each_page(ranges)) reservation.table.set_need(page, Need::none);
   ground_.signals.given_up(true);
@@ -113,7 +108,9 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
 }
 
 Pool::Needs::Needs(Pool& pool)
-    : signals_(pool.ground_.signals), lock_((pool.ground_.require_parent(), pool.ground_.mutex)) {}
+    : signals_(pool.ground_.signals),
+      tables_(pool.tables_),
+      lock_((pool.ground_.require_parent(), pool.ground_.mutex)) {}
 
 Pool::Needs::~Needs() {
   if (less_) signals_.given_up(true);
@@ -131,6 +128,12 @@ Pages Pool::Needs::resident(const Reservation& reservation, const PageRange& ran
   return count;
 }
 
+PageHandle Pool::Needs::physical(Address address) const {
+  const std::optional<PhysicalPageId> page = tables_.page_at(address);
+  if (!page) throw InvalidArgument("address: nothing of this pool is mapped there");
+  return tables_.physical()[*page].handle.get();
+}
+
 void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
   reservation.check(ranges);
   for (PageIndex page : each_page(ranges)) {
@@ -143,15 +146,22 @@ void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> range
 }
 
 void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   reservation.check(ranges);
   tables_.retire(reservation, ranges, std::move(fence));
 }
 
-Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
+void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {
   ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const AddressRange& addresses = reservation.addresses;
+  if (offset > addresses.size() || size > addresses.size() - offset)
+    throw InvalidArgument("offset, size: beyond the end of the reservation");
+  const MemoryRange range{addresses.base() + offset, size};
+  ground_.driver->zero(std::span(&range, 1), stream);
+}
+
+Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
+  const auto lock = ground_.locked();
   reservation.check(ranges);
   std::uint64_t count = 0;
   for (PageIndex page : each_page(ranges)) count += reservation.table[page].state != VirtualState::resident;
@@ -159,14 +169,12 @@ Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> r
 }
 
 Bytes Pool::mapped(const Reservation& reservation) const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   return reservation.shape.page_bytes * reservation.table.resident().count;
 }
 
 bool Pool::closed() const {
   ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
   return ground_.closed;
 }
 
@@ -175,18 +183,12 @@ void Pool::close(Nanoseconds patience) {
   {
     std::lock_guard lock(ground_.mutex);
     if (patience != Nanoseconds::max()) ground_.stop_waiting_at = clock().now() + patience;
-    if (std::exchange(ground_.closed, true) && tables_.allowance().taken().count == 0 && streams_.empty())
-      return;
+    if (ground_.closed.exchange(true) && tables_.allowance().taken().count == 0 && streams_.empty()) return;
   }
   streams_.end_all();
   tear_down();
   const std::uint64_t left = await_streams();
-  if (!may_wait()) log_impatience(left);
-}
-
-bool Pool::may_wait() const {
-  std::lock_guard lock(ground_.mutex);
-  return ground_.may_wait();
+  if (!ground_.may_wait()) log_impatience(left);
 }
 
 /// Gives back what a closed pool can give back.
@@ -199,8 +201,8 @@ void Pool::tear_down() noexcept {
   }
 }
 
-/// Until those that have ended are destroyed, but for what only somebody else can end. How many are left that
-/// would have to be waited for longer.
+/// Waits until the streams that have ended are destroyed, but for those that only somebody else can end.
+/// Returns how many are left that it would have to wait for longer.
 std::uint64_t Pool::await_streams() {
   Wait wait(ground_, "the work on streams that have ended is over");
   for (bool failed = false;;) {
@@ -213,29 +215,25 @@ std::uint64_t Pool::await_streams() {
       }
     }
     const std::uint64_t left = streams_.sweep();
-    if (left == 0 || !may_wait()) return left;
+    if (left == 0 || !ground_.may_wait()) return left;
     std::unique_lock lock(ground_.mutex);
     wait.moment(lock);
   }
 }
 
-/// Whether work that is not over may still use memory of leases that have ended.
-bool Pool::is_in_use() {
-  std::lock_guard lock(ground_.mutex);
-  tables_.last_uses().refresh();
-  return tables_.waiting().count != 0 || tables_.retired().any_intact();
-}
-
 void Pool::log_impatience(std::uint64_t streams) {
-  std::string left = is_in_use() ? "what work under way still uses" : "";
+  const bool in_use = ground_.under_lock([&] {
+    tables_.last_uses().refresh();
+    return tables_.waiting().count != 0 || tables_.retired().any_intact();
+  });
+  std::string left = in_use ? "what work under way still uses" : "";
   if (streams != 0)
     left += (left.empty() ? "" : " and ") + std::to_string(streams) + (streams == 1 ? " stream" : " streams");
   if (!left.empty()) log().write(LogLevel::warning, "closed without " + left + ": it did not end in time");
 }
 
 PoolStats Pool::stats() const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   PoolStats out{};
   out.budget = tables_.allowance().limit();
   out.created = tables_.allowance().taken();
@@ -252,8 +250,7 @@ PoolStats Pool::stats() const {
 }
 
 void Pool::check() const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   tables_.check();
 }
 

@@ -5,9 +5,8 @@
 // budget, clock, lock, epochs, and what the pager is told). Besides those,
 //
 //   leases      makes, leases and recycles reservations, and calls reclaiming;
-//   mapping     makes pages Resident: it decides, calls the driver and commits, and what it has claimed
-//   undoes
-//               itself (claims.h); it calls reclaiming;
+//   mapping     makes pages Resident: it decides, calls the driver and commits. What it has claimed undoes
+//               itself (claims.h). It calls reclaiming;
 //   reclaiming  says what may be had and gets it back; it calls unmapping and streams, and asks
 //               policy/victim_policy.h which pages go;
 //   unmapping   does in the driver what reclaiming has decided, and calls nobody;
@@ -59,9 +58,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Unmaps the Resident pages among these once `fence` is complete; see Reclaiming::drain_retired.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
   /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
-  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {}) {
-    mapping_.zero(reservation, offset, size, stream);
-  }
+  void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
@@ -109,9 +106,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void end_lease(Reservation& reservation) noexcept;
   void tear_down() noexcept;
   std::uint64_t await_streams();
-  bool is_in_use();
   void log_impatience(std::uint64_t streams);
-  bool may_wait() const;
 
   Ground ground_;
   const Bytes run_bytes_;
@@ -135,11 +130,18 @@ class Pool::Needs {
 
   /// Pages of the range that are Resident, up to the first that is not.
   Pages resident(const Reservation& reservation, const PageRange& range) const;
+  /// Whether the page is neither mapped nor on its way there or back.
+  bool unmapped(const Reservation& reservation, PageIndex page) const {
+    return reservation.table[page].state == VirtualState::unmapped;
+  }
+  /// The physical page that is Resident at the address. It stays that one only while it is kept.
+  PageHandle physical(Address address) const;
   /// From now on the Resident pages among these that are not kept are needed to this degree.
   void set(Reservation& reservation, std::span<const PageRange> ranges, Need need);
 
  private:
   Signals& signals_;
+  const Tables& tables_;
   std::lock_guard<Mutex> lock_;
   bool less_ = false;      // something is needed less
   bool nobody_s_ = false;  // something may be needed by nobody
@@ -157,7 +159,7 @@ class Lease {
 
   Pool& pool() const noexcept { return *pool_; }
   Reservation& reservation() const noexcept { return *reservation_; }
-  Address base() const noexcept { return reservation_->base; }
+  Address base() const noexcept { return reservation_->addresses.base(); }
   const ReservationShape& shape() const noexcept { return reservation_->shape; }
   /// As asked for; an adopted reservation may have more.
   std::uint64_t extents() const noexcept { return extents_; }

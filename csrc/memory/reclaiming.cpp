@@ -11,8 +11,8 @@ void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wa
   // 1. Nothing is touched unless it is enough.
   ground_.epochs.poll();
   require_obtainable(asked, whose);
-  // 2. What is unmapped the next plan takes as it is where it can: runs of whole windows, which idle
-  // reservations leave. The rest it gives back here, in exchange for budget.
+  // 2. Idle reservations leave runs of whole windows, which the next attempt takes as they are where it can.
+  // Other free pages go back to the driver here, in exchange for budget.
   Bytes made = unmapping_.release(shortage.nobodys);
   const auto lacking = [&] { return saturating_sub(shortage.lacking, made); };
   if (lacking().count != 0) made += reclaim(lacking(), Need::none);
@@ -20,12 +20,10 @@ void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wa
   if (lacking().count != 0) made += reclaim(lacking(), whose);
   if (made.count != 0) return;
   // 3. Nothing could be had now: perhaps somebody else has made room, or will.
-  {
-    std::lock_guard lock(ground_.mutex);
-    if (tables_.allowance().left() >= shortage.to_create || tables_.physical().freed() != shortage.freed)
-      return;
-  }
-  if (whose == Need::kept && await_coming(whose, wait)) return;
+  const bool others_have = ground_.under_lock([&] {
+    return tables_.allowance().left() >= shortage.to_create || tables_.physical().freed() != shortage.freed;
+  });
+  if (others_have || (whose == Need::kept && await_coming(whose, wait))) return;
   std::lock_guard lock(ground_.mutex);
   throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
 }
@@ -33,26 +31,21 @@ void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wa
 bool Reclaiming::relieve_mappings(Need whose, Wait& wait) {
   constexpr std::uint64_t plenty_fraction = 16;
   if (whose == Need::none) return false;
-  // 1. What was given up and is over.
+  // 1. Unmap what was given up and is over.
   const std::uint64_t before = ground_.counters.pages_unmapped.get();
   drain_retired();
   if (ground_.counters.pages_unmapped.get() != before) return true;
-  // 2. Idle reservations: at least one, or whoever asks for more than plenty would ask for ever.
+  // 2. End idle reservations: at least one, or whoever asks for more than plenty would ask for ever.
   const std::uint64_t plenty = ground_.driver->capabilities().max_mappings / plenty_fraction;
-  bool relieved = false;
-  do {
-    if (!end_an_idle_reservation()) break;
-    relieved = true;
-  } while (ground_.driver->mappings_left() < plenty);
-  if (relieved) return true;
-  // 3. An eighth of what is needed less.
-  Bytes reclaimable;
-  {
-    std::lock_guard lock(ground_.mutex);
-    reclaimable = tables_.mapped().reclaimable();
+  if (end_an_idle_reservation()) {
+    while (ground_.driver->mappings_left() < plenty && end_an_idle_reservation()) {
+    }
+    return true;
   }
+  // 3. Unmap an eighth of what is needed less.
+  const Bytes reclaimable = ground_.under_lock([&] { return tables_.mapped().reclaimable(); });
   if (reclaim(std::max(reclaimable / 8, 16_MiB), whose).count != 0) return true;
-  // 4. What will be over.
+  // 4. Wait for what will be over.
   return whose == Need::kept && await_moment(wait);
 }
 
@@ -61,8 +54,8 @@ struct Reclaiming::View {
   std::vector<Reservation*> reservations;
 };
 
-/// The reservations as the policy sees them. `only_those_that_may_end`: idle ones that have pages, none of
-/// which any work may still use. Under the lock.
+/// Shows the reservations as the policy sees them; with `only_those_that_may_end`, only idle ones that have
+/// pages, none of which any work may still use. The caller holds the lock.
 Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   View view;
   LastUses& last_uses = tables_.last_uses();
@@ -91,7 +84,7 @@ Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   return view;
 }
 
-/// Under the lock.
+/// The caller holds the lock.
 Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> victims) {
   Retirements batch;
   for (Victim& victim : victims)
@@ -101,13 +94,10 @@ Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> vic
 }
 
 Bytes Reclaiming::reclaim(Bytes wanted, Need whose) {
-  Retirements victims;
-  {
-    std::lock_guard lock(ground_.mutex);
+  return unmapping_.unmap_victims(ground_.under_lock([&] {
     const View seen = view();
-    victims = begin_retiring(seen, policy_.choose(seen.snapshot, wanted, whose));
-  }
-  return unmapping_.unmap_victims(std::move(victims));
+    return begin_retiring(seen, policy_.choose(seen.snapshot, wanted, whose));
+  }));
 }
 
 bool Reclaiming::end_an_idle_reservation() {
@@ -118,12 +108,10 @@ bool Reclaiming::end_an_idle_reservation() {
     const auto longest_idle = policy_.longest_idle(seen.snapshot);
     if (!longest_idle) return false;
     const PageTable& table = seen.reservations[*longest_idle]->table;
-    Victim all{*longest_idle, {}};
+    std::vector<PageIndex> pages;
     for (std::uint32_t i = 0; i < table.size().count; ++i)
-      if (table[{i}].state == VirtualState::resident) all.pages.push_back({i});
-    std::vector<Victim> one;
-    one.push_back(std::move(all));
-    victims = begin_retiring(seen, std::move(one));
+      if (table[{i}].state == VirtualState::resident) pages.push_back({i});
+    victims = begin_retiring(seen, {{*longest_idle, std::move(pages)}});
   }
   return unmapping_.unmap_victims(std::move(victims)).count != 0;
 }
@@ -134,10 +122,10 @@ void Reclaiming::pause(std::unique_lock<Mutex>& lock, Wait& wait) {
   drain_retired();
 }
 
-/// Whether it helps to reclaim again: there is something now, or it waited a moment because memory will come
-/// without anybody's doing.
+/// Returns whether it helps to reclaim again: either there is something now, or it waited a moment because
+/// memory will come without anybody's doing.
 bool Reclaiming::await_coming(Need whose, Wait& wait) {
-  ground_.epochs.poll();  // a capture that has ended holds nothing back
+  ground_.epochs.poll();  // A capture that has ended holds nothing back.
   {
     std::lock_guard lock(ground_.mutex);
     if (!policy_.choose(view().snapshot, {1}, whose).empty()) return true;
@@ -145,7 +133,7 @@ bool Reclaiming::await_coming(Need whose, Wait& wait) {
   return await_moment(wait);
 }
 
-/// Waits a moment where memory, and with it mappings, will come without anybody's doing; else false.
+/// Waits a moment where memory, and with it mappings, will come without anybody's doing; else returns false.
 bool Reclaiming::await_moment(Wait& wait) {
   std::unique_lock lock(ground_.mutex);
   const bool ending = tables_.last_uses().refresh() && tables_.mapped().reclaimable().count != 0;
@@ -154,17 +142,12 @@ bool Reclaiming::await_moment(Wait& wait) {
   return true;
 }
 
-bool Reclaiming::anything_free() const {
-  std::lock_guard lock(ground_.mutex);
-  return tables_.physical().free_bytes().count != 0;
-}
-
 Bytes Reclaiming::trim(Bytes wanted, bool wait, Need whose) {
   ground_.require_parent();
   ground_.epochs.poll();
-  const auto patient = [&] {
+  const auto anything_free = [&] {
     std::lock_guard lock(ground_.mutex);
-    return wait && ground_.may_wait();
+    return tables_.physical().free_bytes().count != 0;
   };
   Wait waiting(ground_, "work that uses what nobody needs any more ends");
   Bytes given_back;
@@ -173,9 +156,9 @@ Bytes Reclaiming::trim(Bytes wanted, bool wait, Need whose) {
       given_back += unmapping_.release_free(wanted - given_back);
       if (given_back >= wanted) break;
       if (reclaim(wanted - given_back, whose).count != 0 || anything_free()) continue;
-      if (!patient() || !await_coming(whose, waiting)) break;
+      if (!wait || !ground_.may_wait() || !await_coming(whose, waiting)) break;
     }
-  } catch (const Error&) {  // what the driver refused is logged, and tried again by the pager
+  } catch (const Error&) {  // The pager tries again what the driver refused, which is in the log.
     if (given_back.count == 0) throw;
   }
   return given_back;
@@ -185,12 +168,7 @@ bool Reclaiming::drain_retired(bool refused_too) {
   ground_.require_parent();
   ground_.epochs.poll();
   streams_.sweep();
-  Retirements over;
-  {
-    std::lock_guard lock(ground_.mutex);
-    over = tables_.take_over(refused_too);
-  }
-  unmapping_.unmap(std::move(over));
+  unmapping_.unmap(ground_.under_lock([&] { return tables_.take_over(refused_too); }));
   std::lock_guard lock(ground_.mutex);
   return tables_.retired().any_intact();
 }
@@ -201,8 +179,7 @@ bool Reclaiming::refused() const {
 }
 
 void Reclaiming::age() {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   aged_free_ = saturating_sub(tables_.age(), spare_);
 }
 

@@ -96,7 +96,6 @@ class Reclaiming {
   View view(bool only_those_that_may_end = false);
   Retirements begin_retiring(const View& view, std::vector<Victim> victims);
   Bytes reclaim(Bytes wanted, Need whose);
-  bool anything_free() const;
   bool await_coming(Need whose, Wait& wait);
   bool await_moment(Wait& wait);
 
@@ -107,7 +106,6 @@ class Reclaiming {
   const VictimPolicy policy_{};
   Bytes spare_;      // guarded by the pool's lock, as what follows
   Bytes aged_free_;  // of the free, what is to be given back
-  std::uint64_t device_limits_ended_ = 0;
 };
 
 }  // namespace vmm

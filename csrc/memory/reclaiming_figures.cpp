@@ -19,18 +19,17 @@ void Reclaiming::require_obtainable(Bytes asked, Need whose) {
   std::unique_lock lock(ground_.mutex);
   for (Wait wait(ground_, "calls under way, and work that uses what was retired, end");; pause(lock, wait)) {
     const MemoryFigures have = figures(asked);
-    // A budget that has been lowered is first to be met.
+    // A budget that has been lowered must be met first.
     const Bytes needed = asked + have.owed;
     if (have.free + have.reclaimable >= needed) return;
-    // Who maps ahead must not be held up: there is other work, and it is told when memory is given up.
+    // Whoever maps ahead must not be held up: it has other work, and is told when memory is given up.
     const Bytes coming = whose == Need::kept ? tables_.coming() : Bytes{};
     if (have.free + have.reclaimable + coming < needed) throw OutOfPages(have, "");
   }
 }
 
 std::int64_t Reclaiming::obtainable(StreamHandle stream) const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   const Allowance& allowance = tables_.allowance();
   const LastUses& last_uses = tables_.last_uses();
   const Bytes taken = allowance.taken_by_all();
@@ -44,8 +43,7 @@ std::int64_t Reclaiming::obtainable(StreamHandle stream) const {
 
 std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const PageRange> ranges,
                               StreamHandle stream) const {
-  ground_.require_parent();
-  std::lock_guard lock(ground_.mutex);
+  const auto lock = ground_.locked();
   reservation.check(ranges);
   std::uint64_t count = 0;
   for (PageIndex at : each_page(ranges)) {
@@ -73,8 +71,8 @@ Bytes Reclaiming::owed() const {
 std::uint64_t Reclaiming::given_up() {
   std::lock_guard lock(ground_.mutex);
   tables_.last_uses().refresh();
-  device_limits_ended_ += tables_.allowance().device_ends();
-  return ground_.signals.times_given_up() + tables_.last_uses().ended() + device_limits_ended_;
+  return ground_.signals.times_given_up() + tables_.last_uses().ended() +
+         tables_.allowance().times_device_ended();
 }
 
 std::optional<Nanoseconds> Reclaiming::await_given_up() {
@@ -88,7 +86,7 @@ std::optional<Nanoseconds> Reclaiming::await_given_up() {
 void Reclaiming::forget_device_limit() {
   std::lock_guard lock(ground_.mutex);
   if (tables_.allowance().device_until())
-    ground_.signals.given_up(true);  // who starved because of it may go on
+    ground_.signals.given_up(true);  // Whoever starved because of it may go on.
   tables_.allowance().forget_device();
 }
 

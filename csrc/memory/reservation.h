@@ -31,7 +31,6 @@ struct Reservation {
               Pages pages_per_window_, MappedBytes& sums)
       : id(id_),
         addresses(std::move(addresses_)),
-        base(addresses.base()),
         shape(shape_),
         pages_per_window(pages_per_window_),
         table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums),
@@ -39,7 +38,6 @@ struct Reservation {
 
   const ReservationId id;
   const AddressRange addresses;
-  const Address base;
   const ReservationShape shape;
   const Pages pages_per_window;
 
@@ -50,11 +48,9 @@ struct Reservation {
   std::uint64_t idle_since = 0;  // when it became idle, by the pool's count: the smallest is the oldest
   Fence idle_fence;              // waits for the work that may still touch it
 
-  Bytes size() const { return addresses.size(); }
-  bool contains(Address address) const { return address >= base && address < base + size(); }
   /// Throws InvalidArgument unless all these pages are in it.
   void check(std::span<const PageRange> ranges) const;
-  Address address_of(PageIndex page) const { return base + shape.page_bytes * page.value; }
+  Address address_of(PageIndex page) const { return addresses.base() + shape.page_bytes * page.value; }
   std::uint64_t window_of(PageIndex page) const { return page.value / pages_per_window.count; }
   std::uint64_t position_of(PageIndex page) const { return page.value % pages_per_window.count; }
 };

@@ -41,7 +41,7 @@ void Retired::call_back(const Reservation& reservation, PageIndex page) noexcept
   const auto entry =
       std::ranges::find_if(list_, [&](const Retirement& each) { return each.has(reservation, page); });
   entry->pages.erase(std::ranges::lower_bound(entry->pages, page));
-  if (entry->pages.empty()) list_.erase(entry);  // or it would outlive the reservation
+  if (entry->pages.empty()) list_.erase(entry);  // An empty one would outlive the reservation.
 }
 
 bool Retired::any_refused(const Reservation& reservation) const {

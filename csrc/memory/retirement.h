@@ -48,9 +48,6 @@ class Retired {
   explicit Retired(const Epochs& epochs) : epochs_(epochs) {}
 
   void add(Retirements& batch) noexcept { list_.splice(list_.end(), batch); }
-  void add(Retirements& batch, Retirements::iterator entry) noexcept {
-    list_.splice(list_.end(), batch, entry);
-  }
   /// Those that are over; with `refused_too`, also what the driver has refused before.
   Retirements take_over(bool refused_too);
   /// The fence of a page that is wanted again and can be called back. None where its unmapping has begun, or

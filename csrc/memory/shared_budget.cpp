@@ -64,7 +64,10 @@ bool SharedBudget::raise(Bytes size, bool press) {
   const Bytes needed = taken_ + size;
   bool raised = false;
   const bool done = transact([&](ShareTurn& turn) {
-    const auto may = [&] { return turn.answer().asked.count == 0 && needed <= turn.answer().reach; };
+    const auto may = [&] {
+      const ShareAnswer& answer = turn.answer();
+      return needed <= (answer.asked.count == 0 ? answer.reach : answer.reach - answer.asked);
+    };
     bool changed = false;
     if (!may()) changed = turn.bury_dead();
     raised = may();

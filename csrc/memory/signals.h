@@ -17,7 +17,7 @@ class Signals {
   explicit Signals(Budget& budget)
       : budget_(budget), listener_(budget.listen([this](Bytes wanted) {
           pressure_bytes_.fetch_add(wanted.count);
-          if (wanted.count == 0) room_.fetch_add(1);
+          given_up_ += wanted.count == 0;
           wake();
         })) {}
   ~Signals() { stop(); }
@@ -51,7 +51,7 @@ class Signals {
     if (awaited_.exchange(false)) wake();
   }
   /// How often memory was given up, or the budget had more again.
-  std::uint64_t times_given_up() const noexcept { return given_up_ + room_; }
+  std::uint64_t times_given_up() const noexcept { return given_up_; }
   /// Somebody waits for memory to be given up, and is to be woken for it once.
   void await_given_up() { awaited_ = true; }
   bool awaited() const noexcept { return awaited_; }
@@ -67,7 +67,6 @@ class Signals {
  private:
   Budget& budget_;
   std::atomic<std::uint64_t> pressure_bytes_{0};
-  std::atomic<std::uint64_t> room_{0};
   std::atomic<std::uint64_t> given_up_{0};
   std::atomic<bool> awaited_{false};
   std::atomic<bool> may_idle_{false};

@@ -9,14 +9,11 @@ namespace vmm {
 
 StreamHandle Streams::create() {
   ground_.require_parent();
-  {
-    std::lock_guard lock(ground_.mutex);
-    ground_.require_open();
-  }
+  ground_.require_open();
   if (!ended().empty()) {
     try {
       ground_.epochs.poll();
-    } catch (const Error&) {  // of other work: who waits for that will hear of it
+    } catch (const Error&) {  // Whoever waits for the work that failed will hear of it.
     }
     sweep();
   }
@@ -28,7 +25,7 @@ StreamHandle Streams::create() {
 
 void Streams::end(StreamHandle stream) {
   ground_.require_parent();
-  if (end_own(stream)) ground_.signals.note_idle();  // or a pool that does nothing else would keep it
+  if (end_own(stream)) ground_.signals.note_idle();  // A pool that does nothing else would keep it.
 }
 
 bool Streams::end_own(StreamHandle stream) {
@@ -45,22 +42,20 @@ void Streams::end_all() {
     if (!std::exchange(own.ended, true)) ground_.epochs.give_up({value});
 }
 
-Streams::Use::Use(Streams& streams, StreamHandle stream) : streams_(streams), stream_(stream) {
+Streams::Use::Use(Streams& streams, StreamHandle stream, bool ended_too)
+    : streams_(streams), stream_(stream) {
   std::lock_guard lock(streams.mutex_);
   const auto found = streams.own_.find(stream.value);
   if (found == streams.own_.end()) return;
-  if (found->second.ended) throw Closed("this stream is closed");
+  if (found->second.ended && !ended_too) throw Closed("this stream is closed");
   ++found->second.users;
   ours_ = true;
 }
 
 Streams::Use::~Use() {
-  if (ours_) streams_.release(stream_);
-}
-
-void Streams::release(StreamHandle stream) {
-  std::lock_guard lock(mutex_);
-  --own_.at(stream.value).users;
+  if (!ours_) return;
+  std::lock_guard lock(streams_.mutex_);
+  --streams_.own_.at(stream_.value).users;
 }
 
 void Streams::copy(Address to, Address from, Bytes size, StreamHandle stream) {
@@ -96,42 +91,30 @@ void Streams::wait_for(StreamHandle stream) {
 
 void Streams::destroy(StreamHandle stream) {
   ground_.require_parent();
-  if (!await_and_destroy(stream)) {
-    std::lock_guard lock(ground_.mutex);
-    if (!ground_.closed) throw InvalidArgument("stream: not one that this pool has made");
-  }
+  if (!await_and_destroy(stream) && !ground_.closed)
+    throw InvalidArgument("stream: not one that this pool has made");
   epoch_closed();
 }
 
-/// False where it is no stream of these.
+/// Returns false where it is no stream of these.
 bool Streams::await_and_destroy(StreamHandle stream) {
   if (!end_own(stream)) return false;
   {
-    std::lock_guard lock(mutex_);
-    const auto found = own_.find(stream.value);
-    if (found == own_.end()) return true;  // by another thread's sweep: it was over
-    ++found->second.users;
-  }
-  struct Using {
-    Streams& streams;
-    StreamHandle stream;
-    ~Using() { streams.release(stream); }
-  };
-  {
-    const Using keeps_it{*this, stream};
+    const Use use(*this, stream, true);
+    if (!use.ours()) return true;  // Its work was over, and another thread's sweep has destroyed it.
     wait_for(stream);
   }
   destroy_if_unused(stream);
   return true;
 }
 
-/// What is on it must be over. Where somebody else still waits for it, the next sweep does it.
+/// Destroys a stream whose work is over. Where somebody else still waits for it, the next sweep does that.
 void Streams::destroy_if_unused(StreamHandle stream) {
   {
     std::lock_guard lock(mutex_);
     const auto found = own_.find(stream.value);
     if (found == own_.end() || found->second.users != 0) return;
-    own_.erase(found);  // first: the driver may give the same handle to somebody at once
+    own_.erase(found);  // The driver may give the same handle to somebody at once.
   }
   try {
     ground_.epochs.destroy(stream);
@@ -150,7 +133,7 @@ std::uint64_t Streams::sweep() noexcept {
     coming += ending == Epochs::Ending::coming;
     try {
       if (ending == Epochs::Ending::over) destroy_if_unused(stream);
-    } catch (const std::exception&) {  // what the driver refuses is tried again by the next
+    } catch (const std::exception&) {  // The next sweep tries again what the driver refuses.
     }
   }
   return coming;

@@ -43,14 +43,15 @@ class Streams {
   bool any_ended() const { return !ended().empty(); }
 
  private:
-  /// While this lives the stream is not destroyed, if it is one of these. Throws Closed if its owner has
-  /// ended it.
+  /// While this lives the stream is not destroyed, if it is one of these.
   class Use {
    public:
-    Use(Streams& streams, StreamHandle stream);
+    /// Throws Closed if its owner has ended it, unless that does not matter.
+    Use(Streams& streams, StreamHandle stream, bool ended_too = false);
     ~Use();
     Use(const Use&) = delete;
     Use& operator=(const Use&) = delete;
+    bool ours() const noexcept { return ours_; }
 
    private:
     Streams& streams_;
@@ -66,7 +67,6 @@ class Streams {
   bool end_own(StreamHandle stream);
   bool await_and_destroy(StreamHandle stream);
   void wait_for(StreamHandle stream);
-  void release(StreamHandle stream);
   void destroy_if_unused(StreamHandle stream);
   std::vector<StreamHandle> ended() const;
 

@@ -37,15 +37,15 @@ void Tables::erase_if_empty(Reservation& reservation) {
 }
 
 Reservation* Tables::reservation_at(Address address) const {
-  const auto found =
-      std::ranges::find_if(reservations_, [&](const auto& entry) { return entry.second->contains(address); });
+  const auto found = std::ranges::find_if(
+      reservations_, [&](const auto& entry) { return entry.second->addresses.contains(address); });
   return found == reservations_.end() ? nullptr : found->second.get();
 }
 
 std::optional<PhysicalPageId> Tables::page_at(Address address) const {
   const Reservation* reservation = reservation_at(address);
   if (reservation == nullptr) return std::nullopt;
-  const std::uint64_t at = (address - reservation->base) / reservation->shape.page_bytes;
+  const std::uint64_t at = (address - reservation->addresses.base()) / reservation->shape.page_bytes;
   const VirtualPage& page = reservation->table[{static_cast<std::uint32_t>(at)}];
   if (page.state != VirtualState::resident) return std::nullopt;
   return contents_[page.content].page;
@@ -68,28 +68,29 @@ std::optional<Claim> Tables::claim(Reservation& reservation, PageIndex page) {
   const PhysicalPageId id = physical_.page_at(run, reservation.position_of(page));
   const PhysicalPage& physical = physical_[id];
   if (physical.state == PhysicalState::releasing) return std::nullopt;
-  const Claim claim{page,
-                    id,
-                    physical_.place_of(id),
-                    physical.handle.get(),
-                    physical.state == PhysicalState::absent,
-                    must_zero(reservation, physical)};
+  Claim claim{page,
+              id,
+              physical_.place_of(id),
+              physical.handle.get(),
+              physical.state == PhysicalState::absent,
+              must_zero(reservation, physical),
+              {}};
   physical_.move(id, PhysicalState::busy);
   reservation.table.move(page, VirtualState::mapping);
   return claim;
 }
 
-void Tables::unclaim(Reservation& reservation, const Claim& claim, CreatedPage made) {
-  const bool absent = claim.create && !made;
-  if (made) physical_[claim.physical].handle = std::move(made);
+void Tables::unclaim(Reservation& reservation, Claim& claim) {
+  const bool absent = claim.create && !claim.made;
+  if (claim.made) physical_[claim.physical].handle = std::move(claim.made);
   reservation.table.move(claim.page, VirtualState::unmapped);
   physical_.move(claim.physical, absent ? PhysicalState::absent : PhysicalState::free);
   drop_window_if_unused(reservation, claim.page);
 }
 
-void Tables::become_resident(Reservation& reservation, const Claim& claim, CreatedPage made, Need need) {
+void Tables::become_resident(Reservation& reservation, Claim& claim, Need need) {
   PhysicalPage& physical = physical_[claim.physical];
-  if (made) physical.handle = std::move(made);
+  if (claim.made) physical.handle = std::move(claim.made);
   physical.holds = reservation.shape.kind;
   physical.mapped_by = {reservation.id, claim.page};
   physical_.move(claim.physical, PhysicalState::mapped);
@@ -98,16 +99,10 @@ void Tables::become_resident(Reservation& reservation, const Claim& claim, Creat
   reservation.table.set_need(claim.page, need);
 }
 
-void Tables::become_refused(Reservation& reservation, std::span<const Claim> claims,
-                            std::span<CreatedPage> made, Retirements room) {
-  for (const Claim& claim : claims) {
-    const ByteKind holds = physical_[claim.physical].holds;  // it may not have been zeroed
-    CreatedPage handle;
-    if (claim.create) {
-      handle = std::move(made.front());
-      made = made.subspan(1);
-    }
-    become_resident(reservation, claim, std::move(handle), Need::none);
+void Tables::become_refused(Reservation& reservation, std::span<Claim> claims, Retirements room) {
+  for (Claim& claim : claims) {
+    const ByteKind holds = physical_[claim.physical].holds;  // It may not have been zeroed.
+    become_resident(reservation, claim, Need::none);
     physical_[claim.physical].holds = holds;
     reservation.table.move(claim.page, VirtualState::retiring);
     room.back().pages.push_back(claim.page);
@@ -127,7 +122,7 @@ void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges,
   std::vector<PageIndex> pages;
   for (PageIndex page : each_page(ranges))
     if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
-  std::ranges::sort(pages);  // the ranges may overlap, in any order
+  std::ranges::sort(pages);  // The ranges may overlap, in any order.
   pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
   if (pages.empty()) return;
   Retirements batch;
@@ -138,13 +133,12 @@ void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges,
 
 void Tables::rescue(Reservation& reservation, PageIndex page) {
   const PhysicalPageId physical = contents_[reservation.table[page].content].page;
-  if (physical_[physical].state != PhysicalState::mapped) return;  // the unmapping is under way
+  if (physical_[physical].state != PhysicalState::mapped) return;  // Its unmapping is under way.
   std::optional<Fence> readers = retired_.fence_of(reservation, page);
   if (!readers) return;
-  const std::uint16_t last_use = last_uses_.number(std::move(*readers));  // they may read it still
+  const std::uint16_t last_use = last_uses_.number(std::move(*readers));  // They may still read it.
   retired_.call_back(reservation, page);
-  reservation.table.move(page, VirtualState::resident);
-  reservation.table.set_last_use(page, last_use);
+  reservation.table.move(page, VirtualState::resident, last_use);
 }
 
 void Tables::begin_retiring(const Retirements& batch) {
@@ -173,21 +167,17 @@ void Tables::begin_unmapping(Retirement& what) {
 std::vector<PhysicalPageId> Tables::end_unmapping(Retirements& batch) {
   std::vector<PhysicalPageId> exported;
   in_transit_ -= size(batch);
-  while (!batch.empty()) {
-    Retirement& entry = batch.front();
-    end_unmapping(entry, exported);
-    if (!entry.pages.empty()) {
-      retired_.add(batch, batch.begin());
-      continue;
-    }
-    Reservation& reservation = *entry.reservation;
-    batch.pop_front();
+  for (auto entry = batch.begin(); entry != batch.end();) {
+    end_unmapping(*entry, exported);
+    Reservation& reservation = *entry->reservation;
+    entry = entry->pages.empty() ? batch.erase(entry) : std::next(entry);
     erase_if_empty(reservation);
   }
+  retired_.add(batch);
   return exported;
 }
 
-/// What the driver has not unmapped stays in it, as refused.
+/// Keeps in `what`, as refused, the pages that the driver has not unmapped.
 void Tables::end_unmapping(Retirement& what, std::vector<PhysicalPageId>& exported) {
   Reservation& reservation = *what.reservation;
   for (std::size_t i = 0; i < what.pages.size(); ++i) {

@@ -25,7 +25,8 @@ struct Claim {
   Place place;
   PageHandle handle;  // none yet where the memory is to be created
   bool create;
-  bool zero;  // it holds bytes that may not be seen here
+  bool zero;         // it holds bytes that may not be seen here
+  CreatedPage made;  // the memory, once it has been created
 };
 
 /// Every change of state is a method here. Nothing here calls the driver or waits, and everything requires
@@ -51,14 +52,12 @@ class Tables {
   /// being released. Once contents() has reserved room for all claims, nothing that is done with a claim can
   /// fail for want of memory.
   std::optional<Claim> claim(Reservation& reservation, PageIndex page);
-  /// Takes a claim back. Here and below `made` is the physical page, if it was to be created and has been.
-  void unclaim(Reservation& reservation, const Claim& claim, CreatedPage made);
-  void become_resident(Reservation& reservation, const Claim& claim, CreatedPage made, Need need);
+  /// Takes a claim back.
+  void unclaim(Reservation& reservation, Claim& claim);
+  void become_resident(Reservation& reservation, Claim& claim, Need need);
   /// These pages were mapped in vain, and the driver refuses to unmap them: they are Retiring, as refused.
-  /// `made` has the physical pages of those claims that create, in their order; `room` is a retirement
-  /// without pages, but with memory for these.
-  void become_refused(Reservation& reservation, std::span<const Claim> claims, std::span<CreatedPage> made,
-                      Retirements room);
+  /// `room` is a retirement without pages, but with memory for these.
+  void become_refused(Reservation& reservation, std::span<Claim> claims, Retirements room);
 
   // Out of mappings: Resident → Retiring → Unmapped.
   /// The Resident pages among these become Retiring, and wait for `fence`.
@@ -90,6 +89,8 @@ class Tables {
 
   /// How much memory cannot be had yet, but will come by itself.
   Bytes coming() const { return in_transit_ + retired_.coming(); }
+  void add_in_transit(Bytes size) noexcept { in_transit_ += size; }
+  void leave_transit(Bytes size) noexcept { in_transit_ -= size; }
   /// How much of what is reclaimable may still be in use by unfinished work.
   Bytes waiting() const;
 
@@ -106,8 +107,6 @@ class Tables {
   void check() const;
 
  private:
-  friend class InTransit;
-
   /// Ends the reservation, and gives back its addresses, if nobody leases it and it has no pages.
   void erase_if_empty(Reservation& reservation);
   bool must_zero(const Reservation& reservation, const PhysicalPage& page) const;
@@ -132,19 +131,6 @@ class Tables {
   std::uint64_t recyclings_ = 0;
   Retired retired_;
   Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
-};
-
-/// So much is in transit while this lives, under the pool's lock at both ends.
-class InTransit {
- public:
-  InTransit(Tables& tables, Bytes size) : tables_(tables), size_(size) { tables_.in_transit_ += size_; }
-  ~InTransit() { tables_.in_transit_ -= size_; }
-  InTransit(const InTransit&) = delete;
-  InTransit& operator=(const InTransit&) = delete;
-
- private:
-  Tables& tables_;
-  const Bytes size_;
 };
 
 }  // namespace vmm

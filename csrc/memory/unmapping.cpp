@@ -30,7 +30,11 @@ Bytes Unmapping::unmap(Retirements batch) {
     ground_.signals.note_idle();
   }
   lock.unlock();
-  release_exported(std::move(exported));
+  try {
+    release(std::move(exported), 2);
+  } catch (const Error& error) {
+    ground_.log.write(LogLevel::warning, "release of an exported page: ", error.what());
+  }
   if (news && freed.count == 0) std::rethrow_exception(failure);
   return freed;
 }
@@ -60,35 +64,32 @@ Bytes Unmapping::unmap_victims(Retirements victims) {
 }
 
 Bytes Unmapping::release(std::vector<PhysicalPageId> pages) {
-  Releasing what;
-  {
-    std::lock_guard lock(ground_.mutex);
+  return release(ground_.under_lock([&] {
     std::erase_if(pages,
                   [&](PhysicalPageId page) { return tables_.physical()[page].state != PhysicalState::free; });
-    what = tables_.begin_releasing(std::move(pages));
-  }
-  return release(std::move(what));
+    return tables_.begin_releasing(std::move(pages));
+  }));
 }
 
 Bytes Unmapping::release_free(Bytes wanted) {
-  Releasing what;
-  {
-    std::lock_guard lock(ground_.mutex);
-    what = tables_.begin_releasing(tables_.physical().some_free(wanted));
-  }
-  return release(std::move(what));
+  return release(
+      ground_.under_lock([&] { return tables_.begin_releasing(tables_.physical().some_free(wanted)); }));
 }
 
-Bytes Unmapping::release(Releasing what) {
+/// Tries each page so many times. A page that the driver refuses is free as before.
+Bytes Unmapping::release(Releasing what, int attempts) {
   if (what.pages.empty()) return {};
   std::exception_ptr failure;
-  for (CreatedPage& handle : what.handles) {
-    try {
-      handle.release();
-      ground_.counters.pages_released.add();
-    } catch (const Error&) {
-      failure = std::current_exception();
-      ground_.counters.driver_failures.add();
+  for (; attempts > 0; --attempts) {
+    for (CreatedPage& handle : what.handles) {
+      if (!handle) continue;
+      try {
+        handle.release();
+        ground_.counters.pages_released.add();
+      } catch (const Error&) {
+        failure = std::current_exception();
+        ground_.counters.driver_failures.add();
+      }
     }
   }
   std::lock_guard lock(ground_.mutex);
@@ -96,25 +97,6 @@ Bytes Unmapping::release(Releasing what) {
   ground_.changed.notify_all();
   if (failure && released.count == 0) std::rethrow_exception(failure);
   return released;
-}
-
-/// Once more what the driver refuses; what it refuses again is a free page like any other, until it goes.
-void Unmapping::release_exported(Releasing what) noexcept {
-  const std::vector<PhysicalPageId> pages = what.pages;
-  for (int attempt = 0; attempt < 2 && !what.pages.empty(); ++attempt) {
-    try {
-      release(std::move(what));
-    } catch (const Error& error) {
-      ground_.log.write(LogLevel::warning, "release of an exported page: ", error.what());
-    }
-    std::vector<PhysicalPageId> left;
-    std::lock_guard lock(ground_.mutex);
-    for (PhysicalPageId page : pages) {
-      const PhysicalPage& entry = tables_.physical()[page];
-      if (entry.exported && entry.state == PhysicalState::free) left.push_back(page);
-    }
-    what = attempt == 0 ? tables_.begin_releasing(std::move(left)) : Releasing{};
-  }
 }
 
 }  // namespace vmm

@@ -24,12 +24,12 @@ class Unmapping {
   /// Gives those of the pages back to the driver that are still free. Returns how much that was. Throws only
   /// when it was nothing.
   Bytes release(std::vector<PhysicalPageId> pages);
+  /// Gives `wanted` bytes of free pages back, or all there are, and throws as release() does.
   Bytes release_free(Bytes wanted);
 
  private:
   bool unmap_in_driver(Retirement& entry, std::exception_ptr& failure) noexcept;
-  Bytes release(Releasing what);
-  void release_exported(Releasing what) noexcept;
+  Bytes release(Releasing what, int attempts = 1);
 
   Ground& ground_;
   Tables& tables_;

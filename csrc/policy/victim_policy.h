@@ -68,15 +68,16 @@ class VictimPolicy {
 
   /// The reservation to end, pages, addresses and all; none where all are leased.
   std::optional<std::size_t> longest_idle(const Snapshot& snapshot) const {
-    const std::vector<std::size_t> idle = in_order(snapshot, false);
+    const std::vector<std::size_t> idle = idle_in_order(snapshot);
     return idle.empty() ? std::nullopt : std::optional(idle.front());
   }
 
  private:
-  static std::vector<std::size_t> in_order(const Snapshot& snapshot, bool leased) {
+  /// The reservations that are not leased, the longest idle first.
+  static std::vector<std::size_t> idle_in_order(const Snapshot& snapshot) {
     std::vector<std::size_t> out;
     for (std::size_t i = 0; i < snapshot.holdings.size(); ++i)
-      if (snapshot.holdings[i].leased == leased) out.push_back(i);
+      if (!snapshot.holdings[i].leased) out.push_back(i);
     std::ranges::sort(out, {}, [&](std::size_t i) { return snapshot.holdings[i].idle_since; });
     return out;
   }
@@ -84,7 +85,7 @@ class VictimPolicy {
   static void add_idle(const Snapshot& snapshot, Bytes& lacking, std::vector<Victim>& out) {
     const auto none = static_cast<std::size_t>(Need::none);
     if (lacking.count == 0 || snapshot.reclaimable[none].count == 0) return;
-    for (std::size_t i : in_order(snapshot, false)) {
+    for (std::size_t i : idle_in_order(snapshot)) {
       if (lacking.count == 0) break;
       take(snapshot, i, *snapshot.holdings[i].reclaimable[none], true, lacking, out);
     }
@@ -108,9 +109,11 @@ class VictimPolicy {
       return std::pair(a_scaled, b.holding) < std::pair(b_scaled, a.holding);
     };
     std::vector<Candidate> heap;
-    for (std::size_t i : in_order(snapshot, true))
-      if (auto page = last_over(snapshot.holdings[i], pages_of(i), snapshot.holdings[i].size.count))
-        heap.push_back({i, *page});
+    for (std::size_t i = 0; i < snapshot.holdings.size(); ++i) {
+      const Holding& holding = snapshot.holdings[i];
+      if (!holding.leased) continue;
+      if (auto page = last_over(holding, pages_of(i), holding.size.count)) heap.push_back({i, *page});
+    }
     std::ranges::make_heap(heap, nearer_to_start);
     std::map<std::size_t, std::vector<PageIndex>> taken;
     while (lacking.count != 0 && !heap.empty()) {

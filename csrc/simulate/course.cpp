@@ -56,7 +56,7 @@ void Course::guarded(Action action) {
   }
 }
 
-/// Once more whenever the driver failed because it was told to; false if it never succeeded.
+/// Repeats the action while the driver fails because it was told to. Returns false if it never succeeded.
 template <class Action>
 bool Course::tried(Action action) {
   for (int i = 0; i < 20; ++i) {
@@ -104,7 +104,8 @@ void Course::arrive() {
   }
   const std::uint64_t announced = sometimes(2) ? pick(prompt + 1) : prompt;
   const std::size_t stream = pick(streams_.size());
-  // Where it is not stepped first after all, the step has to wait for whoever was in the slot before.
+  // If its first step is on another stream after all, that step has to wait for whoever was in the slot
+  // before.
   const StreamHandle said = streams_[sometimes(8) ? pick(streams_.size()) : stream].handle;
   std::uint32_t slot = 0;
   if (!tried([&] { slot = cache_->open({prompt}, {announced}, said); })) return;
@@ -152,7 +153,7 @@ void Course::change_a_sequence() {
   } else if (what == 8) {
     preempt(i);
   } else if (what == 9) {
-    // Another stream may take over once everything on its own is over.
+    // Another stream may take the sequence over once everything on its own stream is over.
     const Stream& own = streams_[sequence.stream];
     if (!own.open && world_.driver().over_at(own.handle) <= world_.now())
       sequence.stream = pick(streams_.size());
@@ -184,7 +185,8 @@ void Course::change_the_world() {
   }
 }
 
-/// The pager gets its turn whenever time passes: at times not at all, at times when all work is over.
+/// Passes time, and the pager gets its turn in it. Sometimes no time passes, and sometimes so much that all
+/// work is over.
 void Course::pass_time(std::size_t stream) {
   const Nanoseconds over = world_.driver().over_at(streams_[stream].handle);
   if (options_.plain) return world_.sleep_until(over - 1ms);

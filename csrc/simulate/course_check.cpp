@@ -98,7 +98,9 @@ void Course::check_sequences() {
   world_.driver().require_accessible(needed);
 }
 
-/// Where everything but what sequences need could be had, a step is refused only if they need too much.
+/// A step may be refused only if the sequences need too much, because everything that they do not need could
+/// have been taken. This is checked only where nothing else
+/// can explain the refusal.
 void Course::check_refusal(const OutOfPages& error) const {
   require(error.figures().asked.count != 0, "refused, though nothing was asked for");
   if (!sure_) return;
@@ -113,7 +115,7 @@ void Course::check_refusal(const OutOfPages& error) const {
                              " bytes: " + error.what());
 }
 
-/// What one stream is about to write, no other may be using.
+/// No other stream may be using what this stream is about to write.
 void Course::check_writes(std::size_t number) {
   for (std::size_t i = 0; i < streams_.size(); ++i)
     require(i == number || !overlap(streams_[i].uses, writes_),

@@ -1,4 +1,4 @@
-// What a seed says of the engine and of its world.
+// Draws the options of the engine and of its world from a seed.
 #include "simulate/course.h"
 
 namespace vmm {
@@ -22,7 +22,7 @@ class Draw {
 CoursePart draw_part(Draw& draw, bool windowed) {
   CoursePart part;
   part.page_bytes = draw.of({2_MiB, 2_MiB, 4_MiB});
-  // Those of Qwen2.5-7B and Gemma-2-9B straddle pages; so does one that is larger than a page.
+  // The records of Qwen2.5-7B and Gemma-2-9B straddle pages, and so does one that is larger than a page.
   part.record_bytes = draw.of({128_KiB, 512_KiB, 2_MiB, Bytes{57'344}, Bytes{344'064}, Bytes{5'000'000}});
   part.extents = draw.of<std::uint64_t>({1, 1, 2});
   if (windowed) part.window = {1 + draw.below(64)};
@@ -61,7 +61,7 @@ CourseOptions drawn_options(std::uint64_t seed) {
   const bool windowed = draw.below(4) == 0;
   out.parts = {draw_part(draw, windowed && draw.below(2) == 0)};
   if (windowed || draw.below(3) == 0) out.parts.push_back(draw_part(draw, windowed));
-  Bytes all;  // that the slots could use
+  Bytes all;  // the most that the slots could use
   for (const CoursePart& part : out.parts)
     all += round_up(part.record_bytes * (out.cache.max_tokens + out.cache.tail).count, part.page_bytes) *
            (part.extents * out.slots);

@@ -50,7 +50,7 @@ Course::Stepped Course::try_step(std::size_t number) {
     cache_->step(slots_, lengths_, streams_[number].handle);
   } catch (const OutOfPages& error) {
     ++totals_.refused;
-    // What the driver refused to unmap earlier cannot be had.
+    // Nobody can have what the driver refused to unmap earlier.
     sure_ = failures() == failures_before && !others_open && !world_.pool()->reclaiming().refused();
     fitting_ = error.fitting();
     if (options_.check) check_refusal(error);
@@ -71,7 +71,7 @@ Course::Stepped Course::try_step(std::size_t number) {
   return Stepped::yes;
 }
 
-/// What the step made possible, in the model and, for the first half of the epoch, on the stream.
+/// Records the step in the model, and launches the first half of the epoch's work on the stream.
 void Course::commit(std::size_t number, Nanoseconds called) {
   Stream& stream = streams_[number];
   new_pages_.clear();
@@ -93,7 +93,7 @@ void Course::commit(std::size_t number, Nanoseconds called) {
                       stream.uses);
 }
 
-/// The second half of the epoch: what the first used must still be there.
+/// Launches the second half of the epoch's work. What the first half used must still be there.
 void Course::finish_epoch(std::size_t number) {
   Stream& stream = streams_[number];
   if (stream.uses.empty()) return;
@@ -101,7 +101,8 @@ void Course::finish_epoch(std::size_t number) {
   world_.driver().run(stream.handle, 4ms, std::exchange(stream.uses, {}));
 }
 
-/// A step was refused: as an engine does, those that fit go on, and one that does not is preempted.
+/// After a step was refused, does what an engine would: those that fit go on, and one that does not fit is
+/// preempted.
 void Course::settle_for(std::span<const std::uint32_t> fitting) {
   const std::vector<std::uint32_t> named(fitting.begin(), fitting.end());
   auto fits = [&](std::size_t i) { return std::ranges::find(named, running_[i].slot) != named.end(); };

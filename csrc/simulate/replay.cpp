@@ -51,8 +51,8 @@ void Replay::take_arrivals() {
   }
 }
 
-/// Shares out the next iteration's tokens: first to those who run, then to those who wait, in order, as far
-/// as there is memory for their whole prompts. Returns how many may come in.
+/// Shares out the next iteration's tokens: first to the running sequences, then to the waiting ones, in
+/// order, as far as there is memory for their whole prompts. Returns how many may be admitted.
 std::size_t Replay::plan(bool may_admit) {
   std::uint32_t left = options_.batch_tokens;
   Bytes taken;
@@ -96,7 +96,7 @@ bool Replay::step() {
   return memory_->step(places_, lengths_);
 }
 
-/// False when there is nothing left to step.
+/// Steps, and preempts as long as memory does not suffice. Returns false when there is nothing left to step.
 bool Replay::step_or_preempt() {
   const Nanoseconds stalled = memory_->counts().stalled;
   while (!step()) {
@@ -109,7 +109,7 @@ bool Replay::step_or_preempt() {
   return true;
 }
 
-/// Whoever came last is computed again later, what it has generated included.
+/// Preempts the sequence that came in last. It is computed again later, together with what it has generated.
 void Replay::preempt_last() {
   Sequence last = running_.back();
   running_.pop_back();
@@ -117,7 +117,7 @@ void Replay::preempt_last() {
   ++figures_.preempted;
   last.length = last.chunk = last.announced = 0;
   last.place = no_place;
-  for (Sequence& each : waiting_) {  // who had been prepared gives way, too
+  for (Sequence& each : waiting_) {  // a sequence that has its place already gives way, too
     if (each.place == no_place) break;
     memory_->close(std::exchange(each.place, no_place));
     each.announced = 0;
@@ -125,7 +125,7 @@ void Replay::preempt_last() {
   waiting_.push_front(last);
 }
 
-/// Returns when the iteration will be over.
+/// Launches the iteration's kernels. Returns when they will be over.
 Nanoseconds Replay::launch() {
   BatchWork work;
   for (Sequence& each : running_) {
@@ -142,8 +142,8 @@ Nanoseconds Replay::launch() {
   return over;
 }
 
-/// Announces what the next iteration will need if nobody finishes: prompts' next chunks, and who comes in
-/// then.
+/// Announces what the next iteration will need if nobody finishes: the next chunks of prompts, and the
+/// requests that will be admitted then.
 void Replay::foresee() {
   const std::size_t coming = plan(true);
   const auto slack = static_cast<std::uint32_t>(running_.size());  // tokens that those who finish leave
@@ -195,7 +195,7 @@ void Replay::finish(Sequence& sequence) {
   memory_->close(std::exchange(sequence.place, no_place));
 }
 
-/// What was in use since the last call, which was when it last changed.
+/// Adds up what was in use since the last call. It has not changed in between.
 void Replay::account() {
   const Nanoseconds now = memory_->now();
   const double seconds = std::chrono::duration<double>(now - std::exchange(accounted_, now)).count();

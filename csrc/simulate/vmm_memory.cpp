@@ -36,7 +36,7 @@ VmmMemory::VmmMemory(VmmMemoryOptions options)
       KvCacheOptions{.max_tokens = options_.max_tokens, .first_tokens = options_.first_tokens});
   stream_ = world_.driver().create_stream();
   world_.pool()->mapping().warm(options_.warm, options_.page_bytes, options_.warm);
-  // The engine is up before its first request, but not so long that what lies ready is given back.
+  // The engine starts before its first request, but not so early that the pager gives ready slots back.
   world_.settle(PagerOptions{}.idle_time / 2);
 }
 

@@ -16,7 +16,7 @@ World::World(const WorldOptions& options)
       budget_(std::make_shared<LocalBudget>(options.budget)) {
   auto driver = std::make_unique<SimDriver>(clock_, options.driver);
   driver_ = driver.get();
-  driver_->faults().stop();  // what fails while all this is made proves nothing
+  driver_->faults().stop();  // a failure while all this is made would prove nothing
   PoolOptions pool_options;
   pool_options.arena_bytes = options.arena_bytes;
   pool_ = Pool::make(std::make_unique<CheckedDriver>(std::move(driver)), budget_, clock_, pool_options);

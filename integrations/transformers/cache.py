@@ -191,8 +191,7 @@ def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:
     for kind, options in zip(*get_layer_types_and_kwargs(config), strict=True):
         stock = DYNAMIC_LAYER_TYPE_MAPPING[kind]
         if stock is DynamicLayer:
-            layers.append(VmmLayer(memory))
-            memory.add(layers[-1])
+            layers.append(memory.add(VmmLayer(memory)))
         else:
             layers.append(stock(**options))
     return layers
@@ -205,8 +204,7 @@ def _assemble(memory: CacheMemory, payload: list[tuple[str, Any]], memo: dict[in
         if kind == "stock":
             layers.append(copy.deepcopy(state, memo))
         else:
-            layers.append(VmmLayer(memory))
-            memory.add(layers[-1])
+            layers.append(memory.add(VmmLayer(memory)))
     Cache.__init__(cache, layers=layers)
     cache._memory = memory
     with torch.no_grad():

@@ -94,12 +94,11 @@ class VmmLayer(DynamicLayer):
         spaces, parts, kinds = [], [], []
         for states in (key_states, value_states):
             self._memory.require_device(states.device)
-            rows, heads, _, dim = states.shape
-            rows = rows if batch is None else batch
-            space, part = self._memory.allocate(rows, heads, dim, states.dtype)
+            rows, *row = _kind(states)
+            kinds.append((rows if batch is None else batch, *row))
+            space, part = self._memory.allocate(*kinds[-1])
             spaces.append(space)
             parts.append(part)
-            kinds.append((rows, heads, dim, states.dtype))
         self.growth = Growth(self._memory.pool._core, parts)
         self._leases = [part[0] for part in parts]
         self._key_space, self._value_space = spaces

@@ -91,11 +91,14 @@ class CacheMemory:
         """The memory of another cache of the same kind, without layers."""
         return CacheMemory(self._pool or self._find_pool, self.max_tokens, self.page_bytes, self._heads)
 
-    def add(self, layer: VmmLayer) -> None:
+    def add(self, layer: VmmLayer) -> VmmLayer:
+        """Counts ``layer``, which it returns, among the cache's own."""
         self._layers.append(weakref.ref(layer))
+        return layer
 
     @property
     def layers(self) -> list[VmmLayer]:
+        """The layers that were added and still live."""
         return [layer for reference in self._layers if (layer := reference()) is not None]
 
     def layout(self, batch: int, heads: int) -> LayoutName:

@@ -31,6 +31,17 @@ def end(pool, memfd: int | None = None) -> None:
         leaked(left)
 
 
+def each_failure(attempt, least: int) -> None:
+    """Calls ``attempt(1)``, ``attempt(2)``, …, each of which makes that driver call fail and returns what has
+    failed, until one returns nothing: the scenario makes fewer calls. It must make ``least`` of them."""
+    for n in range(1, 1000):
+        if not attempt(n):
+            assert n > least, "too few driver calls were made to fail"
+            return
+        injected["host"] += 1
+    raise AssertionError("the scenario does not end")
+
+
 def summary() -> str | None:
     """None where not all suites ran to their end. An abort ends the run, and there is no line then."""
     if set(unreached) != {"cuda", "host"}:

@@ -1,10 +1,8 @@
 """Several caches on one pool, in turn and at once."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
+from at_once import at_once
 from tiny import (
     LAYERS,
     PAGE_BYTES,
@@ -61,18 +59,6 @@ def work(model, cache, seed):
     return generate(model, cache, ids, left_padding(ids), max_new_tokens=40 + 5 * seed)
 
 
-def all_at_once(jobs):
-    """The results of the jobs, each in a thread of its own, started together."""
-    barrier = threading.Barrier(len(jobs))
-
-    def run(job):
-        barrier.wait(timeout=60)
-        return job()
-
-    with ThreadPoolExecutor(len(jobs)) as executor:
-        return list(executor.map(run, jobs))
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2-mixed"])
 def test_threads_on_one_pool(pool, family):
     model, seeds = model_of(family), range(4)
@@ -80,7 +66,7 @@ def test_threads_on_one_pool(pool, family):
 
     def round_of_all():
         jobs = [lambda seed=seed: work(model, cache_for(model, pool), seed) for seed in seeds]
-        for output, wanted in zip(all_at_once(jobs), expected, strict=True):
+        for output, wanted in zip(at_once(*jobs), expected, strict=True):
             assert_same_output(output, wanted)
             assert_in_place(output.past_key_values)
 
@@ -106,7 +92,7 @@ def test_threads_that_take_each_others_memory():
                 assert_in_place(cache)
                 del cache  # before the next is made: there is no room for both
 
-        all_at_once([lambda start=start: churn(start) for start in range(4)])
+        at_once(*(lambda start=start: churn(start) for start in range(4)))
         eventually(lambda: pool.stats().reservations_leased == 0)
         pool.check()
         assert pool.stats().reservations_adopted > 2 * LAYERS

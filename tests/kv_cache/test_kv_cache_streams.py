@@ -77,14 +77,20 @@ def test_a_slot_that_is_ready_is_preferred(standin, gpu_pool, streams):
     cache.close()
 
 
-@pytest.mark.parametrize("release", ["close", "truncate"])
-def test_pressure_on_the_same_stream_waits(standin, gpu_pool, streams, release):
-    cache = make(gpu_pool)
-    old, kernel = busy(standin, cache, streams[0], 6)
+def released(standin, cache, stream, release):
+    """The kernel that still reads what a sequence has released, all of it or all but a page."""
+    old, kernel = busy(standin, cache, stream, 6)
     if release == "close":
         old.close()
     else:
         old.truncate(TOKENS)
+    return kernel
+
+
+@pytest.mark.parametrize("release", ["close", "truncate"])
+def test_pressure_on_the_same_stream_waits(standin, gpu_pool, streams, release):
+    cache = make(gpu_pool)
+    kernel = released(standin, cache, streams[0], release)
     new = cache.open(0, stream=streams[0])
     step(cache, streams[0], (new, 6 * TOKENS))
     assert kernel.over == (new.slot != 0 or release == "truncate")
@@ -95,11 +101,7 @@ def test_pressure_on_the_same_stream_waits(standin, gpu_pool, streams, release):
 @pytest.mark.parametrize("release", ["close", "truncate"])
 def test_pressure_on_another_stream_waits_unless_the_epoch_is_open(standin, gpu_pool, streams, release):
     cache = make(gpu_pool)
-    old, kernel = busy(standin, cache, streams[0], 6)
-    if release == "close":
-        old.close()
-    else:
-        old.truncate(TOKENS)
+    kernel = released(standin, cache, streams[0], release)
     new = cache.open(0, stream=streams[1])
     with pytest.raises(OutOfPages) as caught:
         step(cache, streams[1], (new, 6 * TOKENS))

@@ -2,25 +2,14 @@
 
 import copy
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from at_once import at_once
 
 from vmm import KVTensor, OutOfPages, Pool, Stream
 from vmm.testing import settle
 
 PAGE = 4096
-
-
-def at_once(*jobs):
-    barrier = threading.Barrier(len(jobs))
-
-    def run(job):
-        barrier.wait(timeout=60)
-        return job()
-
-    with ThreadPoolExecutor(len(jobs)) as executor:
-        return list(executor.map(run, jobs))
 
 
 def test_appends_to_one_tensor_do_not_overlap_and_none_is_lost(make):

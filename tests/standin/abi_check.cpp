@@ -139,6 +139,7 @@ CHECK_CALL(cuCtxGetFlags);
 CHECK_CALL(cuCtxGetApiVersion);
 CHECK_CALL(cuCtxGetStreamPriorityRange);
 CHECK_CALL(cuCtxSynchronize);
+CHECK_CALL(cuCtxRecordEvent);
 CHECK_CALL(cuMemGetAllocationGranularity);
 CHECK_CALL(cuMemAddressReserve);
 CHECK_CALL(cuMemAddressFree);

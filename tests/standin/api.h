@@ -35,6 +35,7 @@ CUresult cuCtxGetFlags(unsigned* flags);
 CUresult cuCtxGetApiVersion(CUcontext context, unsigned* version);
 CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest);
 CUresult cuCtxSynchronize();
+CUresult cuCtxRecordEvent(CUcontext context, CUevent event);
 
 CUresult cuMemGetAllocationGranularity(std::size_t* granularity, const CUmemAllocationProp* properties,
                                        int option);

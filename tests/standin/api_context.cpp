@@ -147,6 +147,32 @@ STANDIN_API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
   });
 }
 
+/// An event of all work of the context, and of the device's green contexts where it is the primary one: here,
+/// of the device.
+STANDIN_API cuCtxRecordEvent(CUcontext handle, CUevent event_name) {
+  return enter("cuCtxRecordEvent", plain, [&](Call& call) -> CUresult {
+    Context* context = handle == nullptr ? call.context : known(call.s, handle);
+    EventPtr event;
+    if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+    if (!context->alive()) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (const CUresult refused = call.find(event_name, event)) return refused;
+    if (event->context != context) return CUDA_ERROR_INVALID_HANDLE;
+    if (call.s.captures.break_all_of(*context)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    const auto operation = std::make_shared<Operation>();
+    operation->what = "an event's record of a whole context";
+    operation->from = call.from;
+    operation->device = context->device;
+    for (const auto& [id, earlier] : call.s.work.unobserved())
+      if (earlier->device == context->device) operation->before.push_back(earlier);
+    event->recorded = true;
+    event->capture = 0;
+    event->operation = operation;
+    event->patience = static_cast<int>(call.s.pick(most_patience));
+    call.s.work.enqueue(operation, call.lock);
+    return CUDA_SUCCESS;
+  });
+}
+
 STANDIN_API cuCtxSynchronize() {
   return enter("cuCtxSynchronize", needs_context | unsafe, [&](Call& call) -> CUresult {
     for (const auto& [id, capture] : call.s.captures.active)

@@ -7,7 +7,6 @@ using namespace standin;
 namespace {
 
 constexpr unsigned known_flags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
-constexpr std::size_t most_patience = 4;
 
 OperationPtr marker(std::string what) {
   auto made = std::make_shared<Operation>();

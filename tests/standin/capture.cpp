@@ -22,6 +22,13 @@ CUresult Captures::unsafe_call() {
   return refused ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }
 
+bool Captures::break_all_of(const Context& context) {
+  bool any = false;
+  for (auto& [id, capture] : active)
+    if (capture.context == &context) any = capture.invalid = true;
+  return any;
+}
+
 Capture* Captures::of(const Stream& stream) {
   const auto found = active.find(stream.capture);
   return found == active.end() ? nullptr : &found->second;

@@ -38,6 +38,8 @@ struct Captures {
 
   /// 900 and every capture it breaks made invalid, where this thread may not make an unsafe call now.
   CUresult unsafe_call();
+  /// Makes every capture of the context invalid. Whether there was one.
+  bool break_all_of(const Context& context);
   Capture* of(const Stream& stream);
   /// 906 where work on the legacy stream would wait for a capturing one.
   CUresult legacy_use(const Context& context, bool invalidates);

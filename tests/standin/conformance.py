@@ -8,6 +8,7 @@ is a mistake of the stand-in, to be corrected there.
 # They register their scenarios.
 import conformance_capture  # noqa: F401
 import conformance_memory  # noqa: F401
+import conformance_sharing  # noqa: F401
 import conformance_streams  # noqa: F401
 from conformance_bench import SCENARIOS, Bench, Step
 from cuda_calls import Cuda

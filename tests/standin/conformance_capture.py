@@ -120,6 +120,15 @@ def capture_status(b):
 
 
 @scenario
+def an_event_of_a_context_breaks_its_captures(b):
+    event = b.event()
+    capture = Capturing(b, mode=RELAXED)
+    b.expect(CAPTURE_UNSUPPORTED, "cuCtxRecordEvent", b.context, event)
+    capture.end(CAPTURE_INVALIDATED)
+    b.expect(SUCCESS, "cuCtxRecordEvent", b.context, event)
+
+
+@scenario
 def a_captured_event_cannot_be_asked(b):
     event = b.event()
     capture = Capturing(b, mode=RELAXED)

@@ -74,3 +74,18 @@ def an_event_tells_when_work_is_over(b):
     b.expect(SUCCESS, "cuEventSynchronize", event)
     b.expect(SUCCESS, "cuEventQuery", event)
     b.expect(SUCCESS, "cuStreamQuery", stream)
+
+
+@scenario
+def an_event_of_a_context_tells_when_all_its_streams_are_over(b):
+    streams, event = [b.stream(), b.stream()], b.event()
+    base = b.reserve(2)
+    for i, stream in enumerate(streams):
+        b.map(base + i * b.page, b.create())
+        b.allow(base + i * b.page)
+        b.expect(SUCCESS, "cuMemsetD8Async", base + i * b.page, 3, b.page, stream)
+    b.expect(SUCCESS, "cuCtxRecordEvent", b.context, event)
+    b.expect((SUCCESS, NOT_READY), "cuEventQuery", event)
+    b.expect(SUCCESS, "cuEventSynchronize", event)
+    for stream in streams:
+        b.expect(SUCCESS, "cuStreamQuery", stream)

@@ -69,6 +69,7 @@ _CALLS = {
     "cuCtxPopCurrent": (4000, [_PTR]),
     "cuCtxGetDevice": (2000, [_PTR]),
     "cuCtxSynchronize": (2000, []),
+    "cuCtxRecordEvent": (12050, [_PTR, _PTR]),
     "cuMemGetAllocationGranularity": (10020, [_PTR, _PTR, _INT]),
     "cuMemAddressReserve": (10020, [_PTR, _SIZE, _SIZE, _U64, _U64]),
     "cuMemAddressFree": (10020, [_U64, _SIZE]),

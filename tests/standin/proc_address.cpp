@@ -63,6 +63,7 @@ const std::vector<Entry>& entries() {
       ENTRY(cuCtxGetApiVersion, 3020, cuCtxGetApiVersion),
       ENTRY(cuCtxGetStreamPriorityRange, 5050, cuCtxGetStreamPriorityRange),
       ENTRY(cuCtxSynchronize, 2000, cuCtxSynchronize),
+      ENTRY(cuCtxRecordEvent, 12050, cuCtxRecordEvent),
       ENTRY(cuMemGetAllocationGranularity, 10020, cuMemGetAllocationGranularity),
       ENTRY(cuMemAddressReserve, 10020, cuMemAddressReserve),
       ENTRY(cuMemAddressFree, 10020, cuMemAddressFree),

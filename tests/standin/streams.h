@@ -42,6 +42,9 @@ struct Context {
   CUcontext handle() { return reinterpret_cast<CUcontext>(this); }
 };
 
+/// So many queries of an event may be in vain although nothing hinders it.
+constexpr std::size_t most_patience = 4;
+
 struct Event {
   std::uint64_t id = 0;
   Context* context = nullptr;

@@ -110,6 +110,15 @@ def fenced(b, s, memory):
     b.done("cuMemUnmap", memory, b.page)
 
 
+def fenced_by_the_context(b, s, memory):
+    event = b.event()
+    s.launch(b.stream(), reads=[page_of(b, memory, 0)])
+    b.cuda.do("cuCtxRecordEvent", b.context, event)
+    b.cuda.do("cuEventSynchronize", event)
+    b.cuda.do("cuMemUnmap", memory, b.page)
+    b.done("cuMemUnmap", memory, b.page)
+
+
 def ordered_by_an_event(b, s, memory):
     one, two, event = b.stream(), b.stream(), b.event()
     s.launch(one, reads=[page_of(b, memory, 0)])
@@ -146,6 +155,7 @@ def destroyed_stream_of_finished_work(b, s, memory):
 LEGAL = [
     finished,
     fenced,
+    fenced_by_the_context,
     ordered_by_an_event,
     ordered_through_the_legacy_stream,
     two_readers,

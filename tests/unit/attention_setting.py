@@ -3,16 +3,11 @@
 import torch
 
 from vmm.benchmarks.attention_comparison import Setting
-from vmm.benchmarks.attention_kernels import (
-    sdpa,
-)
+from vmm.benchmarks.attention_kernels import sdpa
 from vmm.benchmarks.attention_paged import paged_kernel
 from vmm.benchmarks.attention_results import Results
-from vmm.benchmarks.attention_shapes import (
-    Model,
-    Scale,
-)
-from vmm.benchmarks.attention_timing import WallTimer
+from vmm.benchmarks.attention_shapes import Model, Scale
+from vmm.benchmarks.report import interleaved
 
 KIB = 1024
 SMALL = Model("small", layers=6, q_heads=4, kv_heads=2, dim=16)
@@ -36,7 +31,7 @@ TINY = Scale(
 def setting(scale=TINY, **kernels):
     results = Results(scale.page_bytes[0])
     paged, _ = paged_kernel("cpu")
-    return Setting(scale, "cpu", WallTimer(), kernels or {"sdpa": sdpa(None)}, paged, results)
+    return Setting(scale, "cpu", interleaved, kernels or {"sdpa": sdpa(None)}, paged, results)
 
 
 def states(*shape, seed=0):

@@ -1,3 +1,4 @@
+// What every layer uses: counts with units, clocks, the log, errors, and the check for a forked child.
 #include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -10,6 +11,7 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "check.h"
+#include "manual_clock.h"
 
 using namespace vmm;
 

@@ -1,12 +1,15 @@
 // Blocks of a range: neighbours and stretches that share pages, what is announced, and what is dropped.
 #include "engine/blocks.h"
 
-#include <map>
+#include <atomic>
+#include <cstring>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "base/error.h"
 #include "check.h"
+#include "engine/pager_thread.h"
 #include "fixtures.h"
 
 using namespace vmm;
@@ -400,4 +403,159 @@ TEST(nobody_needs_a_range_whose_blocks_have_gone) {
   CHECK(test.kept() == Bytes{});
   test.pool->trim(8_MiB, false, Need::announced);
   CHECK(test.mapped() == Bytes{});
+}
+
+TEST(while_a_scratch_is_open_all_of_its_blocks_show_one_page) {
+  RangeTest test(512_KiB, 8_MiB);
+  auto blocks = test.blocks({Bytes{}, 4_MiB}, 48_KiB, 80);  // 120 pages, of which 8 can be had
+  blocks->keep(Ids{0});
+  auto byte = [&](Bytes at) -> unsigned char& { return *bytes_at(*test.range->lease(), at); };
+  byte(Bytes{}) = 1;
+  Ids all;
+  for (std::int32_t id = 0; id < 80; ++id) all.push_back(id);
+  auto scratch = blocks->scratch(all);
+  CHECK(test.pool->stats().created <= page * 3);
+  byte(1_MiB) = 7;
+  CHECK(byte(2_MiB) == 7 && byte(5_MiB) == 7);
+  CHECK(byte(Bytes{}) == 1);
+  CHECK(blocks->ready(Ids{0, 1, 2}) == flags({1, 0, 0}));  // 1 is on page 0, too, but not only
+  CHECK_THROWS(InvalidArgument, "end the scratch first", blocks->keep(Ids{0, 7}));
+  CHECK_THROWS(InvalidArgument, "already", blocks->scratch(Ids{7}));
+  blocks->announce(Ids{7});
+  blocks->drop(Ids{0}, {});
+  test.settle();
+  test.pool->trim(8_MiB, false, Need::announced);
+  CHECK(byte(Bytes{}) == 1);  // its page stays as long as the scratch
+  test.pool->check();
+  scratch->end();
+  scratch->end();
+  test.settle();
+  CHECK(blocks->ready(Ids{7, 8, 20}) == flags({1, 0, 0}));
+  blocks->keep(Ids{20});
+  CHECK(byte(48_KiB * 20) == 0);
+  scratch.reset();
+  blocks.reset();
+  test.range.reset();
+  test.settle();
+  test.pool->trim(8_MiB);
+  CHECK(test.pool->stats().created == Bytes{});
+  test.pool->check();
+}
+
+TEST(a_scratch_that_fails_leaves_nothing) {
+  for (std::int64_t n = 1;; ++n) {
+    RangeTest test(512_KiB, 8_MiB);
+    auto blocks = test.blocks({Bytes{}}, 48_KiB, 80);
+    blocks->keep(Ids{3});
+    const Bytes kept = test.kept();
+    test.faults->fail_at(n, 1, Fault::error);
+    bool failed = false;
+    try {
+      auto scratch = blocks->scratch(Ids{0, 1, 2, 3, 40});
+      scratch->end();
+    } catch (const DriverError&) {
+      failed = true;
+    }
+    test.faults->fail_at(0, 0, Fault::error);
+    test.pool->check();
+    auto again = blocks->scratch(Ids{0, 1, 2, 3, 40});
+    *bytes_at(*test.range->lease(), 0_KiB) = 5;
+    again.reset();
+    CHECK(test.kept() == kept);
+    blocks->keep(Ids{0, 40});
+    if (failed) continue;
+    CHECK(n > 2);
+    return;
+  }
+}
+
+TEST(a_scratch_waits_for_the_work_on_it) {
+  RangeTest test(512_KiB, 8_MiB);
+  auto blocks = test.blocks({Bytes{}}, 48_KiB, 80);
+  auto scratch = blocks->scratch(Ids{0, 1});
+  test.pool->epochs().step({});
+  CHECK_THROWS(Error, "epoch is open", scratch->end());
+  *bytes_at(*test.range->lease(), 0_KiB) = 5;  // still there
+  test.faults->delay_events(3);
+  test.pool->epochs().end({});
+  finish_work();
+  scratch->end();
+  blocks->keep(Ids{0});
+}
+
+TEST(ranges_and_pools_close_with_a_scratch_open) {
+  RangeTest test(512_KiB, 8_MiB);
+  auto blocks = test.blocks({Bytes{}}, 48_KiB, 80);
+  auto first = blocks->scratch(Ids{0, 1}), second = blocks->scratch(Ids{20});
+  test.range->end();
+  CHECK_THROWS(Closed, "range", blocks->scratch(Ids{3}));
+  first->end();
+  test.range = test.make(1_MiB);
+  blocks = test.blocks({Bytes{}}, 48_KiB, 4);
+  first = blocks->scratch(Ids{0, 1});
+  test.pool->close();
+  *bytes_at(*test.range->lease(), 0_KiB) = 5;
+  first.reset();
+  CHECK(test.pool->stats().created == Bytes{});
+  CHECK_THROWS(Closed, "", blocks->scratch(Ids{0}));
+  test.pool->check();
+}
+
+namespace {
+
+constexpr Bytes raced_stride{20'000};  // 3.3 in a page
+constexpr std::uint64_t raced_blocks = 64;
+
+/// Keeps, writes, checks and drops its own blocks, each fourth; their neighbours are other threads'.
+void use_blocks(RangeTest& test, Blocks& blocks, std::int32_t first, std::atomic<int>& wrong) {
+  std::mt19937 random(static_cast<unsigned>(first));
+  auto pick = [&](unsigned n) { return static_cast<std::int32_t>(random() % n); };
+  for (int round = 0; round < 300; ++round) {
+    Ids ids;
+    for (int i = 0; i < 1 + pick(4); ++i) ids.push_back(first + 4 * pick(raced_blocks / 4));
+    if (pick(2) == 0) blocks.announce(ids);
+    try {
+      if (pick(3) == 0)
+        ids = blocks.keep_ready(ids);
+      else
+        blocks.keep(ids);
+    } catch (const OutOfPages&) {
+      ids.clear();
+    }
+    const auto mark = static_cast<unsigned char>(1 + pick(255));
+    for (std::int32_t id : ids)
+      for (Bytes start : {Bytes{}, 2_MiB})
+        std::memset(bytes_at(*test.range->lease(), start + raced_stride * static_cast<std::uint64_t>(id)),
+                    mark, raced_stride.count);
+    for (std::uint8_t flag : blocks.ready(ids)) wrong += flag == 0;
+    for (std::int32_t id : ids)
+      for (Bytes at : {Bytes{}, raced_stride - Bytes{1}})
+        wrong += *bytes_at(*test.range->lease(), raced_stride * static_cast<std::uint64_t>(id) + at) != mark;
+    blocks.drop(ids, test.fence(), pick(3) == 0);
+  }
+}
+
+}  // namespace
+
+TEST(threads_use_neighbouring_blocks_while_memory_is_short) {
+  RangeTest test(768_KiB, 4_MiB);  // 12 pages
+  auto blocks = test.blocks({Bytes{}, 2_MiB}, raced_stride, raced_blocks);
+  std::atomic<int> wrong = 0;
+  {
+    PagerThread pager(test.pager);
+    std::vector<std::thread> threads;
+    for (std::int32_t first = 0; first < 4; ++first)
+      threads.emplace_back([&, first] { use_blocks(test, *blocks, first, wrong); });
+    for (std::thread& thread : threads) thread.join();
+  }
+  CHECK(wrong == 0);
+  CHECK(blocks->kept() == 0);
+  Ids all;
+  for (std::int32_t id = 0; id < static_cast<std::int32_t>(raced_blocks); ++id) all.push_back(id);
+  blocks->drop(all, {});
+  CHECK(test.kept() == Bytes{});
+  test.settle();
+  test.pool->trim(8_MiB, false, Need::announced);
+  CHECK(test.mapped() == Bytes{});
+  test.pool->check();
 }

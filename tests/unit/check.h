@@ -1,4 +1,5 @@
-// A test framework in a page: TEST registers, CHECK reports and goes on, main() runs and counts.
+// A test framework in a page. TEST registers a test, CHECK reports a failure and goes on, and main() runs all
+// tests and counts.
 #pragma once
 
 #include <cstdio>
@@ -20,7 +21,7 @@ inline std::vector<Test>& tests() {
   return all;
 }
 
-/// What must hold when any test is over.
+/// What must hold after every test.
 inline std::vector<std::function<void()>>& after_each() {
   static std::vector<std::function<void()>> all;
   return all;

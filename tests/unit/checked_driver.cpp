@@ -1,5 +1,5 @@
-// What CheckedDriver believes when the driver within fails, or when a driver around it does; what it refuses
-// is tested in tests/contract.
+// What CheckedDriver takes for true after a call has failed, in the driver inside it or in one around it.
+// tests/contract tests what it refuses.
 #include "driver/checked_driver.h"
 
 #include <array>

@@ -1,5 +1,5 @@
-// The host driver's own ways, and how far a failed unmap came; the contract that every driver keeps is tested
-// in tests/contract.
+// What only the host driver does, and how far a failed unmap came. tests/contract tests the contract, which
+// every driver keeps.
 #include <cstring>
 #include <random>
 #include <vector>

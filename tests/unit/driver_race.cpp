@@ -1,6 +1,5 @@
-// Threads on one driver: every call beside every other, each thread on pages and a stream of its own. Over
-// CUDA with calls to libcuda that fail; there the stand-in sees memory that is taken from work under way,
-// too.
+// Threads on one driver make every call beside every other, each on pages and a stream of its own. Over CUDA
+// some calls to libcuda fail, and the stand-in also notices memory that is taken from work under way.
 #include <atomic>
 #include <barrier>
 #include <random>
@@ -22,7 +21,7 @@ struct Outcome {
   int failures = 0;
 };
 
-/// Four threads, in rounds, in most of which one call to libcuda fails: one, so that no undoing fails.
+/// Runs four threads in rounds. In most rounds one call to libcuda fails; only one, so that no undoing fails.
 Outcome race(unsigned seed, CUresult code) {
   constexpr unsigned threads = 4, rounds = 48, steps = 12;
   standin_reset(seed);

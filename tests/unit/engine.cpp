@@ -1,3 +1,4 @@
+// A Growth, with the pager beside it.
 #include "base/error.h"
 #include "check.h"
 #include "fixtures.h"

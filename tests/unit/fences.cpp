@@ -32,6 +32,29 @@ TEST(a_fence_covers_open_and_unfinished_epochs) {
   CHECK(epochs.fence().empty());
 }
 
+TEST(a_fence_of_the_device_waits_for_work_that_nobody_has_told_of) {
+  FaultDriver driver(make_bare_driver());
+  Epochs epochs(driver);
+  const StreamHandle stream = driver.create_stream();
+  epochs.step({});  // an iteration of somebody else's, which may go on for long
+  driver.hold_events(true);
+  const Fence all = epochs.device_fence();
+  CHECK(all.size() == 1 && all[0].stream == whole_device);
+  CHECK(!epochs.complete(all) && !epochs.waits_for_open_epoch(all));
+  CHECK(epochs.fence().size() == 1);  // other fences have nothing to do with it
+  driver.hold_events(false);
+  finish_work();
+  epochs.poll();
+  CHECK(epochs.complete(all));
+  const Fence later = epochs.device_fence();
+  finish_work();
+  epochs.poll();
+  CHECK(epochs.complete(later));
+  driver.fail_at(1, 1, Fault::error);
+  CHECK_THROWS(DriverError, "record", epochs.device_fence());
+  driver.destroy_stream(stream);
+}
+
 TEST(a_failing_event_leaves_the_epoch_open) {
   FaultDriver driver(make_bare_driver());
   Epochs epochs(driver);

@@ -7,6 +7,7 @@
 #include "driver_under_test.h"
 #include "engine/growth.h"
 #include "engine/pager.h"
+#include "manual_clock.h"
 #include "memory/pool.h"
 
 namespace vmm {

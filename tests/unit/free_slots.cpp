@@ -1,4 +1,4 @@
-// The order of the slots that nobody is in.
+// The order of the free slots.
 #include "engine/free_slots.h"
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// The host driver at the end of a process's mappings: counted, used up by others, and refused call by call.
+// The host driver when the process has hardly any memory mappings left: they are counted, others use them
+// up, and the system refuses one call after another.
 #include "driver/host_mappings.h"
 
 #include <sys/mman.h>
@@ -23,7 +24,7 @@ using namespace vmm;
 
 namespace {
 
-// System calls of this executable to fail with ENOMEM: none before `first`, and then so many.
+// Which system calls of this executable fail with ENOMEM: none before `first`, and from there so many.
 std::atomic<int> calls{0};
 std::atomic<int> first{0};
 std::atomic<int> failing{0};

@@ -1,5 +1,5 @@
-// What a pager does by its clock: gives back what nobody needs for a while, and believes a device for a
-// while.
+// What depends on the pager's clock: memory that nobody has needed for a while is given back, and a device
+// that was full is believed to be so for a while.
 #include <algorithm>
 #include <vector>
 
@@ -16,7 +16,7 @@ namespace {
 
 constexpr Nanoseconds a_while = PagerOptions{}.idle_time;
 
-/// The pager as its thread would drive it until so much time has passed; returns how often it woke up.
+/// Drives the pager as its thread would, until so much time has passed. Returns how often it woke up.
 int pass(TestPool& test, Nanoseconds time) {
   const Nanoseconds end = test.clock->now() + time;
   for (int polls = 1;; ++polls) {
@@ -30,7 +30,7 @@ int pass(TestPool& test, Nanoseconds time) {
   }
 }
 
-/// But for what the pager of a GPU has created ahead.
+/// What the pool has created, without what the pager of a GPU creates ahead.
 Bytes created(const TestPool& test) {
   const PoolStats stats = test.pool->stats();
   return stats.created - std::min(stats.free, stats.budget / 64);
@@ -208,7 +208,7 @@ TEST(what_a_device_refused_is_believed_for_a_while) {
   CHECK_THROWS(OutOfPages, "the device gave less", map(*lease, 0, 32, guess));
   CHECK(standin_count("cuMemCreate") == asked);  // not asked again
   standin_set("capacity", static_cast<std::int64_t>((1_GiB).count));
-  test.clock->advance(DeviceLimit::believed);
+  test.clock->advance(Allowance::device_believed);
   map(*lease, 0, 32, guess);
   CHECK(test.pool->stats().mapped == 2_MiB);
   test.pool->check();
@@ -225,7 +225,7 @@ TEST(who_starved_because_of_the_device_asks_again_by_itself) {
   test.settle();
   CHECK(test.pool->stats().mapped == 1_MiB);
   standin_set("capacity", static_cast<std::int64_t>((1_GiB).count));
-  pass(test, 2 * DeviceLimit::believed);
+  pass(test, 2 * Allowance::device_believed);
   CHECK(test.pool->stats().mapped == 1_MiB + 64_KiB);
 }
 

@@ -1,4 +1,4 @@
-// What a step does where nothing is due: next to nothing.
+// A step in which nothing is due allocates nothing and hardly calls anybody.
 #include "engine/kv_cache.h"
 
 #include <atomic>
@@ -50,7 +50,7 @@ struct Steady : TestPool {
   std::vector<std::int32_t> slots, lengths;
 };
 
-/// Allocations.
+/// How many allocations work() makes.
 template <class Work>
 int count(Work work) {
   const int before = allocations;
@@ -123,7 +123,7 @@ TEST(a_lost_driver_call_changes_nothing) {
   CHECK(!"it fails for ever");
 }
 
-/// Whichever allocation of a poll fails: the process goes on, and what was announced is mapped later.
+/// Whichever allocation of a poll fails, the process goes on, and what was announced is mapped later.
 TEST(a_pager_without_memory_of_its_own_loses_nothing) {
   int polls_that_failed = 0;
   for (int n = 1; n < 200; ++n) {

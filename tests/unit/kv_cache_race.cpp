@@ -1,4 +1,5 @@
-// Engines on threads of their own share one KvCache, for ThreadSanitizer: the pager's thread beside them.
+// Engines on threads of their own share one KvCache, with the pager's thread beside them. Made for
+// ThreadSanitizer.
 #include <atomic>
 #include <cstring>
 #include <random>
@@ -23,7 +24,7 @@ struct Sequence {
   std::uint64_t length = 0;
 };
 
-/// Serves sequences of its own on a stream of its own: with lengths, content and ends by chance.
+/// Serves sequences of its own on a stream of its own, with random lengths, content and ends.
 class Engine {
  public:
   Engine(KvCache& cache, const Lease& lease, StreamHandle stream)

@@ -1,4 +1,4 @@
-// Until when pages that nobody needs may still be in use.
+// LastUses, which says until when pages that nobody needs may still be in use.
 #include "memory/last_uses.h"
 
 #include <vector>

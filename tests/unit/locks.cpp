@@ -13,6 +13,8 @@
 #include "base/lock.h"
 #include "check.h"
 #include "driver/checked_driver.h"
+#include "driver/cuda_driver.h"
+#include "driver/host_driver.h"
 #include "driver/sim_driver.h"
 
 using namespace vmm;
@@ -24,7 +26,7 @@ struct End {
   std::string said;
 };
 
-/// How a child process ends that does this, and what it says on stderr.
+/// Runs this in a child process. Returns how the child ended, and what it said on stderr.
 End in_a_child(const std::function<void()>& body) {
   int ends[2];
   CHECK(pipe(ends) == 0);
@@ -141,6 +143,23 @@ TEST(a_driver_call_under_a_lock_that_forbids_it_is_found) {
     driver.record({});
   });
   CHECK(end.aborted && says(end, "calls the driver while it holds the lock pool"));
+}
+
+TEST(what_not_every_driver_can_do_is_called_without_such_a_lock_too) {
+  CheckedDriver host(std::make_shared<HostDriver>("vmm-test"));
+  CheckedDriver cuda(std::make_shared<CudaDriver>(CudaOptions{.shareable = true}));
+  Mutex pool(LockRank::pool);
+  const Address base = host.reserve(64_KiB, 64_KiB);
+  const std::function<void()> calls[] = {[&] { host.gaps()->set_gap(base, 64_KiB, Gap::zeros); },
+                                         [&] { cuda.exports()->export_page({}); }};
+  for (const auto& call : calls) {
+    const End end = in_a_child([&] {
+      const std::lock_guard lock(pool);
+      call();
+    });
+    CHECK(end.aborted && says(end, "calls the driver while it holds the lock pool"));
+  }
+  host.free_reservation(base, 64_KiB);
 }
 
 TEST(waiting_for_the_gil_under_a_lock_is_found) {

@@ -1,4 +1,4 @@
-// Policies: pure objects, told what was measured.
+// The policies that predict. They are pure objects, which are told what was measured.
 #include "check.h"
 #include "policy/batch_size.h"
 #include "policy/growth_predictor.h"

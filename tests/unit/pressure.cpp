@@ -1,4 +1,4 @@
-// Two pools under one budget: what one lacks the other gives up, but nothing that it needs as much.
+// Two pools under one budget. What one of them lacks the other gives up, except what it needs as much.
 #include "check.h"
 #include "engine/slots.h"
 #include "fixtures.h"

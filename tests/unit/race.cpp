@@ -1,4 +1,5 @@
-// Threads on one pool, for ThreadSanitizer: every operation beside every other, the pager's thread included.
+// Threads on one pool do every operation beside every other, with the pager's thread among them. Made for
+// ThreadSanitizer.
 #include <atomic>
 #include <cstring>
 #include <random>

@@ -1,4 +1,4 @@
-// A reservation that fails half way, for want of memory of our own: nothing of it is left.
+// When the process has no memory of its own left, a reservation fails half way and leaves nothing behind.
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -26,7 +26,7 @@ using namespace vmm;
 
 namespace {
 
-/// Calls work() with its first allocation failing, then with its second, and so on until it has its way.
+/// Calls work() with its first allocation failing, then with its second, and so on until it succeeds.
 /// Returns how often it failed; `after` is called each time.
 template <class Work, class After>
 int fail_each_allocation(Work work, After after) {

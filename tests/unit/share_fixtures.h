@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "manual_clock.h"
 #include "memory/shared_budget.h"
 
 namespace vmm {

@@ -1,4 +1,4 @@
-// The whole engine, pager included, in simulated time: from a seed, with nothing left to chance.
+// The whole engine, the pager included, in simulated time. The seed decides everything.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -24,7 +24,7 @@ CourseTotals run(std::uint64_t seed, int iterations, bool check) {
   return run(std::move(options), iterations);
 }
 
-/// A driver with a reservation of four pages, and three pages.
+/// A driver with a reservation of four pages, and three physical pages.
 struct Bench {
   std::shared_ptr<SimClock> clock = std::make_shared<SimClock>(1);
   SimDriver driver{clock, {}};

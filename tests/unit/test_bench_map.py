@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from child import run_child
 from vmm import Error, _core, cli
 from vmm.benchmarks import map as bench
-from vmm.benchmarks import map_bindings, map_peers
+from vmm.benchmarks import map_peers
 from vmm.benchmarks.map_pages import CALLS, Pages
 
 RATIOS = {"cpu": {"torch_empty", "mmap_fresh"}, "cuda": {"cu_mem_alloc"}}
@@ -98,7 +98,7 @@ def test_what_would_take_too_much_memory_is_skipped_and_named(standin, monkeypat
 
 
 def test_without_cuda_bindings_the_rest_is_measured(standin, monkeypatch):
-    monkeypatch.setattr(map_bindings.Bindings, "installed", lambda: False)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     report = reported("cuda")
     assert report.peers == {}
     left_out = report.environment["left_out"]

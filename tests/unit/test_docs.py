@@ -19,7 +19,10 @@ def test_the_snippets_run(page):
     assert result.stdout == "all ran\n"
 
 
-@pytest.mark.parametrize(("page", "least"), [("kvtensor.md", 7), ("engine.md", 6), ("testing.md", 2)])
+@pytest.mark.parametrize(
+    ("page", "least"),
+    [("kvtensor.md", 7), ("engine.md", 6), ("range.md", 4), ("testing.md", 2)],
+)
 def test_a_page_has_snippets(page, least):
     assert len(SNIPPETS[page]) >= least
 

@@ -150,7 +150,7 @@ def made_bench(monkeypatch):
     name = "vmm.benchmarks.made"
     made = types.ModuleType(name)
     made.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    made.DEVICES, made.ENVIRONMENT = ("cpu", "cuda"), {}
+    made.DEVICES = ("cpu", "cuda")
     made.run = lambda progress, device: Report("made", device, {"speed": 2.0})
     monkeypatch.setitem(sys.modules, name, made)
     return made

@@ -141,6 +141,7 @@ def test_noise_is_replaced_with_a_warning_or_refused(folder, caplog):
         assert "delete the file" in child.stderr
 
 
+@pytest.mark.host_only
 def test_failing_to_make_a_pool_leaves_the_share(folder):
     with pytest.raises(vmm.Error):
         vmm.Pool("64MiB", share="a", device="cuda:63")

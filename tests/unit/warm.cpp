@@ -18,10 +18,11 @@ Bytes warm(TestPool& test, Bytes wanted, Bytes at_most = everything) {
   return test.pool->mapping().warm(wanted, 64_KiB, at_most);
 }
 
-/// What is created as a whole.
+/// The pool creates memory in pieces of this size.
 Bytes unit() { return on_cuda() ? 64_KiB : 1_MiB; }
 
-/// A device whose calls take time, one slot of 64 pages on it, and a pager that is not polled but on time.
+/// A device whose calls take time, one slot of 64 pages on it, and a pager that is polled only when its time
+/// has come.
 struct Device {
   explicit Device(Bytes budget) : world({.budget = budget}) {
     lease = world.pool()->reserve({.page_bytes = 2_MiB, .extent_bytes = 2_MiB * 64});

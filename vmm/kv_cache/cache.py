@@ -20,7 +20,7 @@ from vmm.kv_cache.arguments import checked_shapes, int32_numbers
 from vmm.kv_cache.layout import chosen_records
 from vmm.kv_cache.sequence import Batch, Sequence, slots_of
 from vmm.pool import Pool
-from vmm.records import LayoutName, Records, Where, slot_elements, slot_tokens
+from vmm.records import LayoutName, Part, Records, Where, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
 
 # Kernels load whole tiles of K and V, of up to 256 tokens in FlashAttention 3 and 4. The first tile may begin
@@ -105,7 +105,7 @@ class KVCache(Closing):
             slot_elements=self._slot_elements,
         )
         self._slot_tokens = self._tokens(self._records)
-        self._leases = [self._reserve(part) for part in range(len(self._records.parts))]
+        self._leases = [self._reserve(part) for part in self._records.parts]
         self._opened: _core.KvCache | None = _core.KvCache(
             self.pool._core,
             [
@@ -204,6 +204,7 @@ class KVCache(Closing):
         return int(self._open_views()[0][0].shape[1])
 
     def stats(self) -> CacheStats:
+        """The sizes of this cache now. Raises Closed."""
         return CacheStats(
             sequences=self._engine.open_slots,
             live_bytes=self._engine.live_bytes,
@@ -245,8 +246,8 @@ class KVCache(Closing):
     def _slot_elements(self, records: Records) -> int:
         return slot_elements(records, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
 
-    def _reserve(self, part: int) -> _core.Lease:
-        described, tokens = self._records.parts[part], self._slot_tokens
+    def _reserve(self, part: Part) -> _core.Lease:
+        tokens = self._slot_tokens
         if self.max_sequences * tokens >= 2**31:
             raise InvalidArgument(
                 f"max_sequences x max_tokens: {self.max_sequences} slots of {tokens} tokens are 2^31 or more,"
@@ -254,8 +255,8 @@ class KVCache(Closing):
             )
         return self.pool._core.reserve(
             page_bytes=self._page_bytes,
-            extent_bytes=tokens * described.record * self.dtype.itemsize,
-            extents=self.max_sequences * described.extents,
+            extent_bytes=tokens * part.record * self.dtype.itemsize,
+            extents=self.max_sequences * part.extents,
             kind=1 + FLOATS.index(self.dtype),  # else a tail might not be finite in this type
             stream=torch_stream(self.pool),
         )

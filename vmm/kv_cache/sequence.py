@@ -11,7 +11,7 @@ import torch
 from vmm.arguments import checked_number
 from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
-from vmm.stream import handle_of, release_after, torch_stream
+from vmm.stream import release_after, torch_stream
 
 if TYPE_CHECKING:
     from vmm.kv_cache.cache import KVCache
@@ -35,6 +35,7 @@ class Sequence(Closing):
 
     @property
     def slot(self) -> int:
+        """The sequence's place in the cache, from 0 to ``max_sequences - 1``. Raises Closed."""
         if self._slot is None:
             raise Closed("this sequence is closed")
         return self._slot
@@ -76,8 +77,7 @@ class Sequence(Closing):
             return
         if self.cache._opened is not None:
             release_after(self.cache.pool, stream, named=True)
-            current = torch_stream(self.cache.pool)
-            self.cache._opened.close(self._slot, current if stream is None else handle_of(stream))
+            self.cache._opened.close(self._slot, self.cache._stream(stream))
         self._slot = None
 
 

@@ -20,6 +20,7 @@ _MOST_PAGES = 2**26  # each has eight bytes in a table
 
 
 def checked_dtype(dtype: Any) -> torch.dtype:
+    """``dtype``, or torch's default where it is None. Raises InvalidArgument for one that DLPack lacks."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in DTYPES:
         raise InvalidArgument(f"dtype is {dtype!r}; expected a torch.dtype that DLPack knows")
@@ -33,12 +34,8 @@ def tensor_device(device: Any, pool: Any) -> torch.device | None:
     return torch.device(device)
 
 
-def is_meta(device: Any) -> bool:
-    """Whether the caller asks for a tensor that has a shape and no memory."""
-    return (torch.get_default_device() if device is None else torch.device(device)).type == "meta"
-
-
 def checked_grow_dim(grow_dim: Any, sizes: tuple[int, ...]) -> int:
+    """``grow_dim`` counted from the front. Raises InvalidArgument, also for too many rows before it."""
     if type(grow_dim) is not int or not -len(sizes) <= grow_dim < len(sizes):
         raise InvalidArgument(
             f"grow_dim is {grow_dim!r}; expected one of the {len(sizes)} dimensions of shape {sizes}"
@@ -59,6 +56,7 @@ def chosen_page_size(page_bytes: Any, pool: Pool, sizes: tuple[int, ...], dtype:
 
 
 def checked_shape(shape: tuple[Any, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    """The sizes, which may be given one by one or as one tuple or list. Raises InvalidArgument."""
     sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     if not sizes or not all(
         hasattr(size, "__index__") and not isinstance(size, bool) and size > 0 for size in sizes
@@ -74,6 +72,7 @@ def checked_shape(shape: tuple[Any, ...], dtype: torch.dtype) -> tuple[int, ...]
 
 
 def kind_of(x: Any) -> str:
+    """What ``x`` is, in the words of an error."""
     return (
         f"a {x.layout} tensor of {x.dtype} on {x.device}"
         if isinstance(x, torch.Tensor)

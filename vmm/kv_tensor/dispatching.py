@@ -6,11 +6,11 @@ only values count here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vmm.kv_tensor.reshaping import IN_PLACE, change_in_place, is_kv_tensor, raw, require_shape
 
@@ -19,36 +19,12 @@ if TYPE_CHECKING:
 
 
 # These operations read no memory and return none of it.
-_LOOKS = frozenset(
-    [
-        "empty_like",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "new_empty",
-        "new_empty_strided",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "is_same_size",
-        "is_set_to",
-        "is_pinned",
-        "result_type",
-        "can_cast",
-        "sym_size",
-        "sym_stride",
-        "sym_numel",
-        "sym_storage_offset",
-        "size",
-        "stride",
-        "numel",
-        "dim",
-        "storage_offset",
-    ]
-)
+_LOOKS = """
+    empty_like zeros_like ones_like full_like rand_like randn_like randint_like
+    new_empty new_empty_strided new_zeros new_ones new_full
+    is_same_size is_set_to is_pinned result_type can_cast
+    size stride numel dim storage_offset sym_size sym_stride sym_numel sym_storage_offset
+"""
 
 
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -58,13 +34,14 @@ def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return change_in_place(kind.name, func, args[0], args[1:], kwargs)
     if kind.name == "record_stream":
         return args[0].record_stream(*args[1:], **kwargs)
-    if kind.looks:
-        return func(*_each(args, raw), **_each(kwargs, raw))
-    if kind.views:
+    if kind.looks or kind.views:
+        raw_args, raw_kwargs = tree_map(raw, (args, kwargs))
+        result = func(*raw_args, **raw_kwargs)
+        if kind.looks:
+            return result
         tensor = args[0]  # of every view operation
-        result = func(*_each(args, raw), **_each(kwargs, raw))
-        if all(view.dtype.itemsize == tensor._memory.dtype.itemsize for view in _leaves(result)):
-            return _each(result, tensor._wrap)  # else it counts in other units than the memory
+        if all(view.dtype.itemsize == tensor._memory.dtype.itemsize for view in tree_leaves(result)):
+            return tree_map(tensor._wrap, result)  # else it counts in other units than the memory
     return _on_mapped(func, kind, args, kwargs)
 
 
@@ -80,14 +57,14 @@ def _on_mapped(func: Any, kind: _Kind, args: tuple[Any, ...], kwargs: dict[str, 
             owners[id(plain)] = leaf
         return mapped[id(leaf)]
 
-    args, kwargs = _each(args, usable), _each(kwargs, usable)
+    args, kwargs = tree_map(usable, (args, kwargs))
     result = func(*args, **kwargs)
     for place, name in kind.written:
-        for leaf in _leaves(args[place] if place < len(args) else kwargs.get(name)):
+        for leaf in tree_leaves(args[place] if place < len(args) else kwargs.get(name)):
             if (owner := owners.get(id(leaf))) is not None:
                 owner._note_written(owner._raw, gradients=False)
                 require_shape(kind.name, leaf, owner)
-    return _each(result, lambda leaf: owners.get(id(leaf), leaf))
+    return tree_map(lambda leaf: owners.get(id(leaf), leaf), result)
 
 
 class _Kind(NamedTuple):
@@ -106,7 +83,7 @@ def _kind(func: Any) -> _Kind:
     aliases = [value.alias_info for value in schema.returns if value.alias_info is not None]
     return _Kind(
         name,
-        looks=name in _LOOKS and not schema.is_mutable,
+        looks=name in _LOOKS.split() and not schema.is_mutable,
         views=bool(aliases) and not any(alias.is_write for alias in aliases),
         written=tuple(
             (place, argument.name)
@@ -114,20 +91,3 @@ def _kind(func: Any) -> _Kind:
             if argument.alias_info is not None and argument.alias_info.is_write
         ),
     )
-
-
-def _each(value: Any, work: Callable[[Any], Any]) -> Any:
-    """``value`` after ``work`` on what it holds. Operations take and return nothing deeper than lists."""
-    if type(value) is dict:
-        return {key: _each(held, work) for key, held in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)([_each(held, work) for held in value])
-    return work(value)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, (tuple, list)):
-        for held in value:
-            yield from _leaves(held)
-    else:
-        yield value

@@ -135,9 +135,8 @@ def _select(
     for dimension, _ in parts:
         basic[dimension] = slice(0, 1)
     region = tensor[tuple(basic)]
-    if (
-        nothing or region.numel() == 0 or any(where.numel() == 0 for _, where in parts)
-    ):  # torch looks at no position then
+    # torch looks at no position where nothing is selected.
+    if nothing or region.numel() == 0 or any(where.numel() == 0 for _, where in parts):
         return Selection(torch.empty(0, dtype=torch.int64, device="cpu"), region)
     offsets = torch.tensor(region.storage_offset(), device="cpu")
     for dimension, where in parts:

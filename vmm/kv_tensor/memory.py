@@ -49,9 +49,8 @@ class KVMemory:
         self.tracks_gradients = False  # then indexing must be what autograd can see
         _memories.add(self)
         strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        with torch.inference_mode(
-            False
-        ):  # a tensor made in inference mode could be written only in that mode
+        # A tensor that is made in inference mode could be written only in that mode.
+        with torch.inference_mode(False):
             self.raw = consumed(self.rows.base(shape, strides), dtype)  # all of it, mapped or not
             # The same again, for torch to show. A change of either counts as a change of both.
             self.guarded = self.raw.detach()

@@ -105,9 +105,7 @@ def _view(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs:
         if made.dtype.itemsize != tensor._memory.dtype.itemsize:  # it counts in other units than the memory
             return consume(name, func, (tensor, *args), kwargs)
         return tensor._wrap(made)
-    return (
-        type(made)(map(tensor._wrap, made)) if type(made) in {tuple, list} else tuple(map(tensor._wrap, made))
-    )
+    return type(made)(map(tensor._wrap, made))
 
 
 def _view_or_copy(
@@ -128,18 +126,9 @@ def _narrow(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwarg
     return bounded(tensor, lambda base: func(base, *args, **kwargs), [dim])
 
 
-def _record_stream(
-    name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    tensor.record_stream(*args, **kwargs)
-
-
-def _getitem(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return tensor[args[0]]
-
-
-def _setitem(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    tensor[args[0]] = args[1]
+def _own_method(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Calls the method that KVTensor has in place of torch's."""
+    return getattr(tensor, name)(*args, **kwargs)
 
 
 def _iterate(name: str, func: Any, tensor: KVTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -200,9 +189,8 @@ def _set_requires_grad(
 
 
 # In-place operations whose names do not end as those of methods do.
-_IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")} | {
-    f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")
-}
+_OPERATORS = "add sub mul truediv floordiv mod pow and or xor lshift rshift"
+_IN_PLACE = {f"__i{name}__" for name in _OPERATORS.split()}
 
 _NAMES = {
     _measure: """
@@ -231,9 +219,7 @@ _NAMES = {
     """,
     _view_or_copy: "reshape reshape_as flatten ravel contiguous",
     _narrow: "narrow select",
-    _record_stream: "record_stream",
-    _getitem: "__getitem__",
-    _setitem: "__setitem__",
+    _own_method: "record_stream __getitem__ __setitem__",
     _iterate: "__iter__",
     _selecting: """
         index_select gather take_along_dim index_copy_ index_add_ index_fill_ index_reduce_ index_put_

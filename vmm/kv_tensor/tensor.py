@@ -9,16 +9,7 @@ import torch
 
 from vmm.default_pools import chosen_pool
 from vmm.errors import InvalidArgument
-from vmm.kv_tensor import indexing, operations, selecting
-from vmm.kv_tensor.arguments import (
-    checked_dtype,
-    checked_grow_dim,
-    checked_shape,
-    chosen_page_size,
-    is_meta,
-    require_fitting,
-    tensor_device,
-)
+from vmm.kv_tensor import arguments, indexing, operations, selecting
 from vmm.kv_tensor.compiling import keep_out_of_graphs
 from vmm.kv_tensor.dispatching import dispatched
 from vmm.kv_tensor.lifecycle import Lifecycle
@@ -77,13 +68,14 @@ class KVTensor(Lifecycle, torch.Tensor):
         page_bytes: int | None = None,
         pool: Pool | None = None,
     ) -> Self:
-        dtype = checked_dtype(dtype)
-        sizes = checked_shape(shape, dtype)
-        grow_dim = checked_grow_dim(grow_dim, sizes)
-        if pool is None and is_meta(device):
+        dtype = arguments.checked_dtype(dtype)
+        sizes = arguments.checked_shape(shape, dtype)
+        grow_dim = arguments.checked_grow_dim(grow_dim, sizes)
+        device = arguments.tensor_device(device, pool)
+        if pool is None and device is not None and device.type == "meta":
             return torch.empty(sizes, dtype=dtype, device="meta")  # type: ignore[return-value]
-        pool = chosen_pool(pool, device=tensor_device(device, pool))
-        page_bytes = chosen_page_size(page_bytes, pool, sizes, dtype)
+        pool = chosen_pool(pool, device=device)
+        page_bytes = arguments.chosen_page_size(page_bytes, pool, sizes, dtype)
         return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool))
 
     def __init__(self, *shape: Any, **options: Any) -> None: ...  # torch.Tensor's refuses keywords
@@ -122,7 +114,7 @@ class KVTensor(Lifecycle, torch.Tensor):
                 return selecting.scatter(self, index, value)
         whole = self._raw is memory.guarded
         region = memory.raw[index] if whole else memory.writable(self._raw[index])
-        require_fitting(value, region)
+        arguments.require_fitting(value, region)
         with memory.lock:
             memory.touch(region)
             if gradients or memory.tracks_gradients:

@@ -10,28 +10,17 @@ from vmm.simulate.settings import Settings
 
 BLOCK_TOKENS = 16  # of vLLM's paged blocks
 PAGE_BYTES = 2**21  # of vAttention's, one for K and one for V of each layer
+_CALLS = ("reserve", "create", "map", "set_access", "unmap", "release", "event")  # in the core's order
 
 
 def _vmm(settings: Settings, times: CallTimes) -> _core.KvMemory:
-    nanoseconds = [
-        round(1000 * microseconds)
-        for microseconds in (
-            times.reserve_us,
-            times.create_us,
-            times.map_us,
-            times.set_access_us,
-            times.unmap_us,
-            times.release_us,
-            times.event_us,
-        )
-    ]
     return _core.VmmMemory(
         budget=settings.kv_bytes,
         places=settings.max_sequences,
         max_tokens=settings.max_tokens,
         page_bytes=settings.page_bytes,
         records_bytes=settings.records_bytes,
-        call_times_ns=nanoseconds,
+        call_times_ns=[round(1000 * getattr(times, f"{call}_us")) for call in _CALLS],
         wake_ns=round(1000 * times.wake_us),
         first_tokens=min(settings.batch_tokens, settings.max_tokens) if settings.first_tokens_known else 0,
         warm=settings.warm_bytes,

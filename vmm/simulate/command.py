@@ -38,7 +38,7 @@ class Options:
     page: str = "2MiB"
     layers_per_extent: int = 0
     load: float = 1.0
-    allocators: Sequence[str] = ()
+    allocators: Sequence[str] | None = None
     seed: int = 0
     session_gap_s: float = SESSION_GAP_S
     plot: Path | None = None

@@ -84,43 +84,32 @@ _ASSUMED_TIMES = CallTimes(
 # (read in two public notes that quote it, not there). The 10 kernels are assumed.
 _LAUNCH_US = 2.5 + 0.001 * 10 * 80
 
-_NVIDIA = "https://www.nvidia.com"
 
-
-def _gpu(
-    name: str, memory_mib: int, gb_per_s: float, teraflops: float, *, times: CallTimes, source: str
-) -> Gpu:
+def _gpu(name: str, figures: tuple[int, float, float], times: CallTimes, source: str) -> Gpu:
+    """``figures``: memory in MiB, bandwidth in GB/s, and teraflops. ``source``: a page of NVIDIA's."""
+    memory_mib, gb_per_s, teraflops = figures
+    source = f"https://www.nvidia.com/{source}"
     return Gpu(name, memory_mib * 2**20, gb_per_s * 1e9, teraflops * 1e12, _LAUNCH_US, times, source)
 
 
 _GPUS = (
     _gpu(
-        *("a100-80gb", 81920, 2039, 312),
-        times=_A100_TIMES,
-        source=f"{_NVIDIA}/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
+        "a100-80gb",
+        (81920, 2039, 312),
+        _A100_TIMES,
+        "content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
         "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf (SXM)",
     ),
+    _gpu("h100-80gb", (81559, 3350, 989.5), _ASSUMED_TIMES, "en-us/data-center/h100/ (SXM)"),
+    _gpu("h200", (143771, 4800, 989.5), _ASSUMED_TIMES, "en-us/data-center/h200/ (SXM)"),
     _gpu(
-        *("h100-80gb", 81559, 3350, 989.5),
-        times=_ASSUMED_TIMES,
-        source=f"{_NVIDIA}/en-us/data-center/h100/ (SXM)",
-    ),
-    _gpu(
-        *("h200", 143771, 4800, 989.5),
-        times=_ASSUMED_TIMES,
-        source=f"{_NVIDIA}/en-us/data-center/h200/ (SXM)",
-    ),
-    _gpu(
-        *("rtx-pro-6000", 97887, 1792, 503.8),
-        times=_RTX_PRO_6000_TIMES,
-        source=f"{_NVIDIA}/en-us/products/workstations/professional-desktop-gpus/rtx-pro-6000/ (Workstation);"
+        "rtx-pro-6000",
+        (97887, 1792, 503.8),
+        _RTX_PRO_6000_TIMES,
+        "en-us/products/workstations/professional-desktop-gpus/rtx-pro-6000/ (Workstation);"
         " rate: hmc-tech.com/gpu/nvidia-rtx-pro-6000-blackwell-vs-amd-radeon-pro-duo-polaris [unchecked]",
     ),
-    _gpu(
-        *("l4", 23034, 300, 121),
-        times=_ASSUMED_TIMES,
-        source=f"{_NVIDIA}/en-us/data-center/l4/ (rate: [unchecked])",
-    ),
+    _gpu("l4", (23034, 300, 121), _ASSUMED_TIMES, "en-us/data-center/l4/ (rate: [unchecked])"),
 )
 GPUS: dict[str, Gpu] = {gpu.name: gpu for gpu in _GPUS}
 
@@ -149,16 +138,13 @@ def read_call_times(path: Path) -> CallTimes:
         raise InvalidArgument(
             f"{path} was made by the tests' stand-in for CUDA: its times say nothing of a GPU"
         )
-    names = {call: f"{call}_us_p50_2mib_1" for call in ("create", "map", "set_access", "unmap", "release")}
+    measured = ("create_us", "map_us", "set_access_us", "unmap_us", "release_us")
+    names = {call: f"{call}_p50_2mib_1" for call in measured}
     if missing := [name for name in names.values() if name not in metrics]:
         raise InvalidArgument(f"{path} has no {', '.join(missing)}")
     return CallTimes(
         reserve_us=_RESERVE_US,
-        create_us=_microseconds(path, metrics, names["create"]),
-        map_us=_microseconds(path, metrics, names["map"]),
-        set_access_us=_microseconds(path, metrics, names["set_access"]),
-        unmap_us=_microseconds(path, metrics, names["unmap"]),
-        release_us=_microseconds(path, metrics, names["release"]),
+        **{call: _microseconds(path, metrics, name) for call, name in names.items()},
         event_us=_EVENT_US,
         wake_us=_WAKE_US,
         source=f"{path}: medians measured on {report.get('device')}; reserve: an A100's; {_OURS}",

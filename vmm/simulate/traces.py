@@ -64,10 +64,12 @@ class Trace:
 
     @property
     def prompt_tokens(self) -> int:
+        """The tokens of all prompts."""
         return sum(each.prompt_tokens for each in self.requests)
 
     @property
     def output_tokens(self) -> int:
+        """The tokens of all answers."""
         return sum(each.output_tokens for each in self.requests)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from vmm import _core
 from vmm.errors import InvalidArgument
-from vmm.testing.drivers import DriverUnderTest, Memory, mapped, run_in_child
+from vmm.testing.drivers import DriverUnderTest, Memory, mapped
 
 
 class MappingContract:
@@ -108,12 +108,7 @@ class MappingContract:
     def test_touching_what_is_not_mapped_kills(
         self, under_test: DriverUnderTest, touch: str, how: str
     ) -> None:
-        result = run_in_child(f"""
-            import ctypes
-            from vmm import _core
-            driver = {under_test.make}
-            page = driver.default_page_bytes
-            arena = driver.reserve(16 * page, page)
+        result = under_test.run_in_child(f"""
             entries = [(arena + i * page, driver.create(page, i * page), page) for i in range(2)]
             driver.map(entries)
             driver.set_access(entries[:1])
@@ -156,12 +151,7 @@ class MappingContract:
     def test_outside_a_zero_gap_touching_kills(self, under_test: DriverUnderTest, touch: str) -> None:
         if not under_test.driver.zero_gaps:
             pytest.skip("not a capability of this driver")
-        result = run_in_child(f"""
-            import ctypes
-            from vmm import _core
-            driver = {under_test.make}
-            page = driver.default_page_bytes
-            arena = driver.reserve(16 * page, page)
+        result = under_test.run_in_child(f"""
             driver.set_gap(arena, 2 * page, True)
             driver.set_gap(arena + page, page, False)
             entry = (arena + 2 * page, driver.create(page, 0), page)
@@ -177,12 +167,7 @@ class MappingContract:
 
     @pytest.mark.usefixtures("memory")
     def test_a_forked_child_does_not_have_the_memory(self, under_test: DriverUnderTest) -> None:
-        result = run_in_child(f"""
-            import ctypes, os
-            from vmm import _core
-            driver = {under_test.make}
-            page = driver.default_page_bytes
-            arena = driver.reserve(16 * page, page)
+        result = under_test.run_in_child("""
             entry = (arena, driver.create(page, 0), page)
             driver.map([entry])
             driver.set_access([entry])

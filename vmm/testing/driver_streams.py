@@ -62,6 +62,34 @@ class StreamContract:
         driver.destroy_stream(busy)
         driver.destroy_stream(idle)
 
+    def test_an_event_of_the_whole_device_waits_for_every_stream(
+        self, under_test: DriverUnderTest, driver: _core.Driver, arena: int, page: int
+    ) -> None:
+        if not driver.device_events:
+            pytest.skip("the driver has no events of the whole device")
+        mapped(driver, arena, page, 8)
+        streams = [driver.create_stream() for _ in range(3)]
+
+        def was_waiting() -> bool:
+            for i, stream in enumerate(streams):
+                under_test.queue_work(500, arena + 2 * i * page, 2 * page, stream)
+            behind = [driver.record(stream) for stream in streams]
+            event = driver.record(_core.WHOLE_DEVICE)
+            seen = not driver.query(event)
+            driver.wait(event)
+            assert driver.query(event)
+            assert all(driver.query(each) for each in behind)
+            for each in (event, *behind):
+                driver.destroy_event(each)
+            return seen
+
+        assert any(was_waiting() for _ in range(10))
+        for stream in streams:
+            driver.destroy_stream(stream)
+        event = driver.record(_core.WHOLE_DEVICE)
+        driver.wait(event)  # nothing is left to wait for
+        driver.destroy_event(event)
+
     def test_work_on_the_default_stream_is_over_when_the_call_returns(
         self, memory: Memory, driver: _core.Driver, arena: int, page: int
     ) -> None:

@@ -13,6 +13,14 @@ from vmm import _core
 
 Entry = tuple[int, int, int]  # an address, the page there, and its size in bytes
 
+_WITH_ARENA = """
+import ctypes, os
+from vmm import _core
+driver = {make}
+page = driver.default_page_bytes
+arena = driver.reserve(16 * page, page)
+"""
+
 
 @dataclass
 class Memory:
@@ -52,6 +60,14 @@ class DriverUnderTest:
             self, make=f"_core.CheckedDriver({self.make})", driver=_core.CheckedDriver(self.driver)
         )
 
+    def run_in_child(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Runs ``code`` in a process of its own, so that a signal is a result and does not end the tests. The
+        code finds a ``driver`` like this one, the size of a ``page``, and an ``arena`` of 16 pages. The
+        returncode is -signal where a signal ended it."""
+        program = _WITH_ARENA.format(make=self.make) + textwrap.dedent(code)
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
 
 def mapped(driver: _core.Driver, arena: int, page: int, count: int, first: int = 0) -> list[Entry]:
     """Maps ``count`` fresh pages of ``page`` bytes into ``arena``, from its page number ``first`` on, and
@@ -62,10 +78,3 @@ def mapped(driver: _core.Driver, arena: int, page: int, count: int, first: int =
     driver.map(entries)
     driver.set_access(entries)
     return entries
-
-
-def run_in_child(code: str) -> subprocess.CompletedProcess[str]:
-    """Runs ``code`` in a process of its own, so that a signal is a result and does not end the tests. The
-    returncode is -signal when a signal ended it."""
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
