@@ -265,6 +265,7 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("default_page_bytes",
                              [](PoolHandle& h) { return h.capabilities().default_page_bytes.count; })
       .def_property_readonly("gpu", [](PoolHandle& h) { return h.capabilities().gpu; })
+      .def_property_readonly("device_events", [](PoolHandle& h) { return h.capabilities().device_events; })
       .def_property_readonly("compute_capability",
                              [](PoolHandle& h) { return h.capabilities().compute_capability; })
       .def_property_readonly("arena_bytes",

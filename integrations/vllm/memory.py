@@ -38,9 +38,13 @@ class WorkerMemory:
                 budget, device=device, share=settings.share, minimum=assured, priority=settings.priority
             )
         self.gpu = self.pool._core.gpu
-        self._device = device
         self.shared = settings.share is not None
         try:
+            if not self.pool._core.device_events:
+                raise ValueError(
+                    "VmmConnector: the CUDA driver is too old to tell when all of a device's streams are done with"
+                    " a block; update it to one of CUDA 12.5 or later"
+                )
             self.page_bytes = chosen_page_bytes(page, self.pool)
             self.row = layout.blocks_in_row(self.page_bytes)
             self.block_bytes = layout.stride * len(layout.starts)
@@ -102,9 +106,8 @@ class WorkerMemory:
 
     def drop(self, ids: array[int]) -> None:
         """Gives the memory of blocks back to the system."""
-        if self.gpu:
-            torch.cuda.synchronize(self._device)  # streams that the pool does not know of may still read them
-        self._blocks.drop(ids, unmap=True)
+        # Streams that the pool does not know of may still read them.
+        self._blocks.drop(ids, unmap=True, whole_device=True)
         self.pool.trim()
 
     def figures(self) -> dict[str, int]:
