@@ -42,8 +42,8 @@ class WorkerMemory:
         try:
             if not self.pool._core.device_events:
                 raise ValueError(
-                    "VmmConnector: the CUDA driver is too old to tell when all of a device's streams are done with"
-                    " a block; update it to one of CUDA 12.5 or later"
+                    "VmmConnector: this CUDA driver is too old to tell when all streams of a device are done"
+                    " with a block; update it to one of CUDA 12.5 or later"
                 )
             self.page_bytes = chosen_page_bytes(page, self.pool)
             self.row = layout.blocks_in_row(self.page_bytes)
