@@ -19,6 +19,7 @@ from vmm.errors import (
     OutOfPages,
 )
 from vmm.pool import Pool, PoolStats
+from vmm.range import Blocks, Range
 from vmm.sharing import ExportedPage
 from vmm.stream import Stream
 from vmm.units import format_bytes, parse_bytes
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Blocks",
     "Closed",
     "DriverError",
     "DriverOutOfMemory",
@@ -45,6 +47,7 @@ __all__ = [
     "OutOfPages",
     "Pool",
     "PoolStats",
+    "Range",
     "Stream",
     "__version__",
     "configure",

@@ -14,6 +14,7 @@ from vmm.budgets import changed_budget_bytes, new_budget_bytes
 from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
 from vmm.open_pools import remember
+from vmm.range import Range
 from vmm.sharing import ExportedPage
 from vmm.units import format_bytes, parse_bytes
 
@@ -193,6 +194,17 @@ class Pool(Closing):
         while created < count and (made := self._core.warm(count, page, _WARMED_AT_ONCE)):
             created += made
         return created
+
+    def range(self, size: int | str, page_bytes: int | None = None, *, zeroed: bool = True) -> Range:
+        """Reserves ``size`` bytes of addresses (or text like ``"64GiB"``; rounded up to whole pages), for a
+        paged engine that says by number which blocks of it need memory: see `Range.blocks`. Pages have
+        ``page_bytes`` (default: ``default_page_bytes``). With ``zeroed`` a page is zero whenever it has just
+        been mapped; without, it may hold what another such range of this pool has left there.
+
+        Raises InvalidArgument for a size that does not parse or exceeds the pool's address space, and for
+        page sizes the device does not have; Closed, Forked and DriverError.
+        """
+        return Range(self, size, page_bytes, zeroed=zeroed)
 
     def export(self, address: int) -> ExportedPage:
         """Gives the mapped page that holds ``address`` (a tensor's ``data_ptr()``, say) to another process,

@@ -19,11 +19,13 @@ enum class LockRank : std::uint8_t {
   kv_cache,
   slots_owner,
   slots_ahead,
+  range_keeping,
   epochs_poll,
   epochs_record,
   // While one of these is held it must not be.
   slots_prepared,
   rows,
+  range,
   pool,
   slots_due,
   streams,

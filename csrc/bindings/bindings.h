@@ -85,6 +85,7 @@ void bind_pool(pybind11::module_& m);
 void bind_growth(pybind11::module_& m);
 void bind_kv_cache(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);
+void bind_blocks(pybind11::module_& m);
 void bind_simulate(pybind11::module_& m);
 
 }  // namespace vmm

@@ -10,5 +10,6 @@ PYBIND11_MODULE(_core, m) {
   vmm::bind_growth(m);
   vmm::bind_kv_cache(m);
   vmm::bind_rows(m);
+  vmm::bind_blocks(m);
   vmm::bind_simulate(m);
 }

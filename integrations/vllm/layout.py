@@ -31,6 +31,8 @@ class Layout:
 
     def bytes_of(self, blocks: int, page_bytes: int) -> int:
         """The memory that the first ``blocks`` blocks take, in whole pages."""
+        if blocks == 0:
+            return 0
         pages = 0
         end = 0  # of the pages counted so far
         for start in self.starts:

@@ -58,7 +58,7 @@ def python_files(folder):
 
 
 # What only users of torch use. That importing vmm imports no torch is tested in test_process.py.
-KNOWS_TORCH = ("kv_cache/", "kv_tensor/", "dlpack.py", "recording.py", "stream.py", "errors.py")
+KNOWS_TORCH = ("kv_cache/", "kv_tensor/", "dlpack.py", "recording.py", "stream.py", "errors.py", "range.py")
 
 
 @pytest.mark.parametrize("path", python_files("vmm"), ids=lambda p: p.name)

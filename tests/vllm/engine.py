@@ -80,6 +80,8 @@ def start(job: dict[str, Any], *, processes: bool = False) -> subprocess.Popen[s
         "OMP_NUM_THREADS": "1",  # without it a run takes 15 times as long
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
+    if (workers := job.get("engine", {}).get("tensor_parallel_size", 1)) > 1:
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, range(workers)))  # a machine with one NUMA node
     job = {"model": model()} | job
     child = subprocess.Popen(
         [sys.executable, str(HERE / "child.py"), json.dumps(job)],

@@ -1,6 +1,7 @@
 """The scheduler's side with workers that refuse, are late or go away; no engine."""
 
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,7 @@ def test_a_running_request_waits_for_late_memory_instead_of_being_preempted():
     workers = ScriptedWorkers()
     scheduler = Scheduler(workers)
     scheduler.arrive("a", prompt(1))
+    scheduler.step()
     assert scheduler.prefill("a")
     workers.answers.extend(["late"] * 1000)
     assert all(scheduler.decode("a") for _ in range(500))
@@ -59,9 +61,16 @@ def test_refused_memory_makes_requests_wait_and_is_asked_for_again(monkeypatch):
     scheduler.step()
     assert workers.announced == announced
     monkeypatch.setattr(scheduler.growth, "_refused_until", 0.0)
-    scheduler.step()
+    for _ in range(2):  # one asks, the next hears
+        scheduler.step()
     assert scheduler.prefill("a")
     scheduler.check()
+
+
+def test_what_was_confirmed_since_the_step_began_is_used():
+    scheduler = Scheduler(ScriptedWorkers())
+    scheduler.arrive("a", prompt(1))
+    assert scheduler.prefill("a"), "its memory has been confirmed, and nobody has looked"
 
 
 def test_a_worker_that_goes_is_an_error_and_no_wait():
@@ -78,6 +87,7 @@ def test_usage_and_reset_tell_the_truth_under_a_cap():
     assert scheduler.pool.get_usage() == 0
     for name in "abcd":
         scheduler.arrive(name, prompt(name))
+        scheduler.step()
         assert scheduler.prefill(name)
     assert scheduler.pool.get_usage() == pytest.approx(28 / 40)
     assert not scheduler.pool.reset_prefix_cache()
@@ -92,6 +102,7 @@ def test_usage_and_reset_tell_the_truth_under_a_cap():
 def test_cached_blocks_are_hit_until_the_cap_and_forgotten_with_their_memory():
     scheduler = Scheduler(ScriptedWorkers())
     scheduler.arrive("a", prompt(1))
+    scheduler.step()
     assert scheduler.prefill("a")
     scheduler.finish("a")
     again = scheduler.arrive("b", prompt(1))
@@ -109,6 +120,7 @@ def test_what_was_freed_less_than_two_steps_ago_stays_while_requests_run():
     scheduler = Scheduler(ScriptedWorkers())
     for name in "ab":
         scheduler.arrive(name, prompt(name))
+        scheduler.step()
         assert scheduler.prefill(name)
     gone = set(scheduler.manager.get_block_ids("a")[0])
     scheduler.finish("a")
@@ -207,7 +219,7 @@ def test_a_map_that_fails_is_refused_and_the_worker_lives_on(caplog):
 @pytest.mark.parametrize("version", ["0.30.2", "0.34.0", "1.0", "0.40.1.dev3+g12", "unknown"])
 def test_another_version_says_what_to_install(version, monkeypatch):
     monkeypatch.setattr(vllm, "__version__", version)
-    with pytest.raises(RuntimeError, match=r"tested with vLLM 0\.31 to 0\.33.*" + version + r".*pip install"):
+    with pytest.raises(RuntimeError, match=r"tested with vLLM 0\.31 to 0\.33.*" + re.escape(version) + ".*pip install"):
         VmmConnector(SimpleNamespace(), None, None)
 
 
