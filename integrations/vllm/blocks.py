@@ -89,9 +89,14 @@ class ElasticKVCacheManager(KVCacheManager):
         if blocks is not None:
             return blocks
         growth: Growth = self.block_pool.growth
+        with growth.lock:
+            seen = self.block_pool.get_num_free_blocks()
+            growth.collect()
+            came = self.block_pool.get_num_free_blocks() > seen
+        if came and (blocks := super().allocate_slots(request, num_new_tokens, *args, **kwargs)) is not None:
+            return blocks  # nothing need be asked for, and nobody be preempted
         needed = self._most_blocks(request, num_new_tokens) + int(kwargs.get("reserved_blocks", 0))
         with growth.lock:
-            growth.collect()
             free = self.block_pool.get_num_free_blocks()
             others_run = growth.rows.present > free
             if request.status != RequestStatus.RUNNING and others_run:

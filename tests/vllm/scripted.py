@@ -1,6 +1,5 @@
 """A scheduler's block manager over workers that follow a script: no engine, no model, no memory."""
 
-from array import array
 from collections import deque
 
 import torch
@@ -42,9 +41,6 @@ class ScriptedWorkers:
     def drop(self, ids):
         assert self.kept.issuperset(ids), "dropped without memory"
         self.kept.difference_update(ids)
-
-    def lose(self):
-        self._arrived.append(("lost", array("i")))
 
     def catch_up(self):
         while self._late:
