@@ -1,7 +1,7 @@
 """One engine's run: a job in JSON as the argument, the result in JSON on stdout after "RESULT ".
 
-A job: "model", "engine" (arguments of LLM), "connector" (a kv_transfer_config, or none for stock), and "steps",
-a list of ["generate", first, count, tokens] | ["sleep", seconds] | ["reset"] | ["look", name].
+A job: "model", "engine" (arguments of LLM), "connector" (a kv_transfer_config, or none for stock), "audit" (see
+audit.py), and "steps", a list of ["generate", first, count, tokens] | ["sleep", seconds] | ["reset"] | ["look", name].
 """
 
 import json
@@ -62,6 +62,10 @@ def main() -> None:
     options |= job.get("engine", {})
     if job.get("connector"):
         options["kv_transfer_config"] = job["connector"]
+    if job.get("audit"):
+        import audit
+
+        audit.install()
     llm = LLM(model=job["model"], **options)
     result = {"start_s": time.monotonic() - started, "tokens": [], "looks": {}, "resets": []}
     for name, *rest in job["steps"]:
@@ -80,6 +84,8 @@ def main() -> None:
         elif name == "look":
             result["looks"][rest[0]] = look(llm)
     result["metrics"] = metrics(llm)
+    if job.get("audit"):
+        result["written_blocks"] = audit.written_blocks
     print("RESULT " + json.dumps(result), flush=True)
 
 
