@@ -1,8 +1,7 @@
 """The scheduler's side: a block pool of which only blocks that have memory are free.
 
-The objects that vLLM made become these classes (``__class__`` is swapped), so that everybody who holds them sees
-the truth: overriding methods on the instance would leave ``usage`` at 0.9 while the pool is empty.
-"""
+The objects that vLLM made become these classes (``__class__`` is swapped), so that everybody who holds them
+sees the truth: overriding methods on the instance would leave ``usage`` at 0.9 while the pool is empty."""
 
 from __future__ import annotations
 
@@ -111,7 +110,9 @@ class ElasticKVCacheManager(KVCacheManager):
 
     def _most_blocks(self, request: Request, num_new_tokens: int) -> int:
         """The free blocks with which stock cannot refuse this request."""
-        tokens = min(max(request.num_tokens, request.num_computed_tokens + num_new_tokens) + 64, self.max_model_len)
+        tokens = min(
+            max(request.num_tokens, request.num_computed_tokens + num_new_tokens) + 64, self.max_model_len
+        )
         held = self.get_block_ids(request.request_id)
         return self.watermark_blocks + sum(
             max(-(-tokens // manager.block_size) - len(mine), 1)

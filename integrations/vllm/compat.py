@@ -30,11 +30,15 @@ def check_version(version: str) -> None:
 def check_processes(parallel: ParallelConfig) -> None:
     """Raises ValueError where the scheduler cannot speak to all workers, or is not the only one."""
     if parallel.nnodes > 1:
-        raise ValueError(f"VmmConnector: an engine on {parallel.nnodes} machines is unsupported; use one machine")
+        raise ValueError(
+            f"VmmConnector: an engine on {parallel.nnodes} machines is unsupported; use one machine"
+        )
     if parallel.distributed_executor_backend == "external_launcher":
         raise ValueError(
-            "VmmConnector: with external_launcher each worker has a scheduler of its own, which must all decide"
-            " alike, but memory does not come at the same moment everywhere; use distributed_executor_backend=mp"
+            "VmmConnector: with external_launcher each worker has a scheduler of its own, which must all"
+            " decide"
+            " alike, but memory does not come at the same moment everywhere; use"
+            " distributed_executor_backend=mp"
         )
 
 

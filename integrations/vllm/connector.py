@@ -18,10 +18,12 @@ from vmm.integrations.vllm import compat
 from vmm.integrations.vllm.layout import layout_of
 from vmm.integrations.vllm.scheduler import SchedulerSide
 from vmm.integrations.vllm.settings import settings_of
+from vmm.integrations.vllm.stats import VmmPromMetrics, VmmStats
 from vmm.integrations.vllm.worker import WorkerSide
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -35,7 +37,9 @@ class Nothing(KVConnectorMetadata):
 class VmmConnector(KVConnectorBase_V1, SupportsHMA):
     """Gives vLLM's KV cache memory for the blocks in use. It transfers no KV."""
 
-    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
         compat.check_version(vllm.__version__)
         compat.check_processes(vllm_config.parallel_config)
         super().__init__(vllm_config, role, kv_cache_config)
@@ -43,11 +47,11 @@ class VmmConnector(KVConnectorBase_V1, SupportsHMA):
         layout = layout_of(kv_cache_config)
         self.scheduler: SchedulerSide | None = None
         self.worker: WorkerSide | None = None
+        request_blocks = compat.blocks_of_a_request(vllm_config, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
-            request_blocks = compat.blocks_of_a_request(vllm_config, kv_cache_config)
             self.scheduler = SchedulerSide(vllm_config, settings, layout, request_blocks)
         else:
-            self.worker = WorkerSide(vllm_config, settings, layout)
+            self.worker = WorkerSide(vllm_config, settings, layout, request_blocks)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -85,7 +89,9 @@ class VmmConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         return 0, False
 
-    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
         assert self.scheduler is not None
         self.scheduler.starts(request)
 
@@ -100,6 +106,17 @@ class VmmConnector(KVConnectorBase_V1, SupportsHMA):
         assert self.scheduler is not None
         self.scheduler.leaves(request)
         return False, None
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        return None if self.scheduler is None else self.scheduler.stats()
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
+        return VmmStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *arguments: Any, **named: Any) -> KVConnectorPromMetrics | None:
+        return VmmPromMetrics(*arguments, **named)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))

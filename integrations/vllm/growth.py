@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 _LONGEST_WAIT_S = 10.0  # for workers that do not answer
-_RETRY_S = 0.5  # after workers have refused memory
+_RETRY_S = 0.05  # after workers have refused memory; at most 32 times as long when they refuse again
 
 
 class Workers(Protocol):
@@ -29,19 +29,27 @@ class Workers(Protocol):
 
 
 class Growth:
-    """Which blocks of one block pool are in its free queue: only those that all workers have confirmed. Call every
-    method with `lock` held; a scheduler that waits for its workers is the only one who holds it for long."""
+    """Which blocks of one block pool are in its free queue: only those that all workers have confirmed. Call
+    every method with `lock` held; a scheduler that waits for its workers is the only one who holds it for
+    long."""
 
-    def __init__(self, pool: BlockPool, workers: Workers, *, row: int, capacity: int) -> None:
+    def __init__(
+        self, pool: BlockPool, workers: Workers, *, row: int, capacity: int, shrinks: bool = True
+    ) -> None:
+        """``shrinks``: whether memory may go while requests run."""
         self.lock = RLock()
         self.rows = Rows(pool.num_gpu_blocks, row, capacity)
         self.running = 0  # requests that have arrived and are not finished
         self.stalls = 0  # how often the scheduler waited because memory was not there ahead of need
         self.fresh = 0  # at least so many blocks at the front of the queue hold nothing that is cached
-        self._pool, self._workers = pool, workers
+        self._pool, self._workers, self._shrinks = pool, workers, shrinks
         self._promised: dict[str, int] = {}  # blocks for the prompts of requests that have none yet
         self._promised_blocks = 0
+        self.given_back = 0  # blocks
+        #: So many blocks would satisfy others who ask for memory. Any thread may set it.
+        self.pressed = 0
         self._refused_until = 0.0
+        self._retry_s = _RETRY_S
         self._lost = False
         self._freed: list[list[KVCacheBlock]] = []  # in this step
         self._freed_before: list[list[KVCacheBlock]] = []  # in the step before
@@ -51,8 +59,8 @@ class Growth:
 
     @property
     def low(self) -> int:
-        """With fewer fresh blocks than this, more are asked for: what running requests need for some steps, and
-        what those need that come."""
+        """With fewer fresh blocks than this, more are asked for: what running requests need for some steps,
+        and what those need that come."""
         return self.rows.row + self.running + self._promised_blocks
 
     def can_grow(self) -> bool:
@@ -75,8 +83,10 @@ class Growth:
             if ready:
                 compat.put_first(self._pool, [self._pool.blocks[block] for block in ids])
                 self.fresh += len(ids)
+                self._retry_s = _RETRY_S
             else:
-                self._refused_until = time.monotonic() + _RETRY_S
+                self._refused_until = time.monotonic() + self._retry_s
+                self._retry_s = min(2 * self._retry_s, 32 * _RETRY_S)
         if self._lost:
             raise RuntimeError("VmmConnector: a worker's process has gone, and the KV cache with it")
 
@@ -126,8 +136,8 @@ class Growth:
             self.ask(lack)
 
     def pause(self) -> None:
-        """Nothing can go on before somebody gives memory back: keeps a scheduler that tries again and again from
-        spinning."""
+        """Nothing can go on before somebody gives memory back: keeps a scheduler that tries again and again
+        from spinning."""
         if not self.can_grow():
             self._workers.wait(0.02)
 
@@ -159,7 +169,10 @@ class Growth:
         self.running -= 1
 
     def step(self) -> None:
+        """Once per scheduled step."""
         self._freed_before, self._freed = self._freed, []
+        if self.pressed and self._shrinks:
+            self.relieve()
         self.refill()
 
     def freed(self, blocks: list[KVCacheBlock]) -> None:
@@ -167,10 +180,15 @@ class Growth:
 
     # ---- giving back
 
+    def relieve(self) -> int:
+        """Gives back as much as others ask for."""
+        asked, self.pressed = self.pressed, 0
+        return self.give_back(asked) if asked else 0
+
     def give_back(self, most: int | None = None) -> int:
-        """Gives back the memory of rows whose blocks are all free, the least recently used first: of all of them,
-        or of as many as hold ``most`` blocks. While requests run, what was freed less than two steps ago stays:
-        work under way may still read it. Returns the blocks given back."""
+        """Gives back the memory of rows whose blocks are all free, the least recently used first: of all of
+        them, or of as many as hold ``most`` blocks. While requests run, what was freed less than two steps
+        ago stays: work under way may still read it. Returns the blocks given back."""
         self.collect()
         ids = array("i")
         for row in self._rows_by_age():
@@ -183,6 +201,7 @@ class Growth:
             self.rows.give_back(row)
         if ids:
             self.fresh = 0
+            self.given_back += len(ids)
             self._workers.drop(ids)
         return len(ids)
 
@@ -201,5 +220,7 @@ class Growth:
                 for blocks in self._freed + self._freed_before
                 for block in blocks
             }
-        whole = [row for row, count in free.items() if row not in recent and count == len(self.rows.blocks_of(row))]
+        whole = [
+            row for row, count in free.items() if row not in recent and count == len(self.rows.blocks_of(row))
+        ]
         return sorted((row for row in whole if row in self.rows.present_rows), key=last.__getitem__)

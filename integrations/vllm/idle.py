@@ -1,8 +1,7 @@
 """A thread of the scheduler's process that gives memory back while the engine is idle.
 
-Idle is what the engine says: no request is unfinished. Its own loop may have stopped by then, so nothing would
-call us.
-"""
+Idle is what the engine says: no request is unfinished. Its own loop may have stopped by then, so nothing
+would call us."""
 
 from __future__ import annotations
 
@@ -19,7 +18,6 @@ class IdleWatch:
     def __init__(self, growth: Growth, idle_seconds: float) -> None:
         self._growth, self._idle_seconds = growth, idle_seconds
         self._idle_at: float | None = None
-        self._pressed = False
         self._closed = False
         self._wake = Event()
         self._thread = Thread(target=self._watch, name="vmm-idle", daemon=True)
@@ -34,10 +32,10 @@ class IdleWatch:
         """A request has arrived. Call it with the growth's lock held."""
         self._idle_at = None
 
-    def press(self) -> None:
-        """Others ask for memory; an engine that is idle gives back at once. Safe from any thread, and it takes no
-        lock, because the scheduler may hold the growth's while it waits for the caller."""
-        self._pressed = True
+    def press(self, blocks: int) -> None:
+        """Others ask for memory; an engine that is idle gives back at once. Safe from any thread, and it
+        takes no lock, because the scheduler may hold the growth's while it waits for the caller."""
+        self._growth.pressed = blocks
         self._wake.set()
 
     def close(self) -> None:
@@ -62,9 +60,9 @@ class IdleWatch:
         with self._growth.lock:
             if self._closed or self._growth.running:
                 return
-            due = self._idle_at is not None and time.monotonic() >= self._idle_at
-            if due or self._pressed:
+            if self._idle_at is not None and time.monotonic() >= self._idle_at:
                 self._idle_at = None
-                self._pressed = False
                 gone = self._growth.give_back()
-                logger.debug("idle: gave back the memory of %d KV blocks", gone)
+            else:
+                gone = self._growth.relieve()
+            logger.debug("idle: gave back the memory of %d KV blocks", gone)

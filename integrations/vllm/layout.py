@@ -60,11 +60,15 @@ def layout_of(config: KVCacheConfig) -> Layout:
     if not tensors:
         raise ValueError("VmmConnector: this model has no KV cache, so there is nothing to make elastic")
     if any(tensor.host_resident for tensor in tensors):
-        raise ValueError("VmmConnector: HiSparse keeps blocks in a host pool of its own, which is unsupported")
+        raise ValueError(
+            "VmmConnector: HiSparse keeps blocks in a host pool of its own, which is unsupported"
+        )
     sizes = {tensor.size for tensor in tensors}
     strides = {tensor.block_stride for tensor in tensors}
     if len(sizes) != 1:
-        raise ValueError(f"VmmConnector: the KV tensors lie in allocations of different sizes {sorted(sizes)}")
+        raise ValueError(
+            f"VmmConnector: the KV tensors lie in allocations of different sizes {sorted(sizes)}"
+        )
     if len(strides) != 1:
         raise ValueError(
             f"VmmConnector: the blocks of different layers are {sorted(strides)} bytes apart; set"
@@ -74,11 +78,14 @@ def layout_of(config: KVCacheConfig) -> Layout:
     for tensor in tensors:
         if tensor.layer_stride >= stride and tensor.layer_stride != stride * config.num_blocks:
             raise ValueError(
-                f"VmmConnector: with the layout {config.kv_cache_layout} a block is not in one piece in each layer;"
+                f"VmmConnector: with the layout {config.kv_cache_layout} a block is not in one piece in"
+                " each layer;"
                 " set VLLM_KV_CACHE_LAYOUT to one where it is, such as LBHNC or BLHNC"
             )
     places = sorted(
-        tensor.offset + layer * tensor.layer_stride for tensor in tensors for layer in range(len(tensor.layers))
+        tensor.offset + layer * tensor.layer_stride
+        for tensor in tensors
+        for layer in range(len(tensor.layers))
     )
     # What lies between two blocks of one layer is the same block of others (groups overlay each other, and
     # block-outermost layouts pack a block's layers), so it is one stretch.

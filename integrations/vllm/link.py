@@ -1,11 +1,13 @@
-"""How the scheduler talks to its workers: what it asks goes to each of them, and a block is ready when all say so."""
+"""How the scheduler talks to its workers: what it asks goes to each of them, and a block is ready when all
+say so."""
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Callable
 from threading import Condition
-from typing import Protocol
+from typing import Any, Protocol
 
 from vmm.integrations.vllm.mapper import Answer, Mapper, Request
 
@@ -13,7 +15,7 @@ from vmm.integrations.vllm.mapper import Answer, Mapper, Request
 class Port(Protocol):
     """The scheduler's end of the way to one worker. Requests arrive in the order in which they were sent."""
 
-    hello: dict[str, int]  #: what the worker says of its memory
+    hello: dict[str, Any]  #: what the worker says of its memory
 
     def send(self, request: Request) -> None: ...
     def close(self) -> None: ...
@@ -28,6 +30,8 @@ class Link:
         self._news = Condition()
         self._voices: dict[int, list[int]] = {}  # by block: ranks that said "ready", ranks that refused
         self.figures: list[dict[str, int]] = []
+        #: Called with the bytes that others ask a worker for, in the thread in which that arrives.
+        self.on_pressure: Callable[[int], None] = lambda size: None
 
     def attach(self, port: Port) -> int:
         """Returns the rank to `hear` it by."""
@@ -49,6 +53,9 @@ class Link:
     def hear(self, rank: int, answer: Answer) -> None:
         """Called from whatever thread the answer of a worker arrives in."""
         self.figures[rank] = answer.figures
+        if answer.kind == "pressure":
+            self.on_pressure(answer.figures["pressure_bytes"])
+            return
         with self._news:
             self._arrived.append(answer)
             self._news.notify_all()

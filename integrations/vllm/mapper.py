@@ -8,12 +8,11 @@ from collections.abc import Callable
 from itertools import groupby
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from vmm.integrations.vllm.memory import WorkerMemory
+from typing import Any, NamedTuple, Protocol
 
 logger = logging.getLogger("vmm.vllm")
+
+_PORTION_BYTES = 32 << 20
 
 
 class Request(NamedTuple):
@@ -23,7 +22,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    kind: str  #: "ready", "refused" or "lost"
+    kind: str  #: "ready", "refused", "pressure" (see figures) or "lost"
     ids: array[int]
     figures: dict[str, int]
 
@@ -31,7 +30,9 @@ class Answer(NamedTuple):
 class Memory(Protocol):
     """What the mapper needs of WorkerMemory."""
 
-    def hello(self) -> dict[str, int]: ...
+    block_bytes: int
+
+    def hello(self) -> dict[str, Any]: ...
     def keep(self, ids: array[int]) -> bool: ...
     def drop(self, ids: array[int]) -> None: ...
     def figures(self) -> dict[str, int]: ...
@@ -50,38 +51,57 @@ class Mapper:
     def submit(self, request: Request) -> None:
         self._requests.put(request)
 
+    def press(self) -> None:
+        """Tells the scheduler that others ask for memory. Safe from any thread."""
+        self._reply("pressure", array("i"))
+
     def close(self) -> None:
         self._requests.put(None)
         self._thread.join()
 
     def _serve(self) -> None:
         while (request := self._requests.get()) is not None:
-            try:
-                self._do(request)
-            except Exception:
-                logger.exception("the KV memory of vLLM could not %s blocks", request.kind)
-                if request.kind == "announce":
-                    self._reply("refused", request.ids)
+            if request.kind == "drop":
+                self._drop(request.ids)
+            else:
+                self._announce(request)
 
-    def _do(self, request: Request) -> None:
-        if request.kind == "drop":
-            self.memory.drop(request.ids)
-        elif self.memory.keep(request.ids):
-            self._reply("ready", request.ids)
-        else:
-            self._keep_what_fits(request.ids, request.row)
+    def _drop(self, ids: array[int]) -> None:
+        try:
+            self.memory.drop(ids)
+        except Exception:
+            logger.exception("vLLM's KV cache could not give %d blocks back", len(ids))
 
-    def _keep_what_fits(self, ids: array[int], row: int) -> None:
-        """There is not memory for all of them, so what fits is found row by row."""
-        done = 0
-        for _, group in groupby(ids, lambda block: block // row):
-            some = array("i", group)
-            if not self.memory.keep(some):
-                self._reply("refused", ids[done:])
+    def _announce(self, request: Request) -> None:
+        rows = [array("i", row) for _, row in groupby(request.ids, lambda block: block // request.row)]
+        # In portions, so that the first blocks are ready long before the last of many.
+        portion = max(_PORTION_BYTES // (self.memory.block_bytes * request.row), 1)
+        while rows:
+            ids = _joined(rows[:portion])
+            if self._kept(ids):
+                self._reply("ready", ids)
+                rows = rows[portion:]
+            elif portion > 1:
+                portion //= 2  # some of it may fit
+            else:
+                self._reply("refused", _joined(rows))
                 return
-            self._reply("ready", some)
-            done += len(some)
+
+    def _kept(self, ids: array[int]) -> bool:
+        try:
+            return self.memory.keep(ids)
+        except Exception:
+            logger.exception("vLLM's KV cache could not have %d blocks more", len(ids))
+            return False
 
     def _reply(self, kind: str, ids: array[int]) -> None:
-        if self.answer is not None:
-            self.answer(Answer(kind, ids, self.memory.figures()))
+        answer = self.answer  # it ends in another thread
+        if answer is not None:
+            answer(Answer(kind, ids, self.memory.figures()))
+
+
+def _joined(rows: list[array[int]]) -> array[int]:
+    ids = array("i")
+    for row in rows:
+        ids.extend(row)
+    return ids

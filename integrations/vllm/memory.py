@@ -1,4 +1,5 @@
-"""The worker's side: the memory that vLLM takes for its KV cache, of which only confirmed blocks are mapped."""
+"""The worker's side: the memory that vLLM takes for its KV cache, of which only confirmed blocks are
+mapped."""
 
 from __future__ import annotations
 
@@ -12,9 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 import vmm
 from vmm.arguments import chosen_page_bytes
-from vmm.dlpack import tensor_over
 from vmm.integrations.vllm.compat import is_kv_allocation
-from vmm.integrations.vllm.lease_blocks import LeaseBlocks
 from vmm.units import rounded_up
 
 if TYPE_CHECKING:
@@ -25,39 +24,55 @@ if TYPE_CHECKING:
 class WorkerMemory:
     """One worker's KV memory. Made in the worker's process, because a pool does not outlast a fork."""
 
-    def __init__(self, settings: Settings, layout: Layout, device: torch.device) -> None:
+    def __init__(self, settings: Settings, layout: Layout, device: torch.device, request_blocks: int) -> None:
         self.layout = layout
         budget = layout.size if settings.budget_bytes is None else settings.budget_bytes
-        self.pool = vmm.Pool(budget, device=device)
-        self.page_bytes = chosen_page_bytes(settings.page_bytes, self.pool)
-        self._budget = budget
+        page = settings.page_bytes
+        if settings.share is None:
+            self.pool = vmm.Pool(budget, device=device)
+            assured = budget
+        else:
+            assured = settings.minimum_bytes or _least_bytes(layout, page or 2 << 20, request_blocks, budget)
+            self.pool = vmm.Pool(
+                budget, device=device, share=settings.share, minimum=assured, priority=settings.priority
+            )
+        self.shared = settings.share is not None
         try:
+            self.page_bytes = chosen_page_bytes(page, self.pool)
+            self.row = layout.blocks_in_row(self.page_bytes)
+            self.block_bytes = layout.stride * len(layout.starts)
+            self._budget, self._assured = budget, assured
             self._reserve()
         except BaseException:
             self.pool.close()
             raise
 
-    def hello(self) -> dict[str, int]:
+    def hello(self) -> dict[str, Any]:
         """What the scheduler must know."""
         return {
-            "row": self.layout.blocks_in_row(self.page_bytes),
-            "capacity": self.layout.blocks_within(self._budget, self.page_bytes),
+            "row": self.row,
+            "block_bytes": self.block_bytes,
             "page_bytes": self.page_bytes,
-            "budget_bytes": self._budget,
+            "capacity": self.layout.blocks_within(self._budget, self.page_bytes),
+            #: What nobody can keep from this worker for long.
+            "assured_bytes": self._assured,
+            "shared": self.shared,
+            # Kernels on a GPU may look at stale ids in block tables, and fault where nothing is mapped.
+            "shrinks": not self.pool._core.gpu,
         }
 
     def _reserve(self) -> None:
-        size = rounded_up(self.layout.reach, self.page_bytes)
-        self._lease = self.pool._core.reserve(page_bytes=self.page_bytes, extent_bytes=size, zeroed=True)
-        self.blocks = LeaseBlocks(self._lease, self.layout)
+        # What is not mapped must read as zeros: kernels look at stale ids in block tables.
+        self._range = self.pool.range(self.layout.reach, self.page_bytes, zeroed=True)
+        self._blocks = self._range.blocks(self.layout.starts, self.layout.stride, self.layout.count)
         # vLLM's null block: block tables are padded with it, so kernels read and write it at any time.
-        self.blocks.keep([0])
+        self._blocks.keep([0])
 
     def tensor(self, size: int) -> torch.Tensor:
         """The memory as vLLM's ``torch.zeros(size, dtype=torch.int8)``, mapped or not."""
-        if size < self.layout.size:
+        if size != self.layout.size:
             raise RuntimeError(f"vLLM takes {size} bytes for its KV cache instead of {self.layout.size}")
-        return tensor_over(self._lease, torch.int8, (size,), (1,))
+        return self._range.tensor(torch.int8)[:size]
 
     @contextmanager
     def allocating(self) -> Iterator[None]:
@@ -75,7 +90,7 @@ class WorkerMemory:
         """Maps blocks for as long as the scheduler wants. False when there is no memory for all of them; then
         nothing has changed."""
         try:
-            self.blocks.keep(ids)
+            self._blocks.keep(ids)
         except vmm.OutOfPages:
             return False
         return True
@@ -84,15 +99,25 @@ class WorkerMemory:
         """Gives the memory of blocks back to the system."""
         if self.pool._core.gpu:
             torch.cuda.synchronize()  # streams that the pool does not know of may still read them
-        self.blocks.drop(ids)
+        self._blocks.drop(ids, unmap=True)
         self.pool.trim()
 
     def figures(self) -> dict[str, int]:
         stats = self.pool.stats()
-        return {"mapped_bytes": stats.mapped_bytes, "budget_bytes": stats.budget_bytes, "stalls": stats.stalls}
+        return {
+            "mapped_bytes": stats.mapped_bytes,
+            "granted_bytes": getattr(stats, "granted_bytes", stats.budget_bytes),
+            "pressure_bytes": getattr(stats, "pressure_bytes", 0),
+        }
 
     def close(self) -> None:
         self.pool.close()
+
+
+def _least_bytes(layout: Layout, page_bytes: int, request_blocks: int, budget: int) -> int:
+    """What one request and the null block need."""
+    blocks = rounded_up(request_blocks + 1, layout.blocks_in_row(page_bytes))
+    return min(layout.bytes_of(blocks, page_bytes), budget)
 
 
 class _AnswerAllocation(TorchFunctionMode):

@@ -1,5 +1,5 @@
-"""Which blocks have memory, counted in rows: a few neighbouring blocks that come and go together, because they
-share pages."""
+"""Which blocks have memory, counted in rows: a few neighbouring blocks that come and go together, because
+they share pages."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 
 class Rows:
-    """A row is absent (it has no memory), asked for, or present. Block 0 is vLLM's null block, which always has
-    memory and counts nowhere."""
+    """A row is absent (it has no memory), asked for, or present. Block 0 is vLLM's null block, which always
+    has memory and counts nowhere."""
 
     def __init__(self, blocks: int, row: int, capacity: int) -> None:
         self.row = row
@@ -39,8 +39,8 @@ class Rows:
         return self._present
 
     def ask(self, blocks: int) -> array[int]:
-        """The blocks of as many absent rows as hold ``blocks``, as far as there are any and there is room; they
-        are asked for from now on."""
+        """The blocks of as many absent rows as hold ``blocks``, as far as there are any and there is room;
+        they are asked for from now on."""
         ids = array("i")
         wanted = min(blocks, self.room)
         while self._absent and len(ids) < wanted:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from vmm.integrations.vllm.blocks import ElasticBlockPool, ElasticKVCacheManager
 from vmm.integrations.vllm.growth import Growth
 from vmm.integrations.vllm.idle import IdleWatch
 from vmm.integrations.vllm.link import DirectPort, Link, Port, local_mappers
 from vmm.integrations.vllm.socket_link import SocketPort, address_of
+from vmm.integrations.vllm.stats import GAUGES, VmmStats
 from vmm.units import format_bytes, rounded_up
 
 if TYPE_CHECKING:
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
     from vmm.integrations.vllm.layout import Layout
     from vmm.integrations.vllm.settings import Settings
 
+_STATS_EVERY_S = 0.1
+
 
 class SchedulerSide:
-    def __init__(self, vllm_config: VllmConfig, settings: Settings, layout: Layout, request_blocks: int) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, settings: Settings, layout: Layout, request_blocks: int
+    ) -> None:
         assert vllm_config.kv_transfer_config is not None
         self._engine = str(vllm_config.kv_transfer_config.engine_id)
         self._ranks = vllm_config.parallel_config.world_size
@@ -30,6 +36,8 @@ class SchedulerSide:
         self._request_blocks = request_blocks
         self._link = Link()
         self._growth: Growth | None = None
+        self._stats_at = 0.0
+        self._counted: dict[str, int] = {}
 
     @property
     def growth(self) -> Growth:
@@ -39,32 +47,36 @@ class SchedulerSide:
     def bind(self, manager: KVCacheManager) -> None:
         """Called once the workers have their memory."""
         hellos = [self._port(rank).hello for rank in range(self._ranks)]
-        pool = manager.block_pool
+        row = max(hello["row"] for hello in hellos)
+        self._check(row, hellos)
+        self._pool = manager.block_pool
         self._growth = Growth(
-            pool,
+            self._pool,
             self._link,
-            row=max(hello["row"] for hello in hellos),
+            row=row,
             capacity=min(hello["capacity"] for hello in hellos),
+            shrinks=all(hello["shrinks"] for hello in hellos),
         )
-        self._check(self._growth.rows.capacity, hellos[0])
-        ElasticBlockPool.adopt(pool, self._growth)
+        ElasticBlockPool.adopt(self._pool, self._growth)
         ElasticKVCacheManager.adopt(manager)
         self._block_sizes = [one.block_size for one in manager.coordinator.single_type_managers]
         self._watch = IdleWatch(self._growth, self._settings.idle_seconds)
+        self._block_bytes = [hello["block_bytes"] for hello in hellos]
+        self._link.on_pressure = lambda size: self._watch.press(-(-size // min(self._block_bytes)))
         with self._growth.lock:
             self._growth.refill()
 
-    def _check(self, capacity: int, hello: dict[str, int]) -> None:
-        needed = self._request_blocks + 1  # and the null block
-        if needed <= capacity:
-            return
-        row, page = hello["row"], hello["page_bytes"]
-        least = self._layout.bytes_of(rounded_up(needed, row), page)
-        raise ValueError(
-            f"kv_connector_extra_config: 'budget' is {format_bytes(hello['budget_bytes'])}, but one request of"
-            f" max_model_len tokens needs {needed} blocks, which are {format_bytes(least)}; raise the budget to at"
-            " least that, or lower --max-model-len"
-        )
+    def _check(self, row: int, hellos: list[dict[str, Any]]) -> None:
+        """Raises ValueError where not even one request would find its memory."""
+        needed = rounded_up(self._request_blocks + 1, row)  # and the null block
+        for hello in hellos:
+            least, has = self._layout.bytes_of(needed, hello["page_bytes"]), hello["assured_bytes"]
+            if least > has:
+                raise ValueError(
+                    f"kv_connector_extra_config: {'minimum' if hello['shared'] else 'budget'!r} is"
+                    f" {format_bytes(has)}, but one request of max_model_len tokens needs {needed} blocks,"
+                    f" which are {format_bytes(least)}; raise it to at least that, or lower --max-model-len"
+                )
 
     def _port(self, rank: int) -> Port:
         mapper = local_mappers.get((self._engine, rank))
@@ -95,6 +107,21 @@ class SchedulerSide:
         growth = self.growth
         with growth.lock:
             growth.step()
+
+    def stats(self) -> VmmStats | None:
+        """What has changed, but not with every step."""
+        growth, now = self.growth, time.monotonic()
+        if now < self._stats_at:
+            return None
+        self._stats_at = now + _STATS_EVERY_S
+        used = growth.rows.present - self._pool.get_num_free_blocks()
+        figures = self._link.figures
+        data = {name: sum(one.get(name, 0) for one in figures) for name in GAUGES}
+        data["live_bytes"] = used * sum(self._block_bytes)
+        for name, count in (("stalls", growth.stalls), ("given_back_blocks", growth.given_back)):
+            data[name] = count - self._counted.get(name, 0)
+            self._counted[name] = count
+        return VmmStats(data=data)
 
     def close(self) -> None:
         if self._growth is not None:

@@ -17,7 +17,8 @@ _SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, None: 1.0}
 @dataclass(frozen=True)
 class Settings:
     budget_bytes: int | None = None
-    """The most physical memory that the KV cache of one worker may take. None: as much as vLLM would allocate."""
+    """The most physical memory that the KV cache of one worker may take. None: as much as vLLM would
+    allocate."""
     share: str | None = None  #: the name under which engines share a device's memory
     minimum_bytes: int = 0  #: of the share
     priority: int = 0
@@ -62,8 +63,12 @@ def _size(key: str, value: Any) -> int:
 
 def _duration(value: Any) -> float:
     match = _DURATION.fullmatch(str(value).strip())
-    if match is None or isinstance(value, bool) or not 0 < (seconds := float(match[1]) * _SECONDS[match[2]]) < 1e9:
+    if (
+        match is None
+        or isinstance(value, bool)
+        or not 0 < (seconds := float(match[1]) * _SECONDS[match[2]]) < 1e9
+    ):
         raise ValueError(
-            f"kv_connector_extra_config: 'idle' is {value!r}; expected a time such as \"5s\", \"500ms\" or 5"
+            f'kv_connector_extra_config: \'idle\' is {value!r}; expected a time such as "5s", "500ms" or 5'
         )
     return seconds

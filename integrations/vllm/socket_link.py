@@ -80,7 +80,7 @@ class Server:
             self._converse(Connection(accepted.detach()))
 
     def _converse(self, connection: Connection) -> None:
-        hello = {"format": _FORMAT} | self._mapper.memory.hello()
+        hello = {"format": _FORMAT, **self._mapper.memory.hello()}
         with self._sending:
             self._connection = connection
         self._mapper.answer = self._answer
@@ -152,7 +152,8 @@ def _connected(address: str, patience_s: float) -> socket.socket:
             connecting.close()
             if time.monotonic() > until:
                 raise RuntimeError(
-                    f"VmmConnector: the scheduler found no worker at {address[1:]!r} ({error}); all workers of an"
+                    f"VmmConnector: the scheduler found no worker at {address[1:]!r} ({error}); all"
+                    " workers of an"
                     " engine must run on the scheduler's machine, in its network namespace"
                 ) from None
         time.sleep(0.05)

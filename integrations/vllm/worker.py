@@ -10,6 +10,7 @@ import torch
 from vmm.integrations.vllm.link import local_mappers
 from vmm.integrations.vllm.mapper import Mapper
 from vmm.integrations.vllm.memory import WorkerMemory
+from vmm.integrations.vllm.pressure import PressureWatch
 from vmm.integrations.vllm.socket_link import Server, address_of
 
 if TYPE_CHECKING:
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 
 
 class WorkerSide:
-    def __init__(self, vllm_config: VllmConfig, settings: Settings, layout: Layout) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, settings: Settings, layout: Layout, request_blocks: int
+    ) -> None:
         device = torch.device(vllm_config.device_config.device)
-        self._memory = WorkerMemory(settings, layout, device)
+        self._memory = WorkerMemory(settings, layout, device, request_blocks)
         self._mapper = Mapper(self._memory)
+        self._pressure = PressureWatch(self._memory.pool, self._mapper) if self._memory.shared else None
         assert vllm_config.kv_transfer_config is not None
         self._key = (str(vllm_config.kv_transfer_config.engine_id), vllm_config.parallel_config.rank)
         self._server: Server | None = None
@@ -39,4 +43,6 @@ class WorkerSide:
         local_mappers.pop(self._key, None)
         if self._server is not None:
             self._server.close()
+        if self._pressure is not None:
+            self._pressure.close()
         self._mapper.close()

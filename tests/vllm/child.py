@@ -1,7 +1,8 @@
 """One engine's run: a job in JSON as the argument, the result in JSON on stdout after "RESULT ".
 
 A job: "model", "engine" (arguments of LLM), "connector" (a kv_transfer_config, or none for stock), "audit" (see
-audit.py), and "steps", a list of ["generate", first, count, tokens] | ["sleep", seconds] | ["reset"] | ["look", name].
+audit.py), and "steps", a list of ["generate", first, count, tokens] | ["sleep", seconds] | ["reset"] |
+["look", name].
 """
 
 import json
@@ -56,8 +57,8 @@ def main() -> None:
 
     options = {
         "skip_tokenizer_init": True, "enforce_eager": True, "dtype": "float32", "seed": 1,
-        "max_model_len": 1024, "block_size": 32, "kv_cache_memory_bytes": 64 << 20, "disable_log_stats": False,
-        "max_num_seqs": 64,
+        "max_model_len": 1024, "block_size": 32, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 64,
+        "disable_log_stats": False,
     }  # fmt: skip
     options |= job.get("engine", {})
     if job.get("connector"):
@@ -73,7 +74,9 @@ def main() -> None:
             first, count, tokens = rest
             params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
             began, cpu = time.monotonic(), time.process_time()
-            out = llm.generate([{"prompt_token_ids": p} for p in prompts(first, count)], params, use_tqdm=False)
+            out = llm.generate(
+                [{"prompt_token_ids": p} for p in prompts(first, count)], params, use_tqdm=False
+            )
             result["generate_s"] = time.monotonic() - began
             result["generate_cpu_s"] = time.process_time() - cpu
             result["tokens"].append([list(o.outputs[0].token_ids) for o in out])

@@ -3,6 +3,7 @@
 `run` starts child.py in vLLM's environment with our package beside it, and returns what it printed.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -28,8 +29,8 @@ LLAMA = {
 
 @cache
 def model(name: str = "llama", **changes: Any) -> str:
-    """The folder of a tiny model. Its weights are large enough that each token depends on all before it, so that
-    a block with wrong contents changes what is generated."""
+    """The folder of a tiny model. Its weights are large enough that each token depends on all before it, so
+    that a block with wrong contents changes what is generated."""
     folder = MODELS / name
     config = LLAMA | changes
     if (folder / "config.json").exists() and json.loads((folder / "config.json").read_text()) == config:
@@ -38,14 +39,21 @@ def model(name: str = "llama", **changes: Any) -> str:
     import torch
     from safetensors.torch import save_file
 
-    hidden, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
+    hidden, heads, kv_heads = (
+        config["hidden_size"],
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+    )
     inner, vocab, dim = config["intermediate_size"], config["vocab_size"], config["head_dim"]
     draw = torch.Generator().manual_seed(7)
 
     def normal(rows: int, columns: int, gain: float = 1.0) -> torch.Tensor:
         return torch.randn(rows, columns, generator=draw) * gain / columns**0.5
 
-    weights = {"model.embed_tokens.weight": normal(vocab, hidden, 4), "lm_head.weight": normal(vocab, hidden, 4)}
+    weights = {
+        "model.embed_tokens.weight": normal(vocab, hidden, 4),
+        "lm_head.weight": normal(vocab, hidden, 4),
+    }
     weights["model.norm.weight"] = torch.ones(hidden)
     for number in range(config["num_hidden_layers"]):
         layer = f"model.layers.{number}."
@@ -97,12 +105,12 @@ def finish(child: subprocess.Popen[str], limit_s: float = LIMIT_S) -> dict[str, 
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)
         out, err = child.communicate()
-        raise AssertionError(f"the engine took longer than {limit_s} s\n{out[-2000:]}\n{err[-6000:]}") from None
+        raise AssertionError(
+            f"the engine took longer than {limit_s} s\n{out[-2000:]}\n{err[-6000:]}"
+        ) from None
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # workers that outlived it
-        except ProcessLookupError:
-            pass
     for line in out.splitlines():
         if line.startswith("RESULT "):
             return json.loads(line.removeprefix("RESULT ")) | {"log": err}

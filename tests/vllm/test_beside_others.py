@@ -41,6 +41,8 @@ class Anything:
 def test_encoder_decoder_models_are_refused_by_vllm_itself():
     """In words that docs/vllm.md repeats: no connector serves them."""
     config = Anything()
+    config.observability_config = Anything()
+    config.observability_config.kv_cache_metrics_sample = 0.01
     config.model_config = Anything()
     config.model_config.is_encoder_decoder = True
     with pytest.raises(AssertionError, match="Encoder-decoder models are not currently supported"):

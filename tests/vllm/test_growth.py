@@ -121,7 +121,7 @@ def test_under_a_cap_the_least_recently_used_is_evicted_as_with_stock():
 
 
 def test_usage_is_of_what_can_be_had():
-    pool, growth, workers = made(blocks=1000, capacity=101, row=1)
+    pool, growth, _ = made(blocks=1000, capacity=101, row=1)
     growth.arrives("a", 50)
     assert pool.get_usage() == 0
     blocks = pool.get_new_blocks(50)

@@ -21,7 +21,8 @@ def test_with_ample_memory_all_is_as_with_stock(stock):
     job = {"steps": [*WORK, ["sleep", 2], ["look", "idle"]], "connector": engine.connector(idle="500ms")}
     ours = engine.run(job)
     assert ours["tokens"] == stock["tokens"], ours["log"]
-    assert ours["metrics"] == stock["metrics"]
+    assert ours["metrics"].items() >= stock["metrics"].items()
+    assert ours["metrics"]["vllm:vmm_mapped_bytes"] > 0
     assert ours["metrics"]["vllm:num_preemptions"] == 0
     busy, idle = ours["looks"]["busy"], ours["looks"]["idle"]
     assert busy["figures"][0]["mapped_bytes"] > 10 << 20
@@ -46,5 +47,5 @@ def test_a_cap_preempts_and_changes_nothing_else(stock):
 
 def test_a_budget_below_one_request_says_what_to_change():
     said = engine.run_failing({"steps": [], "connector": engine.connector(budget="512KiB")})
-    assert "raise the budget to at least" in said
+    assert "raise it to at least" in said
     assert "--max-model-len" in said

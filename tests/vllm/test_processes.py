@@ -17,7 +17,7 @@ def test_tokens_and_hits_are_stocks(workers):
         )
         assert ours["tokens"] == stock["tokens"], ours["log"]
         if budget == "32MiB":
-            assert ours["metrics"] == stock["metrics"]
+            assert ours["metrics"].items() >= stock["metrics"].items()
             assert ours["metrics"]["vllm:num_preemptions"] == 0
         else:
             assert ours["metrics"]["vllm:num_preemptions"] > 0

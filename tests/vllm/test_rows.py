@@ -10,7 +10,7 @@ from vmm.integrations.vllm.rows import Rows
 KIB, MIB = 2**10, 2**20
 
 
-def tensor(layers, layer_stride, block_stride, offset=0, size=64 * MIB, host_resident=False):
+def tensor(layers, layer_stride, block_stride, *, offset=0, size=64 * MIB, host_resident=False):
     return SimpleNamespace(
         layers=[f"layer{number}" for number in range(layers)], layer_stride=layer_stride,
         block_stride=block_stride, offset=offset, size=size, host_resident=host_resident,
