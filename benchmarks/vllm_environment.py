@@ -3,6 +3,7 @@ a process there."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,7 +30,9 @@ def interpreter() -> tuple[str, dict[str, str]]:
     """A Python that has vLLM and us, and the variables it needs for that: this one, or that of VMM_VLLM_ENV, or
     of the environment that `make test-vllm` has made. Raises Error where there is none."""
     found = find_spec("vllm")
-    if found is not None and found.origin is not None:  # without an origin it is some folder that has that name
+    if (
+        found is not None and found.origin is not None
+    ):  # without an origin it is some folder that has that name
         return sys.executable, {}
     home = os.environ.get("VMM_VLLM_ENV") or _made_by_tests()
     if home is None or not (python := Path(home) / "bin" / "python").exists():
@@ -88,8 +91,6 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def end(process: subprocess.Popen[str]) -> None:
     """Kills it, with every process that it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -43,7 +43,9 @@ def prompts(count: int) -> list[list[int]]:
     found = []
     for number in range(count):
         draw = random.Random(number)
-        prefix = random.Random(1000 + number % 4).choices(range(3, VOCABULARY), k=160) if number % 3 == 0 else []
+        prefix = (
+            random.Random(1000 + number % 4).choices(range(3, VOCABULARY), k=160) if number % 3 == 0 else []
+        )
         found.append(prefix + draw.choices(range(3, VOCABULARY), k=draw.randrange(20, 140)))
     return found
 

@@ -56,6 +56,11 @@ def planned(
     arguments = Arguments(words)
     if not arguments.leading:
         raise InvalidArgument("a command of vLLM is missing: vmm vllm serve MODEL --budget 40GiB")
+    if arguments.has("--kv-offloading-size"):
+        raise InvalidArgument(
+            "--kv-offloading-size makes vLLM put its own connector in the place of VmmConnector; name"
+            " OffloadingConnector within a MultiConnector instead (docs/vllm.md)"
+        )
     launch = Launch([])
     transfer = _transfer_config(arguments.transfer, settings)
     budget = _checked_budget(transfer)

@@ -168,6 +168,11 @@ def test_another_connector_is_refused_with_a_way_out(on_gpu):
         planned("""serve m --kv-transfer-config.kv_connector NixlConnector""", budget="1GiB")
 
 
+def test_an_option_that_would_put_another_connector_in_our_place_is_refused(on_gpu):
+    with pytest.raises(InvalidArgument, match="--kv-offloading-size.*MultiConnector"):
+        planned("serve m --kv-offloading-size 4", budget="1GiB")
+
+
 def test_within_a_multi_connector_ours_is_filled_in(on_gpu):
     connectors = [{"kv_connector": "VmmConnector", "kv_role": "kv_both"}, {"kv_connector": "Other"}]
     config = {

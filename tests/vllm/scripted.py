@@ -83,7 +83,9 @@ class Scheduler:
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
 
     def arrive(self, name, tokens):
-        request = Request(name, list(tokens), SamplingParams(max_tokens=1000), None, block_hasher=self._hasher)
+        request = Request(
+            name, list(tokens), SamplingParams(max_tokens=1000), None, block_hasher=self._hasher
+        )
         self.requests[name] = request
         with self.growth.lock:
             self.growth.arrives(name, -(-len(tokens) // BLOCK_TOKENS) + 1)

@@ -158,7 +158,8 @@ def test_a_map_that_fails_is_refused_and_the_worker_lives_on(caplog):
 @pytest.mark.parametrize("version", ["0.30.2", "0.34.0", "1.0", "0.40.1.dev3+g12", "unknown"])
 def test_another_version_says_what_to_install(version, monkeypatch):
     monkeypatch.setattr(vllm, "__version__", version)
-    with pytest.raises(RuntimeError, match=r"tested with vLLM 0\.31 to 0\.33.*" + re.escape(version) + ".*pip install"):
+    words = r"tested with vLLM 0\.31 to 0\.33.*" + re.escape(version) + ".*pip install"
+    with pytest.raises(RuntimeError, match=words):
         VmmConnector(SimpleNamespace(), None, None)
 
 

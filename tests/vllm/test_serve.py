@@ -1,5 +1,6 @@
 """`vmm vllm serve` from its command line to an answer over HTTP, as docs/vllm.md starts it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -45,10 +46,8 @@ def server(tmp_path_factory):
         child.send_signal(signal.SIGTERM)
         child.wait(60)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # workers that outlived it
-        except ProcessLookupError:
-            pass
         child.wait()
 
 
