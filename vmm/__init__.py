@@ -20,6 +20,7 @@ from vmm.errors import (
 )
 from vmm.pool import Pool, PoolStats
 from vmm.range import Blocks, Range
+from vmm.shares import Lease, leases
 from vmm.sharing import ExportedPage
 from vmm.stream import Stream
 from vmm.units import format_bytes, parse_bytes
@@ -43,6 +44,7 @@ __all__ = [
     "InvariantViolation",
     "KVCache",
     "KVTensor",
+    "Lease",
     "MappingLimit",
     "OutOfPages",
     "Pool",
@@ -53,6 +55,7 @@ __all__ = [
     "configure",
     "default_pool",
     "format_bytes",
+    "leases",
     "parse_bytes",
     "verify_installation",
 ]

@@ -11,10 +11,12 @@ from vmm.units import format_bytes, parse_bytes
 _DEFAULT_FRACTION = 0.5  # of available memory: the rest is for weights, activations and everybody else
 
 
-def new_budget_bytes(budget: int | str | None, context: _core.CudaContext | None) -> int:
+def new_budget_bytes(budget: int | str | None, context: _core.CudaContext | None, of_others: int = 0) -> int:
     """The budget of a pool that is being made, on the GPU of ``context`` or on the CPU. Raises
-    InvalidArgument for a budget that does not parse or is more than is free."""
-    return _budget_bytes(budget, context.free_bytes if context else available_bytes)
+    InvalidArgument for a budget that does not parse or is more than is free. ``of_others`` is what other
+    processes of its share have: that counts as free."""
+    free_bytes = context.free_bytes if context else available_bytes
+    return _budget_bytes(budget, lambda: free_bytes() + of_others)
 
 
 def future_budget_bytes(budget: int | str | None, ordinal: int) -> int:
@@ -22,13 +24,13 @@ def future_budget_bytes(budget: int | str | None, ordinal: int) -> int:
     return _budget_bytes(budget, lambda: _free_bytes(ordinal))
 
 
-def changed_budget_bytes(budget: int | str | None, core: _core.Pool, ordinal: int) -> int:
+def changed_budget_bytes(budget: int | str | None, core: _core.Pool, ordinal: int, of_others: int = 0) -> int:
     """A new budget for a pool that exists: it may keep what it has, though nothing is free, and may always
     have less. Raises as `new_budget_bytes` does."""
 
     def reachable_bytes() -> int:
         free = available_bytes() if ordinal < 0 else core.device_free_bytes()
-        return free + core.budget.taken_bytes
+        return free + core.budget.taken_bytes + of_others
 
     return _budget_bytes(budget, reachable_bytes, always=core.budget.limit_bytes)
 

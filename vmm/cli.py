@@ -181,6 +181,20 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def leases(
+    name: Annotated[str | None, typer.Argument(help="Of one share only.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects on one line.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+) -> None:
+    """Say which processes share a device's memory, and who has, wants and is asked for how much."""
+    command = importlib.import_module("vmm.lease_table")
+    try:
+        command.run(name, as_json, watch)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
 def _print_checks(checks: "tuple[Check, ...]") -> None:
     from rich.console import Console
     from rich.table import Table

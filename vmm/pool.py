@@ -4,11 +4,12 @@ import itertools
 import logging
 import operator
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vmm import _core, devices, sharing
+from vmm import _core, devices, shares, sharing
 from vmm.arguments import checked_number
 from vmm.budgets import changed_budget_bytes, new_budget_bytes
 from vmm.closing import Closing
@@ -23,6 +24,7 @@ logger.addHandler(logging.NullHandler())
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _WARMED_AT_ONCE = 2**28  # bytes between two looks at Ctrl-C
+_AWAITED_AT_ONCE_S = 0.2  # the same
 
 _names = itertools.count()
 
@@ -32,6 +34,9 @@ class PoolStats:
     """A pool at one moment. Counters begin at 0 when the pool is made."""
 
     budget_bytes: int
+    granted_bytes: int  #: of that, what the share allows it now; all of it without a share
+    wanted_bytes: int  #: as what it wants to have it as its grant; 0 when it has enough, or no share
+    pressure_bytes: int  #: of what this process's pools hold, what others of the share ask for
     created_bytes: int  #: physical memory taken from the budget: mapped or free
     peak_created_bytes: int
     free_bytes: int  #: created, but mapped nowhere
@@ -71,10 +76,23 @@ class Pool(Closing):
     more grant for each of them. ``rdma`` lets network cards access it (GPUDirect RDMA). ``shareable`` lets
     `export` give pages to other processes. The pool tries all of this with one page when it is made.
 
+    ``share`` names a budget that processes have together: the largest of theirs. ``budget`` is then the most
+    that this process may have of it, and ``minimum`` what it is promised. Whoever wants more asks the lowest
+    ``priority`` first, then whoever has most, for what they do not need, or may no longer use: then ``stats``
+    show pressure, new memory raises OutOfPages, and the engine over this pool must end or preempt something.
+    A minimum that others still use when this process joins comes as soon as their work gives it up; nothing
+    is torn away from running work. A process that dies loses all within a second. Pools of one process that
+    name the same share have one part of it, with the same three figures. docs/sharing-a-device.md has the
+    rules.
+
     Making a pool raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, for
     a device that is none of the above or not there, for ``lookahead_pages`` other than a whole number from 0
     to 65,535, for ``idle_seconds`` other than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable``
-    where there are no such devices or they say that they cannot do it. It raises DriverError when they cannot
+    where there are no such devices or they say that they cannot do it. So it does for a share's name other
+    than 1 to 64 letters, digits, dots, ``_`` or ``-``, a ``minimum`` of more than the budget or, with those
+    of the share's other processes, than the largest budget, a ``priority`` other than −1,000 to 1,000, and a
+    share that is full (64 processes), damaged, or another version's or user's. It raises DriverError when the
+    share's file cannot be made or written, when they cannot
     although they say so, when there is no CUDA driver for a GPU, and when the system has no memfd; and Forked
     for a GPU in a child of a process that used CUDA. Every method is safe from any thread. After ``close``,
     methods that give memory or change the budget raise Closed; in a forked child every method raises Forked.
@@ -90,6 +108,9 @@ class Pool(Closing):
         peers: Sequence[int] = (),
         rdma: bool = False,
         shareable: bool = False,
+        share: str | None = None,
+        minimum: int | str = 0,
+        priority: int = 0,
     ) -> None:
         name, ordinal = devices.parsed_device(device)
         checked_number("lookahead_pages", lookahead_pages, 0, 2**16 - 1)
@@ -98,11 +119,17 @@ class Pool(Closing):
         peers = sharing.checked_peers(peers, kind)
         rdma = sharing.checked_flag("rdma", rdma, kind)
         shareable = sharing.checked_flag("shareable", shareable, kind)
+        self._share: str | None
+        self._share, minimum_bytes = shares.checked_terms(share, minimum, priority)
         # Making a context for each question would take long, so this one is held until the pool has its own.
         context = _core.CudaContext(ordinal) if ordinal >= 0 else None
-        budget_bytes = new_budget_bytes(budget, context)
+        budget_bytes = new_budget_bytes(budget, context, shares.bytes_of_others(self._share))
+        part = None
+        if self._share is not None:
+            part = shares.joined(self._share, budget_bytes, minimum_bytes, priority)
         core = _core.Pool(
             budget_bytes,
+            shared_budget=part,  # from here on it leaves the share, also when this fails
             name=f"vmm-{next(_names)}",
             lookahead_pages=lookahead_pages,
             idle_ns=idle_ns,
@@ -122,6 +149,7 @@ class Pool(Closing):
         """A pool whose core the caller has made, for tensors that torch takes for the CPU's. The caller
         closes it: it is not among the process's open pools."""
         pool = cls.__new__(cls)
+        pool._share = None
         pool._begin(core, "cpu", -1)
         return pool
 
@@ -135,16 +163,46 @@ class Pool(Closing):
 
     @property
     def budget_bytes(self) -> int:
-        """The most physical memory this pool may hold. When it is lowered, the pool soon gives back what
-        nobody needs. Setting it raises InvalidArgument for more than what is free and what the pool holds
-        already, unless that is less than before; and Closed and Forked."""
+        """The most physical memory this pool may hold; with a share, all pools of this process together. When
+        it is lowered, the pool soon gives back what nobody needs. Setting it raises InvalidArgument for more
+        than what is free and what the pool (and others of its share) hold already, unless that is less than
+        before, and for less than the minimum; DriverError where the share's file fails; and Closed and
+        Forked."""
         return self._core.budget.limit_bytes
 
     @budget_bytes.setter
     def budget_bytes(self, budget: int | str) -> None:
         if self.closed:
             raise Closed("this pool is closed")
-        self._core.budget.set_limit(changed_budget_bytes(budget, self._core, self._ordinal))
+        of_others = shares.bytes_of_others(self._share)
+        self._core.budget.set_limit(changed_budget_bytes(budget, self._core, self._ordinal, of_others))
+
+    @property
+    def pressure_bytes(self) -> int:
+        """How much of what this process's pools hold others of the share ask for now. The pool gives up what
+        it does not need by itself; the rest only its engine can. Without a share it is how far the budget was
+        lowered below what is held. Raises Forked."""
+        return self._core.pressure_bytes()
+
+    def await_pressure(self, timeout_s: float) -> int:
+        """Waits until others of the share ask for something that this process's pools hold; returns at once
+        while they do. For a thread of an engine that shrinks by itself. Returns the bytes: 0 when the time is
+        over or the pool was closed. Raises InvalidArgument for a pool without a share or a ``timeout_s`` that
+        is no number from 0 on, and Forked. Safe from any thread, beside all other use; Ctrl-C ends it."""
+        is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+        if not is_number or not timeout_s >= 0:
+            raise InvalidArgument(f"timeout_s is {timeout_s!r}; expected seconds, 0 or more")
+        if self._share is None:
+            raise InvalidArgument(
+                "await_pressure: this pool has no share, so nobody else asks for its memory"
+            )
+        until = time.monotonic() + timeout_s
+        while not self.closed:
+            left = until - time.monotonic()
+            asked = self._core.await_pressure(max(0.0, min(left, _AWAITED_AT_ONCE_S)))
+            if asked or left <= 0:
+                return asked
+        return 0
 
     @property
     def default_page_bytes(self) -> int:

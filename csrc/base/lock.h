@@ -15,6 +15,7 @@ namespace vmm {
 /// of them: who holds one of these does not wait for it. The names in lock.cpp are in the same order.
 enum class LockRank : std::uint8_t {
   // While one of these is held the driver may be called.
+  shares,
   engine,
   kv_cache,
   slots_owner,

@@ -29,9 +29,10 @@ struct Options {
 };
 
 std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
-                                                        std::shared_ptr<LocalBudget> budget) {
+                                                        std::shared_ptr<Budget> budget) {
   std::unique_ptr<PoolHandle, DeleteWithoutGil> handle(new PoolHandle);
   handle->budget = budget ? std::move(budget) : std::make_shared<LocalBudget>(Bytes{options.budget_bytes});
+  handle->share = std::dynamic_pointer_cast<SharedBudget>(handle->budget);
   std::unique_ptr<Driver> driver;
   if (options.cuda.device >= 0) {
     auto cuda = std::make_unique<CudaDriver>(options.cuda);
@@ -66,7 +67,12 @@ py::dict stats(const PoolHandle& handle) {
   }();
   const Counters& c = handle.pool().counters();
   py::dict out;
-  out["budget_bytes"] = s.budget.count;
+  const std::shared_ptr<SharedBudget>& share = handle.share;
+  const ShareStanding standing = share ? share->standing() : ShareStanding{.grant = s.budget};
+  out["budget_bytes"] = share ? share->maximum().count : s.budget.count;
+  out["granted_bytes"] = standing.grant.count;
+  out["wanted_bytes"] = standing.wanted.count;
+  out["pressure_bytes"] = standing.pressure.count;
   out["created_bytes"] = s.created.count;
   out["peak_created_bytes"] = s.peak_created.count;
   out["free_bytes"] = s.free.count;
@@ -94,27 +100,22 @@ py::dict stats(const PoolHandle& handle) {
 std::vector<std::pair<int, std::string>> drain_log(const PoolHandle& handle) {
   handle.require_parent();
   std::vector<std::pair<int, std::string>> out;
-  for (LogRecord& record : handle.pool().log().drain())
-    out.emplace_back(static_cast<int>(record.level), std::move(record.text));
+  const auto drain = [&](Log& log) {
+    for (LogRecord& record : log.drain())
+      out.emplace_back(static_cast<int>(record.level), std::move(record.text));
+  };
+  drain(handle.pool().log());
+  if (handle.share) drain(handle.share->log());
   return out;
 }
 
 }  // namespace
 
 void bind_pool(py::module_& m) {
-  py::class_<LocalBudget, std::shared_ptr<LocalBudget>>(m, "Budget")
-      .def(py::init([](std::uint64_t limit) { return std::make_shared<LocalBudget>(Bytes{limit}); }),
-           py::arg("limit_bytes"))
-      .def_property_readonly("limit_bytes", no_gil([](const LocalBudget& b) { return b.limit().count; }))
-      .def_property_readonly("taken_bytes", no_gil([](const LocalBudget& b) { return b.taken().count; }))
-      .def(
-          "set_limit", [](LocalBudget& b, std::uint64_t limit) { b.set_limit({limit}); },
-          py::arg("limit_bytes"), NoGil());
-
   py::class_<PoolHandle, std::unique_ptr<PoolHandle, DeleteWithoutGil>>(m, "Pool")
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
-                       std::shared_ptr<LocalBudget> shared_budget, int cuda_device, bool cuda_host_accessible,
+                       std::shared_ptr<Budget> shared_budget, int cuda_device, bool cuda_host_accessible,
                        std::int64_t idle_ns, std::vector<int> peers, bool rdma, bool shareable) {
              CudaOptions cuda{cuda_device, cuda_host_accessible, std::move(peers), rdma, shareable};
              return make_pool(
@@ -217,9 +218,12 @@ void bind_pool(py::module_& m) {
       .def(
           "close",
           [](PoolHandle& h, std::optional<double> patience_s) {
-            if (!patience_s) return h.engine->close();
-            h.engine->close(
-                std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
+            if (!patience_s)
+              h.engine->close();
+            else
+              h.engine->close(
+                  std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
+            h.leave_share();
           },
           py::arg("patience_s") = py::none(), NoGil())
       .def(
@@ -232,6 +236,21 @@ void bind_pool(py::module_& m) {
       .def(
           "holds", [](PoolHandle& h, std::uintptr_t address) { return h.pool().leases().holds({address}); },
           py::arg("address"))
+      .def("pressure_bytes",
+           [](const PoolHandle& h) {
+             h.require_parent();
+             return h.share ? h.share->standing().pressure.count
+                            : saturating_sub(h.budget->taken(), h.budget->limit()).count;
+           })
+      .def(
+          "await_pressure",
+          [](PoolHandle& h, double timeout_s) {
+            h.require_parent();
+            const auto at_most =
+                std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(timeout_s));
+            return h.share->await_pressure(at_most, [&] { return h.closing.load(); }).count;
+          },
+          py::arg("timeout_s"), NoGil())
       .def_property_readonly("closed", no_gil([](PoolHandle& h) { return h.pool().closed(); }))
       .def_property_readonly("budget", [](PoolHandle& h) { return h.budget; })
       .def_property_readonly("in_child", [](PoolHandle& h) { return h.pool().fork_guard().in_child(); })

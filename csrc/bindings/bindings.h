@@ -81,6 +81,7 @@ std::shared_ptr<T> ends_without_gil(std::shared_ptr<T> thing) {
 void bind_errors();
 void bind_driver(pybind11::module_& m);
 void bind_sim_driver(pybind11::module_& m);
+void bind_budgets(pybind11::module_& m);  // before the pools, which take one
 void bind_pool(pybind11::module_& m);
 void bind_growth(pybind11::module_& m);
 void bind_kv_cache(pybind11::module_& m);

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, m) {
   vmm::bind_errors();
   vmm::bind_driver(m);
   vmm::bind_sim_driver(m);
+  vmm::bind_budgets(m);
   vmm::bind_pool(m);
   vmm::bind_growth(m);
   vmm::bind_kv_cache(m);

@@ -10,7 +10,7 @@
 
 namespace vmm {
 
-/// Safe from any thread. An interface, because a budget may later span processes.
+/// Safe from any thread. An interface, because a budget may span processes (shared_budget.h).
 class Budget {
  public:
   /// Told how many bytes others lack; 0: there is more than when somebody lacked something. Called with the
@@ -25,8 +25,13 @@ class Budget {
   /// `press`; and the taker, like all, is told when there is more.
   virtual bool take(Bytes size, ListenerId taker, bool press) = 0;
   virtual void give_back(Bytes size) noexcept = 0;
+  /// What its owners may have together now, at most.
   virtual Bytes limit() const = 0;
+  /// What that may become without set_limit.
+  virtual Bytes maximum() const { return limit(); }
   virtual Bytes taken() const = 0;
+  /// A limit below what is taken asks everybody to give back the difference; nothing is torn away.
+  virtual void set_limit(Bytes limit) = 0;
 };
 
 /// A budget of this process; several pools may share one.
@@ -40,8 +45,7 @@ class LocalBudget final : public Budget {
   void give_back(Bytes size) noexcept override;
   Bytes limit() const override;
   Bytes taken() const override;
-  /// A limit below what is taken asks everybody to give back the difference; nothing is torn away.
-  void set_limit(Bytes limit);
+  void set_limit(Bytes limit) override;
 
  private:
   void ask(Bytes size, ListenerId except);

@@ -34,7 +34,7 @@ Bytes checked_run_bytes(Bytes run, Bytes budget) {
 
 std::shared_ptr<Pool> Pool::make(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget,
                                  std::shared_ptr<Clock> clock, PoolOptions options) {
-  if (options.arena_bytes.count == 0) options.arena_bytes = default_arena_bytes(budget->limit());
+  if (options.arena_bytes.count == 0) options.arena_bytes = default_arena_bytes(budget->maximum());
   return {new Pool(std::move(driver), std::move(budget), std::move(clock), options), [](Pool* pool) {
             if (!pool->fork_guard().in_child()) delete pool;
           }};
@@ -43,7 +43,7 @@ std::shared_ptr<Pool> Pool::make(std::unique_ptr<Driver> driver, std::shared_ptr
 Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::shared_ptr<Clock> clock,
            const PoolOptions& options)
     : ground_(std::move(driver), std::move(budget), std::move(clock)),
-      run_bytes_(checked_run_bytes(options.run_bytes, ground_.budget->limit())),
+      run_bytes_(checked_run_bytes(options.run_bytes, ground_.budget->maximum())),
       arena_(*ground_.driver, round_up(options.arena_bytes, ground_.driver->capabilities().granularity),
              std::min(options.arena_bytes, least_arena), ground_.driver->capabilities().granularity),
       tables_(ground_.driver->capabilities(), run_bytes_, ground_.epochs,

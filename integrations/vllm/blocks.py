@@ -1,16 +1,15 @@
 """The scheduler's side: a block pool of which only blocks that have memory are free.
 
-The objects that vLLM made become these classes (``__class__`` is swapped), so that everybody who holds them
-sees the truth: overriding methods on the instance would leave ``usage`` at 0.9 while the pool is empty."""
+vLLM's own pool becomes one (its ``__class__`` is swapped), so that everybody who holds it sees the truth:
+overriding methods on the instance would leave ``usage`` at 0.9 while the pool is empty.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.v1.core.block_pool import BlockPool
-from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
-from vllm.v1.request import Request, RequestStatus
 
 from vmm.integrations.vllm.growth import Growth
 
@@ -71,50 +70,3 @@ class ElasticBlockPool(BlockPool):
     def get_usage(self) -> float:
         rows = self.growth.rows
         return (rows.present - self.get_num_free_blocks()) / max(rows.capacity - 1, 1)
-
-
-class ElasticKVCacheManager(KVCacheManager):
-    """Where stock has no room, it grows: at once for a request that runs (which would be preempted) and where
-    nothing runs; ahead for others, which wait."""
-
-    @staticmethod
-    def adopt(manager: KVCacheManager) -> None:
-        manager.__class__ = ElasticKVCacheManager
-
-    def allocate_slots(
-        self, request: Request, num_new_tokens: int, *args: Any, **kwargs: Any
-    ) -> KVCacheBlocks | None:
-        blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
-        if blocks is not None:
-            return blocks
-        growth: Growth = self.block_pool.growth
-        with growth.lock:
-            seen = self.block_pool.get_num_free_blocks()
-            growth.collect()
-            came = self.block_pool.get_num_free_blocks() > seen
-        if came and (blocks := super().allocate_slots(request, num_new_tokens, *args, **kwargs)) is not None:
-            return blocks  # nothing need be asked for, and nobody be preempted
-        needed = self._most_blocks(request, num_new_tokens) + int(kwargs.get("reserved_blocks", 0))
-        with growth.lock:
-            free = self.block_pool.get_num_free_blocks()
-            others_run = growth.rows.present > free
-            if request.status != RequestStatus.RUNNING and others_run:
-                growth.expect(needed - free)
-                return None
-            growth.await_free(needed)
-            if self.block_pool.get_num_free_blocks() == free:
-                if not others_run:
-                    growth.pause()
-                return None
-        return super().allocate_slots(request, num_new_tokens, *args, **kwargs)
-
-    def _most_blocks(self, request: Request, num_new_tokens: int) -> int:
-        """The free blocks with which stock cannot refuse this request."""
-        tokens = min(
-            max(request.num_tokens, request.num_computed_tokens + num_new_tokens) + 64, self.max_model_len
-        )
-        held = self.get_block_ids(request.request_id)
-        return self.watermark_blocks + sum(
-            max(-(-tokens // manager.block_size) - len(mine), 1)
-            for manager, mine in zip(self.coordinator.single_type_managers, held, strict=True)
-        )

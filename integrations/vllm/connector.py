@@ -87,7 +87,14 @@ class VmmConnector(KVConnectorBase_V1, SupportsHMA):
         self.scheduler.arrives(request)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        assert self.scheduler is not None
+        self.scheduler.wanted(request)
         return 0, False
+
+    def has_pending_block_frees(self) -> bool:
+        """vLLM asks this before it preempts for want of blocks. True: some have come."""
+        assert self.scheduler is not None
+        return self.scheduler.rescue()
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int

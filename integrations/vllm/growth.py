@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
+_PAUSE_S = 0.02
 _LONGEST_WAIT_S = 10.0  # for workers that do not answer
 _RETRY_S = 0.05  # after workers have refused memory; at most 32 times as long when they refuse again
 
@@ -45,6 +46,9 @@ class Growth:
         self._pool, self._workers, self._shrinks = pool, workers, shrinks
         self._promised: dict[str, int] = {}  # blocks for the prompts of requests that have none yet
         self._promised_blocks = 0
+        self._tried: set[str] = set()  # requests that nobody else kept from starting
+        self._rescue = row
+        self.reserve = 0  # blocks that vLLM leaves free when it starts a request
         self.given_back = 0  # blocks
         #: So many blocks would satisfy others who ask for memory. Any thread may set it.
         self.pressed = 0
@@ -61,7 +65,7 @@ class Growth:
     def low(self) -> int:
         """With fewer fresh blocks than this, more are asked for: what running requests need for some steps,
         and what those need that come."""
-        return self.rows.row + self.running + self._promised_blocks
+        return self.rows.row + self.running + self.reserve + self._promised_blocks
 
     def can_grow(self) -> bool:
         return self.rows.room > 0 and time.monotonic() >= self._refused_until
@@ -122,24 +126,37 @@ class Growth:
             self.ask(lack)
         self._await(lambda: self.fresh >= blocks)
 
-    def await_free(self, blocks: int) -> None:
-        """Grows until so many blocks are free, and waits for them, as far as there is memory."""
+    def rescue(self) -> bool:
+        """A running request has found too few blocks. Waits for more. False when there are none; then
+        somebody is preempted, as with stock."""
+        before = self._pool.get_num_free_blocks()
+        self.collect()
+        if self._pool.get_num_free_blocks() == before and not self.rows.asked and self.can_grow():
+            self.ask(self._rescue)
+            self._rescue *= 2  # it may need more than that: then it is here again in the next step
+        self._await(lambda: self._pool.get_num_free_blocks() > before)
+        return self._pool.get_num_free_blocks() > before
+
+    def wanted(self, request: str, blocks: int) -> None:
+        """A waiting request is about to be given at most so many blocks. They are asked for, and where
+        nothing runs that could go on meanwhile, waited for."""
+        self.collect()
+        idle = self.rows.present == self._pool.get_num_free_blocks()
+        if idle and self._promised.get(request, 0) >= blocks and request in self._tried:
+            blocks = 2 * self._promised[request]  # it was not enough
+        self._promise(request, blocks)
+        self.refill()
+        if not idle:
+            return
+        self._tried.add(request)
+        blocks = min(blocks + self.reserve, self.rows.capacity - 1)
         lack = blocks - self._pool.get_num_free_blocks() - self.rows.asked
         if lack > 0 and self.can_grow():
             self.ask(lack)
         self._await(lambda: self._pool.get_num_free_blocks() >= blocks)
-
-    def expect(self, blocks: int) -> None:
-        """Asks for so many blocks without waiting for them."""
-        lack = blocks - self.rows.asked
-        if lack > 0 and self.can_grow():
-            self.ask(lack)
-
-    def pause(self) -> None:
-        """Nothing can go on before somebody gives memory back: keeps a scheduler that tries again and again
-        from spinning."""
-        if not self.can_grow():
-            self._workers.wait(0.02)
+        if self._pool.get_num_free_blocks() < blocks and not self.can_grow():
+            # Others must give memory back first. The scheduler tries again at once, and would spin.
+            self._workers.wait(_PAUSE_S)
 
     def _await(self, enough: Callable[[], bool]) -> None:
         until = time.monotonic() + _LONGEST_WAIT_S
@@ -156,13 +173,17 @@ class Growth:
     def arrives(self, request: str, blocks: int) -> None:
         """``blocks`` is what it needs to start."""
         self.running += 1
-        self._promised[request] = blocks
-        self._promised_blocks += blocks
+        self._promise(request, blocks)
         self.refill()
+
+    def _promise(self, request: str, blocks: int) -> None:
+        self._promised_blocks += blocks - self._promised.get(request, 0)
+        self._promised[request] = blocks
 
     def starts(self, request: str) -> None:
         """It has been given blocks."""
         self._promised_blocks -= self._promised.pop(request, 0)
+        self._tried.discard(request)
 
     def leaves(self, request: str) -> None:
         self.starts(request)
@@ -171,6 +192,7 @@ class Growth:
     def step(self) -> None:
         """Once per scheduled step."""
         self._freed_before, self._freed = self._freed, []
+        self._rescue = self.low
         if self.pressed and self._shrinks:
             self.relieve()
         self.refill()

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 import vmm
 from vmm.arguments import chosen_page_bytes
+from vmm.integrations.vllm import gpu_worker
 from vmm.integrations.vllm.compat import is_kv_allocation
 from vmm.units import rounded_up
 
@@ -36,6 +37,8 @@ class WorkerMemory:
             self.pool = vmm.Pool(
                 budget, device=device, share=settings.share, minimum=assured, priority=settings.priority
             )
+        self.gpu = self.pool._core.gpu
+        self._device = device
         self.shared = settings.share is not None
         try:
             self.page_bytes = chosen_page_bytes(page, self.pool)
@@ -48,7 +51,9 @@ class WorkerMemory:
             raise
 
     def hello(self) -> dict[str, Any]:
-        """What the scheduler must know."""
+        """What the scheduler must know when it comes, which is after the warm-up."""
+        if self.gpu:
+            gpu_worker.warmed_up()
         return {
             "row": self.row,
             "block_bytes": self.block_bytes,
@@ -57,8 +62,8 @@ class WorkerMemory:
             #: What nobody can keep from this worker for long.
             "assured_bytes": self._assured,
             "shared": self.shared,
-            # Kernels on a GPU may look at stale ids in block tables, and fault where nothing is mapped.
-            "shrinks": not self.pool._core.gpu,
+            # Not measured on a GPU yet: what kernels of other backends look at while requests run.
+            "shrinks": not self.gpu,
         }
 
     def _reserve(self) -> None:
@@ -97,8 +102,8 @@ class WorkerMemory:
 
     def drop(self, ids: array[int]) -> None:
         """Gives the memory of blocks back to the system."""
-        if self.pool._core.gpu:
-            torch.cuda.synchronize()  # streams that the pool does not know of may still read them
+        if self.gpu:
+            torch.cuda.synchronize(self._device)  # streams that the pool does not know of may still read them
         self._blocks.drop(ids, unmap=True)
         self.pool.trim()
 
@@ -106,8 +111,8 @@ class WorkerMemory:
         stats = self.pool.stats()
         return {
             "mapped_bytes": stats.mapped_bytes,
-            "granted_bytes": getattr(stats, "granted_bytes", stats.budget_bytes),
-            "pressure_bytes": getattr(stats, "pressure_bytes", 0),
+            "granted_bytes": stats.granted_bytes,
+            "pressure_bytes": stats.pressure_bytes,
         }
 
     def close(self) -> None:

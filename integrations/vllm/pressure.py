@@ -5,8 +5,6 @@ from __future__ import annotations
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
-from vmm.errors import Closed
-
 if TYPE_CHECKING:
     import vmm
     from vmm.integrations.vllm.mapper import Mapper
@@ -28,10 +26,6 @@ class PressureWatch:
 
     def _watch(self) -> None:
         while not self._closed.is_set():
-            try:
-                asked = self._pool.await_pressure(_LONGEST_S)
-            except Closed:
-                return
-            if asked > 0:
+            if self._pool.await_pressure(_LONGEST_S):
                 self._mapper.press()
                 self._closed.wait(_REPEATED_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from vmm.integrations.vllm.blocks import ElasticBlockPool, ElasticKVCacheManager
+from vmm.integrations.vllm.blocks import ElasticBlockPool
 from vmm.integrations.vllm.growth import Growth
 from vmm.integrations.vllm.idle import IdleWatch
 from vmm.integrations.vllm.link import DirectPort, Link, Port, local_mappers
@@ -32,6 +32,7 @@ class SchedulerSide:
         self._engine = str(vllm_config.kv_transfer_config.engine_id)
         self._ranks = vllm_config.parallel_config.world_size
         self._most_running = vllm_config.scheduler_config.max_num_seqs
+        self._lookahead = 1 + vllm_config.num_speculative_tokens + vllm_config.num_lookahead_tokens
         self._settings, self._layout = settings, layout
         self._request_blocks = request_blocks
         self._link = Link()
@@ -58,7 +59,11 @@ class SchedulerSide:
             shrinks=all(hello["shrinks"] for hello in hellos),
         )
         ElasticBlockPool.adopt(self._pool, self._growth)
-        ElasticKVCacheManager.adopt(manager)
+        # vLLM counted these as a part of all blocks, of which most have no memory.
+        manager.watermark_blocks = (
+            manager.watermark_blocks * self._growth.rows.capacity // self._pool.num_gpu_blocks
+        )
+        self._growth.reserve = manager.watermark_blocks
         self._block_sizes = [one.block_size for one in manager.coordinator.single_type_managers]
         self._watch = IdleWatch(self._growth, self._settings.idle_seconds)
         self._block_bytes = [hello["block_bytes"] for hello in hellos]
@@ -86,14 +91,30 @@ class SchedulerSide:
 
     def arrives(self, request: Request) -> None:
         growth = self.growth
-        tokens = request.num_tokens + 1
         with growth.lock:
             self._watch.busy()
-            blocks = sum(-(-tokens // size) for size in self._block_sizes)
-            growth.arrives(request.request_id, blocks if growth.running < self._most_running else 0)
+            can_start = growth.running < self._most_running
+            growth.arrives(request.request_id, self._blocks_of(request) if can_start else 0)
+
+    def wanted(self, request: Request) -> None:
+        """The scheduler looks at a waiting request, which it will start if there are blocks."""
+        growth = self.growth
+        with growth.lock:
+            growth.wanted(request.request_id, self._blocks_of(request))
+
+    def _blocks_of(self, request: Request) -> int:
+        tokens = request.num_tokens + self._lookahead
+        return sum(-(-tokens // size) for size in self._block_sizes)
+
+    def rescue(self) -> bool:
+        growth = self.growth
+        with growth.lock:
+            return growth.rescue()
 
     def starts(self, request: Request) -> None:
-        self.growth.starts(request.request_id)
+        growth = self.growth
+        with growth.lock:
+            growth.starts(request.request_id)
 
     def leaves(self, request: Request) -> None:
         growth = self.growth

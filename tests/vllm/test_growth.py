@@ -212,12 +212,40 @@ def test_refused_blocks_are_not_free_and_are_asked_for_again_later(monkeypatch):
     growth.collect()
     assert pool.get_num_free_blocks() == 11
     assert not growth.can_grow()
-    growth.await_free(20)
+    growth.wanted("a", 20)
     assert pool.get_num_free_blocks() == 11
+    assert not growth.rescue()
     workers.memory = 100
     growth._refused_until = 0
-    growth.await_free(20)
+    growth.wanted("a", 20)
     assert pool.get_num_free_blocks() >= 20
+    check(pool, growth, workers)
+
+
+def test_a_running_request_that_finds_no_block_waits_for_one():
+    pool, growth, workers = made(late=True, capacity=32)
+    growth.arrives("a", 3)
+    growth.wanted("a", 3)
+    growth.starts("a")
+    pool.get_new_blocks(pool.get_num_free_blocks())
+    rescued = 0
+    while growth.rescue():
+        rescued += 1
+        pool.get_new_blocks(pool.get_num_free_blocks())
+    assert growth.rows.present == 31
+    assert 1 < rescued < 10
+    check(pool, growth, workers)
+
+
+def test_a_waiting_request_that_nobody_keeps_from_starting_gets_more_when_it_comes_again():
+    pool, growth, workers = made(late=True)
+    growth.arrives("a", 2)
+    for least in (2, 4, 8, 16, 32, 60, 60):
+        growth.wanted("a", 2)
+        assert pool.get_num_free_blocks() >= least
+    growth.starts("a")
+    growth.leaves("a")
+    assert growth.low == 4
     check(pool, growth, workers)
 
 

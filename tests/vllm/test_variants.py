@@ -1,0 +1,95 @@
+"""Other models and other connectors beside ours, in one process."""
+
+import engine
+import pytest
+
+WORK = [["generate", 0, 24, 80], ["look", "busy"], ["sleep", 1.5], ["look", "idle"], ["generate", 0, 24, 20]]
+
+
+def compare(stock, ours):
+    assert ours["tokens"] == stock["tokens"], ours["log"]
+    assert ours["metrics"].items() >= stock["metrics"].items()
+    busy, idle = (ours["looks"][name]["figures"][0]["mapped_bytes"] for name in ("busy", "idle"))
+    assert idle <= 0.1 * busy
+
+
+def test_groups_that_overlay_each_other():
+    """Gemma 3 has layers with a sliding window and layers without: two groups of blocks."""
+    job = {"model": engine.gemma(), "steps": WORK}
+    stock = engine.run(job)
+    assert len({tuple(tokens) for tokens in stock["tokens"][0]}) == 24
+    compare(stock, engine.run(job | {"connector": engine.connector(budget="48MiB", idle="500ms")}))
+
+
+def test_beside_another_connector(tmp_path):
+    """vLLM's example connector stores the KV of prompts in files and loads it from there."""
+    example = {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(tmp_path)},
+    }
+    both = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "connectors": [engine.connector(budget="32MiB", idle="500ms"), example]
+        },
+    }
+    options = {"disable_hybrid_kv_cache_manager": True, "enable_prefix_caching": False}
+    job = {"steps": WORK, "engine": options}
+    ours = engine.run(job | {"connector": both})
+    assert any(tmp_path.iterdir())
+    stock = engine.run(job)
+    assert ours["tokens"] == stock["tokens"]
+    busy, idle = (ours["looks"][name]["figures"][0]["mapped_bytes"] for name in ("busy", "idle"))
+    assert idle <= 0.1 * busy
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"budgte": "1GiB"}, "unknown key 'budgte'"),
+        ({"budget": "many"}, "budget is 'many'"),
+        ({"idle": "soon"}, "'idle' is 'soon'"),
+        ({"minimum": "1GiB"}, "only together with 'share'"),
+        ({"share": "gpu0", "priority": "high"}, "'priority' is 'high'"),
+        ({"share": "gpu0", "budget": "1GiB", "minimum": "2GiB"}, "more than 'budget'"),
+        ({"share": 7}, "'share' is 7"),
+        ({"page": 0}, "page is 0"),
+    ],
+)
+def test_bad_settings_name_the_key(extra, reason):
+    from vmm.integrations.vllm.settings import settings_of
+
+    with pytest.raises(ValueError, match=reason):
+        settings_of(extra)
+
+
+def test_settings_have_defaults():
+    from vmm.integrations.vllm.settings import Settings, settings_of
+
+    assert settings_of({}) == Settings(None, None, 0, 0, 5.0, None)
+    given = {
+        "budget": "40GiB",
+        "share": "gpu0",
+        "minimum": "4GiB",
+        "priority": 3,
+        "idle": "500ms",
+        "page": "4MiB",
+    }
+    assert settings_of(given) == Settings(40 << 30, "gpu0", 4 << 30, 3, 0.5, 4 << 20)
+
+
+@pytest.mark.parametrize("version", ["0.30.1", "0.34.0", "1.0", "dev"])
+def test_another_version_says_what_to_install(version):
+    from vmm.integrations.vllm.compat import check_version
+
+    with pytest.raises(RuntimeError, match=r"vLLM 0\.31 to 0\.33, and this is .*install"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.32.0", "0.33.1rc1+cpu"])
+def test_tested_versions_pass(version):
+    from vmm.integrations.vllm.compat import check_version
+
+    check_version(version)
