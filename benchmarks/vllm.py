@@ -1,12 +1,14 @@
 """vLLM on vmm against vLLM alone: tiny engines on the CPU, each in a process of its own, the two interleaved.
 
-``tokens_identical`` is 1 when every token is stock's, in one process, two, and tensor parallel 2 (48 requests of
-100 tokens, greedy, float32). ``rss_ratio_vs_stock``: resident bytes of the whole process with 6 GiB of KV space
-and few requests. ``prefix_hits_ratio_vs_stock``: tokens found in the prefix cache. ``schedule_cpu_ratio`` (see
-vllm_schedule.py) and ``generate_cpu_ratio``, of a whole engine in one process: CPU time ÷ stock's.
-``preemptions_under_ample_memory``: over all modes. ``given_back_fraction``: of the KV memory, five seconds after
-the last token, by the kernel's account; ``give_back_ms``: when 95 % were back, counted from the end of the
-``idle`` second that the engine was told to wait.
+``tokens_identical`` is 1 when every token is stock's, in one process, two, tensor parallel 2, and under a
+cap that preempts (48 requests of 100 tokens, greedy, float32). ``rss_ratio_vs_stock``: resident bytes of the
+whole process with 6 GiB of KV space and few requests. ``prefix_hits_ratio_vs_stock``: tokens found in the
+prefix cache. ``schedule_cpu_ratio`` (see vllm_schedule.py) and ``generate_cpu_ratio``, of a whole engine in
+one process: CPU time ÷ stock's. ``preemptions_under_ample_memory``: over all modes. ``given_back_fraction``:
+of the KV memory, five seconds after the last token, by the kernel's account; ``give_back_ms``: when 95 %
+were back, counted from the end of the ``idle`` second that the engine was told to wait.
+``pressure_to_pages_ms``, ``after_kill_ms`` and ``minimum_violations``: of two engines that share memory (see
+vllm_share.py).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from vmm.benchmarks import vllm_environment
+from vmm.benchmarks import vllm_environment, vllm_share
 from vmm.benchmarks.report import Report, environment, rounded
 
 ENVIRONMENT: dict[str, str] = {}
@@ -43,6 +45,7 @@ def run(progress: Callable[[str], None], device: str) -> Report:
         reference = _one_process(report, progress, model)
         _other_modes(report, progress, model, reference)
         _large_space(report, progress, model)
+        report.metrics |= vllm_share.measured(progress, model)
     report.metrics = dict(rounded(report.metrics.items()))
     return report
 
@@ -79,7 +82,7 @@ def _cpu(found: list[dict[str, Any]]) -> float:
 
 
 def _given_back(watched: list[tuple[float, int]]) -> tuple[float, float]:
-    """The fraction that is back in the end, and the milliseconds since IDLE_S when 95 % were (or all that)."""
+    """The fraction that is back in the end, and the milliseconds since IDLE_S when 95 % were, or all that."""
     held, left = watched[0][1], watched[-1][1]
     enough = max(0.05 * held, left)
     when = next(milliseconds for milliseconds, size in watched if size <= enough)

@@ -1,5 +1,5 @@
-"""Where `vmm bench vllm` finds vLLM, which pins its torch and so has an environment of its own, and how it asks
-a process there."""
+"""Where `vmm bench vllm` finds vLLM, which pins its torch and so has an environment of its own, and how it
+asks a process there."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ QUIET = {
 
 
 def interpreter() -> tuple[str, dict[str, str]]:
-    """A Python that has vLLM and us, and the variables it needs for that: this one, or that of VMM_VLLM_ENV, or
-    of the environment that `make test-vllm` has made. Raises Error where there is none."""
+    """A Python that has vLLM and us, and the variables it needs for that: this one, or that of VMM_VLLM_ENV,
+    or of the environment that `make test-vllm` has made. Raises Error where there is none."""
     found = find_spec("vllm")
     if (
         found is not None and found.origin is not None
@@ -37,8 +37,8 @@ def interpreter() -> tuple[str, dict[str, str]]:
     home = os.environ.get("VMM_VLLM_ENV") or _made_by_tests()
     if home is None or not (python := Path(home) / "bin" / "python").exists():
         raise Error(
-            f"no vLLM at {home or 'hand'}: install it beside vmm, or name its environment in VMM_VLLM_ENV, or let"
-            " `make test-vllm` make one"
+            f"no vLLM at {home or 'hand'}: install it beside vmm, or name its environment in VMM_VLLM_ENV, or"
+            " let `make test-vllm` make one"
         )
     site = Path(vmm.__file__).parents[1] / "build" / "vllm-site"
     if not site.exists():
@@ -56,6 +56,9 @@ def _made_by_tests() -> str | None:
 def start(job: str, *, processes: bool = False, **arguments: Any) -> subprocess.Popen[str]:
     """A process of vllm_worker.py. ``processes``: its scheduler and workers are processes of their own."""
     python, environment = interpreter()
+    workers = arguments.get("engine", {}).get("tensor_parallel_size", 1)
+    if workers > 1:  # else vLLM wants a NUMA node for each
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, range(workers)))
     return subprocess.Popen(
         [python, "-m", "vmm.benchmarks.vllm_worker", json.dumps({"job": job, **arguments})],
         # -P would do for the first of these, but not reach vLLM's own children.

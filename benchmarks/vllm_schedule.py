@@ -1,7 +1,7 @@
 """What VmmConnector costs vLLM's scheduler: ``allocate_slots`` of 256 decoding requests, one token each.
 
-Stock's KVCacheManager and ours take turns step by step in one process; the thread's CPU time counts. There is no
-engine and no model. Our blocks have real memory, which a worker's threads map and confirm as in an engine.
+Stock's KVCacheManager and ours take turns step by step in one process; the thread's CPU time counts. There is
+no engine and no model. Our blocks have real memory, which a worker's threads map and confirm as in an engine.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _ours() -> tuple[_Arm, Any]:
     """And what ends its worker."""
     import torch
 
-    from vmm.integrations.vllm.blocks import ElasticBlockPool, ElasticKVCacheManager
+    from vmm.integrations.vllm.blocks import ElasticBlockPool
     from vmm.integrations.vllm.growth import Growth
     from vmm.integrations.vllm.layout import Layout
     from vmm.integrations.vllm.link import DirectPort, Link
@@ -95,7 +95,6 @@ def _ours() -> tuple[_Arm, Any]:
     hello = DirectPort(link, mapper).hello
     growth = Growth(pool, link, row=hello["row"], capacity=hello["capacity"], shrinks=hello["shrinks"])
     ElasticBlockPool.adopt(pool, growth)
-    ElasticKVCacheManager.adopt(manager)
     for number in range(SEQUENCES):
         with growth.lock:
             growth.arrives(str(number), 0)

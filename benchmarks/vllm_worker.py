@@ -1,7 +1,8 @@
 """One vLLM engine of `vmm bench vllm`, in a process of its own and in vLLM's environment.
 
-``python -m vmm.benchmarks.vllm_worker JOB``, a job in JSON, prints one line of JSON last. Jobs: ``model`` (makes
-the tiny model in that folder), ``serve`` (an engine), ``schedule`` (see vllm_schedule.py).
+``python -m vmm.benchmarks.vllm_worker JOB``, a job in JSON, prints one line of JSON last. Jobs: ``model``
+(makes the tiny model in that folder), ``serve`` and ``attend`` (an engine), ``schedule`` (see
+vllm_schedule.py).
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Engine:
 
 
 def serve(
+    *,
     model: str,
     engine: dict[str, Any],
     connector: dict[str, Any] | None,
@@ -81,8 +83,8 @@ def serve(
     rounds: int,
     watch_s: float,
 ) -> dict[str, Any]:
-    """``rounds`` times the same requests after a first time that counts for tokens and metrics only. Then, for
-    ``watch_s`` seconds, the bytes that the KV memory takes: [milliseconds since the last token, bytes]."""
+    """``rounds`` times the same requests after a first time that counts for tokens and metrics only. Then,
+    for ``watch_s`` seconds, [milliseconds since the last token, bytes that the KV memory takes]."""
     made = Engine(model, engine, connector)
     found: dict[str, Any] = {"tokens": made.generate(requests, tokens), "cpu_s": []}
     for _ in range(rounds):
@@ -97,12 +99,47 @@ def serve(
     return found
 
 
+def attend(*, model: str, engine: dict[str, Any], connector: dict[str, Any]) -> dict[str, Any]:
+    """Serves [requests, tokens] from each line of the standard input, and answers each with DONE and how many
+    milliseconds those blocks took to get memory that were refused it at first."""
+    from vmm.integrations.vllm.link import Link
+
+    asked: dict[int, float] = {}
+    refused: set[int] = set()
+    pressed_ms: list[float] = []
+    announce, hear = Link.announce, Link.hear
+
+    def announced(link: Link, ids: Any, row: int) -> None:
+        for block in ids:
+            asked.setdefault(block, monotonic())
+        announce(link, ids, row)
+
+    def heard(link: Link, rank: int, answer: Any) -> None:
+        if answer.kind == "refused":
+            refused.update(answer.ids)
+        else:
+            now = monotonic()
+            since = {block: asked.pop(block, now) for block in answer.ids}
+            pressed_ms.extend(1e3 * (now - since[block]) for block in refused.intersection(since))
+            refused.difference_update(since)
+        hear(link, rank, answer)
+
+    Link.announce, Link.hear = announced, heard  # type: ignore[method-assign]
+    made = Engine(model, engine, connector)
+    print("DONE {}", flush=True)
+    for line in sys.stdin:
+        pressed_ms.clear()
+        made.generate(*json.loads(line))
+        print("DONE " + json.dumps({"pressed_ms": pressed_ms}), flush=True)
+    return {}
+
+
 def rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def kv_bytes() -> int:
-    """What the kernel has given to pools on the host in this process: their files in memory, as it counts them."""
+    """What the kernel has given to this process's pools on the host: their files in memory, as it counts."""
     found = {}
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
@@ -121,6 +158,8 @@ def main() -> None:
         result = make_model(**job)
     elif kind == "serve":
         result = serve(**job)
+    elif kind == "attend":
+        result = attend(**job)
     else:
         from vmm.benchmarks.vllm_schedule import measured
 

@@ -36,7 +36,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
     share = given.get("share")
     if share is not None and not (isinstance(share, str) and _NAME.fullmatch(share)):
         raise ValueError(
-            f"kv_connector_extra_config: 'share' is {share!r}; expected a name of letters, digits, '-', '_' and '.'"
+            f"kv_connector_extra_config: 'share' is {share!r}; expected letters, digits, '-', '_' and '.'"
         )
     for key in ("minimum", "priority"):
         if key in given and share is None:

@@ -1,4 +1,4 @@
-"""The commands of docs/vllm.md: those of `vmm vllm` run as far as vLLM, and `vllm serve` by hand is the same."""
+"""The commands of docs/vllm.md: `vmm vllm` runs as far as vLLM, and `vllm serve` by hand is the same."""
 
 import json
 import re

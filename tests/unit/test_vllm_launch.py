@@ -169,7 +169,7 @@ def test_another_connector_is_refused_with_a_way_out(on_gpu):
 
 
 def test_an_option_that_would_put_another_connector_in_our_place_is_refused(on_gpu):
-    with pytest.raises(InvalidArgument, match="--kv-offloading-size.*MultiConnector"):
+    with pytest.raises(InvalidArgument, match=r"--kv-offloading-size.*MultiConnector"):
         planned("serve m --kv-offloading-size 4", budget="1GiB")
 
 

@@ -7,7 +7,7 @@ calls), so a block must have its memory by then. Where it does not, the write en
 from vmm.integrations.vllm.blocks import ElasticBlockPool
 from vmm.integrations.vllm.memory import WorkerMemory
 
-written_blocks = 0
+written_blocks = []  # their ids
 _places = []  # (the KV memory as bytes, its layout)
 
 
@@ -20,13 +20,12 @@ def install():
         return made
 
     def zeroed(pool, count):
-        global written_blocks
         blocks = get_new_blocks(pool, count)
         for block in blocks:
             for memory, layout in _places:
                 for start in layout.starts:
                     memory[start + block.block_id * layout.stride :][: layout.stride].zero_()
-        written_blocks += len(blocks)
+        written_blocks.extend(block.block_id for block in blocks)
         return blocks
 
     WorkerMemory.tensor, ElasticBlockPool.get_new_blocks = tensor, zeroed

@@ -10,15 +10,15 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.request import Request, RequestStatus
 
-from vmm.integrations.vllm.blocks import ElasticBlockPool, ElasticKVCacheManager
+from vmm.integrations.vllm.blocks import ElasticBlockPool
 from vmm.integrations.vllm.growth import Growth
 
 BLOCK_TOKENS = 16
 
 
 class ScriptedWorkers:
-    """Stands where Link does. ``answers`` says what becomes of an announcement: "ready", "refused", or "late",
-    which is answered (ready) by `catch_up`, or by the ``patience``-th wait for it."""
+    """Stands where Link does. ``answers`` says what becomes of an announcement: "ready", "refused", or
+    "late", which is answered (ready) by `catch_up`, or by the ``patience``-th wait for it."""
 
     def __init__(self, patience=3):
         self.answers = deque()  # "ready" when it is empty
@@ -77,7 +77,6 @@ class Scheduler:
         self.pool = self.manager.block_pool
         self.growth = Growth(self.pool, workers, row=row, capacity=capacity)
         ElasticBlockPool.adopt(self.pool, self.growth)
-        ElasticKVCacheManager.adopt(self.manager)
         self.workers = workers
         self.requests = {}
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
@@ -94,23 +93,31 @@ class Scheduler:
     def prefill(self, name):
         """Whether it got its prompt's blocks."""
         request = self.requests[name]
+        with self.growth.lock:
+            self.growth.wanted(name, -(-request.num_tokens // BLOCK_TOKENS) + 1)
         cached, hit, *_ = self.manager.get_computed_blocks(request)
         blocks = self.manager.allocate_slots(request, request.num_tokens - hit, hit, cached)
         if blocks is None:
             return False
-        self.growth.starts(name)
+        with self.growth.lock:
+            self.growth.starts(name)
         request.status = RequestStatus.RUNNING
         request.num_computed_tokens = request.num_tokens
         return True
 
     def decode(self, name, token=1):
-        """Whether it got the slot of one more token."""
+        """Whether the request goes on: it got the slot of one more token, at once or in a step after this."""
         request = self.requests[name]
         request.append_output_token_ids(token)
-        if self.manager.allocate_slots(request, 1) is None:
-            return False
-        request.num_computed_tokens += 1
-        return True
+        for _ in range(10):
+            if self.manager.allocate_slots(request, 1) is not None:
+                request.num_computed_tokens += 1
+                return True
+            with self.growth.lock:
+                if not self.growth.rescue():
+                    return False  # as vLLM preempts it
+            self.step()
+        raise AssertionError("rescued again and again, and still no block")
 
     def finish(self, name):
         request = self.requests.pop(name)

@@ -91,7 +91,7 @@ def test_random_courses(seed, row):
             running.append(waiting.pop(0))
         elif what < 0.7:
             for name in list(running):
-                if not scheduler.decode(name):  # as vLLM preempts it
+                if not scheduler.decode(name):
                     running.remove(name)
                     scheduler.finish(name)
         elif what < 0.85 and running:
