@@ -60,11 +60,16 @@ class Mapper:
         self._thread.join()
 
     def _serve(self) -> None:
-        while (request := self._requests.get()) is not None:
-            if request.kind == "drop":
-                self._drop(request.ids)
-            else:
-                self._announce(request)
+        try:
+            while (request := self._requests.get()) is not None:
+                if request.kind == "drop":
+                    self._drop(request.ids)
+                else:
+                    self._announce(request)
+        except Exception:
+            logger.exception("the thread that maps vLLM's KV cache has failed")
+            if (answer := self.answer) is not None:  # a scheduler that waits for it must not wait for ever
+                answer(Answer("lost", array("i"), {}))
 
     def _drop(self, ids: array[int]) -> None:
         try:

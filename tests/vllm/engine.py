@@ -16,7 +16,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SITE = os.environ.get("VMM_VLLM_SITE", str(ROOT / "build/vllm-site"))
-MODELS = ROOT / "build/vllm-models"
+MODELS = Path(os.environ.get("VMM_VLLM_MODELS", str(ROOT / "build/vllm-models")))
 LIMIT_S = 300
 
 LLAMA = {

@@ -133,6 +133,15 @@ def test_a_block_is_ready_when_all_workers_say_so(connect):
     assert [sorted(memory.has) for memory in memories] == [list(range(1, 8))] * 3
 
 
+def test_a_mapper_that_fails_is_lost(connect):
+    link, memory = Link(), Memory()
+    connect(link, memory)
+    memory.figures = None
+    link.announce(ids(1, 2, 3), 4)
+    assert link.wait(30)
+    assert link.take()[0][0] == "lost"
+
+
 def _worker(engine):
     mapper = Mapper(Memory())
     server = Server(mapper, address_of(engine, 0))
