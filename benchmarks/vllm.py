@@ -28,7 +28,7 @@ MIB = 2**20
 SPACE_BYTES = 6 * 2**30
 AMPLE = "64MiB"
 IDLE_S, WATCH_S = 1.0, 5.0
-ROUNDS, GENERATES = 3, 3
+ROUNDS, GENERATES = 2, 5
 SERVE = {"requests": 48, "tokens": 100, "rounds": 0, "watch_s": 0.0}
 LOW_LOAD = SERVE | {"requests": 4, "tokens": 50}
 

@@ -75,6 +75,7 @@ def test_both_work_and_the_survivor_has_everything(tmp_path, monkeypatch):
             assert first.poll() is None
             os.kill(first.pid, signal.SIGKILL)  # and not what it has forked
             first.wait()
+            killed = len(samples.seen)
             (tmp_path / "killed").touch()
             ours = engine.finish(second)
     finally:
@@ -86,7 +87,7 @@ def test_both_work_and_the_survivor_has_everything(tmp_path, monkeypatch):
     for seen in samples.seen:
         assert sum(lease.grant for lease in seen.values()) <= TOTAL, seen
     assert any(all(lease.grant > MINIMUM // 2 for lease in seen.values()) for seen in together)
-    [worker] = samples.seen[-1] if len(samples.seen[-1]) == 1 else [None]
-    alone = [seen[worker].grant for seen in samples.seen if list(seen) == [worker]]
-    assert first.pid != worker
-    assert max(alone) > TOTAL - MINIMUM, "it could have had no more while the first lived"
+    left = [seen for seen in samples.seen[killed:] if seen and first.pid not in seen]
+    assert left, "the lease outlived its process, perhaps in the one that was forked"
+    most = max(lease.grant for seen in left for lease in seen.values())
+    assert most > TOTAL - MINIMUM, "it could have had no more while the first lived"

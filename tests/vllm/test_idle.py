@@ -50,7 +50,7 @@ def test_after_the_idle_time_all_but_the_floor_is_given_back(watched):
 
 
 def test_nothing_is_given_back_while_a_request_is_unfinished(watched):
-    _, growth, workers, watch = watched
+    _, growth, _, watch = watched
     arrive(growth, watch, "a", 100)
     arrive(growth, watch, "b", 10)
     leave(growth, watch, "a")

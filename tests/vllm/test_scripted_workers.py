@@ -8,11 +8,8 @@ import pytest
 import vllm
 from scripted import Scheduler, ScriptedWorkers
 
-import vmm
 from vmm.integrations.vllm import compat
 from vmm.integrations.vllm.connector import VmmConnector
-from vmm.integrations.vllm.link import DirectPort, Link
-from vmm.integrations.vllm.mapper import Mapper
 from vmm.integrations.vllm.settings import settings_of
 
 
@@ -112,47 +109,6 @@ def test_random_courses(seed, row):
     scheduler.step()
     assert scheduler.pool.reset_prefix_cache()
     scheduler.check()
-
-
-class FailingMemory:
-    """Stands where WorkerMemory does: maps fail as a driver fails, not as a budget does."""
-
-    def __init__(self):
-        self.failing = True
-        self.kept = []
-
-    def hello(self):
-        return {"row": 1, "capacity": 10}
-
-    def keep(self, ids):
-        if self.failing:
-            raise vmm.DriverError("mmap failed: Cannot allocate memory")
-        self.kept += ids
-        return True
-
-    def drop(self, ids):
-        raise vmm.DriverError("munmap failed")
-
-    def figures(self):
-        return {}
-
-
-def test_a_map_that_fails_is_refused_and_the_worker_lives_on(caplog):
-    memory, link = FailingMemory(), Link()
-    mapper = Mapper(memory)
-    try:
-        DirectPort(link, mapper)
-        link.announce([1, 2], 1)
-        assert link.wait(10)
-        assert link.take() == [("refused", [1, 2])]
-        assert "could not announce" in caplog.text
-        link.drop([1])
-        memory.failing = False
-        link.announce([1, 2], 1)
-        assert link.wait(10)
-        assert link.take() == [("ready", [1, 2])]
-    finally:
-        mapper.close()
 
 
 @pytest.mark.parametrize("version", ["0.30.2", "0.34.0", "1.0", "0.40.1.dev3+g12", "unknown"])
