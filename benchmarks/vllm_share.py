@@ -1,4 +1,4 @@
-"""Two vLLM engines that share 16 MiB, of which 3 are promised to each, take turns in needing everything.
+"""Two vLLM engines that share 12 MiB, of which 3 are promised to each, take turns in needing everything.
 
 ``pressure_to_pages_ms``, p99 over announcements of blocks that had no memory at first, because the other
 engine had it and was idle: until the memory was there. ``after_kill_ms``: from the kill -9 of the engine
@@ -24,8 +24,10 @@ from vmm.benchmarks import vllm_environment
 from vmm.errors import Error
 
 MIB = 2**20
-TOTAL_BYTES, MINIMUM_BYTES = 16 * MIB, 3 * MIB
-TURNS, REQUESTS, TOKENS, LONG_TOKENS = 4, 48, 100, 600
+TOTAL_BYTES, MINIMUM_BYTES = 12 * MIB, 3 * MIB
+TURNS = 6
+TURN = [26, 100]  # requests and tokens of each: they fit into what an idle engine can leave to the other
+MORE_THAN_ALL = [48, 600]
 LONGEST_WITHOUT_MINIMUM_S = 2.0
 SHARE = "bench-vllm"
 
@@ -54,12 +56,12 @@ def _measured(progress: Callable[[str], None], model: str) -> dict[str, float]:
         pressed: list[float] = []
         for turn in range(TURNS):
             engine = engines[turn % 2]
-            engine.ask(TOKENS)
+            engine.ask(TURN)
             found = engine.answer()["pressed_ms"]
             pressed += found if turn else []  # the first finds an empty share
         progress("kill -9 of one of them")
         survivor, killed = engines  # the second had the last turn
-        survivor.ask(LONG_TOKENS)
+        survivor.ask(MORE_THAN_ALL)
         after_kill_ms = _after_kill_ms(killed, survivor)
     finally:
         watch.over.set()
@@ -114,9 +116,9 @@ class _Engine:
         self._log: list[str] = []
         threading.Thread(target=self._read_log, daemon=True).start()
 
-    def ask(self, tokens: int) -> None:
+    def ask(self, load: list[int]) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([REQUESTS, tokens]) + "\n")
+        self.process.stdin.write(json.dumps(load) + "\n")
         self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
