@@ -28,13 +28,14 @@ class Holder:
     def map(self, size: str, patience: str = "30") -> float:
         """Maps and keeps so many bytes; answers the seconds until it had them, or -1."""
         start = time.monotonic()
-        while time.monotonic() - start < float(patience):
+        while True:
             try:
                 self.lease.map([(0, int(size) // PAGE_BYTES)])
                 return time.monotonic() - start
             except vmm.OutOfPages:
+                if time.monotonic() - start >= float(patience):
+                    return -1.0
                 time.sleep(POLL_S)
-        return -1.0
 
     def unkeep(self) -> int:
         """Nobody needs any of it from here on, and it stays mapped."""

@@ -11,7 +11,7 @@ namespace vmm {
 namespace {
 
 using namespace std::chrono_literals;
-constexpr auto lock_patience = 1s;  // a transaction takes microseconds
+constexpr auto lock_patience = 5s;  // a transaction takes microseconds, but who is in it may not get a CPU
 constexpr auto lock_recheck = 50us;
 
 off_t copy_at(std::uint64_t which) {
@@ -64,7 +64,7 @@ ShareFile::Locked::Locked(ShareFile& file) : file_(file) {
   const auto until = std::chrono::steady_clock::now() + lock_patience;
   while (!file.lock(kind, 0, 1)) {
     if (std::chrono::steady_clock::now() > until)
-      throw DriverError("share: another process has held " + file.path_ + " locked for a second");
+      throw DriverError("share: another process has held " + file.path_ + " locked for five seconds");
     std::this_thread::sleep_for(lock_recheck);
   }
 }

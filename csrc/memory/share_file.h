@@ -27,7 +27,7 @@ class ShareFile {
   /// While this lives, nobody else changes the table.
   class Locked {
    public:
-    /// Throws DriverError where somebody else has it for longer than a second (a stopped process, say).
+    /// Throws DriverError where somebody else has it for longer than five seconds (a stopped process, say).
     explicit Locked(ShareFile& file);
     ~Locked();
     Locked(const Locked&) = delete;

@@ -20,6 +20,10 @@ _LONGEST_WAIT_S = 10.0  # for workers that do not answer
 _RETRY_S = 0.05  # after workers have refused memory; at most 32 times as long when they refuse again
 
 
+class WorkersLost(RuntimeError):
+    """A worker's process has died, or its thread that maps has."""
+
+
 class Workers(Protocol):
     """What is needed of Link."""
 
@@ -35,15 +39,24 @@ class Growth:
     long."""
 
     def __init__(
-        self, pool: BlockPool, workers: Workers, *, row: int, capacity: int, shrinks: bool = True
+        self,
+        pool: BlockPool,
+        workers: Workers,
+        *,
+        row: int,
+        capacity: int,
+        groups: int = 1,
+        shrinks: bool = True,
     ) -> None:
-        """``shrinks``: whether memory may go while requests run."""
+        """``groups``: of blocks, of which each request uses its own. ``shrinks``: whether memory may go while
+        requests run."""
         self.lock = RLock()
         self.rows = Rows(pool.num_gpu_blocks, row, capacity)
         self.running = 0  # requests that have arrived and are not finished
         self.stalls = 0  # how often the scheduler waited because memory was not there ahead of need
         self.fresh = 0  # at least so many blocks at the front of the queue hold nothing that is cached
         self._pool, self._workers, self._shrinks = pool, workers, shrinks
+        self._groups = groups
         self._promised: dict[str, int] = {}  # blocks for the prompts of requests that have none yet
         self._promised_blocks = 0
         self._tried: set[str] = set()  # requests that nobody else kept from starting
@@ -65,7 +78,7 @@ class Growth:
     def low(self) -> int:
         """With fewer fresh blocks than this, more are asked for: what running requests need for some steps,
         and what those need that come."""
-        return self.rows.row + self.running + self.reserve + self._promised_blocks
+        return self.rows.row + self.running * self._groups + self.reserve + self._promised_blocks
 
     def can_grow(self) -> bool:
         return self.rows.room > 0 and time.monotonic() >= self._refused_until
@@ -92,7 +105,7 @@ class Growth:
                 self._refused_until = time.monotonic() + self._retry_s
                 self._retry_s = min(2 * self._retry_s, 32 * _RETRY_S)
         if self._lost:
-            raise RuntimeError("VmmConnector: a worker's process has gone, and the KV cache with it")
+            raise WorkersLost("VmmConnector: a worker has gone, and the KV cache with it")
 
     def refill(self) -> None:
         """Sees to it that enough fresh blocks are there, or on their way."""
@@ -177,6 +190,7 @@ class Growth:
         self.refill()
 
     def _promise(self, request: str, blocks: int) -> None:
+        blocks = min(blocks, self.rows.capacity)
         self._promised_blocks += blocks - self._promised.get(request, 0)
         self._promised[request] = blocks
 

@@ -9,7 +9,7 @@ import logging
 import time
 from threading import Event, Thread
 
-from vmm.integrations.vllm.growth import Growth
+from vmm.integrations.vllm.growth import Growth, WorkersLost
 
 logger = logging.getLogger("vmm.vllm")
 
@@ -50,7 +50,7 @@ class IdleWatch:
             self._wake.clear()
             try:
                 self._look()
-            except RuntimeError:
+            except WorkersLost:
                 logger.debug("the workers of vLLM have gone")
                 return
             except Exception:

@@ -55,10 +55,10 @@ class Link:
         self.figures[rank] = answer.figures
         if answer.kind == "pressure":
             self.on_pressure(answer.figures["pressure_bytes"])
-            return
-        with self._news:
-            self._arrived.append(answer)
-            self._news.notify_all()
+        elif answer.kind != "figures":
+            with self._news:
+                self._arrived.append(answer)
+                self._news.notify_all()
 
     def take(self) -> list[tuple[str, array[int]]]:
         """What all workers have answered since the last call: ("ready", ids) or ("refused", ids)."""

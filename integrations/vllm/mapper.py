@@ -22,7 +22,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    kind: str  #: "ready", "refused", "pressure" (see figures) or "lost"
+    kind: str  #: "ready", "refused", "figures", "pressure" (which is among the figures) or "lost"
     ids: array[int]
     figures: dict[str, int]
 
@@ -74,6 +74,7 @@ class Mapper:
     def _drop(self, ids: array[int]) -> None:
         try:
             self.memory.drop(ids)
+            self._reply("figures", array("i"))
         except Exception:
             logger.exception("vLLM's KV cache could not give %d blocks back", len(ids))
 

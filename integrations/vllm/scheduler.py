@@ -50,12 +50,14 @@ class SchedulerSide:
         hellos = [self._port(rank).hello for rank in range(self._ranks)]
         row = max(hello["row"] for hello in hellos)
         self._check(row, hellos)
+        self._block_sizes = [one.block_size for one in manager.coordinator.single_type_managers]
         self._pool = manager.block_pool
         self._growth = Growth(
             self._pool,
             self._link,
             row=row,
             capacity=min(hello["capacity"] for hello in hellos),
+            groups=len(self._block_sizes),
             shrinks=all(hello["shrinks"] for hello in hellos),
         )
         ElasticBlockPool.adopt(self._pool, self._growth)
@@ -64,7 +66,6 @@ class SchedulerSide:
             manager.watermark_blocks * self._growth.rows.capacity // self._pool.num_gpu_blocks
         )
         self._growth.reserve = manager.watermark_blocks
-        self._block_sizes = [one.block_size for one in manager.coordinator.single_type_managers]
         self._watch = IdleWatch(self._growth, self._settings.idle_seconds)
         self._block_bytes = [hello["block_bytes"] for hello in hellos]
         self._link.on_pressure = lambda size: self._watch.press(-(-size // min(self._block_bytes)))

@@ -6,6 +6,7 @@ abstract name, so there is no file to clean up, and speaks only to processes of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -57,7 +58,8 @@ class Server:
         self._thread.start()
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # ends accept
+        with contextlib.suppress(OSError):  # closed already
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends accept
         self._listener.close()
         with self._sending:
             connection = self._connection
@@ -161,8 +163,5 @@ def _connected(address: str, patience_s: float) -> socket.socket:
 
 def _end(connection: Connection) -> None:
     """Ends a recv_bytes in another thread, which closing would not."""
-    try:
-        with socket.socket(fileno=os.dup(connection.fileno())) as both:
-            both.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # ended already
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as both:
+        both.shutdown(socket.SHUT_RDWR)  # unless it has ended already

@@ -49,3 +49,4 @@ class WorkerSide:
         if self._pressure is not None:
             self._pressure.close()
         self._mapper.close()
+        self._memory.close()

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "memory/share_watcher.h"
 #include "share_fixtures.h"
 
 using namespace vmm;
@@ -166,6 +167,30 @@ TEST(a_file_that_was_deleted_is_said_once) {
   one.budget->poll();
   CHECK(one.budget->log().drain().size() == 1);
   CHECK(one.take(10_MiB));
+}
+
+TEST(without_inotify_it_looks_by_itself) {
+  ShareFolder folder;
+  Member holder(folder.file(), all_of_it);
+  CHECK(holder.take(60_MiB));
+  SharedBudget other(folder.file(), all_of_it, std::make_shared<RealClock>());
+  std::atomic<int> rooms{0};
+  const auto id = other.listen([&](Bytes wanted) { rooms += wanted == Bytes{}; });
+  FailingCalls no_event(1, 1, EMFILE), no_inotify(2, 1, EMFILE), no_watch(3, 1, ENOSPC);
+  CHECK_THROWS(DriverError, "eventfd", ShareWatcher(other, no_event));
+  for (FileCalls* calls : {static_cast<FileCalls*>(&no_inotify), static_cast<FileCalls*>(&no_watch)}) {
+    const ShareWatcher watcher(other, *calls);
+    CHECK(other.log().drain().size() == 1);
+    CHECK(!other.take(20_MiB, id, true));
+    rooms = 0;
+    holder.budget->give_back(holder.budget->taken());
+    holder.budget->poll();
+    for (int i = 0; i < 1000 && rooms == 0; ++i) std::this_thread::sleep_for(5ms);
+    CHECK(rooms != 0 && other.take(20_MiB, id, true));
+    other.give_back(20_MiB);
+    other.poll();
+    CHECK(holder.take(60_MiB));
+  }
 }
 
 namespace {

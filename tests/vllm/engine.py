@@ -74,22 +74,21 @@ def model(name: str = "llama", **changes: Any) -> str:
 
 
 @cache
-def gemma() -> str:
-    """A tiny Gemma 3: three of its four layers have a sliding window of 64 tokens."""
-    folder = MODELS / "gemma3"
+def olmo() -> str:
+    """A tiny Olmo 3: three of its four layers have a sliding window of 64 tokens."""
+    folder = MODELS / "olmo3"
     if not (folder / "model.safetensors").exists():
         import torch
-        from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+        from transformers import Olmo3Config, Olmo3ForCausalLM
 
         torch.manual_seed(7)
-        config = Gemma3TextConfig(
+        config = Olmo3Config(
             vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=4, dtype="float32",
-            num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=4096,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
             sliding_window=64, layer_types=["sliding_attention"] * 3 + ["full_attention"],
-            initializer_range=0.2, query_pre_attn_scalar=32,
-            bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
         )  # fmt: skip
-        Gemma3ForCausalLM(config).save_pretrained(folder)
+        Olmo3ForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 

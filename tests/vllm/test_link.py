@@ -121,6 +121,19 @@ def test_requests_stay_in_order(connect):
     assert memory.has == {4, 5, 6, 7}
 
 
+def test_figures_follow_a_drop(connect):
+    link, memory = Link(), Memory()
+    connect(link, memory)
+    link.announce(ids(4, 5, 6, 7), 4)
+    all_answers(link, 4)
+    link.drop(ids(4, 5, 6, 7))
+    until = time.monotonic() + 30
+    while link.figures != [{"mapped_bytes": 0}]:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    assert not link.take()
+
+
 def test_a_block_is_ready_when_all_workers_say_so(connect):
     link, memories = Link(), [Memory(), Memory(size=7), Memory(size=11)]
     connect(link, *memories)
@@ -178,6 +191,6 @@ def test_a_link_and_a_server_close_while_messages_are_under_way():
         link = Link()
         SocketPort(link, address_of(engine, 0))
         link.announce(ids(*range(1, 100)), 4)
-        for end in (server, link) if _ % 2 else (link, server):
+        for end in (server, link, server) if _ % 2 else (link, server, server):
             end.close()
         mapper.close()

@@ -58,5 +58,5 @@ def test_an_idle_engine_gives_way_and_a_dead_one_leaves_everything(tmp_path):
 
 def test_a_minimum_below_one_request_says_what_to_change():
     said = engine.run_failing({"steps": [], "connector": options(minimum="512KiB")})
-    assert "'minimum' is 512 KiB" in said
+    assert "'minimum' is 512.0 KiB" in said
     assert "raise it to at least" in said

@@ -3,7 +3,7 @@
 import engine
 import pytest
 
-WORK = [["generate", 0, 24, 80], ["look", "busy"], ["sleep", 1.5], ["look", "idle"], ["generate", 0, 24, 20]]
+WORK = [["generate", 0, 24, 80], ["look", "busy"], ["generate", 0, 24, 20], ["sleep", 3], ["look", "idle"]]
 
 
 def compare(stock, ours):
@@ -14,10 +14,10 @@ def compare(stock, ours):
 
 
 def test_groups_that_overlay_each_other():
-    """Gemma 3 has layers with a sliding window and layers without: two groups of blocks."""
-    job = {"model": engine.gemma(), "steps": WORK}
+    """Olmo 3 has layers with a sliding window and layers without: two groups of blocks."""
+    job = {"model": engine.olmo(), "steps": WORK}
     stock = engine.run(job)
-    assert len({tuple(tokens) for tokens in stock["tokens"][0]}) == 24
+    assert sum(len(set(tokens)) > 15 for tokens in stock["tokens"][0]) > 12
     compare(stock, engine.run(job | {"connector": engine.connector(budget="48MiB", idle="500ms")}))
 
 
