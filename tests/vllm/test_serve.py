@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -85,3 +86,14 @@ def test_it_answers(server):
     assert _metric(server, "vllm:num_preemptions_total") == 0
     assert _metric(server, "vllm:prefix_cache_hits_total") > 0
     assert _metric(server, "vllm:kv_cache_usage_perc") == 0
+
+
+def test_the_metrics_of_the_page_are_at_the_endpoint(server):
+    page = (engine.ROOT / "docs" / "vllm.md").read_text()
+    names = set(re.findall(r"`(vllm:vmm_\w+)`", page))
+    assert len(names) >= 6
+    _generate(server, list(range(200, 400)), 20)
+    for name in names:
+        _metric(server, name)
+    assert _metric(server, "vllm:vmm_mapped_bytes") > 0
+    assert _metric(server, "vllm:vmm_granted_bytes") > 0
