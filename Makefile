@@ -10,7 +10,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 MACHINES := tests/model tests/kv_cache/test_kv_cache_model.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-cuda test-cpp test-long test-fault test-calls gpu lint format sanitize bench simulate-long clean
+.PHONY: help setup demo test test-python test-cuda test-cpp test-long test-fault test-calls test-vllm gpu lint format sanitize bench simulate-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -60,6 +60,14 @@ test-calls: setup ## how many calls to libcuda a step costs
 	@$(BIN)/python -m pytest tests/kv_cache/test_kv_cache_calls.py -q --no-header >build/test-calls.log 2>&1 \
 	  || { cat build/test-calls.log; exit 1; }
 	@grep libcuda build/test-calls.log
+
+build/vllm-site/.installed: build/.installed $(shell find vmm integrations benchmarks -name '*.py')
+	@rm -rf build/vllm-site.new
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --target build/vllm-site.new .
+	@rm -rf build/vllm-site && mv build/vllm-site.new build/vllm-site && touch $@
+
+test-vllm: build/vllm-site/.installed ## the vLLM plugin under a real engine, in an environment that it makes: 3.4 GB
+	tests/vllm/run --durations 10
 
 simulate-long: setup ## random courses of the engine with fresh seeds: make simulate-long VMM_SECONDS=600
 	VMM_SECONDS=$${VMM_SECONDS:-600} $(BIN)/python -m pytest tests/simulation/test_courses.py -k violated \

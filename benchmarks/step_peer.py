@@ -31,8 +31,8 @@ def vllm_allocate_slots(sequences: int, steps: int) -> list[float] | None:
     found = find_spec("vllm")
     if found is None or found.origin is None:  # without an origin it is some folder that has that name
         return None
-    manager = _manager(sequences, PROMPT_TOKENS[1] + steps)
-    requests = _prefilled(manager, sequences, steps)
+    manager = block_manager(sequences, PROMPT_TOKENS[1] + steps)
+    requests = prefilled(manager, sequences, steps)
     seconds = []
     for _ in range(steps):
         start = perf_counter()
@@ -42,11 +42,11 @@ def vllm_allocate_slots(sequences: int, steps: int) -> list[float] | None:
         for request in requests:
             request.num_computed_tokens += 1
             request.append_output_token_ids(0)
-    _check(manager, requests)
+    check(manager, requests)
     return seconds
 
 
-def _manager(sequences: int, tokens: int) -> KVCacheManager:
+def block_manager(sequences: int, tokens: int) -> KVCacheManager:
     """With blocks for ``tokens`` of every sequence, so that no allocation fails."""
     import torch
     from vllm.v1.core.kv_cache_manager import KVCacheManager
@@ -66,7 +66,7 @@ def _manager(sequences: int, tokens: int) -> KVCacheManager:
     )
 
 
-def _prefilled(manager: KVCacheManager, sequences: int, steps: int) -> list[Request]:
+def prefilled(manager: KVCacheManager, sequences: int, steps: int) -> list[Request]:
     """Requests as they are after their prompt: it has its blocks, and the first token has been sampled."""
     from vllm.sampling_params import SamplingParams
     from vllm.v1.request import Request, RequestStatus
@@ -85,7 +85,7 @@ def _prefilled(manager: KVCacheManager, sequences: int, steps: int) -> list[Requ
     return requests
 
 
-def _check(manager: KVCacheManager, requests: list[Request]) -> None:
+def check(manager: KVCacheManager, requests: list[Request]) -> None:
     """Raises RuntimeError if an allocation failed, which the timed loop does not look at."""
     for request in requests:
         (held,) = manager.get_block_ids(request.request_id)

@@ -13,6 +13,8 @@ from cuda_standin import ON_CUDA
 
 import vmm
 
+collect_ignore = ["vllm"]  # they run in vLLM's environment: tests/vllm/run
+
 if ON_CUDA:
     import vmm.testing
 

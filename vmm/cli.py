@@ -131,6 +131,38 @@ def simulate(
     command.run(command.Options(**given))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def vllm(
+    context: typer.Context,
+    *,
+    budget: Annotated[
+        str | None, typer.Option(help="The most memory for one device's KV cache: 40GiB.")
+    ] = None,
+    share: Annotated[str | None, typer.Option(help="Engines that name the same share a device.")] = None,
+    minimum: Annotated[
+        str | None, typer.Option(help="What this engine gets of the share in any case.")
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="Others of the share give way to a higher one.")
+    ] = None,
+    idle: Annotated[
+        str | None, typer.Option(help="Memory goes back after so long without requests: 5s.")
+    ] = None,
+    page: Annotated[str | None, typer.Option(help="Bytes of a physical page. Default: the device's.")] = None,
+    virtual: Annotated[
+        str | None, typer.Option(help="Addresses to reserve. Default: several times the budget.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and start nothing.")] = False,
+) -> None:
+    """Start vLLM with its KV cache on vmm: vmm vllm serve MODEL --budget 40GiB. Other options are vLLM's."""
+    launch = importlib.import_module("vmm.integrations.vllm.launch")
+    asked = {
+        "budget": budget, "share": share, "minimum": minimum, "priority": priority, "idle": idle, "page": page
+    }  # fmt: skip
+    settings = {key: value for key, value in asked.items() if value is not None}
+    launch.run(context.args, settings, virtual, dry_run)
+
+
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

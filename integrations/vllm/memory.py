@@ -3,6 +3,7 @@ mapped."""
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from vmm.units import rounded_up
 if TYPE_CHECKING:
     from vmm.integrations.vllm.layout import Layout
     from vmm.integrations.vllm.settings import Settings
+
+_LONGEST_WAIT_S, _RETRY_S = 30.0, 0.02  # for a minimum that another engine of the share still uses
 
 
 class WorkerMemory:
@@ -75,7 +78,18 @@ class WorkerMemory:
         self._range = self.pool.range(self.layout.reach, self.page_bytes, zeroed=True)
         self._blocks = self._range.blocks(self.layout.starts, self.layout.stride, self.layout.count)
         # vLLM's null block: block tables are padded with it, so kernels read and write it at any time.
-        self._blocks.keep([0])
+        self._keep_first([0])
+
+    def _keep_first(self, ids: list[int]) -> None:
+        """As `keep`, but in a share it waits for what is promised to us: whoever holds it is asked for it."""
+        until = time.monotonic() + _LONGEST_WAIT_S
+        while True:
+            try:
+                return self._blocks.keep(ids)
+            except vmm.OutOfPages:
+                if not self.shared or time.monotonic() > until:
+                    raise
+            time.sleep(_RETRY_S)
 
     def tensor(self, size: int) -> torch.Tensor:
         """The memory as vLLM's ``torch.zeros(size, dtype=torch.int8)``, mapped or not."""

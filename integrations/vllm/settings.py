@@ -9,6 +9,7 @@ from typing import Any
 from vmm.units import parse_bytes
 
 _KEYS = ("budget", "share", "minimum", "priority", "idle", "page")
+_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h)?")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, None: 1.0}
 
@@ -33,8 +34,10 @@ def settings_of(given: dict[str, Any]) -> Settings:
             f"kv_connector_extra_config: unknown key {unknown[0]!r}; VmmConnector knows {', '.join(_KEYS)}"
         )
     share = given.get("share")
-    if share is not None and not isinstance(share, str):
-        raise ValueError(f"kv_connector_extra_config: 'share' is {share!r}; expected a name")
+    if share is not None and not (isinstance(share, str) and _NAME.fullmatch(share)):
+        raise ValueError(
+            f"kv_connector_extra_config: 'share' is {share!r}; expected letters, digits, '-', '_' and '.'"
+        )
     for key in ("minimum", "priority"):
         if key in given and share is None:
             raise ValueError(f"kv_connector_extra_config: {key!r} is of use only together with 'share'")

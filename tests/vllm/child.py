@@ -1,8 +1,8 @@
 """One engine's run: a job in JSON as the argument, the result in JSON on stdout after "RESULT ".
 
-A job: "model", "engine" (arguments of LLM), "connector" (a kv_transfer_config, or none for stock), and
-"steps", a list of ["generate", first, count, tokens] | ["sleep", seconds] | ["touch", file] |
-["reset"] | ["look", name].
+A job: "model", "engine" (arguments of LLM), "connector" (a kv_transfer_config, or none for stock), "audit"
+(see audit.py), and "steps", a list of ["generate", first, count, tokens] | ["sleep", seconds] | ["reset"] |
+["look", name] | ["touch", file] | ["wait", file] | ["fork"].
 """
 
 import json
@@ -50,6 +50,15 @@ def metrics(llm) -> dict:
     return {m.name: m.value for m in llm.get_metrics() if m.name in wanted or m.name.startswith("vllm:vmm")}
 
 
+def fork_idle_child() -> None:
+    """A child that does nothing, for longer than any test, and holds what a child inherits."""
+    if os.fork() == 0:
+        for stream in range(3):  # else whoever reads ours would wait for it
+            os.close(stream)
+        time.sleep(3600)
+        os._exit(0)
+
+
 def main() -> None:
     job = json.loads(sys.argv[1])
     started = time.monotonic()
@@ -63,6 +72,10 @@ def main() -> None:
     options |= job.get("engine", {})
     if job.get("connector"):
         options["kv_transfer_config"] = job["connector"]
+    if job.get("audit"):
+        import audit
+
+        audit.install()
     llm = LLM(model=job["model"], **options)
     result = {"start_s": time.monotonic() - started, "tokens": [], "looks": {}, "resets": []}
     for name, *rest in job["steps"]:
@@ -80,11 +93,18 @@ def main() -> None:
             time.sleep(rest[0])
         elif name == "touch":
             open(rest[0], "w").close()
+        elif name == "wait":
+            while not os.path.exists(rest[0]):
+                time.sleep(0.02)
+        elif name == "fork":
+            fork_idle_child()
         elif name == "reset":
             result["resets"].append(llm.reset_prefix_cache())
         elif name == "look":
             result["looks"][rest[0]] = look(llm)
     result["metrics"] = metrics(llm)
+    if job.get("audit"):
+        result["written_blocks"] = len(audit.written_blocks)
     print("RESULT " + json.dumps(result), flush=True)
 
 
