@@ -20,7 +20,7 @@ enum class LockRank : std::uint8_t {
   kv_cache,
   slots_owner,
   slots_ahead,
-  range_keeping,
+  keeping,
   range_ahead,
   epochs_poll,
   epochs_record,

@@ -102,7 +102,7 @@ class Range {
 
   const std::shared_ptr<Pager> pager_;
   const std::shared_ptr<Lease> lease_;
-  Mutex keeping_{LockRank::range_keeping};
+  Mutex keeping_{LockRank::keeping};
   std::vector<std::shared_ptr<Scratch>> scratches_;
   Mutex ahead_{LockRank::range_ahead};
   std::atomic<bool> ended_{false};  // set under the mutex

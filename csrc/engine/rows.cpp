@@ -117,6 +117,7 @@ void Rows::reserve(Tokens to) {
 void Rows::map(const Spans& spans) {
   const Pin against_release(observer(), spans);
   const std::vector<PageRange> ranges = pages_of(spans);
+  std::lock_guard keeping(keeping_);
   map_counting_stalls(pool(), [&] { return pool().map(lease_->reservation(), ranges, {}); });
   std::lock_guard lock(mutex_);
   for (PageIndex page : each_page(ranges)) {

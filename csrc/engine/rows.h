@@ -129,6 +129,8 @@ class Rows final : public Growing {
   std::vector<std::atomic<std::uint64_t>> floors_;
   std::vector<std::atomic<std::uint64_t>> marks_;
 
+  // One call at a time maps: one that fails ends the need for what it has raised, also for who came after it.
+  Mutex keeping_{LockRank::keeping};
   mutable Mutex mutex_{LockRank::rows};  // guards what follows, and changes of usable_
   std::list<const Pin*> pins_;
   std::set<std::uint64_t> doomed_;    // released, but pinned

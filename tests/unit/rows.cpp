@@ -4,6 +4,7 @@
 #include <cstring>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "base/error.h"
 #include "check.h"
@@ -277,4 +278,36 @@ TEST(zeroing_touches_what_is_mapped_only) {
   CHECK(byte_at(*rows, 0, 99) == 0);
   CHECK(byte_at(*rows, 1, 200) == 1);
   CHECK(mapped(*rows) == before);
+}
+
+/// One of the calls fails later, for want of memory: it must not end the other's need.
+TEST(who_touches_a_page_has_it_although_another_call_that_wanted_it_too_fails) {
+  TestPool test(256_KiB);  // 4 pages
+  auto rows = make_rows(test, 1, 64, 64_KiB);
+  touch(*rows, 0, 0, 1);
+  test.settle();  // the next page is there, as look-ahead
+  auto other = test.reserve(128_KiB);
+  map(*other, 0, 2);
+  test.faults->hold_events(true);
+  test.pool->epochs().mark({});
+  retire(*other, 0, 2);
+  std::atomic<bool> failed{false};
+  std::thread loser([&] {  // it waits for what was retired
+    try {
+      touch(*rows, 0, 1, 4);
+    } catch (const OutOfPages&) {
+      failed = true;
+    }
+  });
+  while (test.pool->stats().kept < 128_KiB) std::this_thread::yield();
+  std::thread winner([&] { touch(*rows, 0, 1, 2); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  test.budget->set_limit(128_KiB);
+  loser.join();
+  winner.join();
+  CHECK(failed);
+  CHECK(test.pool->stats().kept == 128_KiB);
+  test.faults->hold_events(false);
+  test.settle();
+  test.pool->check();
 }
