@@ -18,7 +18,8 @@ from vmm.errors import (
     MappingLimit,
     OutOfPages,
 )
-from vmm.pool import Pool, PoolStats
+from vmm.pool import Pool
+from vmm.pool_stats import PoolStats
 from vmm.range import Blocks, Range
 from vmm.shares import Lease, leases
 from vmm.sharing import ExportedPage

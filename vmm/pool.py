@@ -6,7 +6,6 @@ import operator
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 from vmm import _core, devices, shares, sharing
@@ -15,6 +14,7 @@ from vmm.budgets import changed_budget_bytes, new_budget_bytes
 from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
 from vmm.open_pools import remember
+from vmm.pool_stats import PoolStats
 from vmm.range import Range
 from vmm.sharing import ExportedPage
 from vmm.units import format_bytes, parse_bytes
@@ -27,37 +27,6 @@ _WARMED_AT_ONCE = 2**28  # bytes between two looks at Ctrl-C
 _AWAITED_AT_ONCE_S = 0.2  # the same
 
 _names = itertools.count()
-
-
-@dataclass(frozen=True)
-class PoolStats:
-    """A pool at one moment. Counters begin at 0 when the pool is made."""
-
-    budget_bytes: int
-    granted_bytes: int  #: of that, what the share allows it now; all of it without a share
-    wanted_bytes: int  #: as what it wants to have it as its grant; 0 when it has enough, or no share
-    pressure_bytes: int  #: of what this process's pools hold, what others of the share ask for
-    created_bytes: int  #: physical memory taken from the budget: mapped or free
-    peak_created_bytes: int
-    free_bytes: int  #: created, but mapped nowhere
-    mapped_bytes: int
-    kept_bytes: int  #: mapped and needed
-    reclaimable_bytes: int  #: mapped, but needed by nobody: look-ahead, and what finished caches left mapped
-    reservations_leased: int
-    reservations_idle: int
-    retirements_waiting: int
-    runs: int
-    stalls: int  #: how often a caller waited because the pager was not ahead
-    stall_ms: float  #: how long callers have waited so, altogether
-    pages_mapped_ahead: int  #: by the pager
-    pages_mapped_waiting: int  #: while a caller waited
-    pages_created: int
-    pages_released: int
-    pages_unmapped: int
-    pages_zeroed: int
-    reservations_adopted: int  #: recycled whole, still mapped
-    reservations_made: int
-    driver_failures: int
 
 
 class Pool(Closing):
@@ -88,14 +57,14 @@ class Pool(Closing):
     Making a pool raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, for
     a device that is none of the above or not there, for ``lookahead_pages`` other than a whole number from 0
     to 65,535, for ``idle_seconds`` other than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable``
-    where there are no such devices or they say that they cannot do it. So it does for a share's name other
+    where there are no such devices or they say that they cannot do it. Of a share it refuses a name other
     than 1 to 64 letters, digits, dots, ``_`` or ``-``, a ``minimum`` of more than the budget or, with those
     of the share's other processes, than the largest budget, a ``priority`` other than −1,000 to 1,000, and a
-    share that is full (64 processes), damaged, or another version's or user's. It raises DriverError when the
-    share's file cannot be made or written, when they cannot
-    although they say so, when there is no CUDA driver for a GPU, and when the system has no memfd; and Forked
-    for a GPU in a child of a process that used CUDA. Every method is safe from any thread. After ``close``,
-    methods that give memory or change the budget raise Closed; in a forked child every method raises Forked.
+    share that is full (64 processes), damaged, or another version's or user's. It raises DriverError where
+    devices cannot do what they say they can, where a GPU has no CUDA driver or the system no memfd, and where
+    the share's file cannot be made or written; and Forked for a GPU in a child of a process that used CUDA.
+    Every method is safe from any thread. After ``close``, methods that give memory or change the budget raise
+    Closed; in a forked child every method raises Forked.
     """
 
     def __init__(

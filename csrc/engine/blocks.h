@@ -93,7 +93,6 @@ class Blocks final : public Growing {
   bool take_due(Pages at_most);
   void put_back();
   bool settle();
-  MapResult map_what_fits(Pages& at_most);
 
   const std::shared_ptr<Range> range_;
   std::vector<Lane> lanes_;

@@ -76,22 +76,6 @@ bool Blocks::settle() {
   });
 }
 
-/// Maps up to `at_most` pages of ahead_; where there is no memory for so many, lowers that.
-MapResult Blocks::map_what_fits(Pages& at_most) {
-  MapOptions options;
-  options.need = Need::announced;
-  options.wait = false;
-  for (;;) {
-    options.at_most = at_most;
-    try {
-      return pool().map(range_->reservation(), ahead_, options);
-    } catch (const OutOfPages&) {
-      if (at_most.count == 1) throw;
-      at_most = {at_most.count / 2};
-    }
-  }
-}
-
 Ahead Blocks::map_ahead(Bytes batch, Pages) {
   std::lock_guard ahead(range_->ahead());
   if (paused()) return Ahead::failed;  // the scratch's end wakes the pager
@@ -104,7 +88,8 @@ Ahead Blocks::map_ahead(Bytes batch, Pages) {
   };
   try {
     while (take_due(at_most)) {
-      const MapResult result = map_what_fits(at_most);
+      const MapResult result = map_what_fits(pool(), range_->reservation(), ahead_,
+                                             {.need = Need::announced, .wait = false}, at_most);
       pool().counters().pages_mapped_ahead.add(result.mapped.count);
       at_most -= result.mapped;
       const bool all_there = settle();

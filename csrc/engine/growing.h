@@ -6,7 +6,9 @@
 
 #include <atomic>
 #include <memory>
+#include <span>
 
+#include "base/error.h"
 #include "memory/pool.h"
 
 namespace vmm {
@@ -56,6 +58,21 @@ class Growing {
   std::atomic<bool> due_{false};  // in the pager's inbox
   bool starved_ = false;          // among the pager's starved
 };
+
+/// Maps up to `at_most` pages of the ranges. Where there is no memory for so many, it lowers `at_most`;
+/// throws OutOfPages where there is none for one.
+inline MapResult map_what_fits(Pool& pool, Reservation& reservation, std::span<const PageRange> ranges,
+                               MapOptions options, Pages& at_most) {
+  for (;;) {
+    options.at_most = at_most;
+    try {
+      return pool.map(reservation, ranges, options);
+    } catch (const OutOfPages&) {
+      if (at_most.count == 1) throw;
+      at_most = {at_most.count / 2};
+    }
+  }
+}
 
 /// Calls map() -> MapResult. Where it had to map or to wait, or threw, this is counted as a stall.
 template <class Map>

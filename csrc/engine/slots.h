@@ -139,8 +139,6 @@ class Slots final : public Growing {
   std::size_t mappable(std::span<const std::uint32_t> slots, Pages at_most) const;
   void note_mapped(std::span<const std::uint32_t> slots);
   void put_due(std::uint32_t slot);
-  MapResult map_what_fits(Lease& lease, std::span<const PageRange> ranges, MapOptions& options,
-                          Pages& at_most);
 
   std::shared_ptr<Pager> pager_;
   std::vector<SlotPart> parts_;

@@ -107,20 +107,6 @@ bool Slots::age() {
   return false;
 }
 
-/// Maps up to `at_most` pages. Where there is no memory for so many, it lowers `at_most`.
-MapResult Slots::map_what_fits(Lease& lease, std::span<const PageRange> ranges, MapOptions& options,
-                               Pages& at_most) {
-  for (;;) {
-    options.at_most = at_most;
-    try {
-      return pool().map(lease.reservation(), ranges, options);
-    } catch (const OutOfPages&) {
-      if (at_most.count == 1) throw;
-      at_most = {at_most.count / 2};
-    }
-  }
-}
-
 /// Whether there is surely enough memory for what all these slots lack.
 bool Slots::have_memory(std::span<const std::uint32_t> slots, Need need) const {
   Pages sum;
@@ -146,7 +132,7 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
       part.append_pages(number, part.pages_for({slot.kept.load()}),
                         part.pages_for(wanted_for(slot, need)) + lookahead, ranges);
     }
-    const MapResult result = map_what_fits(*part.lease, ranges, options, at_most);
+    const MapResult result = map_what_fits(pool(), part.lease->reservation(), ranges, options, at_most);
     pool().counters().pages_mapped_ahead.add(result.mapped.count);
     at_most -= result.mapped;
     if (at_most.count == 0) return false;

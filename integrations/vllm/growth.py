@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _PAUSE_S = 0.02
 _LONGEST_WAIT_S = 10.0  # for workers that do not answer
-_RETRY_S = 0.05  # after workers have refused memory; at most 32 times as long when they refuse again
+_RETRY_S = 0.02  # after workers have refused memory; at most eight times as long when they refuse again
 
 
 class WorkersLost(RuntimeError):
@@ -103,7 +103,7 @@ class Growth:
                 self._retry_s = _RETRY_S
             else:
                 self._refused_until = time.monotonic() + self._retry_s
-                self._retry_s = min(2 * self._retry_s, 32 * _RETRY_S)
+                self._retry_s = min(2 * self._retry_s, 8 * _RETRY_S)
         if self._lost:
             raise WorkersLost("VmmConnector: a worker has gone, and the KV cache with it")
 

@@ -1,48 +1,12 @@
-// Blocks of a range: neighbours and stretches that share pages, what is announced, and what is dropped.
-#include "engine/blocks.h"
-
-#include <atomic>
-#include <cstring>
+// Blocks of a range: neighbours and stretches that share pages, and what is dropped.
 #include <random>
 #include <set>
-#include <thread>
 
 #include "base/error.h"
+#include "blocks_fixture.h"
 #include "check.h"
-#include "engine/pager_thread.h"
-#include "fixtures.h"
 
 using namespace vmm;
-
-namespace {
-
-constexpr Bytes page = 64_KiB;
-using Ids = std::vector<std::int32_t>;
-
-struct RangeTest : TestPool {
-  RangeTest(Bytes budget_bytes, Bytes size) : TestPool(budget_bytes), range(make(size)) {}
-
-  std::shared_ptr<Range> make(Bytes size) {
-    return std::make_shared<Range>(pager, reserve(size, 1, 0, true));
-  }
-  std::shared_ptr<Blocks> blocks(std::vector<Bytes> starts, Bytes stride, std::uint64_t count) {
-    return Blocks::make(range, {std::move(starts), stride, count});
-  }
-  /// Pages from `first` on that are mapped, up to the first that is not.
-  std::uint64_t mapped_from(std::uint32_t first) const {
-    const std::uint64_t all = range->lease()->size() / page;
-    return Pool::Needs(*pool).resident(range->reservation(), {{first}, {all - first}}).count;
-  }
-  Bytes mapped() const { return pool->mapped(range->reservation()); }
-  Bytes kept() const { return pool->stats().kept; }
-  Fence fence() { return pool->epochs().fence(); }
-
-  std::shared_ptr<Range> range;
-};
-
-std::vector<std::uint8_t> flags(std::initializer_list<int> all) { return {all.begin(), all.end()}; }
-
-}  // namespace
 
 TEST(a_page_is_kept_as_long_as_a_block_on_it) {
   RangeTest test(8_MiB, 2_MiB);
@@ -209,83 +173,6 @@ TEST(what_is_resident_is_kept_without_the_driver) {
   CHECK(test.pool->counters().stalls.get() == stalls + 1);
 }
 
-TEST(the_pager_maps_what_is_announced) {
-  RangeTest test(8_MiB, 2_MiB);
-  auto blocks = test.blocks({Bytes{}, 1_MiB}, 32_KiB, 32);
-  blocks->announce(Ids{3, 3, 4, 31});
-  CHECK(test.mapped() == Bytes{});
-  CHECK(blocks->announced() == 3);
-  test.settle();
-  CHECK(test.mapped() == page * 6);
-  CHECK(blocks->ready(Ids{3, 31, 0}) == flags({1, 1, 0}));
-  CHECK(test.kept() == Bytes{});
-  test.pool->trim(8_MiB, false, Need::announced);
-  CHECK(test.mapped() == page * 6);  // it is needed
-  const auto stalls = test.pool->counters().stalls.get();
-  blocks->keep(Ids{3, 4, 31});
-  CHECK(blocks->announced() == 0 && blocks->kept() == 3);
-  CHECK(test.pool->counters().stalls.get() == stalls);
-  CHECK(test.pool->counters().pages_mapped_ahead.get() == 6);
-  blocks->announce(Ids{3});  // no news
-  CHECK(blocks->announced() == 0);
-  blocks->drop(Ids{3, 4, 31}, {});
-  test.pool->trim(8_MiB, false, Need::announced);
-  CHECK(test.mapped() == Bytes{});
-}
-
-TEST(a_page_of_a_dropped_block_is_needed_as_others_need_it) {
-  RangeTest test(8_MiB, 2_MiB);
-  auto blocks = test.blocks({Bytes{}}, 32_KiB, 64);
-  blocks->announce(Ids{1});
-  blocks->keep(Ids{0});
-  test.settle();
-  blocks->drop(Ids{0}, {});
-  CHECK(test.kept() == Bytes{});
-  test.pool->trim(8_MiB, false, Need::announced);
-  CHECK(test.mapped() == page);
-  blocks->drop(Ids{1}, {});
-  test.pool->trim(8_MiB, false, Need::announced);
-  CHECK(test.mapped() == Bytes{});
-}
-
-TEST(what_is_dropped_before_the_pager_comes_is_not_mapped) {
-  RangeTest test(8_MiB, 2_MiB);
-  auto blocks = test.blocks({Bytes{}}, 64_KiB, 32);
-  blocks->announce(Ids{1, 2});
-  blocks->drop(Ids{1}, {});
-  test.settle();
-  CHECK(test.mapped() == page);
-  CHECK(blocks->ready(Ids{1, 2}) == flags({0, 1}));
-}
-
-TEST(what_starved_is_mapped_when_something_is_dropped) {
-  RangeTest test(256_KiB, 2_MiB);
-  auto blocks = test.blocks({Bytes{}}, 64_KiB, 32);
-  blocks->keep(Ids{0, 1, 2});
-  blocks->announce(Ids{10, 11, 12});
-  test.settle();
-  CHECK(blocks->ready(Ids{10, 11, 12}) == flags({1, 0, 0}));
-  blocks->drop(Ids{0}, {});
-  test.settle();
-  CHECK(blocks->ready(Ids{10, 11, 12}) == flags({1, 1, 0}));
-  blocks->drop(Ids{11, 1}, {}, true);
-  test.settle();
-  CHECK(blocks->ready(Ids{10, 11, 12}) == flags({1, 0, 1}));
-  test.pool->check();
-}
-
-TEST(what_the_driver_refused_the_pager_is_not_lost) {
-  RangeTest test(8_MiB, 2_MiB);
-  auto blocks = test.blocks({Bytes{}}, 64_KiB, 32);
-  blocks->announce(Ids{0, 1, 2});
-  test.faults->fail_at(1, 100, Fault::error);
-  test.settle();
-  test.faults->fail_at(0, 0, Fault::error);
-  CHECK(test.mapped() == Bytes{});
-  test.settle();
-  CHECK(test.mapped() == page * 3);
-}
-
 TEST(dropped_pages_wait_for_the_work_on_them) {
   RangeTest test(512_KiB, 2_MiB);
   auto blocks = test.blocks({Bytes{}}, 64_KiB, 32);
@@ -307,22 +194,6 @@ TEST(dropped_pages_wait_for_the_work_on_them) {
   blocks->keep(Ids{21, 22, 23});
   CHECK(blocks->ready(Ids{0, 1}) == flags({0, 0}));
   test.pool->check();
-}
-
-TEST(an_announced_page_that_is_still_being_unmapped_is_mapped_later) {
-  RangeTest test(512_KiB, 2_MiB);
-  auto blocks = test.blocks({Bytes{}}, 64_KiB, 32);
-  blocks->keep(Ids{0});
-  test.faults->hold_events(true);
-  test.pool->epochs().mark({});
-  blocks->drop(Ids{0}, test.fence(), true);
-  blocks->announce(Ids{0});
-  test.settle();
-  CHECK(blocks->ready(Ids{0}) == flags({0}));
-  test.faults->hold_events(false);
-  finish_work();
-  for (int i = 0; i < 3; ++i) test.settle();
-  CHECK(blocks->ready(Ids{0}) == flags({1}));
 }
 
 TEST(to_drop_what_is_not_needed_changes_nothing) {
@@ -403,159 +274,4 @@ TEST(nobody_needs_a_range_whose_blocks_have_gone) {
   CHECK(test.kept() == Bytes{});
   test.pool->trim(8_MiB, false, Need::announced);
   CHECK(test.mapped() == Bytes{});
-}
-
-TEST(while_a_scratch_is_open_all_of_its_blocks_show_one_page) {
-  RangeTest test(512_KiB, 8_MiB);
-  auto blocks = test.blocks({Bytes{}, 4_MiB}, 48_KiB, 80);  // 120 pages, of which 8 can be had
-  blocks->keep(Ids{0});
-  auto byte = [&](Bytes at) -> unsigned char& { return *bytes_at(*test.range->lease(), at); };
-  byte(Bytes{}) = 1;
-  Ids all;
-  for (std::int32_t id = 0; id < 80; ++id) all.push_back(id);
-  auto scratch = blocks->scratch(all);
-  CHECK(test.pool->stats().created <= page * 3);
-  byte(1_MiB) = 7;
-  CHECK(byte(2_MiB) == 7 && byte(5_MiB) == 7);
-  CHECK(byte(Bytes{}) == 1);
-  CHECK(blocks->ready(Ids{0, 1, 2}) == flags({1, 0, 0}));  // 1 is on page 0, too, but not only
-  CHECK_THROWS(InvalidArgument, "end the scratch first", blocks->keep(Ids{0, 7}));
-  CHECK_THROWS(InvalidArgument, "already", blocks->scratch(Ids{7}));
-  blocks->announce(Ids{7});
-  blocks->drop(Ids{0}, {});
-  test.settle();
-  test.pool->trim(8_MiB, false, Need::announced);
-  CHECK(byte(Bytes{}) == 1);  // its page stays as long as the scratch
-  test.pool->check();
-  scratch->end();
-  scratch->end();
-  test.settle();
-  CHECK(blocks->ready(Ids{7, 8, 20}) == flags({1, 0, 0}));
-  blocks->keep(Ids{20});
-  CHECK(byte(48_KiB * 20) == 0);
-  scratch.reset();
-  blocks.reset();
-  test.range.reset();
-  test.settle();
-  test.pool->trim(8_MiB);
-  CHECK(test.pool->stats().created == Bytes{});
-  test.pool->check();
-}
-
-TEST(a_scratch_that_fails_leaves_nothing) {
-  for (std::int64_t n = 1;; ++n) {
-    RangeTest test(512_KiB, 8_MiB);
-    auto blocks = test.blocks({Bytes{}}, 48_KiB, 80);
-    blocks->keep(Ids{3});
-    const Bytes kept = test.kept();
-    test.faults->fail_at(n, 1, Fault::error);
-    bool failed = false;
-    try {
-      auto scratch = blocks->scratch(Ids{0, 1, 2, 3, 40});
-      scratch->end();
-    } catch (const DriverError&) {
-      failed = true;
-    }
-    test.faults->fail_at(0, 0, Fault::error);
-    test.pool->check();
-    auto again = blocks->scratch(Ids{0, 1, 2, 3, 40});
-    *bytes_at(*test.range->lease(), 0_KiB) = 5;
-    again.reset();
-    CHECK(test.kept() == kept);
-    blocks->keep(Ids{0, 40});
-    if (failed) continue;
-    CHECK(n > 2);
-    return;
-  }
-}
-
-TEST(a_scratch_waits_for_the_work_on_it) {
-  RangeTest test(512_KiB, 8_MiB);
-  auto blocks = test.blocks({Bytes{}}, 48_KiB, 80);
-  auto scratch = blocks->scratch(Ids{0, 1});
-  test.pool->epochs().step({});
-  CHECK_THROWS(Error, "epoch is open", scratch->end());
-  *bytes_at(*test.range->lease(), 0_KiB) = 5;  // still there
-  test.faults->delay_events(3);
-  test.pool->epochs().end({});
-  finish_work();
-  scratch->end();
-  blocks->keep(Ids{0});
-}
-
-TEST(ranges_and_pools_close_with_a_scratch_open) {
-  RangeTest test(512_KiB, 8_MiB);
-  auto blocks = test.blocks({Bytes{}}, 48_KiB, 80);
-  auto first = blocks->scratch(Ids{0, 1}), second = blocks->scratch(Ids{20});
-  test.range->end();
-  CHECK_THROWS(Closed, "range", blocks->scratch(Ids{3}));
-  first->end();
-  test.range = test.make(1_MiB);
-  blocks = test.blocks({Bytes{}}, 48_KiB, 4);
-  first = blocks->scratch(Ids{0, 1});
-  test.pool->close();
-  *bytes_at(*test.range->lease(), 0_KiB) = 5;
-  first.reset();
-  CHECK(test.pool->stats().created == Bytes{});
-  CHECK_THROWS(Closed, "", blocks->scratch(Ids{0}));
-  test.pool->check();
-}
-
-namespace {
-
-constexpr Bytes raced_stride{20'000};  // 3.3 in a page
-constexpr std::uint64_t raced_blocks = 64;
-
-/// Keeps, writes, checks and drops its own blocks, each fourth; their neighbours are other threads'.
-void use_blocks(RangeTest& test, Blocks& blocks, std::int32_t first, std::atomic<int>& wrong) {
-  std::mt19937 random(static_cast<unsigned>(first));
-  auto pick = [&](unsigned n) { return static_cast<std::int32_t>(random() % n); };
-  for (int round = 0; round < 300; ++round) {
-    Ids ids;
-    for (int i = 0; i < 1 + pick(4); ++i) ids.push_back(first + 4 * pick(raced_blocks / 4));
-    if (pick(2) == 0) blocks.announce(ids);
-    try {
-      if (pick(3) == 0)
-        ids = blocks.keep_ready(ids);
-      else
-        blocks.keep(ids);
-    } catch (const OutOfPages&) {
-      ids.clear();
-    }
-    const auto mark = static_cast<unsigned char>(1 + pick(255));
-    for (std::int32_t id : ids)
-      for (Bytes start : {Bytes{}, 2_MiB})
-        std::memset(bytes_at(*test.range->lease(), start + raced_stride * static_cast<std::uint64_t>(id)),
-                    mark, raced_stride.count);
-    for (std::uint8_t flag : blocks.ready(ids)) wrong += flag == 0;
-    for (std::int32_t id : ids)
-      for (Bytes at : {Bytes{}, raced_stride - Bytes{1}})
-        wrong += *bytes_at(*test.range->lease(), raced_stride * static_cast<std::uint64_t>(id) + at) != mark;
-    blocks.drop(ids, test.fence(), pick(3) == 0);
-  }
-}
-
-}  // namespace
-
-TEST(threads_use_neighbouring_blocks_while_memory_is_short) {
-  RangeTest test(768_KiB, 4_MiB);  // 12 pages
-  auto blocks = test.blocks({Bytes{}, 2_MiB}, raced_stride, raced_blocks);
-  std::atomic<int> wrong = 0;
-  {
-    PagerThread pager(test.pager);
-    std::vector<std::thread> threads;
-    for (std::int32_t first = 0; first < 4; ++first)
-      threads.emplace_back([&, first] { use_blocks(test, *blocks, first, wrong); });
-    for (std::thread& thread : threads) thread.join();
-  }
-  CHECK(wrong == 0);
-  CHECK(blocks->kept() == 0);
-  Ids all;
-  for (std::int32_t id = 0; id < static_cast<std::int32_t>(raced_blocks); ++id) all.push_back(id);
-  blocks->drop(all, {});
-  CHECK(test.kept() == Bytes{});
-  test.settle();
-  test.pool->trim(8_MiB, false, Need::announced);
-  CHECK(test.mapped() == Bytes{});
-  test.pool->check();
 }
