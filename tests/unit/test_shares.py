@@ -126,6 +126,23 @@ def test_a_share_that_cannot_be_written_is_an_error(folder, monkeypatch):
         vmm.Pool("64MiB", share="a")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_another_user_s_share_is_refused(folder):
+    with vmm.Pool("64MiB", share="a"):
+        (file,) = folder.iterdir()
+    file.write_bytes(b"")
+    os.chown(file, 12345, -1)
+    with pytest.raises(vmm.InvalidArgument, match=f"{file.name}.*user"):
+        vmm.Pool("64MiB", share="a")
+    assert file.stat().st_size == 0
+
+
+def test_a_share_needs_a_directory_that_can_be_written(monkeypatch):
+    monkeypatch.setenv("VMM_SHARE_DIR", "/sys")  # read-only, also for root
+    with pytest.raises(vmm.DriverError, match="/sys/vmm-share-a"):
+        vmm.Pool("64MiB", share="a")
+
+
 def test_noise_is_replaced_with_a_warning_or_refused(folder, caplog):
     path = folder / "vmm-share-a"
     path.write_bytes(b"noise")

@@ -1,4 +1,4 @@
-"""Other models and other connectors beside ours, in one process."""
+"""Another model, in one process, and settings."""
 
 import engine
 import pytest
@@ -19,30 +19,6 @@ def test_groups_that_overlay_each_other():
     stock = engine.run(job)
     assert sum(len(set(tokens)) > 15 for tokens in stock["tokens"][0]) > 12
     compare(stock, engine.run(job | {"connector": engine.connector(budget="48MiB", idle="500ms")}))
-
-
-def test_beside_another_connector(tmp_path):
-    """vLLM's example connector stores the KV of prompts in files and loads it from there."""
-    example = {
-        "kv_connector": "ExampleConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"shared_storage_path": str(tmp_path)},
-    }
-    both = {
-        "kv_connector": "MultiConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {
-            "connectors": [engine.connector(budget="32MiB", idle="500ms"), example]
-        },
-    }
-    options = {"disable_hybrid_kv_cache_manager": True, "enable_prefix_caching": False}
-    job = {"steps": WORK, "engine": options}
-    ours = engine.run(job | {"connector": both})
-    assert any(tmp_path.iterdir())
-    stock = engine.run(job)
-    assert ours["tokens"] == stock["tokens"]
-    busy, idle = (ours["looks"][name]["figures"][0]["mapped_bytes"] for name in ("busy", "idle"))
-    assert idle <= 0.1 * busy
 
 
 @pytest.mark.parametrize(
