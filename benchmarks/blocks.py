@@ -27,7 +27,6 @@ from time import sleep
 import vmm
 from vmm.benchmarks.report import Report, environment, rounded, time_once
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
 STRETCHES, BLOCKS, BLOCK_BYTES, PAGE_BYTES = 64, 4096, 1024, 65536

@@ -23,7 +23,6 @@ from vmm import _core
 from vmm.benchmarks.report import Report, environment, rounded, time_once
 from vmm.benchmarks.share_process import Process
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
 MIB = 2**20

@@ -21,7 +21,6 @@ from typing import Any
 from vmm.benchmarks import vllm_environment, vllm_share
 from vmm.benchmarks.report import Report, environment, rounded
 
-ENVIRONMENT: dict[str, str] = {}
 DEVICES = ("cpu",)
 
 MIB = 2**20
