@@ -101,23 +101,29 @@ def serve(
 
 def attend(*, model: str, engine: dict[str, Any], connector: dict[str, Any]) -> dict[str, Any]:
     """Serves [requests, tokens] from each line of the standard input, and answers each with DONE and how many
-    milliseconds those blocks took to get memory that were refused it at first."""
+    milliseconds those blocks took to get memory for which there was none at first."""
+    import vmm
     from vmm.integrations.vllm.link import Link
 
     asked: dict[int, float] = {}
     refused: set[int] = set()
     pressed_ms: list[float] = []
-    announce, hear = Link.announce, Link.hear
+    announce, hear, keep = Link.announce, Link.hear, vmm.Blocks.keep
 
     def announced(link: Link, ids: Any, row: int) -> None:
         for block in ids:
             asked.setdefault(block, monotonic())
         announce(link, ids, row)
 
+    def kept(blocks: vmm.Blocks, ids: Any) -> None:
+        try:
+            keep(blocks, ids)
+        except vmm.OutOfPages:
+            refused.update(ids)
+            raise
+
     def heard(link: Link, rank: int, answer: Any) -> None:
-        if answer.kind == "refused":
-            refused.update(answer.ids)
-        else:
+        if answer.kind == "ready":
             now = monotonic()
             since = {block: asked.pop(block, now) for block in answer.ids}
             pressed_ms.extend(1e3 * (now - since[block]) for block in refused.intersection(since))
@@ -125,6 +131,7 @@ def attend(*, model: str, engine: dict[str, Any], connector: dict[str, Any]) -> 
         hear(link, rank, answer)
 
     Link.announce, Link.hear = announced, heard  # type: ignore[method-assign]
+    vmm.Blocks.keep = kept  # type: ignore[method-assign]
     made = Engine(model, engine, connector)
     print("DONE {}", flush=True)
     for line in sys.stdin:

@@ -60,9 +60,11 @@ class IdleWatch:
         with self._growth.lock:
             if self._closed or self._growth.running:
                 return
-            if self._idle_at is not None and time.monotonic() >= self._idle_at:
-                self._idle_at = None
-                gone = self._growth.give_back()
-            else:
-                gone = self._growth.relieve()
+            due = self._idle_at is not None and time.monotonic() >= self._idle_at
+            if not due and not self._growth.pressed:
+                return
+            # All of it, also when others ask for less: while it holds as much as they would have, they could
+            # not ask again, although nobody here needs it.
+            self._idle_at, self._growth.pressed = None, 0
+            gone = self._growth.give_back()
             logger.debug("idle: gave back the memory of %d KV blocks", gone)

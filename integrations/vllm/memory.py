@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from vmm.integrations.vllm.layout import Layout
     from vmm.integrations.vllm.settings import Settings
 
-_LONGEST_WAIT_S, _RETRY_S = 30.0, 0.02  # for a minimum that another engine of the share still uses
+_LONGEST_WAIT_S = 30.0  # for a minimum that another engine of the share still uses
+_MOMENT_S = 0.05  # in which an idle engine of the share gives memory back
+_RETRY_S = 0.005
 
 
 class WorkerMemory:
@@ -78,11 +80,11 @@ class WorkerMemory:
         self._range = self.pool.range(self.layout.reach, self.page_bytes, zeroed=True)
         self._blocks = self._range.blocks(self.layout.starts, self.layout.stride, self.layout.count)
         # vLLM's null block: block tables are padded with it, so kernels read and write it at any time.
-        self._keep_first([0])
+        self._keep_within([0], _LONGEST_WAIT_S)  # in a share others may still use what is promised to us
 
-    def _keep_first(self, ids: list[int]) -> None:
-        """As `keep`, but in a share it waits for what is promised to us: whoever holds it is asked for it."""
-        until = time.monotonic() + _LONGEST_WAIT_S
+    def _keep_within(self, ids: Sequence[int], seconds: float) -> None:
+        """Keeps the blocks. In a share it waits so long for memory: others have been asked for it."""
+        until = time.monotonic() + seconds
         while True:
             try:
                 return self._blocks.keep(ids)
@@ -113,7 +115,7 @@ class WorkerMemory:
         """Maps blocks for as long as the scheduler wants. False when there is no memory for all of them; then
         nothing has changed."""
         try:
-            self._blocks.keep(ids)
+            self._keep_within(ids, _MOMENT_S)
         except vmm.OutOfPages:
             return False
         return True
