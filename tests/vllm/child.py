@@ -27,6 +27,17 @@ def rss_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def settled_figures() -> list[dict]:
+    """Of the workers in this process, once their threads have done what they were asked to."""
+    from vmm.integrations.vllm.link import local_mappers
+
+    before = None
+    while before != (now := [mapper.memory.figures() for mapper in local_mappers.values()]):
+        before = now
+        time.sleep(0.2)
+    return now
+
+
 def look(llm) -> dict:
     """What only a process that is all in one can see."""
     seen = {"rss": rss_bytes()}
@@ -39,9 +50,7 @@ def look(llm) -> dict:
     growth = getattr(pool, "growth", None)
     if growth is not None:
         seen |= {"present": growth.rows.present, "stalls": growth.stalls, "capacity": growth.rows.capacity}
-        from vmm.integrations.vllm.link import local_mappers
-
-        seen["figures"] = [mapper.memory.figures() for mapper in local_mappers.values()]
+        seen["figures"] = settled_figures()
     return seen
 
 
@@ -59,7 +68,7 @@ def fork_idle_child() -> None:
         os._exit(0)
 
 
-def main() -> None:
+def main() -> None:  # noqa: PLR0912  one branch for each step that there is
     job = json.loads(sys.argv[1])
     started = time.monotonic()
     from vllm import LLM, SamplingParams
@@ -91,6 +100,10 @@ def main() -> None:
             result["tokens"].append([list(o.outputs[0].token_ids) for o in out])
         elif name == "sleep":
             time.sleep(rest[0])
+        elif name == "nap":
+            llm.sleep(level=1)
+            result["looks"]["asleep"] = look(llm)
+            llm.wake_up()
         elif name == "touch":
             open(rest[0], "w").close()
         elif name == "wait":

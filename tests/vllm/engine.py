@@ -92,6 +92,27 @@ def olmo() -> str:
     return str(folder)
 
 
+@cache
+def deepseek() -> str:
+    """A tiny DeepSeek V2 with latent attention (MLA): a block has 36 KiB in each layer, which divides no
+    page."""
+    folder = MODELS / "deepseek2"
+    if not (folder / "model.safetensors").exists():
+        import torch
+        from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+        torch.manual_seed(7)
+        config = DeepseekV2Config(
+            vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, dtype="float32",
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096,
+            kv_lora_rank=512, q_lora_rank=None, qk_rope_head_dim=64, qk_nope_head_dim=64, v_head_dim=64,
+            first_k_dense_replace=3, n_routed_experts=2, num_experts_per_tok=1, moe_intermediate_size=64,
+            n_group=1, topk_group=1, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
+        DeepseekV2ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
 def connector(**extra: Any) -> dict[str, Any]:
     return {"kv_connector": "VmmConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
 

@@ -32,17 +32,25 @@ def test_with_ample_memory_all_is_as_with_stock(stock):
 
 def test_a_cap_preempts_and_changes_nothing_else(stock):
     job = {
-        "steps": [*WORK, ["reset"], ["look", "reset"], ["generate", 0, 4, 20]],
+        "steps": [
+            *WORK,
+            ["reset"],
+            ["look", "reset"],
+            ["generate", 0, 4, 20],
+            ["nap"],
+            ["generate", 0, 4, 20],
+        ],
         "connector": engine.connector(budget="4MiB"),
     }
     ours = engine.run(job)
     assert ours["tokens"][:2] == stock["tokens"], ours["log"]
-    assert ours["tokens"][2] == [tokens[:20] for tokens in stock["tokens"][0][:4]]
+    assert ours["tokens"][2] == ours["tokens"][3] == [tokens[:20] for tokens in stock["tokens"][0][:4]]
     assert ours["metrics"]["vllm:num_preemptions"] > 0
     assert ours["looks"]["busy"]["figures"][0]["mapped_bytes"] <= 4 << 20
     assert ours["looks"]["busy"]["usage"] == 0
     assert ours["resets"] == [True]
-    assert ours["looks"]["reset"]["figures"][0]["mapped_bytes"] <= 256 << 10
+    for look in ("reset", "asleep"):
+        assert ours["looks"][look]["figures"][0]["mapped_bytes"] <= 256 << 10
 
 
 def test_a_budget_below_one_request_says_what_to_change():

@@ -21,6 +21,15 @@ def test_groups_that_overlay_each_other():
     compare(stock, engine.run(job | {"connector": engine.connector(budget="48MiB", idle="500ms")}))
 
 
+def test_latent_attention_whose_blocks_share_pages():
+    """One request at a time: in vLLM's MLA for the CPU, tokens depend on what else is in the batch."""
+    work = [["generate", 0, 6, 40], ["look", "busy"], ["generate", 0, 6, 20], ["sleep", 3], ["look", "idle"]]
+    job = {"model": engine.deepseek(), "steps": work, "engine": {"max_num_seqs": 1}}
+    stock = engine.run(job)
+    assert sum(len(set(tokens)) > 15 for tokens in stock["tokens"][0]) > 3
+    compare(stock, engine.run(job | {"connector": engine.connector(budget="48MiB", idle="500ms")}))
+
+
 @pytest.mark.parametrize(
     ("extra", "reason"),
     [
