@@ -10,6 +10,7 @@ from vmm import DriverError
 
 PAGE = 4096
 MOST_PAGES = 56  # of a budget
+LATEST = 9  # queries that an event may be late by
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -21,6 +22,7 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.failing = False
+        self.work_is_late = False  # an unfinished epoch holds back what is reclaimable
 
     @rule(times=st.integers(1, 4))
     def poll(self, times):
@@ -50,6 +52,14 @@ class PoolMachine(RuleBasedStateMachine):
     def recover(self):
         self.core.fail_at(0, 0)
         self.failing = False
+
+    def finish_work(self):
+        self.recover()
+        self.core.delay_events(0)
+        self.core.end()
+        for _ in range(10 * LATEST):  # a poll asks once
+            self.core.poll()
+        self.work_is_late = False
 
     def end_pool(self):
         """When all work is over and nothing is leased: everything must come back."""

@@ -208,18 +208,14 @@ class Growth:
         self._freed_before, self._freed = self._freed, []
         self._rescue = self.low
         if self.pressed and self._shrinks:
-            self.relieve()
+            asked, self.pressed = self.pressed, 0
+            self.give_back(asked)
         self.refill()
 
     def freed(self, blocks: list[KVCacheBlock]) -> None:
         self._freed.append(blocks)
 
     # ---- giving back
-
-    def relieve(self) -> int:
-        """Gives back as much as others ask for."""
-        asked, self.pressed = self.pressed, 0
-        return self.give_back(asked) if asked else 0
 
     def give_back(self, most: int | None = None) -> int:
         """Gives back the memory of rows whose blocks are all free, the least recently used first: of all of

@@ -7,8 +7,8 @@ from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from pool_machine import PAGE, PoolMachine
-from test_pool_model import BUDGET_PAGES, LATEST, make_pool
+from pool_machine import LATEST, PAGE, PoolMachine
+from test_pool_model import BUDGET_PAGES, make_pool
 
 from vmm import DriverError, OutOfPages, _core
 
@@ -29,7 +29,6 @@ class BlocksMachine(PoolMachine):
         self.other_kept = set()
         self.written = {}  # by kept block: what its ends hold; None: not known yet
         self.announced = set()
-        self.work_is_late = False
         self.writes = 0
 
     @initialize(
@@ -183,14 +182,6 @@ class BlocksMachine(PoolMachine):
         """Who wants back what is being unmapped would, rightly, wait for an open epoch for ever."""
         if self.work_is_late:
             self.finish_work()
-
-    def finish_work(self):
-        self.recover()
-        self.core.delay_events(0)
-        self.core.end()
-        for _ in range(10 * LATEST):  # a poll asks once
-            self.core.poll()
-        self.work_is_late = False
 
     def teardown(self):
         self.finish_work()

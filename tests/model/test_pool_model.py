@@ -9,11 +9,10 @@ from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from pool_machine import PAGE, PoolMachine
+from pool_machine import LATEST, PAGE, PoolMachine
 
 from vmm import DriverError, OutOfPages, _core
 
-LATEST = 9  # queries that an event may be late by
 BUDGET_PAGES = 40
 MARK = 32  # bytes written at both ends of a page
 
@@ -55,7 +54,6 @@ class LeaseMachine(PoolMachine):
         super().__init__()
         self.core = make_pool()
         self.models: list[Model] = []
-        self.work_is_late = False  # an unfinished epoch holds back what is reclaimable
         self.writes = 0
 
     @initialize(watched=st.booleans())
@@ -172,14 +170,6 @@ class LeaseMachine(PoolMachine):
         assert stats["created_bytes"] <= BUDGET_PAGES * PAGE
         assert stats["mapped_bytes"] + stats["free_bytes"] <= stats["created_bytes"]
         assert ON_CUDA or os.fstat(self.core.memfd).st_blocks * 512 == stats["created_bytes"]
-
-    def finish_work(self):
-        self.recover()
-        self.core.delay_events(0)
-        self.core.end()
-        for _ in range(10 * LATEST):  # a poll asks once
-            self.core.poll()
-        self.work_is_late = False
 
     def teardown(self):
         self.finish_work()

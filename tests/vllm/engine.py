@@ -76,40 +76,41 @@ def model(name: str = "llama", **changes: Any) -> str:
 @cache
 def olmo() -> str:
     """A tiny Olmo 3: three of its four layers have a sliding window of 64 tokens."""
-    folder = MODELS / "olmo3"
-    if not (folder / "model.safetensors").exists():
-        import torch
-        from transformers import Olmo3Config, Olmo3ForCausalLM
-
-        torch.manual_seed(7)
-        config = Olmo3Config(
-            vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=4, dtype="float32",
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-            sliding_window=64, layer_types=["sliding_attention"] * 3 + ["full_attention"],
-            initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-        )  # fmt: skip
-        Olmo3ForCausalLM(config).save_pretrained(folder)
-    return str(folder)
+    return _of_transformers(
+        "olmo3", "Olmo3",
+        num_hidden_layers=4, num_key_value_heads=2, sliding_window=64,
+        layer_types=["sliding_attention"] * 3 + ["full_attention"],
+    )  # fmt: skip
 
 
 @cache
 def deepseek() -> str:
     """A tiny DeepSeek V2 with latent attention (MLA): a block has 36 KiB in each layer, which divides no
     page."""
-    folder = MODELS / "deepseek2"
+    return _of_transformers(
+        "deepseek2", "DeepseekV2",
+        num_hidden_layers=3, num_key_value_heads=4,
+        kv_lora_rank=512, q_lora_rank=None, qk_rope_head_dim=64, qk_nope_head_dim=64, v_head_dim=64,
+        first_k_dense_replace=3, n_routed_experts=2, num_experts_per_tok=1, moe_intermediate_size=64,
+        n_group=1, topk_group=1,
+    )  # fmt: skip
+
+
+def _of_transformers(name: str, architecture: str, **config: Any) -> str:
+    """The folder of a tiny model that transformers makes, with random weights."""
+    folder = MODELS / name
     if not (folder / "model.safetensors").exists():
         import torch
-        from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+        import transformers
 
         torch.manual_seed(7)
-        config = DeepseekV2Config(
-            vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, dtype="float32",
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096,
-            kv_lora_rank=512, q_lora_rank=None, qk_rope_head_dim=64, qk_nope_head_dim=64, v_head_dim=64,
-            first_k_dense_replace=3, n_routed_experts=2, num_experts_per_tok=1, moe_intermediate_size=64,
-            n_group=1, topk_group=1, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-        )  # fmt: skip
-        DeepseekV2ForCausalLM(config).save_pretrained(folder)
+        common = {
+            "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4,
+            "max_position_embeddings": 4096, "initializer_range": 0.2, "dtype": "float32",
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        }  # fmt: skip
+        made = getattr(transformers, f"{architecture}Config")(**common, **config)
+        getattr(transformers, f"{architecture}ForCausalLM")(made).save_pretrained(folder)
     return str(folder)
 
 
