@@ -80,16 +80,12 @@ Ahead Blocks::map_ahead(Bytes batch, Pages) {
   std::lock_guard ahead(range_->ahead());
   if (paused()) return Ahead::failed;  // the scratch's end wakes the pager
   Pages at_most{std::max<std::uint64_t>(1, batch / range_->page_bytes())};
-  auto not_mapped = [&](Ahead why, LogLevel level, const std::exception& error) {
-    pool().log().write(level, error.what());
-    settle();
-    put_back();
-    return why;
-  };
-  try {
+  MapOptions options;
+  options.need = Need::announced;
+  options.wait = false;
+  const auto map = [&] {
     while (take_due(at_most)) {
-      const MapResult result = map_what_fits(pool(), range_->reservation(), ahead_,
-                                             {.need = Need::announced, .wait = false}, at_most);
+      const MapResult result = map_what_fits(pool(), range_->reservation(), ahead_, options, at_most);
       pool().counters().pages_mapped_ahead.add(result.mapped.count);
       at_most -= result.mapped;
       const bool all_there = settle();
@@ -99,15 +95,11 @@ Ahead Blocks::map_ahead(Bytes batch, Pages) {
       return at_most.count == 0 ? Ahead::more : Ahead::failed;
     }
     return Ahead::done;
-  } catch (const OutOfPages& error) {
-    return not_mapped(Ahead::starved, LogLevel::debug, error);
-  } catch (const MappingLimit& error) {
-    return not_mapped(Ahead::starved, LogLevel::warning, error);
-  } catch (const Closed&) {
-    return Ahead::done;
-  } catch (const std::exception& error) {
-    return not_mapped(Ahead::failed, LogLevel::warning, error);
-  }
+  };
+  return ahead_of_need(pool(), map, [&] {
+    settle();
+    put_back();
+  });
 }
 
 }  // namespace vmm

@@ -74,6 +74,28 @@ inline MapResult map_what_fits(Pool& pool, Reservation& reservation, std::span<c
   }
 }
 
+/// What became of `map`, which is an engine's work ahead of need. Where that throws, `put_back` notes what is
+/// still to be done.
+template <class Map, class PutBack>
+Ahead ahead_of_need(Pool& pool, Map map, PutBack put_back) {
+  auto not_mapped = [&](Ahead why, LogLevel level, const std::exception& error) {
+    pool.log().write(level, error.what());
+    put_back();
+    return why;
+  };
+  try {
+    return map();
+  } catch (const OutOfPages& error) {
+    return not_mapped(Ahead::starved, LogLevel::debug, error);
+  } catch (const MappingLimit& error) {
+    return not_mapped(Ahead::starved, LogLevel::warning, error);
+  } catch (const Closed&) {
+    return Ahead::done;
+  } catch (const std::exception& error) {
+    return not_mapped(Ahead::failed, LogLevel::warning, error);
+  }
+}
+
 /// Calls map() -> MapResult. Where it had to map or to wait, or threw, this is counted as a stall.
 template <class Map>
 MapResult map_counting_stalls(Pool& pool, Map map) {

@@ -203,27 +203,15 @@ Ahead Slots::map_ahead(Bytes batch, Pages lookahead) {
   take_due();
   if (at_hand_.empty()) return Ahead::done;
   Pages at_most{std::max<std::uint64_t>(1, batch / parts_.front().page_bytes())};
-  auto not_mapped = [&](Ahead why, LogLevel level, const std::exception& error) {
-    pool().log().write(level, error.what());
-    put_back(false);
-    return why;
+  const auto map = [&] {
+    if (map_wanted(at_hand_, at_most)) return Ahead::done;
+    put_back(true);
+    return Ahead::more;
   };
-  try {
-    if (!map_wanted(at_hand_, at_most)) {
-      put_back(true);
-      return Ahead::more;
-    }
-  } catch (const OutOfPages& error) {
-    return not_mapped(Ahead::starved, LogLevel::debug, error);
-  } catch (const MappingLimit& error) {
-    return not_mapped(Ahead::starved, LogLevel::warning, error);
-  } catch (const Closed&) {
-    return Ahead::done;
-  } catch (const std::exception& error) {
-    return not_mapped(Ahead::failed, LogLevel::warning, error);
-  }
+  const Ahead result = ahead_of_need(pool(), map, [&] { put_back(false); });
+  if (result != Ahead::done || !options_.look_ahead) return result;
   // The look-ahead takes no memory from others. If it fails now, the next page asks for it again.
-  if (!options_.look_ahead || map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;
+  if (map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;
   put_back(true);
   return Ahead::more;
 }

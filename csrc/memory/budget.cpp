@@ -6,13 +6,12 @@ namespace vmm {
 
 Budget::ListenerId LocalBudget::listen(Listener listener) {
   std::lock_guard lock(mutex_);
-  listeners_.emplace(next_id_, std::move(listener));
-  return next_id_++;
+  return listeners_.add(std::move(listener));
 }
 
 void LocalBudget::stop_listening(ListenerId id) {
   std::lock_guard lock(mutex_);
-  listeners_.erase(id);
+  listeners_.remove(id);
 }
 
 bool LocalBudget::take(Bytes size, ListenerId taker, bool press) {
@@ -22,7 +21,7 @@ bool LocalBudget::take(Bytes size, ListenerId taker, bool press) {
     return true;
   }
   refused_ = true;
-  if (press && size <= limit_) ask(taken_ + size - limit_, taker);
+  if (press && size <= limit_) listeners_.tell(taken_ + size - limit_, taker);
   return false;
 }
 
@@ -45,17 +44,12 @@ Bytes LocalBudget::taken() const {
 void LocalBudget::set_limit(Bytes limit) {
   std::lock_guard lock(mutex_);
   limit_ = limit;
-  if (taken_ > limit_) ask(taken_ - limit_, 0);
+  if (taken_ > limit_) listeners_.tell(taken_ - limit_);
   tell_of_room();
 }
 
 void LocalBudget::tell_of_room() {
-  if (taken_ < limit_ && std::exchange(refused_, false)) ask({}, 0);
-}
-
-void LocalBudget::ask(Bytes size, ListenerId except) {
-  for (auto& [id, listener] : listeners_)
-    if (id != except) listener(size);
+  if (taken_ < limit_ && std::exchange(refused_, false)) listeners_.tell({});
 }
 
 }  // namespace vmm

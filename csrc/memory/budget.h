@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <utility>
 
 #include "base/lock.h"
 #include "base/types.h"
@@ -34,6 +35,24 @@ class Budget {
   virtual void set_limit(Bytes limit) = 0;
 };
 
+/// Who listens to a budget. Not thread-safe: the budget's lock guards it.
+class BudgetListeners {
+ public:
+  Budget::ListenerId add(Budget::Listener listener) {
+    listeners_.emplace(next_id_, std::move(listener));
+    return next_id_++;
+  }
+  void remove(Budget::ListenerId id) { listeners_.erase(id); }
+  void tell(Bytes size, Budget::ListenerId except = 0) const {
+    for (const auto& [id, listener] : listeners_)
+      if (id != except) listener(size);
+  }
+
+ private:
+  Budget::ListenerId next_id_ = 1;
+  std::map<Budget::ListenerId, Budget::Listener> listeners_;
+};
+
 /// A budget of this process; several pools may share one.
 class LocalBudget final : public Budget {
  public:
@@ -48,15 +67,13 @@ class LocalBudget final : public Budget {
   void set_limit(Bytes limit) override;
 
  private:
-  void ask(Bytes size, ListenerId except);
   void tell_of_room();
 
   mutable Mutex mutex_{LockRank::budget};
   Bytes limit_;
   Bytes taken_;
   bool refused_ = false;  // somebody, since that was last told
-  ListenerId next_id_ = 1;
-  std::map<ListenerId, Listener> listeners_;
+  BudgetListeners listeners_;
 };
 
 }  // namespace vmm

@@ -85,6 +85,7 @@ ShareTurn::ShareTurn(ShareFile& file, std::uint32_t place, std::uint64_t ticket)
     throw Error("share: this process is not in " + file.path() + " any more");
   look();
   answers_before_ = answers_;
+  wanted_before_ = mine().wanted;
 }
 
 void ShareTurn::look() {
@@ -105,8 +106,11 @@ void ShareTurn::commit() {
   if (concern_others()) file_.ring();
 }
 
-/// Whether somebody else is asked for more, or can have now what he wants.
+/// Whether somebody else is asked for more, can have now what he wants, or, because of a new want, is to let
+/// go of what he does not use.
 bool ShareTurn::concern_others() const {
+  const ShareRecord& mine = table_.places[place_];
+  if (mine.wanted > mine.grant && mine.wanted != wanted_before_) return true;
   const std::vector<ShareAnswer>& answers = answers_before_;
   for (std::size_t i = 0; i < members_.size(); ++i) {
     if (i == place_) continue;

@@ -44,7 +44,9 @@ class ShareTurn {
   ShareTable table_;
   std::vector<ShareMember> members_;
   std::vector<ShareAnswer> answers_;
-  std::vector<ShareAnswer> answers_before_;  // of the table as it was read
+  // Of the table as it was read:
+  std::vector<ShareAnswer> answers_before_;
+  std::uint64_t wanted_before_ = 0;
 };
 
 /// What a process has when it has joined.

@@ -14,6 +14,7 @@ constexpr Nanoseconds want_lasts = 1s;    // unless it is repeated
 constexpr Nanoseconds ask_again = 400ms;  // whoever was refused is told to, or his want would end
 constexpr std::uint64_t chunks = 1024;    // in a whole share: grants are raised by one at least
 constexpr Bytes least_chunk = 64_KiB;
+constexpr std::uint64_t much_unused = 8;  // this part of a whole share, and the grant is lowered at once
 
 }  // namespace
 
@@ -37,13 +38,12 @@ SharedBudget::~SharedBudget() {
 
 Budget::ListenerId SharedBudget::listen(Listener listener) {
   std::lock_guard lock(mutex_);
-  listeners_.emplace(next_id_, std::move(listener));
-  return next_id_++;
+  return listeners_.add(std::move(listener));
 }
 
 void SharedBudget::stop_listening(ListenerId id) {
   std::lock_guard lock(mutex_);
-  listeners_.erase(id);
+  listeners_.remove(id);
 }
 
 bool SharedBudget::take(Bytes size, ListenerId taker, bool press) {
@@ -52,7 +52,7 @@ bool SharedBudget::take(Bytes size, ListenerId taker, bool press) {
     refused_ = true;
     refused_at_ = clock_->now();
     // Other pools of this process are as near as other processes.
-    if (press && size <= terms_.maximum) tell(saturating_sub(taken_ + size, limit_), taker);
+    if (press && size <= terms_.maximum) listeners_.tell(saturating_sub(taken_ + size, limit_), taker);
     return false;
   }
   taken_ += size;
@@ -95,8 +95,13 @@ void SharedBudget::give_back(Bytes size) noexcept {
   std::lock_guard lock(mutex_);
   taken_ -= size;
   // The grant is lowered by poll(): many pages go back one by one, under the lock of their pool.
-  if (usable_ < grant_ || (users_ == 0 && taken_.count == 0)) wake_();
-  if (taken_ < limit_ && std::exchange(refused_, false)) tell({});
+  const Bytes unused = saturating_sub(grant_, std::max(taken_, terms_.minimum));
+  if (usable_ < grant_ || (users_ == 0 && taken_.count == 0)) {
+    wake_();
+  } else if (unused >= std::max(total_ / much_unused, chunk()) && !std::exchange(letting_go_, true)) {
+    wake_();
+  }
+  if (taken_ < limit_ && std::exchange(refused_, false)) listeners_.tell({});
 }
 
 Bytes SharedBudget::limit() const {
@@ -153,6 +158,7 @@ void SharedBudget::set_waker(std::function<void()> wake) {
 void SharedBudget::poll() noexcept {
   std::lock_guard lock(mutex_);
   if (left_) return;
+  letting_go_ = false;
   if (users_ == 0 && taken_.count == 0) return leave();
   if (!transact([&](ShareTurn& turn) {
         const bool buried = turn.bury_dead();
@@ -226,15 +232,10 @@ void SharedBudget::failed(const char* why) noexcept {
   if (!std::exchange(failing_, true)) log_.write(LogLevel::error, why);
 }
 
-void SharedBudget::tell(Bytes size, ListenerId except) {
-  for (auto& [id, listener] : listeners_)
-    if (id != except) listener(size);
-}
-
 /// Listeners add up what they are told.
 void SharedBudget::tell_pressure() {
   const Bytes pressure = saturating_sub(taken_, usable_);
-  if (pressure > told_) tell(pressure - told_);
+  if (pressure > told_) listeners_.tell(pressure - told_);
   told_ = pressure;
 }
 
@@ -244,7 +245,7 @@ void SharedBudget::tell_of_room(bool again) {
   const bool repeat = again && clock_->now() - refused_at_ >= ask_again;
   if (refused_ && (room || repeat)) {
     refused_ = false;
-    tell({});
+    listeners_.tell({});
   }
 }
 

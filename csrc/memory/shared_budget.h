@@ -2,7 +2,6 @@
 #pragma once
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -74,7 +73,6 @@ class SharedBudget final : public Budget {
   bool transact(const std::function<bool(ShareTurn&)>& change) noexcept;
   void adopt(const ShareRecord& mine, const ShareAnswer& answer);
   Bytes chunk() const;
-  void tell(Bytes size, ListenerId except = 0);
   void tell_pressure();
   void tell_of_room(bool again);
   void failed(const char* why) noexcept;
@@ -100,14 +98,14 @@ class SharedBudget final : public Budget {
   Bytes told_;  // of what is asked, what the listeners know of
   Nanoseconds wanted_at_{0};
   Nanoseconds refused_at_{0};
-  bool refused_ = false;  // somebody, since that was last told
+  bool refused_ = false;     // somebody, since that was last told
+  bool letting_go_ = false;  // of what is unused: the waker knows
   bool failing_ = false;  // the file, since that was last logged
   bool left_ = false;
   bool gone_ = false;  // the file, and that is logged
   int users_ = 1;
   std::function<void()> wake_ = [] {};
-  ListenerId next_id_ = 1;
-  std::map<ListenerId, Listener> listeners_;
+  BudgetListeners listeners_;
 };
 
 }  // namespace vmm

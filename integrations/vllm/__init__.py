@@ -6,9 +6,6 @@ vLLM finds `register` by the entry point ``vllm.general_plugins`` and calls it i
 
 def register() -> None:
     """Makes ``"kv_connector": "VmmConnector"`` known to vLLM. Calling it again does nothing."""
-    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vmm.integrations.vllm import compat
 
-    if "VmmConnector" not in KVConnectorFactory._registry:
-        KVConnectorFactory.register_connector(
-            "VmmConnector", "vmm.integrations.vllm.connector", "VmmConnector"
-        )
+    compat.make_known("VmmConnector", "vmm.integrations.vllm.connector")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.core.block_pool import BlockPool
 
+from vmm.integrations.vllm import compat
 from vmm.integrations.vllm.growth import Growth
 
 if TYPE_CHECKING:
@@ -58,11 +59,8 @@ class ElasticBlockPool(BlockPool):
         with self.growth.lock:
             self.growth.collect()
             # vLLM compares the blocks that there are with those that are free; here these are those present.
-            every, self.num_gpu_blocks = self.num_gpu_blocks, self.growth.rows.present + 1
-            try:
+            with compat.counting_only(self, self.growth.rows.present + 1):
                 done = super().reset_prefix_cache()
-            finally:
-                self.num_gpu_blocks = every
             if done:
                 self.growth.give_back()
             return done

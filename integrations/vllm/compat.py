@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,14 @@ def check_version(version: str) -> None:
             f"VmmConnector was tested with vLLM {FIRST[0]}.{FIRST[1]} to {LAST[0]}.{LAST[1]}, and this is"
             f" {version}; install one of those, or a newer kvmm: pip install --upgrade 'kvmm[vllm]'"
         )
+
+
+def make_known(name: str, module: str) -> None:
+    """Lets vLLM find a connector by its name. Does nothing when it knows the name already."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    if name not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector(name, module, name)
 
 
 def check_processes(parallel: ParallelConfig) -> None:
@@ -86,9 +95,66 @@ def from_the_front(pool: BlockPool) -> Iterator[KVCacheBlock]:
         block = block.next_free_block
 
 
+@contextmanager
+def counting_only(pool: BlockPool, blocks: int) -> Iterator[None]:
+    """While this is open, the pool takes so many blocks for all that there are."""
+    every, pool.num_gpu_blocks = pool.num_gpu_blocks, blocks
+    try:
+        yield
+    finally:
+        pool.num_gpu_blocks = every
+
+
 def blocks_of_a_request(vllm_config: VllmConfig, config: KVCacheConfig) -> int:
     """How many blocks one request of max_model_len tokens needs at most."""
     return sum(
         -(-group.kv_cache_spec.max_memory_usage_bytes(vllm_config) // group.kv_cache_spec.page_size_bytes)
         for group in config.kv_cache_groups
     )
+
+
+# ---- A worker on a GPU, where a kernel faults at an address without memory
+#
+# Two places of vLLM lead kernels to blocks that were never confirmed, or are not any more:
+#
+# - The V2 runner's warm-up writes blocks 1 to about max_num_seqs times the groups, before there is a
+#   scheduler. A switch of vLLM, for its elastic expert parallelism, sends these writes to the null block.
+# - The V2 runner's gather writes only as many entries of a block table's row as the request has blocks, and
+#   leaves the ids of earlier requests behind them. FlashAttention 2 may look at these (vllm#42494).
+
+
+def prepare_gpu_runner(vllm_config: VllmConfig) -> None:
+    """Call it before the warm-up. Raises ValueError for a model runner that this was not written for."""
+    from vllm.v1.worker.gpu.block_table import BlockTables
+
+    if not vllm_config.use_v2_model_runner or not hasattr(BlockTables, "redirect_writes_to_null_block"):
+        raise ValueError(
+            "VmmConnector: on a GPU it needs vLLM's V2 model runner, because it knows of no other which"
+            " blocks its kernels touch; unset VLLM_USE_V2_MODEL_RUNNER, or use a model that this runner"
+            " supports"
+        )
+    BlockTables.redirect_writes_to_null_block = True
+    _clear_tails(BlockTables)
+
+
+def gpu_runner_is_warm() -> None:
+    """Call it before the first step that a scheduler has planned."""
+    from vllm.v1.worker.gpu.block_table import BlockTables
+
+    BlockTables.redirect_writes_to_null_block = False
+
+
+def _clear_tails(tables: Any) -> None:
+    """Lets every gather begin with rows of null blocks."""
+    gather = tables.gather_block_tables
+    if hasattr(gather, "of_vmm"):
+        return
+
+    def gather_cleared(self: Any, idx_mapping: Any, num_reqs_padded: int, *more: Any, **named: Any) -> Any:
+        out = named.get("out", more[0] if more else None)
+        for table in self.input_block_tables if out is None else out:
+            table[:num_reqs_padded].zero_()
+        return gather(self, idx_mapping, num_reqs_padded, *more, **named)
+
+    gather_cleared.of_vmm = True  # type: ignore[attr-defined]
+    tables.gather_block_tables = gather_cleared

@@ -83,6 +83,7 @@ class Mapper:
         # In portions, so that the first blocks are ready long before the last of many.
         portion = max(_PORTION_BYTES // (self.memory.block_bytes * request.row), 1)
         while rows:
+            portion = min(portion, len(rows))
             ids = _joined(rows[:portion])
             if self._kept(ids):
                 self._reply("ready", ids)

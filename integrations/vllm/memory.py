@@ -14,8 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 import vmm
 from vmm.arguments import chosen_page_bytes
-from vmm.integrations.vllm import gpu_worker
-from vmm.integrations.vllm.compat import is_kv_allocation
+from vmm.integrations.vllm import compat
 from vmm.units import rounded_up
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class WorkerMemory:
     def hello(self) -> dict[str, Any]:
         """What the scheduler must know when it comes, which is after the warm-up."""
         if self.gpu:
-            gpu_worker.warmed_up()
+            compat.gpu_runner_is_warm()
         return {
             "row": self.row,
             "block_bytes": self.block_bytes,
@@ -152,7 +151,7 @@ class _AnswerAllocation(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not is_kv_allocation(func, args, kwargs):
+        if not compat.is_kv_allocation(func, args, kwargs):
             return func(*args, **kwargs)
         self.answered += 1
         return self._tensor(args[0])

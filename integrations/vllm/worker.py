@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vmm.integrations.vllm import gpu_worker
+from vmm.integrations.vllm import compat
 from vmm.integrations.vllm.link import local_mappers
 from vmm.integrations.vllm.mapper import Mapper
 from vmm.integrations.vllm.memory import WorkerMemory
@@ -28,7 +28,7 @@ class WorkerSide:
         device = torch.device(vllm_config.device_config.device)
         self._memory = WorkerMemory(settings, layout, device, request_blocks)
         if self._memory.gpu:
-            gpu_worker.prepare(vllm_config)
+            compat.prepare_gpu_runner(vllm_config)
         self._mapper = Mapper(self._memory)
         self._pressure = PressureWatch(self._memory.pool, self._mapper) if self._memory.shared else None
         assert vllm_config.kv_transfer_config is not None

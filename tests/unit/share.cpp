@@ -104,6 +104,45 @@ TEST(idle_grants_go_to_who_wants_them) {
   CHECK(one.grant() == Bytes{});
 }
 
+TEST(what_was_much_and_is_not_used_any_more_is_let_go_at_once) {
+  ShareFolder folder;
+  Member one(folder.file(), {4_MiB, 64_MiB, 0});
+  int woken = 0;
+  CHECK(one.take(60_MiB));
+  one.budget->set_waker([&] { ++woken; });
+  one.budget->give_back(1_MiB);
+  CHECK(woken == 0);  // it may well need that again
+  for (int i = 0; i < 59; ++i) one.budget->give_back(1_MiB);
+  CHECK(woken == 1);
+  one.budget->poll();
+  CHECK(one.grant() == 4_MiB);
+  CHECK(one.take(4_MiB));
+  one.budget->give_back(4_MiB);  // within the minimum there is nothing to let go of
+  CHECK(woken == 1);
+}
+
+TEST(whoever_wants_lets_the_others_look_once) {
+  struct Counted final : FileCalls {
+    explicit Counted(int& to) : rings(to) {}
+    int fails(const char* call) override {
+      rings += std::string(call) == "futimens";
+      return 0;
+    }
+    int& rings;
+  };
+  ShareFolder folder;
+  int rings = 0;
+  Member one(folder.file(), {16_MiB, 64_MiB, 0});
+  Member other(folder.file(), all_of_it, std::make_unique<Counted>(rings));
+  CHECK(one.take(24_MiB) && other.take(40_MiB));
+  one.budget->give_back(4_MiB);
+  rings = 0;
+  CHECK(!other.take(8_MiB) && rings == 1);  // more than all others could leave to it: nobody is asked
+  CHECK(!other.take(8_MiB) && rings == 1);
+  one.budget->poll();
+  CHECK(one.grant() == 20_MiB && other.take(4_MiB));
+}
+
 TEST(what_is_used_is_asked_for_once_and_given_back_page_by_page) {
   ShareFolder folder;
   Member one(folder.file(), all_of_it), other(folder.file(), all_of_it);

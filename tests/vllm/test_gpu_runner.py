@@ -6,7 +6,7 @@ import pytest
 import torch
 from vllm.v1.worker.gpu.block_table import BlockTables
 
-from vmm.integrations.vllm import gpu_worker
+from vmm.integrations.vllm import compat
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ V2 = SimpleNamespace(use_v2_model_runner=True)
 
 
 def test_no_row_shows_blocks_of_earlier_requests(tables):
-    gpu_worker.prepare(V2)
-    gpu_worker.prepare(V2)  # a second engine in the process
+    compat.prepare_gpu_runner(V2)
+    compat.prepare_gpu_runner(V2)  # a second engine in the process
     tables.gather_block_tables([(10, 18), (20, 28)], 2)
     (rows,) = tables.gather_block_tables([(30, 33), (40, 41)], 2)
     assert rows.tolist() == [[30, 31, 32, 0, 0, 0, 0, 0], [40, 0, 0, 0, 0, 0, 0, 0]]
@@ -52,13 +52,13 @@ def test_the_warm_up_writes_the_null_block_and_requests_do_not(tables):
     tables.block_tables = [
         SimpleNamespace(gpu=torch.zeros(4, 8), stage_write=lambda request, start, ids: written.append(ids))
     ]
-    gpu_worker.prepare(V2)
+    compat.prepare_gpu_runner(V2)
     tables.append_block_ids(0, ([1, 2, 3],), overwrite=True)
-    gpu_worker.warmed_up()
+    compat.gpu_runner_is_warm()
     tables.append_block_ids(0, ([4, 5],), overwrite=True)
     assert written == [[0, 0, 0], [4, 5]]
 
 
 def test_another_model_runner_is_refused():
     with pytest.raises(ValueError, match="V2 model runner"):
-        gpu_worker.prepare(SimpleNamespace(use_v2_model_runner=False))
+        compat.prepare_gpu_runner(SimpleNamespace(use_v2_model_runner=False))
