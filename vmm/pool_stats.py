@@ -15,6 +15,7 @@ class PoolStats:
     peak_created_bytes: int
     free_bytes: int  #: created, but mapped nowhere
     mapped_bytes: int
+    saved_bytes: int  #: by sequences that share pages: a page counts once in all the others
     kept_bytes: int  #: mapped and needed
     reclaimable_bytes: int  #: mapped, but needed by nobody: look-ahead, and what finished caches left mapped
     reservations_leased: int

@@ -61,11 +61,19 @@ void bind_kv_cache(py::module_& m) {
           "announce", [](KvCache& c, std::uint32_t slot, std::uint64_t to) { c.announce_tokens(slot, {to}); },
           py::arg("slot"), py::arg("to"), NoGil())
       .def(
+          "fork",
+          [](KvCache& c, std::uint32_t slot, std::uint32_t count, std::uint64_t stream) {
+            std::vector<std::uint32_t> out;
+            with_full_device(c.slots().pool(), [&] { out = c.fork(slot, count, {stream}); });
+            return out;
+          },
+          py::arg("slot"), py::arg("count"), py::arg("stream") = 0)
+      .def(
           "truncate",
           [](KvCache& c, std::uint32_t slot, std::uint64_t to, std::uint64_t stream) {
-            c.truncate(slot, {to}, {stream});
+            with_full_device(c.slots().pool(), [&] { c.truncate(slot, {to}, {stream}); });
           },
-          py::arg("slot"), py::arg("to"), py::arg("stream") = 0, NoGil())
+          py::arg("slot"), py::arg("to"), py::arg("stream") = 0)
       .def(
           "close", [](KvCache& c, std::uint32_t slot, std::uint64_t stream) { c.close(slot, {stream}); },
           py::arg("slot"), py::arg("stream") = 0, NoGil())

@@ -82,6 +82,7 @@ py::dict stats(const PoolHandle& handle) {
   out["peak_created_bytes"] = s.peak_created.count;
   out["free_bytes"] = s.free.count;
   out["mapped_bytes"] = s.mapped.count;
+  out["saved_bytes"] = s.saved.count;
   out["kept_bytes"] = s.kept.count;
   out["reclaimable_bytes"] = s.reclaimable.count;
   out["reservations_leased"] = s.reservations_leased;

@@ -176,16 +176,27 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   if (slots_->has_windows() && to.count != 0 && to.count < previous_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
+  const Tokens wanted = to;
+  if (to.count < lengths_[slot] && slots_->shares_page_of(slot, to)) make_private(slot, to, stream);
   // Tokens beyond kept() lie in the last page that is kept, so there is no page to give up for them, and what
   // was announced stays announced.
   if (to < slots_->kept(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
+  if (to < wanted)
+    throw DriverError("the driver would not map the copy of a shared page: the sequence in slot " +
+                      std::to_string(slot) + " has only " + std::to_string(to.count) + " tokens now");
 }
 
 void KvCache::close(std::uint32_t slot, StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   std::lock_guard lock(mutex_);
   require_open(slot);
+  close_slot(slot, stream);
+  prepare();
+}
+
+/// The caller holds the lock.
+void KvCache::close_slot(std::uint32_t slot, StreamHandle stream) {
   const bool fresh = states_[slot] == SlotState::fresh;
   const auto holds = fresh ? free_.tokens(slot) : static_cast<std::uint32_t>(slots_->limits()[slot].count);
   if (!fresh) fences_[slot] = readers(users_[slot], stream);
@@ -193,7 +204,6 @@ void KvCache::close(std::uint32_t slot, StreamHandle stream) {
   fresh_ -= fresh;
   free_.put(slot, holds);
   states_[slot] = SlotState::free;
-  prepare();
 }
 
 }  // namespace vmm

@@ -66,9 +66,15 @@ class KvCache {
   /// Tells the pager that tokens up to `to` will be needed soon: those of a prompt that waits, or of its next
   /// chunk. Waits for nothing. Throws InvalidArgument for a slot that is not open, or past max_tokens.
   void announce_tokens(std::uint32_t slot, Tokens to);
+  /// Opens `count` sequences with the same tokens as that in `slot`. They share its whole pages; what lies
+  /// beyond is copied on `stream`, on which the sequence was last stepped. Throws InvalidArgument for a slot
+  /// that is not open, or when fewer than `count` are free; Error where work of another stream on the slot is
+  /// not over; OutOfPages, MappingLimit or what the driver throws. Then nothing is open that was not before.
+  std::vector<std::uint32_t> fork(std::uint32_t slot, std::uint32_t count, StreamHandle stream);
   /// Tokens from `to` on are needed no more. As in close(), their pages stay mapped, and the same work may
   /// still read them. Throws InvalidArgument for more than there are; and where layers have windows for less
-  /// than before the last step, unless it is 0.
+  /// than before the last step, unless it is 0. Where the page of token `to` is
+  /// shared, it is copied, which waits for the work that reads it; so this may throw what fork() throws.
   void truncate(std::uint32_t slot, Tokens to, StreamHandle stream);
   /// The slot is free. Its pages stay mapped until memory is short, and until nothing reads them any more:
   /// the epochs that it was stepped in, what is on `stream` as far as an epoch covers it (Epochs::cover), and
@@ -97,6 +103,14 @@ class KvCache {
   void announce(std::span<const std::int32_t> slots);
   std::uint32_t users_bit(StreamHandle stream);
   Fence readers(std::uint32_t users, StreamHandle stream) const;
+  std::uint32_t known_bit(StreamHandle stream) const;
+  void require_over_elsewhere(std::uint32_t slot, StreamHandle stream) const;
+  std::uint32_t slots_for_fork(StreamHandle stream, std::uint32_t& coming) const;
+  void await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t slot, std::uint32_t count,
+                            StreamHandle stream);
+  std::uint32_t fork_one(std::uint32_t slot, StreamHandle stream);
+  void make_private(std::uint32_t slot, Tokens& to, StreamHandle stream);
+  void close_slot(std::uint32_t slot, StreamHandle stream);
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
   bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
   std::uint32_t choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream);

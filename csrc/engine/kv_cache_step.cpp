@@ -45,6 +45,12 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
   }
 }
 
+/// 0 for a stream that this cache has never stepped.
+std::uint32_t KvCache::known_bit(StreamHandle stream) const {
+  const auto found = std::ranges::find(streams_, stream);
+  return found == streams_.end() ? 0 : bit_of(found - streams_.begin());
+}
+
 std::uint32_t KvCache::users_bit(StreamHandle stream) {
   const auto found = std::ranges::find(streams_, stream);
   const std::uint32_t bit = bit_of(found - streams_.begin());
@@ -62,9 +68,9 @@ Fence KvCache::readers(std::uint32_t users, StreamHandle stream) const {
   Epochs& epochs = slots_->pool().epochs();
   return epochs.fence([&, stream = epochs.named(stream)](StreamHandle each) {
     if (each == stream) return Work::all;
-    const auto found = std::ranges::find(streams_, each);
-    if (found == streams_.end()) return Work::outside_steps;
-    return (users & bit_of(found - streams_.begin())) != 0 ? Work::all : Work::marked;
+    const std::uint32_t bit = known_bit(each);
+    if (bit == 0) return Work::outside_steps;
+    return (users & bit) != 0 ? Work::all : Work::marked;
   });
 }
 

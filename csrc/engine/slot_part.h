@@ -24,6 +24,8 @@ struct SlotPart {
   Pages pages_for(Tokens tokens) const {
     return {round_up(record_bytes * tokens.count, page_bytes()) / page_bytes()};
   }
+  /// How many pages at the start of each extent hold nothing but tokens [0, tokens).
+  Pages whole_pages(Tokens tokens) const { return {record_bytes * tokens.count / page_bytes()}; }
   /// Whole tokens that so many pages at the start of an extent hold.
   Tokens room_in(Pages pages) const { return {page_bytes() * pages.count / record_bytes}; }
   /// The first pages of each extent that no later token attends to once so many tokens are there.
@@ -46,10 +48,13 @@ struct SlotPart {
   }
   /// Appends the bytes of tokens [from, to) in each of the slot's extents.
   void append_bytes(std::uint32_t slot, Tokens from, Tokens to, std::vector<ByteRange>& out) const {
+    append_extents(slot, record_bytes * from.count, record_bytes * to.count, out);
+  }
+  /// Appends bytes [from, to) of each of the slot's extents.
+  void append_extents(std::uint32_t slot, Bytes from, Bytes to, std::vector<ByteRange>& out) const {
     if (from >= to) return;
     for (std::uint64_t i = first(slot); i < first(slot) + extents; ++i)
-      out.push_back({lease->shape().extent_bytes * i + record_bytes * from.count,
-                     record_bytes * (to.count - from.count)});
+      out.push_back({lease->shape().extent_bytes * i + from, to - from});
   }
 
  private:

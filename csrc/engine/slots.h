@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -65,6 +66,17 @@ class Slots final : public Growing {
   /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short and `readers` is
   /// complete. Throws InvalidArgument where a window before `to` has been given up; 0 is always possible.
   void truncate(std::uint32_t slot, Tokens to, const Fence& readers);
+  /// Gives `to`, a slot that nobody is in and no work uses, the first `length` tokens of `from`, which has at
+  /// least so many. Whole pages of them are shared; what lies beyond is copied on `stream`. Throws what Pool::map and Driver::copy throw; then `to` has no tokens.
+  void fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream);
+  /// Whether a page that token `to` would be written to is shared.
+  bool shares_page_of(std::uint32_t slot, Tokens to) const;
+  /// Copies such pages, on `stream`, so that token `to` may be written. When the copies are under way it asks
+  /// for the fence of all who read the slot, and waits for that. Throws OutOfPages or what the driver throws,
+  /// and nothing has changed. Returns `to`; or fewer tokens, if the driver failed after the shared pages had
+  /// gone: so many are left.
+  Tokens make_private(std::uint32_t slot, Tokens to, const std::function<Fence()>& readers,
+                    StreamHandle stream);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
 
@@ -123,6 +135,10 @@ class Slots final : public Growing {
   Tokens reach(Tokens length) const { return length.count == 0 ? length : length + options_.tail; }
   Tokens without_tail(Tokens reach) const { return reach - std::min(reach, options_.tail); }
   Tokens room_in_pages_for(Tokens tokens) const;
+  std::vector<PageRange> shared_pages_of(const SlotPart& part, std::uint32_t slot, Tokens to) const;
+  void share_pages(const Slot& origin, const SlotLength& from, std::uint32_t to);
+  void copy_rest(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream);
+  bool map_after_all(Reservation& reservation, std::span<const PageRange> pages, const MapOptions& options);
   void move_windows(std::uint32_t slot, Tokens before, const Fence& readers);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);

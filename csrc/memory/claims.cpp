@@ -20,6 +20,12 @@ bool Claims::add(PageIndex page) {
   return true;
 }
 
+void Claims::add_alias(PageIndex page, const Alias& source) {
+  claims_.reserve(claims_.size() + 1);
+  claims_.push_back(tables_.claim_alias(reservation_, page, source));
+  unmapped_ = claims_.size();
+}
+
 bool Claims::pay(Need need) {
   if (empty()) return true;
   mappings_.reserve(claims_.size());

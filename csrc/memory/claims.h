@@ -23,6 +23,8 @@ class Claims {
 
   /// False while the page's place is still being released.
   bool add(PageIndex page);
+  /// A page that shares the memory of `source`.
+  void add_alias(PageIndex page, const Alias& source);
   /// Reserves all the memory that is needed from here on, to commit or to put back: where mappings run out,
   /// so may the heap. Then takes what is to be created from the budget; false where that has not enough.
   bool pay(Need need);

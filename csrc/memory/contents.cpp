@@ -16,12 +16,12 @@ void Contents::reserve(std::uint64_t more) {
   reserved_ += more;
 }
 
-ContentId Contents::add(ByteKind kind, PhysicalPageId page) {
+ContentId Contents::add(PhysicalPageId page) {
   if (reserved_ == 0) throw InvariantViolation("a content was added without room for it");
   --reserved_;
   const ContentId id = free_.back();
   free_.pop_back();
-  entries_[id.value] = {kind, page, 1};
+  entries_[id.value] = {page, 1, 0};
   return id;
 }
 

@@ -9,9 +9,9 @@
 namespace vmm {
 
 struct Content {
-  ByteKind kind;
   PhysicalPageId page;
   std::uint32_t references = 0;  // virtual pages that point here; 0: the entry is free
+  std::uint32_t unmapping = 0;   // of those, the ones that a driver call unmaps now
 };
 
 /// Not thread-safe: the pool's lock guards it.
@@ -21,7 +21,10 @@ class Contents {
   void reserve(std::uint64_t more);
   void give_up(std::uint64_t count) noexcept { reserved_ -= count; }
   /// A content with one reference, in room that was reserved.
-  ContentId add(ByteKind kind, PhysicalPageId page);
+  ContentId add(PhysicalPageId page);
+  void share(ContentId content) { ++entries_.at(content.value).references; }
+  void begin_unmapping(ContentId content) { ++entries_.at(content.value).unmapping; }
+  void end_unmapping(ContentId content) { --entries_.at(content.value).unmapping; }
   /// Takes one reference away; with the last the entry is free.
   void drop(ContentId content);
   const Content& operator[](ContentId content) const { return entries_.at(content.value); }

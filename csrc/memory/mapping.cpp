@@ -79,7 +79,8 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   ground_.require_open();
   reservation.check(ranges);
   Claims claims(ground_, tables_, reservation);
-  tried.blocked = claim(ranges, options, raised, claims);
+  tried.blocked = options.source.reservation == nullptr ? claim(ranges, options, raised, claims)
+                                                        : claim_aliases(ranges, options.source, claims);
   tried.asked = claims.size();
   tried.to_create = claims.to_create();
   raised.reserve(claims.pages().size());
@@ -123,6 +124,33 @@ bool Mapping::claim(std::span<const PageRange> ranges, const MapOptions& options
     } else if (entry.need < options.need) {
       raised.raise(page);
     }
+  }
+  return blocked;
+}
+
+/// The same for pages that get the memory of others.
+bool Mapping::claim_aliases(std::span<const PageRange> ranges, const SourcePages& source, Claims& claims) {
+  const Reservation& reservation = claims.reservation();
+  Reservation& from = *tables_.reservations().at(source.reservation->id.value);
+  from.check(source.ranges);
+  if (from.shape.kind != reservation.shape.kind || from.shape.page_bytes != reservation.shape.page_bytes)
+    throw InvalidArgument("source: expected pages of the same kind and size");
+  std::vector<PageIndex> sources;
+  for (PageIndex page : each_page(source.ranges)) sources.push_back(page);
+  bool blocked = false;
+  std::size_t i = 0;
+  for (PageIndex page : each_page(ranges)) {
+    if (i == sources.size()) throw InvalidArgument("source: expected as many pages as are to be mapped");
+    const Alias origin{&from, sources[i++]};
+    const VirtualPage& entry = reservation.table[page];
+    const VirtualPage& original = from.table[origin.page];
+    if (!original.kept()) throw InvalidArgument("source: expected pages that are kept");
+    if (entry.state == VirtualState::unmapped)
+      claims.add_alias(page, origin);
+    else if (entry.state != VirtualState::resident)
+      blocked = true;
+    else if (entry.content != original.content)
+      throw InvalidArgument("ranges: expected pages that are not mapped");
   }
   return blocked;
 }

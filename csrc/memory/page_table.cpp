@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "memory/sharing.h"
 
 namespace vmm {
 namespace {
@@ -36,13 +37,15 @@ void PageTable::move(PageIndex page, VirtualState to, std::uint16_t last_use) {
   if (to == VirtualState::resident) entry.last_use = last_use;
   entry.state = to;
   count(page, entry, true);
+  if (entry.shared) sharing_.recount(entry.content);
 }
 
 /// Counts a page in, or out of, what is Resident.
 void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
   if (entry.state != VirtualState::resident) return;
-  sums_.count(entry, page_bytes_, in);
   in ? resident_ += Pages{1} : resident_ -= Pages{1};
+  if (!entry.counted) return;
+  sums_.count(entry, page_bytes_, in);
   if (!entry.kept()) reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
   if (in) return;
   idle_.set(page, false);
@@ -65,6 +68,22 @@ void PageTable::set_need(PageIndex page, Need need) {
                              " and cannot be needed");
   count(page, entry, false);
   entry.need = need;
+  count(page, entry, true);
+  if (entry.shared) sharing_.recount(entry.content);
+}
+
+void PageTable::set_shared(PageIndex page, bool shared) {
+  VirtualPage& entry = pages_.at(page.value);
+  if (entry.shared == shared) return;
+  entry.shared = shared;
+  shared ? shared_ += Pages{1} : shared_ -= Pages{1};
+}
+
+void PageTable::set_counted(PageIndex page, bool counted) {
+  VirtualPage& entry = pages_.at(page.value);
+  if (entry.counted == counted) return;
+  count(page, entry, false);
+  entry.counted = counted;
   count(page, entry, true);
 }
 

@@ -11,17 +11,21 @@
 
 namespace vmm {
 
+class Sharing;
+
 /// Not thread-safe: the pool's lock guards it.
 class PageTable {
  public:
-  /// `sums` are those of all tables of the pool: this table adds to them what it counts.
-  PageTable(Pages size, Bytes page_bytes, MappedBytes& sums)
+  /// `sums` are those of all tables of the pool: this table adds to them what it counts. `sharing` hears what
+  /// becomes of shared pages.
+  PageTable(Pages size, Bytes page_bytes, MappedBytes& sums, Sharing& sharing)
       : pages_(size.count),
         reclaimable_{PageBits(size), PageBits(size), PageBits(size)},
         idle_(size),
         aged_(size),
         page_bytes_(page_bytes),
-        sums_(sums) {}
+        sums_(sums),
+        sharing_(sharing) {}
 
   Pages size() const noexcept { return {pages_.size()}; }
   const VirtualPage& operator[](PageIndex page) const { return pages_.at(page.value); }
@@ -36,10 +40,15 @@ class PageTable {
   /// it.
   void unkeep(PageIndex page, std::uint16_t last_use);
 
+  /// For Sharing.
+  void set_shared(PageIndex page, bool shared);
+  void set_counted(PageIndex page, bool counted);
+
   /// Pages that are not Unmapped.
   Pages in_use() const noexcept { return in_use_; }
   Pages resident() const noexcept { return resident_; }
-  /// The Resident pages that are needed to this degree, which is less than kept.
+  Pages shared() const noexcept { return shared_; }
+  /// The Resident pages that are counted and needed to this degree, which is less than kept.
   const PageBits& reclaimable(Need need) const { return reclaimable_.at(static_cast<std::size_t>(need)); }
   /// A page has aged when it is Resident and nobody has needed it since the last call but one.
   void age();
@@ -54,8 +63,10 @@ class PageTable {
   PageBits aged_;  // … nor when it was called before
   const Bytes page_bytes_;
   MappedBytes& sums_;
+  Sharing& sharing_;
   Pages in_use_;
   Pages resident_;
+  Pages shared_;
 };
 
 }  // namespace vmm

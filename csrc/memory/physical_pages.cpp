@@ -44,10 +44,30 @@ bool PhysicalPages::is_exported(const Run& run) const {
   return run.pages == 1 && (*this)[run.first].exported;
 }
 
-RunId PhysicalPages::take_run(Bytes page_bytes) {
+RunId PhysicalPages::take_run(Bytes page_bytes, WindowRef window) {
   sort_out_empty_ones();
-  if (const auto taken = take_from(warm_[page_bytes])) return *taken;
-  return take_empty_run(page_bytes);
+  std::optional<RunId> taken = take_from(warm_[page_bytes]);
+  if (!taken) taken = take_empty_run(page_bytes);
+  runs_[taken->value].window = window;
+  return *taken;
+}
+
+std::optional<PhysicalPageId> PhysicalPages::takeable(RunId id) const {
+  for (std::uint32_t i = 0; i < run(id).pages; ++i) {
+    const PhysicalPageId page{run(id).first.value + i};
+    const PhysicalState state = (*this)[page].state;
+    if (state == PhysicalState::free || state == PhysicalState::absent) return page;
+  }
+  return {};
+}
+
+PhysicalPageId PhysicalPages::loose_page(Bytes page_bytes) {
+  for (RunId id : loose_)
+    if (run(id).page_bytes == page_bytes)
+      if (const auto page = takeable(id)) return *page;
+  loose_.reserve(loose_.size() + 1);
+  loose_.push_back(take_run(page_bytes, {}));
+  return run(loose_.back()).first;
 }
 
 RunId PhysicalPages::take_empty_run(Bytes page_bytes) {
@@ -79,8 +99,12 @@ RunId PhysicalPages::make_run(Bytes page_bytes) {
   recycled_.try_emplace(page_bytes);
   pages_.resize(pages_.size() + count);
   for (std::uint32_t i = 0; i < count; ++i) pages_[first.value + i].run = made;
-  runs_.push_back(
-      {.page_bytes = page_bytes, .place = {next_place_}, .first = first, .pages = count, .owned = true});
+  Run& run = runs_.emplace_back();
+  run.page_bytes = page_bytes;
+  run.place = {next_place_};
+  run.first = first;
+  run.pages = count;
+  run.owned = true;
   next_place_ += page_bytes.count * count;
   return made;
 }
@@ -90,6 +114,8 @@ void PhysicalPages::give_back_run(RunId id) {
   if (!run.owned || run.in_use != 0)
     throw InvariantViolation("run " + std::to_string(id.value) + " is given back while it is in use or free");
   run.owned = false;
+  run.window = {};
+  std::erase(loose_, id);
   recycled_[run.page_bytes] += run.page_bytes * run.free;
   (run.free != 0 ? warm_ : empty_)[run.page_bytes].push_back(id);
 }

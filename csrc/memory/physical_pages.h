@@ -21,9 +21,10 @@ namespace vmm {
 /// driver call maps or unmaps it.
 enum class PhysicalState : std::uint8_t { absent, free, releasing, busy, mapped };
 
-struct VirtualRef {
+/// A window of a reservation, by its number.
+struct WindowRef {
   ReservationId reservation;
-  PageIndex page;
+  std::uint64_t window = 0;
 };
 
 struct PhysicalPage {
@@ -32,7 +33,6 @@ struct PhysicalPage {
   PhysicalState state = PhysicalState::absent;
   bool exported = false;  // another process may have it, so it goes back to the driver and gets no new owner
   ByteKind holds;         // invalid while the page is as the driver made it
-  VirtualRef mapped_by;
 };
 
 struct Run {
@@ -43,7 +43,8 @@ struct Run {
   std::uint32_t free = 0;
   std::uint32_t releasing = 0;
   std::uint32_t in_use = 0;  // busy or mapped
-  bool owned = false;        // by a window
+  bool owned = false;        // by a window, by shared pages that a window has left behind, or by loose pages
+  WindowRef window;          // that owns it; else its reservation is invalid
 };
 
 /// Not thread-safe: the pool's lock guards it.
@@ -55,10 +56,15 @@ class PhysicalPages {
   Pages pages_per_run(Bytes page_bytes) const;
 
   /// Returns a run for a window: one that has free pages, else an empty one, else a new one.
-  RunId take_run(Bytes page_bytes);
+  RunId take_run(Bytes page_bytes, WindowRef window);
+  /// The run's window owns it no more, but pages of it are still in use, because they are shared.
+  void leave_behind(RunId run) { runs_.at(run.value).window = {}; }
+  /// A page that is neither in use nor being released, in a run of loose pages: these serve virtual pages
+  /// whose own place is in use.
+  PhysicalPageId loose_page(Bytes page_bytes);
   /// Returns an empty run, else a new one, for a caller who fills it and gives it back.
   RunId take_empty_run(Bytes page_bytes);
-  /// Takes a run back from a window that is empty, so that no page of the run is in use.
+  /// Takes a run back from its owner. No page of it is in use.
   void give_back_run(RunId run);
 
   PhysicalPageId page_at(RunId run, std::uint64_t position) const;
@@ -91,6 +97,7 @@ class PhysicalPages {
 
  private:
   std::optional<RunId> take_from(std::vector<RunId>& list);
+  std::optional<PhysicalPageId> takeable(RunId run) const;
   bool is_exported(const Run& run) const;
   RunId make_run(Bytes page_bytes);
   void sort_out_empty_ones();
@@ -103,6 +110,7 @@ class PhysicalPages {
   std::map<Bytes, std::vector<RunId>> warm_;   // free lists, one per page size: runs with free pages,
   std::map<Bytes, std::vector<RunId>> empty_;  // and runs without
   std::map<Bytes, Bytes> recycled_;            // by page size
+  std::vector<RunId> loose_;
   bool emptied_ = false;  // some runs in warm_ have lost their free pages since they were sorted out
   Bytes free_bytes_;
   Bytes least_free_;

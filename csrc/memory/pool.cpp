@@ -87,6 +87,7 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, c
     LastUses& last_uses = tables_.last_uses();
     const std::uint16_t last_use = last_uses.number(until);
     bool any = false, at_once = false;
+    if (reservation.table.shared().count != 0) retire_shared(reservation, ranges, until);
     for (PageIndex page : each_page(ranges)) {
       if (reservation.table[page].need == Need::none) continue;
       reservation.table.unkeep(page, last_use);
@@ -97,6 +98,15 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, c
   }
   ground_.signals.note_idle();
   ground_.signals.wake_if_over_budget();
+}
+
+/// The caller holds the lock.
+void Pool::retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
+  std::vector<PageRange> shared;
+  for (PageIndex page : each_page(ranges))
+    if (reservation.table[page].shared) shared.push_back({page, Pages{1}});
+  tables_.retire(reservation, shared, until);
+  ground_.signals.wake();  // the pager unmaps them
 }
 
 void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges) {
@@ -158,6 +168,11 @@ void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle
     throw InvalidArgument("offset, size: beyond the end of the reservation");
   const MemoryRange range{addresses.base() + offset, size};
   ground_.driver->zero(std::span(&range, 1), stream);
+}
+
+bool Pool::shared(const Reservation& reservation, PageIndex page) const {
+  const auto lock = ground_.locked();
+  return reservation.table[page].shared && reservation.table[page].state == VirtualState::resident;
 }
 
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {
@@ -239,6 +254,7 @@ PoolStats Pool::stats() const {
   out.created = tables_.allowance().taken();
   out.peak_created = tables_.allowance().peak();
   out.free = tables_.physical().free_bytes();
+  out.saved = tables_.saved();
   out.mapped = tables_.mapped().all();
   out.kept = tables_.mapped().kept();
   out.reclaimable = tables_.mapped().reclaimable();

@@ -50,7 +50,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
     return mapping_.map(reservation, ranges, options);
   }
   /// Ends the need for Resident pages among these. They stay mapped until somebody needs their memory, who
-  /// has those that were kept once `until` is complete.
+  /// has those that were kept once `until` is complete. But those whose memory others share are unmapped then:
+  /// nobody may find them here again, and write to them.
   void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   /// Ends the need for pages that map() has just kept and nobody has used, so that work under way does not
   /// hold them back.
@@ -60,6 +61,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
+  /// Whether another page has the memory of this Resident page, too.
+  bool shared(const Reservation& reservation, PageIndex page) const;
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
   Bytes mapped(const Reservation& reservation) const;
@@ -103,6 +106,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
        const PoolOptions& options);
   ~Pool();
 
+  void retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   void end_lease(Reservation& reservation) noexcept;
   void tear_down() noexcept;
   std::uint64_t await_streams();

@@ -9,6 +9,8 @@
 
 namespace vmm {
 
+struct Reservation;
+
 struct PoolOptions {
   Bytes arena_bytes;  // 0: 256 times the budget, but at least 2 TiB and at most 16, so that many pools fit
   Bytes run_bytes;    // 0: the larger of 1 MiB and budget ÷ 16,384, so that a full budget is ≤ 16,384 runs
@@ -16,6 +18,7 @@ struct PoolOptions {
 
 struct PoolStats {
   Bytes budget, created, free, mapped, kept, reclaimable, peak_created;
+  Bytes saved;  // by mapping pages at several addresses: each counts once in the others
   std::uint64_t reservations_leased, reservations_idle, runs, retirements_waiting;
 };
 
@@ -25,6 +28,12 @@ struct ByteRange {
   Bytes size;
 };
 
+/// Pages of a reservation whose memory other pages are to have, too.
+struct SourcePages {
+  const Reservation* reservation;
+  std::span<const PageRange> ranges;
+};
+
 struct MapOptions {
   Need need = Need::kept;            // until unkept. What is needed less may be taken when the budget is
                                      // used up; for Need::none nothing is
@@ -32,6 +41,8 @@ struct MapOptions {
   Pages at_most{~std::uint64_t{0}};  // stop after so many pages that were missing
   std::span<const ByteRange> overwritten;  // write intent, in order: the caller overwrites these, so they
                                            // need no zeroing; should the write fail, it calls zero()
+  SourcePages source{};  // the pages get no memory of their own, but share that of these, one by one. They
+                         // are of the same kind and size, and kept by somebody who goes on keeping them
 };
 
 struct MapResult {

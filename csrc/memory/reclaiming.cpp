@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 
 #include "base/error.h"
 
@@ -58,8 +59,7 @@ struct Reclaiming::View {
 /// pages, none of which any work may still use. The caller holds the lock.
 Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   View view;
-  LastUses& last_uses = tables_.last_uses();
-  last_uses.refresh();
+  tables_.last_uses().refresh();
   for (const auto& [id, entry] : tables_.reservations()) {
     Reservation& reservation = *entry;
     const PageTable& table = reservation.table;
@@ -73,7 +73,7 @@ Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
                     reservation.pages_per_window,
                     {},
                     &table.aged(),
-                    [&table, &last_uses](PageIndex page) { return last_uses.over(table[page].last_use); }};
+                    [&](PageIndex page) { return tables_.over(reservation, page); }};
     for (Need need : reclaimable_needs)
       holding.reclaimable[static_cast<std::size_t>(need)] = &table.reclaimable(need);
     view.snapshot.holdings.push_back(std::move(holding));
@@ -84,11 +84,29 @@ Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   return view;
 }
 
-/// The caller holds the lock.
+/// The memory of a shared page is free only when all that share it are unmapped, so they go together. The
+/// caller holds the lock.
 Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> victims) {
+  std::map<Reservation*, std::vector<PageIndex>> others;
+  for (const Victim& victim : victims)
+    for (PageIndex page : victim.pages)
+      for (const Alias& each : tables_.sharing().of(view.reservations[victim.holding]->table[page].content))
+        if (each != Alias{view.reservations[victim.holding], page})
+          others[each.reservation].push_back(each.page);
   Retirements batch;
-  for (Victim& victim : victims)
-    batch.emplace_back(*view.reservations[victim.holding], std::move(victim.pages));
+  for (Victim& victim : victims) {
+    Reservation* const reservation = view.reservations[victim.holding];
+    std::vector<PageIndex>& pages = victim.pages;
+    if (const auto more = others.extract(reservation)) {
+      pages.insert(pages.end(), more.mapped().begin(), more.mapped().end());
+      std::ranges::sort(pages);
+    }
+    batch.emplace_back(*reservation, std::move(pages));
+  }
+  for (auto& [reservation, pages] : others) {
+    std::ranges::sort(pages);
+    batch.emplace_back(*reservation, std::move(pages));
+  }
   tables_.begin_retiring(batch);
   return batch;
 }

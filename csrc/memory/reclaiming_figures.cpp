@@ -47,8 +47,8 @@ std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const Pa
   reservation.check(ranges);
   std::uint64_t count = 0;
   for (PageIndex at : each_page(ranges)) {
-    const VirtualPage& page = reservation.table[at];
-    const bool resident = page.state == VirtualState::resident;
+    const bool resident = reservation.table[at].state == VirtualState::resident;
+    const VirtualPage& page = tables_.counted(reservation, at);
     count += !resident || (!page.kept() && tables_.last_uses().ends(page.last_use, stream));
   }
   return static_cast<std::int64_t>((reservation.shape.page_bytes * count).count);

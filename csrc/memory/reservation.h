@@ -28,12 +28,13 @@ struct ReservationShape {
 /// Its pool owns it, and the pool's lock guards all of it but the constants.
 struct Reservation {
   Reservation(ReservationId id_, AddressRange addresses_, const ReservationShape& shape_,
-              Pages pages_per_window_, MappedBytes& sums)
+              Pages pages_per_window_, MappedBytes& sums, Sharing& sharing)
       : id(id_),
         addresses(std::move(addresses_)),
         shape(shape_),
         pages_per_window(pages_per_window_),
-        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums),
+        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums,
+              sharing),
         window_runs((table.size().count + pages_per_window_.count - 1) / pages_per_window_.count) {}
 
   const ReservationId id;

@@ -7,9 +7,9 @@
 
 namespace vmm {
 
-Bytes size(const Retirements& batch) {
+Bytes in_transit(const Retirements& batch) {
   Bytes sum;
-  for (const Retirement& entry : batch) sum += entry.size();
+  for (const Retirement& entry : batch) sum += entry.in_transit;
   return sum;
 }
 
@@ -24,10 +24,10 @@ Retirements Retired::take_over(bool refused_too) {
   return over;
 }
 
-std::optional<Fence> Retired::fence_of(const Reservation& reservation, PageIndex page) const {
+std::optional<Fence> Retired::fence_of(const Reservation& reservation, PageIndex page, bool must_go) const {
   for (const Retirement& entry : list_) {
     if (!entry.has(reservation, page)) continue;
-    if (!reservation.shape.zeroed) return entry.fence;
+    if (!must_go) return entry.fence;
     // Work in flight may still read it.
     if (epochs_.waits_for_open_epoch(entry.fence))
       throw Error("page " + std::to_string(page.value) +
@@ -56,10 +56,10 @@ void Retired::require_not_refused(const Reservation& reservation, PageIndex page
                         " is to be unmapped first, which the driver refuses: see the log");
 }
 
-Bytes Retired::coming() const {
+Bytes Retired::coming(const std::function<Bytes(const Retirement&)>& size) const {
   Bytes sum;
   for (const Retirement& entry : list_)
-    if (entry.intact && !epochs_.waits_for_open_epoch(entry.fence)) sum += entry.size();
+    if (entry.intact && !epochs_.waits_for_open_epoch(entry.fence)) sum += size(entry);
   return sum;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <list>
 #include <optional>
 #include <utility>
@@ -35,12 +36,14 @@ struct Retirement {
                        // driver has refused to unmap them: that is tried again, but nobody waits for it
   std::vector<PageMapping> mappings;
   std::size_t done = 0;  // of the mappings, by the driver
+  Bytes in_transit;      // so much of it counts as that
 };
 
 /// A list, so that what was refused can be put back without memory.
 using Retirements = std::list<Retirement>;
 
-Bytes size(const Retirements& batch);
+/// How much of the batch counts as in transit.
+Bytes in_transit(const Retirements& batch);
 
 /// What waits to be unmapped. Not thread-safe: the pool's lock guards it.
 class Retired {
@@ -51,9 +54,9 @@ class Retired {
   /// Those that are over; with `refused_too`, also what the driver has refused before.
   Retirements take_over(bool refused_too);
   /// The fence of a page that is wanted again and can be called back. None where its unmapping has begun, or
-  /// must be awaited because the page must read as zeros. Throws Error where only the caller can close the
-  /// epoch that it waits for.
-  std::optional<Fence> fence_of(const Reservation& reservation, PageIndex page) const;
+  /// `must_go` says that it must be awaited: then this throws Error where only the caller can close the epoch
+  /// that it waits for.
+  std::optional<Fence> fence_of(const Reservation& reservation, PageIndex page, bool must_go) const;
   /// The page, which has such a fence, is not to be unmapped.
   void call_back(const Reservation& reservation, PageIndex page) noexcept;
 
@@ -63,8 +66,8 @@ class Retired {
   bool any_refused(const Reservation& reservation) const;
   /// Throws DriverError where the driver refuses to unmap this page: who wants it would wait for ever.
   void require_not_refused(const Reservation& reservation, PageIndex page) const;
-  /// What will be unmapped without anybody's doing.
-  Bytes coming() const;
+  /// The sum of size(entry) over those that will be unmapped without anybody's doing.
+  Bytes coming(const std::function<Bytes(const Retirement&)>& size) const;
 
  private:
   const Epochs& epochs_;

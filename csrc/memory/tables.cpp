@@ -16,7 +16,7 @@ Tables::Tables(const Capabilities& driver, Bytes run_bytes, Epochs& epochs, Allo
 Reservation& Tables::add(AddressRange addresses, const ReservationShape& shape) {
   const ReservationId id{next_reservation_};
   const Pages per_run = physical_.pages_per_run(shape.page_bytes);
-  auto made = std::make_unique<Reservation>(id, std::move(addresses), shape, per_run, mapped_);
+  auto made = std::make_unique<Reservation>(id, std::move(addresses), shape, per_run, mapped_, sharing_);
   Reservation& reservation = *(reservations_[id.value] = std::move(made));
   ++next_reservation_;
   return reservation;
@@ -33,7 +33,10 @@ bool Tables::recycle(Reservation& reservation) {
 }
 
 void Tables::erase_if_empty(Reservation& reservation) {
-  if (!reservation.leased && reservation.table.in_use().count == 0) reservations_.erase(reservation.id.value);
+  if (reservation.leased || reservation.table.in_use().count != 0) return;
+  for (RunId run : reservation.window_runs)
+    if (run.valid()) physical_.leave_behind(run);
+  reservations_.erase(reservation.id.value);
 }
 
 Reservation* Tables::reservation_at(Address address) const {
@@ -62,10 +65,25 @@ bool Tables::must_zero(const Reservation& reservation, const PhysicalPage& page)
   return page.holds != reservation.shape.kind || reservation.shape.zeroed;
 }
 
+/// The page's own place, in its window's run. A shared page that was mapped here before may still be in use
+/// there, by others; then another place.
+PhysicalPageId Tables::place_for(Reservation& reservation, PageIndex page) {
+  const Bytes page_bytes = reservation.shape.page_bytes;
+  const std::uint64_t window = reservation.window_of(page);
+  RunId& run = reservation.window_runs[window];
+  if (!run.valid()) run = physical_.take_run(page_bytes, {reservation.id, window});
+  const PhysicalPageId own = physical_.page_at(run, reservation.position_of(page));
+  const PhysicalState state = physical_[own].state;
+  if (state != PhysicalState::busy && state != PhysicalState::mapped) return own;
+  if (reservation.pages_per_window.count > 1) return physical_.loose_page(page_bytes);
+  const RunId instead = physical_.take_run(page_bytes, {reservation.id, window});
+  physical_.leave_behind(run);
+  run = instead;
+  return physical_.page_at(run, 0);
+}
+
 std::optional<Claim> Tables::claim(Reservation& reservation, PageIndex page) {
-  RunId& run = reservation.window_runs[reservation.window_of(page)];
-  if (!run.valid()) run = physical_.take_run(reservation.shape.page_bytes);
-  const PhysicalPageId id = physical_.page_at(run, reservation.position_of(page));
+  const PhysicalPageId id = place_for(reservation, page);
   const PhysicalPage& physical = physical_[id];
   if (physical.state == PhysicalState::releasing) return std::nullopt;
   Claim claim{page,
@@ -80,21 +98,40 @@ std::optional<Claim> Tables::claim(Reservation& reservation, PageIndex page) {
   return claim;
 }
 
+Claim Tables::claim_alias(Reservation& reservation, PageIndex page, const Alias& source) {
+  const ContentId content = source.reservation->table[source.page].content;
+  const PhysicalPageId id = contents_[content].page;
+  sharing_.add(content, source, {&reservation, page});
+  contents_.share(content);
+  saved_ += reservation.shape.page_bytes;
+  reservation.table.set_content(page, content);
+  reservation.table.move(page, VirtualState::mapping);
+  return {page, id, physical_.place_of(id), physical_[id].handle.get(), false, false, {}, true};
+}
+
 void Tables::unclaim(Reservation& reservation, Claim& claim) {
+  if (claim.alias) {
+    drop_content(reservation, claim.page);
+    reservation.table.move(claim.page, VirtualState::unmapped);
+    return;
+  }
   const bool absent = claim.create && !claim.made;
   if (claim.made) physical_[claim.physical].handle = std::move(claim.made);
   reservation.table.move(claim.page, VirtualState::unmapped);
   physical_.move(claim.physical, absent ? PhysicalState::absent : PhysicalState::free);
-  drop_window_if_unused(reservation, claim.page);
+  drop_run_if_unused(physical_[claim.physical].run);
 }
 
 void Tables::become_resident(Reservation& reservation, Claim& claim, Need need) {
-  PhysicalPage& physical = physical_[claim.physical];
-  if (claim.made) physical.handle = std::move(claim.made);
-  physical.holds = reservation.shape.kind;
-  physical.mapped_by = {reservation.id, claim.page};
-  physical_.move(claim.physical, PhysicalState::mapped);
-  reservation.table.set_content(claim.page, contents_.add(reservation.shape.kind, claim.physical));
+  if (claim.alias) {
+    contents_.give_up(1);
+  } else {
+    PhysicalPage& physical = physical_[claim.physical];
+    if (claim.made) physical.handle = std::move(claim.made);
+    physical.holds = reservation.shape.kind;
+    physical_.move(claim.physical, PhysicalState::mapped);
+    reservation.table.set_content(claim.page, contents_.add(claim.physical));
+  }
   reservation.table.move(claim.page, VirtualState::resident);
   reservation.table.set_need(claim.page, need);
 }
@@ -111,11 +148,41 @@ void Tables::become_refused(Reservation& reservation, std::span<Claim> claims, R
   retired_.add(room);
 }
 
-void Tables::drop_window_if_unused(Reservation& reservation, PageIndex page) {
-  RunId& run = reservation.window_runs[reservation.window_of(page)];
-  if (!run.valid() || physical_.run(run).in_use != 0) return;
-  physical_.give_back_run(run);
-  run = {};
+void Tables::drop_run_if_unused(RunId id) {
+  const Run& run = physical_.run(id);
+  if (!run.owned || run.in_use != 0) return;
+  if (run.window.reservation.valid())
+    reservations_.at(run.window.reservation.value)->window_runs[run.window.window] = {};
+  physical_.give_back_run(id);
+}
+
+/// Moves the content's memory to the state that follows from the pages that hold the content.
+void Tables::settle(ContentId id) {
+  const Content& content = contents_[id];
+  const PhysicalState now = physical_[content.page].state;
+  const bool leaving = content.unmapping == content.references;
+  if (now != PhysicalState::busy && leaving) physical_.move(content.page, PhysicalState::busy);
+  if (content.references == 0)
+    physical_.move(content.page, PhysicalState::free);
+  else if (now == PhysicalState::busy && !leaving)
+    physical_.move(content.page, PhysicalState::mapped);
+}
+
+/// The page is not mapped any more. Returns whether its memory is free now, because it was the last that held
+/// the content.
+bool Tables::drop_content(Reservation& reservation, PageIndex page) {
+  const ContentId id = reservation.table[page].content;
+  const PhysicalPageId physical = contents_[id].page;
+  sharing_.remove(id, {&reservation, page});
+  contents_.drop(id);
+  settle(id);
+  reservation.table.set_content(page, {});
+  if (contents_[id].references != 0) {
+    saved_ -= reservation.shape.page_bytes;
+    return false;
+  }
+  drop_run_if_unused(physical_[physical].run);
+  return true;
 }
 
 void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
@@ -132,69 +199,96 @@ void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges,
 }
 
 void Tables::rescue(Reservation& reservation, PageIndex page) {
-  const PhysicalPageId physical = contents_[reservation.table[page].content].page;
-  if (physical_[physical].state != PhysicalState::mapped) return;  // Its unmapping is under way.
-  std::optional<Fence> readers = retired_.fence_of(reservation, page);
+  const bool must_go = reservation.shape.zeroed || contents_[reservation.table[page].content].references > 1;
+  std::optional<Fence> readers = retired_.fence_of(reservation, page, must_go);
   if (!readers) return;
   const std::uint16_t last_use = last_uses_.number(std::move(*readers));  // They may still read it.
   retired_.call_back(reservation, page);
   reservation.table.move(page, VirtualState::resident, last_use);
 }
 
-void Tables::begin_retiring(const Retirements& batch) {
+/// How much memory will be free once this Retiring page is unmapped, and all others that are Retiring.
+Bytes Tables::will_free(const Reservation& reservation, PageIndex page) const {
+  if (reservation.table[page].shared) {
+    const std::span<const Alias> all = sharing_.of(reservation.table[page].content);
+    const bool all_go = std::ranges::all_of(all, [](const Alias& each) {
+      return each.reservation->table[each.page].state == VirtualState::retiring;
+    });
+    if (!all_go || all.front() != Alias{const_cast<Reservation*>(&reservation), page}) return {};
+  }
+  return reservation.shape.page_bytes;
+}
+
+Bytes Tables::will_free(const Retirement& what) const {
+  if (what.reservation->table.shared().count == 0) return what.size();
+  Bytes sum;
+  for (PageIndex page : what.pages) sum += will_free(*what.reservation, page);
+  return sum;
+}
+
+void Tables::count_as_in_transit(Retirements& batch) {
+  for (Retirement& entry : batch) in_transit_ += entry.in_transit = will_free(entry);
+}
+
+void Tables::begin_retiring(Retirements& batch) {
   for (const Retirement& entry : batch)
     for (PageIndex page : entry.pages) entry.reservation->table.move(page, VirtualState::retiring);
-  in_transit_ += size(batch);
+  count_as_in_transit(batch);
 }
 
 Retirements Tables::take_over(bool refused_too) {
   Retirements over = retired_.take_over(refused_too);
-  in_transit_ += size(over);
+  count_as_in_transit(over);
   return over;
+}
+
+Bytes Tables::coming() const {
+  return in_transit_ + retired_.coming([this](const Retirement& entry) { return will_free(entry); });
 }
 
 void Tables::begin_unmapping(Retirement& what) {
   what.mappings.clear();
   what.done = 0;
   for (PageIndex page : what.pages) {
-    const PhysicalPageId id = contents_[what.reservation->table[page].content].page;
-    physical_.move(id, PhysicalState::busy);
+    const ContentId content = what.reservation->table[page].content;
+    const PhysicalPageId id = contents_[content].page;
+    contents_.begin_unmapping(content);
+    settle(content);
     what.mappings.push_back(
         {what.reservation->address_of(page), physical_[id].handle.get(), physical_.page_bytes(id)});
   }
 }
 
-std::vector<PhysicalPageId> Tables::end_unmapping(Retirements& batch) {
-  std::vector<PhysicalPageId> exported;
-  in_transit_ -= size(batch);
+Unmapped Tables::end_unmapping(Retirements& batch) {
+  Unmapped freed;
   for (auto entry = batch.begin(); entry != batch.end();) {
-    end_unmapping(*entry, exported);
+    in_transit_ -= entry->in_transit;
+    end_unmapping(*entry, freed);
     Reservation& reservation = *entry->reservation;
     entry = entry->pages.empty() ? batch.erase(entry) : std::next(entry);
     erase_if_empty(reservation);
   }
   retired_.add(batch);
-  return exported;
+  return freed;
 }
 
 /// Keeps in `what`, as refused, the pages that the driver has not unmapped.
-void Tables::end_unmapping(Retirement& what, std::vector<PhysicalPageId>& exported) {
+void Tables::end_unmapping(Retirement& what, Unmapped& freed) {
   Reservation& reservation = *what.reservation;
   for (std::size_t i = 0; i < what.pages.size(); ++i) {
     const PageIndex page = what.pages[i];
     const ContentId content = reservation.table[page].content;
     const PhysicalPageId id = contents_[content].page;
+    contents_.end_unmapping(content);
     if (i >= what.done) {
-      physical_.move(id, PhysicalState::mapped);
+      settle(content);
       continue;
     }
-    contents_.drop(content);
-    reservation.table.set_content(page, {});
+    if (drop_content(reservation, page)) {
+      freed.size += reservation.shape.page_bytes;
+      if (physical_[id].exported) freed.exported.push_back(id);
+    }
     reservation.table.move(page, VirtualState::unmapped);
-    physical_[id].mapped_by = {};
-    physical_.move(id, PhysicalState::free);
-    if (physical_[id].exported) exported.push_back(id);
-    drop_window_if_unused(reservation, page);
   }
   what.pages.erase(what.pages.begin(), what.pages.begin() + static_cast<std::ptrdiff_t>(what.done));
   what.intact = false;
@@ -271,6 +365,22 @@ void Tables::end_filling(Filling& what) {
 Bytes Tables::age() {
   for (const auto& [id, reservation] : reservations_) reservation->table.age();
   return physical_.take_least_free();
+}
+
+bool Tables::over(const Reservation& reservation, PageIndex page) const {
+  const VirtualPage& entry = reservation.table[page];
+  if (!entry.shared) return last_uses_.over(entry.last_use);
+  return std::ranges::all_of(sharing_.of(entry.content), [&](const Alias& each) {
+    const VirtualPage& other = each.reservation->table[each.page];
+    return other.state == VirtualState::resident && last_uses_.over(other.last_use);
+  });
+}
+
+const VirtualPage& Tables::counted(const Reservation& reservation, PageIndex page) const {
+  const VirtualPage& entry = reservation.table[page];
+  if (!entry.shared) return entry;
+  const Alias& first = sharing_.of(entry.content).front();
+  return first.reservation->table[first.page];
 }
 
 Bytes Tables::waiting() const {

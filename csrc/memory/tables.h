@@ -15,6 +15,7 @@
 #include "memory/physical_pages.h"
 #include "memory/reservation.h"
 #include "memory/retirement.h"
+#include "memory/sharing.h"
 
 namespace vmm {
 
@@ -27,6 +28,13 @@ struct Claim {
   bool create;
   bool zero;         // it holds bytes that may not be seen here
   CreatedPage made;  // the memory, once it has been created
+  bool alias = false;  // the memory is that of another virtual page, too
+};
+
+/// What became free when pages were unmapped.
+struct Unmapped {
+  Bytes size;
+  std::vector<PhysicalPageId> exported;  // those of it that go back to the driver
 };
 
 /// Every change of state is a method here. Nothing here calls the driver or waits, and everything requires
@@ -52,6 +60,8 @@ class Tables {
   /// being released. Once contents() has reserved room for all claims, nothing that is done with a claim can
   /// fail for want of memory.
   std::optional<Claim> claim(Reservation& reservation, PageIndex page);
+  /// Claims an Unmapped page for the memory of another page, `source`, which is Resident.
+  Claim claim_alias(Reservation& reservation, PageIndex page, const Alias& source);
   /// Takes a claim back.
   void unclaim(Reservation& reservation, Claim& claim);
   void become_resident(Reservation& reservation, Claim& claim, Need need);
@@ -63,17 +73,17 @@ class Tables {
   /// The Resident pages among these become Retiring, and wait for `fence`.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
   /// A Retiring page that its owner wants back becomes Resident again, with its bytes, where that is still
-  /// possible. Whoever ordered the old reads orders the new writes, too. Throws what Retired::fence_of
-  /// throws.
+  /// possible: not where others share them, because the owner may write. Whoever ordered the old reads orders
+  /// the new writes, too. Throws what Retired::fence_of throws.
   void rescue(Reservation& reservation, PageIndex page);
   /// These pages become Retiring, and count as in transit.
-  void begin_retiring(const Retirements& batch);
+  void begin_retiring(Retirements& batch);
   /// The same as Retired::take_over, but the pages count as in transit.
   Retirements take_over(bool refused_too);
   void begin_unmapping(Retirement& what);
   /// The pages that the driver has unmapped are Unmapped now, and their memory is free. The others are
-  /// retired again, as refused. All of them leave transit. Returns the exported pages that became free.
-  std::vector<PhysicalPageId> end_unmapping(Retirements& batch);
+  /// retired again, as refused. All of them leave transit. Returns what became free.
+  Unmapped end_unmapping(Retirements& batch);
 
   // Physical pages without a mapping.
   /// Takes these free pages, so that nobody else can have them.
@@ -88,16 +98,23 @@ class Tables {
   Bytes age();
 
   /// How much memory cannot be had yet, but will come by itself.
-  Bytes coming() const { return in_transit_ + retired_.coming(); }
+  Bytes coming() const;
   void add_in_transit(Bytes size) noexcept { in_transit_ += size; }
   void leave_transit(Bytes size) noexcept { in_transit_ -= size; }
   /// How much of what is reclaimable may still be in use by unfinished work.
   Bytes waiting() const;
+  /// Whether no work uses the page any more, nor any other that has its content, as far as LastUses has seen.
+  bool over(const Reservation& reservation, PageIndex page) const;
+  /// What the page's content counts as: this page, or the one that stands for it.
+  const VirtualPage& counted(const Reservation& reservation, PageIndex page) const;
+  /// How much memory the sharing of contents saves.
+  Bytes saved() const noexcept { return saved_; }
 
   const Reservations& reservations() const noexcept { return reservations_; }
   const PhysicalPages& physical() const noexcept { return physical_; }
   const MappedBytes& mapped() const noexcept { return mapped_; }
   Contents& contents() noexcept { return contents_; }
+  const Sharing& sharing() const noexcept { return sharing_; }
   const Retired& retired() const noexcept { return retired_; }
   LastUses& last_uses() noexcept { return last_uses_; }
   Allowance& allowance() noexcept { return allowance_; }
@@ -111,10 +128,17 @@ class Tables {
   void erase_if_empty(Reservation& reservation);
   bool must_zero(const Reservation& reservation, const PhysicalPage& page) const;
   Reservation* reservation_at(Address address) const;
-  void drop_window_if_unused(Reservation& reservation, PageIndex page);
-  void end_unmapping(Retirement& what, std::vector<PhysicalPageId>& exported);
+  PhysicalPageId place_for(Reservation& reservation, PageIndex page);
+  void drop_run_if_unused(RunId run);
+  void settle(ContentId content);
+  bool drop_content(Reservation& reservation, PageIndex page);
+  Bytes will_free(const Reservation& reservation, PageIndex page) const;
+  Bytes will_free(const Retirement& what) const;
+  void count_as_in_transit(Retirements& batch);
+  void end_unmapping(Retirement& what, Unmapped& freed);
   struct Census;
   void check_reservation(const Reservation& reservation, Census& census) const;
+  void check_shared(ContentId id, std::uint64_t holders) const;
   void check_page(const Reservation& reservation, PageIndex page, Census& census) const;
   void check_run(RunId run, Census& census) const;
 
@@ -125,6 +149,8 @@ class Tables {
   PhysicalPages physical_;
   std::vector<RunId> filling_;  // runs that no window owns, being filled
   Contents contents_;
+  Sharing sharing_;
+  Bytes saved_;
   MappedBytes mapped_;
   Reservations reservations_;
   std::uint32_t next_reservation_ = 0;

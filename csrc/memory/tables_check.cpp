@@ -17,7 +17,7 @@ void require(bool holds, const char* invariant, std::uint32_t where) {
 
 /// What is counted on the way through the tables, to be compared with what they say.
 struct Tables::Census {
-  std::uint64_t held = 0;     // virtual pages with content
+  std::map<ContentId, std::uint64_t> holders;  // of each content
   std::uint64_t mapping = 0;  // virtual pages on their way in
   std::uint64_t filling = 0;  // physical pages being created for nobody yet
   std::uint64_t in_use = 0;   // physical pages
@@ -32,15 +32,23 @@ void Tables::check() const {
   census.owners.resize(physical_.run_count());
   for (const auto& [id, reservation] : reservations_) check_reservation(*reservation, census);
   require(census.mapped == mapped_, "I19: the sums of what is mapped are true", 0);
-  require(census.held == contents_.live(), "I11: every content is pointed to",
-          static_cast<std::uint32_t>(census.held));
+  require(census.holders.size() == contents_.live(), "I11: every content is pointed to",
+          static_cast<std::uint32_t>(census.holders.size()));
+  Bytes saved;
+  for (const auto& [id, holders] : census.holders) {
+    require(contents_[id].references == holders, "I3: a content counts the virtual pages that point to it",
+            id.value);
+    saved += physical_.page_bytes(contents_[id].page) * (holders - 1);
+    check_shared(id, holders);
+  }
+  require(saved == saved_, "I20: what sharing saves is true", 0);
   for (std::uint32_t run = 0; run < physical_.run_count(); ++run) check_run({run}, census);
   require(census.free == physical_.free_bytes(), "I14: the free bytes are true", 0);
   for (const auto& [page_bytes, size] : census.recycled)
     require(size == physical_.recycled(page_bytes), "I14: the recycled bytes are true", 0);
   require(census.taken == allowance_.taken(), "I15: the pool took from the budget what it created", 0);
   require(allowance_.taken() <= allowance_.taken_by_all(), "I15: the budget knows what the pool took", 0);
-  const std::uint64_t users = census.held + census.mapping + census.filling;
+  const std::uint64_t users = census.holders.size() + census.mapping + census.filling;
   require(users + physical_.releasing() != 0 || in_transit_.count == 0,
           "I17: nothing is in transit when nothing moves", 0);
   require(census.in_use == users, "I16: every physical page in use has a user", 0);
@@ -48,22 +56,26 @@ void Tables::check() const {
 
 void Tables::check_reservation(const Reservation& reservation, Census& census) const {
   const PageTable& table = reservation.table;
-  Pages in_use, resident;
+  Pages in_use, resident, shared;
   bool keeps = false;
   for (std::uint32_t i = 0; i < table.size().count; ++i) {
     const VirtualPage& page = table[{i}];
     check_page(reservation, {i}, census);
     in_use += Pages{page.state != VirtualState::unmapped};
     resident += Pages{page.state == VirtualState::resident};
+    shared += Pages{page.shared};
     keeps |= page.kept();
   }
-  require(in_use == table.in_use() && resident == table.resident(), "I7: a page table's counts are true",
+  require(in_use == table.in_use() && resident == table.resident() && shared == table.shared(), "I7: a page table's counts are true",
           reservation.id.value);
   require(reservation.leased || !keeps, "I8: an idle reservation keeps nothing", reservation.id.value);
   for (RunId run : reservation.window_runs) {
     if (!run.valid()) continue;
     require(++census.owners[run.value] == 1, "I9: a run has one owner", run.value);
-    require(physical_.run(run).in_use != 0, "I10: a window without pages owns no run", run.value);
+    require(physical_.run(run).in_use != 0, "I10: a window owns no run without pages in use", run.value);
+    const WindowRef& window = physical_.run(run).window;
+    require(window.reservation == reservation.id && reservation.window_runs[window.window] == run,
+            "I5: a run knows its window", run.value);
   }
 }
 
@@ -71,31 +83,42 @@ void Tables::check_page(const Reservation& reservation, PageIndex at, Census& ce
   const PageTable& table = reservation.table;
   const VirtualPage& page = table[at];
   const bool resident = page.state == VirtualState::resident;
-  const bool has_content = resident || page.state == VirtualState::retiring;
-  require(page.content.valid() == has_content, "I1: exactly Resident and Retiring pages have content",
-          at.value);
+  const bool sharing_soon = page.state == VirtualState::mapping && page.content.valid();
+  const bool has_content = resident || sharing_soon || page.state == VirtualState::retiring;
+  require(page.content.valid() == has_content, "I1: exactly Resident and Retiring pages have content, and those that will share one", at.value);
   require(page.need == Need::none || resident, "I2: only Resident pages are needed", at.value);
   for (Need need : reclaimable_needs)
-    require(table.reclaimable(need).has(at) == (resident && page.need == need),
+    require(table.reclaimable(need).has(at) == (resident && page.counted && page.need == need),
             "I18: what is reclaimable is found", at.value);
-  if (resident) census.mapped.count(page, reservation.shape.page_bytes, true);
-  census.mapping += page.state == VirtualState::mapping;
+  if (resident && page.counted) census.mapped.count(page, reservation.shape.page_bytes, true);
+  census.mapping += page.state == VirtualState::mapping && !sharing_soon;
   if (!has_content) return;
-  ++census.held;
-  const Content& content = contents_[page.content];
-  require(content.references == 1, "I3: a content counts the virtual pages that point to it", at.value);
-  const PhysicalPage& physical = physical_[content.page];
-  require(physical.mapped_by.reservation == reservation.id && physical.mapped_by.page == at,
-          "I4: a physical page knows the virtual page that maps it", at.value);
-  require(physical.run == reservation.window_runs[reservation.window_of(at)],
-          "I5: a virtual page's memory is in its window's run", at.value);
-  require(static_cast<bool>(physical.handle), "I6: a mapped physical page exists", at.value);
+  ++census.holders[page.content];
+  require(static_cast<bool>(physical_[contents_[page.content].page].handle), "I6: a mapped physical page exists",
+          at.value);
+  require(page.shared == !sharing_.of(page.content).empty(), "I20: a page knows whether it is shared", at.value);
+}
+
+/// The page that stands for a shared content is needed most of all that share it.
+void Tables::check_shared(ContentId id, std::uint64_t holders) const {
+  const std::span<const Alias> all = sharing_.of(id);
+  require(all.size() == (holders == 1 ? 0 : holders), "I20: those that share a content know it", id.value);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const VirtualPage& page = all[i].reservation->table[all[i].page];
+    const VirtualPage& first = all[0].reservation->table[all[0].page];
+    require(page.content == id && page.counted == (i == 0), "I20: one page stands for a content", id.value);
+    if (page.state == VirtualState::resident)
+      require(first.state == VirtualState::resident && first.need >= page.need,
+              "I20: it is needed as much as any that shares it", id.value);
+  }
 }
 
 void Tables::check_run(RunId id, Census& census) const {
   const Run& run = physical_.run(id);
   const bool being_filled = std::ranges::find(filling_, id) != filling_.end();
-  require(run.owned == (census.owners[id.value] != 0 || being_filled), "I9: a run has one owner", id.value);
+  const bool windowless = run.in_use != 0 && !run.window.reservation.valid();  // left behind, or of loose pages
+  require(run.owned == (census.owners[id.value] != 0 || being_filled || windowless), "I9: a run has one owner",
+          id.value);
   if (being_filled) census.filling += run.in_use;
   std::uint32_t free = 0, in_use = 0;
   for (std::uint32_t i = 0; i < run.pages; ++i) {

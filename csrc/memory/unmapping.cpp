@@ -13,19 +13,20 @@ Bytes Unmapping::unmap(Retirements batch) {
   // 2. The driver unmaps them.
   std::exception_ptr failure;
   bool news = false;
-  Bytes freed;
+  bool any = false;
   {
     const Unlocked outside(lock);
     for (Retirement& entry : batch) {
       news |= !unmap_in_driver(entry, failure) && entry.intact;
-      freed += entry.reservation->shape.page_bytes * entry.done;
+      any |= entry.done != 0;
       ground_.counters.pages_unmapped.add(entry.done);
     }
   }
   // 3. What it has unmapped is free; what another process has goes back to the driver at once.
-  Releasing exported = tables_.begin_releasing(tables_.end_unmapping(batch));
+  Unmapped freed = tables_.end_unmapping(batch);
+  Releasing exported = tables_.begin_releasing(std::move(freed.exported));
   ground_.changed.notify_all();
-  if (freed.count != 0) {
+  if (any) {
     ground_.signals.given_up(true);
     ground_.signals.note_idle();
   }
@@ -35,8 +36,8 @@ Bytes Unmapping::unmap(Retirements batch) {
   } catch (const Error& error) {
     ground_.log.write(LogLevel::warning, "release of an exported page: ", error.what());
   }
-  if (news && freed.count == 0) std::rethrow_exception(failure);
-  return freed;
+  if (news && !any) std::rethrow_exception(failure);
+  return freed.size;
 }
 
 bool Unmapping::unmap_in_driver(Retirement& entry, std::exception_ptr& failure) noexcept {
@@ -52,7 +53,7 @@ bool Unmapping::unmap_in_driver(Retirement& entry, std::exception_ptr& failure) 
 }
 
 Bytes Unmapping::unmap_victims(Retirements victims) {
-  const Bytes all = size(victims);
+  const Bytes all = in_transit(victims);
   try {
     const Bytes freed = unmap(std::move(victims));
     if (freed < all) ground_.signals.wake();

@@ -14,7 +14,9 @@ enum class VirtualState : std::uint8_t { unmapped, mapping, resident, retiring }
 
 struct VirtualPage {
   ContentId content;
-  VirtualState state = VirtualState::unmapped;
+  VirtualState state : 6 = VirtualState::unmapped;
+  bool shared : 1 = false;  // other virtual pages have the same content
+  bool counted : 1 = true;  // it stands for its content where memory is counted: see Sharing
   Need need = Need::none;
   std::uint16_t last_use = 0;  // of one that is not kept: see LastUses
 

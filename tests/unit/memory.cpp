@@ -52,7 +52,8 @@ TEST(a_budget_is_all_or_nothing_and_presses_the_others) {
 
 TEST(illegal_transitions_raise) {
   MappedBytes sums;
-  PageTable table({4}, 64_KiB, sums);
+  Sharing sharing;
+  PageTable table({4}, 64_KiB, sums, sharing);
   CHECK_THROWS(InvariantViolation, "Unmapped to Resident", table.move({0}, VirtualState::resident));
   CHECK_THROWS(InvariantViolation, "cannot be needed", table.set_need({0}, Need::kept));
   table.move({0}, VirtualState::mapping);
@@ -66,23 +67,23 @@ TEST(illegal_transitions_raise) {
 
 TEST(contents_are_recycled) {
   Contents contents;
-  CHECK_THROWS(InvariantViolation, "without room", contents.add({0}, {7}));
+  CHECK_THROWS(InvariantViolation, "without room", contents.add({7}));
   contents.reserve(1);
   contents.reserve(1);  // for somebody else
-  const ContentId a = contents.add({0}, {7});
+  const ContentId a = contents.add({7});
   CHECK(contents[a].page == PhysicalPageId{7} && contents.live() == 1);
   contents.drop(a);
   CHECK(contents.live() == 0);
   CHECK_THROWS(InvariantViolation, "dropped twice", contents.drop(a));
-  CHECK(contents.add({0}, {8}) == a);
+  CHECK(contents.add({8}) == a);
 }
 
 TEST(a_window_gets_a_run_with_free_pages_first) {
   PhysicalPages pages(1_MiB, true);
   CHECK(pages.pages_per_run(64_KiB) == Pages{16});
   CHECK(PhysicalPages(1_MiB, false).pages_per_run(64_KiB) == Pages{1});
-  const RunId warm = pages.take_run(64_KiB);
-  const RunId cold = pages.take_run(64_KiB);
+  const RunId warm = pages.take_run(64_KiB, {});
+  const RunId cold = pages.take_run(64_KiB, {});
   const PhysicalPageId page = pages.page_at(warm, 3);
   CHECK(pages.place_of(page).offset_bytes == 3 * (64_KiB).count);
   pages.move(page, PhysicalState::busy);
@@ -93,13 +94,13 @@ TEST(a_window_gets_a_run_with_free_pages_first) {
   pages.give_back_run(warm);
   pages.give_back_run(cold);
   CHECK(pages.free_bytes() == 64_KiB);
-  CHECK(pages.take_run(64_KiB) == warm);
+  CHECK(pages.take_run(64_KiB, {}) == warm);
   CHECK_THROWS(InvariantViolation, "cannot go", pages.move(page, PhysicalState::mapped));
 }
 
 TEST(a_window_gets_no_run_whose_pages_were_released) {
   PhysicalPages pages(1_MiB, false);
-  const RunId kept = pages.take_run(64_KiB), released = pages.take_run(64_KiB);
+  const RunId kept = pages.take_run(64_KiB, {}), released = pages.take_run(64_KiB, {});
   for (const RunId run : {kept, released}) {
     pages.move(pages.page_at(run, 0), PhysicalState::busy);
     pages.move(pages.page_at(run, 0), PhysicalState::free);
@@ -107,7 +108,7 @@ TEST(a_window_gets_no_run_whose_pages_were_released) {
   }
   pages.move(pages.page_at(released, 0), PhysicalState::releasing);
   pages.move(pages.page_at(released, 0), PhysicalState::absent);
-  CHECK(pages.take_run(64_KiB) == kept);
+  CHECK(pages.take_run(64_KiB, {}) == kept);
 }
 
 TEST(another_kind_never_sees_the_bytes) {

@@ -61,10 +61,25 @@ class Sequence(Closing):
         say. Waits for nothing."""
         self.cache._engine.announce(self.slot, checked_number("tokens", tokens, 0, self.cache.max_tokens))
 
+    def fork(self, n: int, *, stream: Any = None) -> list[Sequence]:
+        """Opens ``n`` sequences with the same tokens, for samples or beams of one prompt, say. They share the
+        memory of this one: a page that holds only these tokens is mapped in their slots, too, and the page
+        that the next token goes to is copied, on ``stream`` (default: torch's current stream), which must be
+        the one that stepped this sequence last. All of them can be stepped, forked and closed in any order.
+
+        Raises InvalidArgument when fewer than ``n`` slots are free; OutOfPages where there is no memory for
+        the copies; Error where another stream's work on this sequence is not over, or where free slots still
+        belong to another stream's open epoch. Then nothing has changed. It may wait for work that still reads
+        the slots' last sequences."""
+        checked_number("n", n, 0, self.cache.max_sequences)
+        slots = self.cache._engine.fork(self.slot, n, self.cache._stream(stream))
+        return [Sequence(self.cache, slot) for slot in slots]
+
     def truncate(self, n: int) -> None:
         """Forgets tokens from ``n`` on, which speculation got wrong, say. Their memory stays mapped until
-        memory is short, or nobody has needed it for the pool's ``idle_seconds``. Raises InvalidArgument for
-        more tokens than there are. If a layer has a window, it does so for fewer tokens than before the last
+        memory is short, or nobody has needed it for the pool's ``idle_seconds``. If the page of token ``n``
+        is shared with forks, it is copied: that waits for the work that reads it, and may raise OutOfPages,
+        before anything has changed. Raises InvalidArgument for more tokens than there are. If a layer has a window, it does so for fewer tokens than before the last
         step, too, except 0, because what the window had before them is gone."""
         tokens = checked_number("n", n, 0, self.cache.max_tokens)
         self.cache._engine.truncate(self.slot, tokens, torch_stream(self.cache.pool))

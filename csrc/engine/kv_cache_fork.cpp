@@ -1,0 +1,127 @@
+// Sequences that begin with the tokens of another one, and share its pages.
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/kv_cache.h"
+
+namespace vmm {
+
+/// Throws Error where work on other streams than `stream`, which stepped the slot, is not over: the pages that
+/// it writes would be shared, and copied, too early.
+void KvCache::require_over_elsewhere(std::uint32_t slot, StreamHandle stream) const {
+  Epochs& epochs = slots_->pool().epochs();
+  Fence elsewhere = readers(users_[slot], stream);
+  std::erase_if(elsewhere, [&](const StreamEpoch& each) {
+    return each.stream == stream || (users_[slot] & known_bit(each.stream)) == 0;
+  });
+  if (!epochs.complete(elsewhere))
+    throw Error("slot " + std::to_string(slot) +
+                " was stepped on another stream, whose work is not over: fork it on that stream, or call "
+                "end() there and wait");
+}
+
+/// How many free slots no work reads any more. What lies in a slot for a fork must be unmapped, so its last
+/// work must be over, and not only be ordered before ours.
+std::uint32_t KvCache::slots_for_fork(StreamHandle stream, std::uint32_t& coming) const {
+  const Epochs& epochs = slots_->pool().epochs();
+  std::uint32_t over = 0;
+  coming = 0;
+  for (std::uint32_t slot = 0; slot < slots_->count(); ++slot) {
+    if (is_open(slot)) continue;
+    if (epochs.complete(fences_[slot]))
+      ++over;
+    else
+      coming += !epochs.waits_for_open_epoch(fences_[slot], stream);
+  }
+  return over;
+}
+
+/// Waits, without the lock, until so many slots are free and no work reads them. Throws as fork().
+void KvCache::await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t slot, std::uint32_t count,
+                                   StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  for (bool closed = false;;) {
+    require_open(slot);
+    if (free_.count() < count)
+      throw InvalidArgument("n is " + std::to_string(count) + "; of max_sequences, which is " +
+                            std::to_string(slots_->count()) + ", only " + std::to_string(free_.count()) +
+                            " are not open");
+    pool.epochs().poll();
+    std::uint32_t coming;
+    const std::uint32_t over = slots_for_fork(stream, coming);
+    if (over >= count) return;
+    if (over + coming < count)
+      throw Error("free slots were closed in an epoch of another stream that is open still: end it there first");
+    if (!std::exchange(closed, true)) {
+      pool.epochs().step(stream);
+      pool.streams().epoch_closed();
+      continue;
+    }
+    lock.unlock();
+    pool.clock().sleep(std::chrono::microseconds(100));
+    lock.lock();
+  }
+}
+
+std::vector<std::uint32_t> KvCache::fork(std::uint32_t slot, std::uint32_t count, StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  pool.fork_guard().require_parent("this cache");
+  stream = pool.epochs().named(stream);
+  std::unique_lock lock(mutex_);
+  await_slots_for_fork(lock, slot, count, stream);
+  require_over_elsewhere(slot, stream);
+  users_[slot] |= users_bit(stream);  // the copies read it there
+  std::vector<std::uint32_t> out;
+  out.reserve(count);
+  try {
+    while (out.size() < count) out.push_back(fork_one(slot, stream));
+  } catch (...) {
+    for (std::uint32_t each : out) close_slot(each, stream);
+    throw;
+  }
+  return out;
+}
+
+std::uint32_t KvCache::fork_one(std::uint32_t slot, StreamHandle stream) {
+  const Epochs& epochs = slots_->pool().epochs();
+  // The one with the fewest pages: those would be in the way.
+  const std::uint32_t child =
+      free_.best_fit(0, [&](std::uint32_t each) { return epochs.complete(fences_[each]); });
+  Slots::Needs(*slots_).take(child, {});
+  free_.set_tokens(child, 0);
+  slots_->fork(slot, child, {lengths_[slot]}, stream);
+  free_.take(child);
+  if (states_[child] == SlotState::ready) std::erase(ready_, child);
+  states_[child] = states_[slot];
+  fresh_ += states_[slot] == SlotState::fresh;
+  lengths_[child] = lengths_[slot];
+  previous_[child] = previous_[slot];
+  users_[child] = users_[slot];
+  fences_[child].clear();
+  return child;
+}
+
+void KvCache::make_private(std::uint32_t slot, Tokens& to, StreamHandle stream) {
+  Epochs& epochs = slots_->pool().epochs();
+  stream = epochs.named(stream);
+  epochs.poll();
+  users_[slot] |= users_bit(stream);  // the copies read it there
+  if (epochs.waits_for_open_epoch(readers(users_[slot], stream), stream))
+    throw Error("slot " + std::to_string(slot) +
+                " shares a page that must be copied, and an open epoch of another stream may read it: end it "
+                "there first");
+  to = slots_->make_private(
+      slot, to,
+      [&] {
+        epochs.end(stream);
+        const Fence fence = readers(users_[slot], stream);
+        epochs.step(stream);  // what comes on the stream before the next step may read the slots, too
+        return fence;
+      },
+      stream);
+}
+
+}  // namespace vmm

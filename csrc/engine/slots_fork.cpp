@@ -1,0 +1,151 @@
+// Slots that share pages: a sequence that begins with the tokens of another.
+//
+// Lengths only grow, so of what two slots share only the page that the next token goes to could ever be
+// written. That page is never shared: fork() copies it, and make_private() does where a sequence is cut back.
+#include <algorithm>
+#include <optional>
+
+#include "base/error.h"
+#include "engine/slots.h"
+
+namespace vmm {
+namespace {
+
+constexpr int attempts = 3;
+
+}  // namespace
+
+void Slots::fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream) {
+  std::lock_guard owner(owner_mutex_);
+  std::lock_guard ahead(ahead_mutex_);  // what the pager has prepared there must not come back
+  const Tokens wanted = reach(length);
+  // 1. Unmap what lies there.
+  std::vector<std::vector<PageRange>> ranges(parts_.size());
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    parts_[i].append_pages(to, {}, parts_[i].pages_for(wanted), ranges[i]);
+    pool().retire(parts_[i].lease->reservation(), ranges[i], {});
+  }
+  try {
+    // 2. Share whole pages, and copy the rest into pages of its own.
+    share_pages(slots_.at(from), {from, length}, to);
+    copy_rest(from, to, length, stream);
+  } catch (...) {
+    const Fence copies = pool().epochs().fence();
+    for (std::size_t i = 0; i < parts_.size(); ++i)
+      pool().unkeep(parts_[i].lease->reservation(), ranges[i], copies);
+    throw;
+  }
+  // 3. Commit.
+  Slot& slot = slots_.at(to);
+  slot.kept = wanted.count;
+  slot.passed = slots_[from].passed;
+  limits_[to] = without_tail(room_in_pages_for(wanted));
+  std::lock_guard lock(due_mutex_);
+  slot.announced = wanted.count;
+  covered_[to] = limits_[to];
+}
+
+void Slots::share_pages(const Slot& origin, const SlotLength& from, std::uint32_t to) {
+  for (const SlotPart& part : parts_) {
+    const Pages first = part.behind_window({origin.passed}), end = part.whole_pages(from.length);
+    std::vector<PageRange> source, target;
+    part.append_pages(from.slot, first, end, source);
+    part.append_pages(to, first, end, target);
+    if (target.empty()) continue;
+    MapOptions options;
+    options.source = {&part.lease->reservation(), source};
+    pool().map(part.lease->reservation(), target, options);
+  }
+}
+
+void Slots::copy_rest(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream) {
+  for (const SlotPart& part : parts_) {
+    const Pages shared = std::max(part.behind_window({slots_[from].passed}), part.whole_pages(length));
+    std::vector<PageRange> own;
+    part.append_pages(to, shared, part.pages_for(reach(length)), own);
+    pool().map(part.lease->reservation(), own, {});
+    const Bytes begin = part.page_bytes() * shared.count, end = part.record_bytes * length.count;
+    if (begin >= end) continue;
+    std::vector<ByteRange> source, target;
+    part.append_extents(from, begin, end, source);
+    part.append_extents(to, begin, end, target);
+    Driver& driver = pool().driver();
+    driver.together([&] {
+      for (std::size_t i = 0; i < source.size(); ++i)
+        driver.copy(part.lease->base() + target[i].offset, part.lease->base() + source[i].offset,
+                    source[i].size, stream);
+    });
+  }
+}
+
+/// Pages that hold bytes of tokens before `to` and the first after, and are shared.
+std::vector<PageRange> Slots::shared_pages_of(const SlotPart& part, std::uint32_t slot, Tokens to) const {
+  std::vector<PageRange> out;
+  part.append_pages(slot, part.whole_pages(to), part.pages_for(to), out);
+  std::erase_if(out, [&](const PageRange& range) {
+    return !pool().shared(part.lease->reservation(), range.first);
+  });
+  return out;
+}
+
+bool Slots::shares_page_of(std::uint32_t slot, Tokens to) const {
+  return std::ranges::any_of(parts_,
+                             [&](const SlotPart& part) { return !shared_pages_of(part, slot, to).empty(); });
+}
+
+Tokens Slots::make_private(std::uint32_t number, Tokens to, const std::function<Fence()>& readers,
+                           StreamHandle stream) {
+  struct Copies {
+    const SlotPart* part;
+    std::vector<PageRange> pages;
+    std::shared_ptr<Lease> lease;
+    PageRange all;
+  };
+  std::lock_guard owner(owner_mutex_);
+  // 1. Copy into memory that nobody else has. If this throws, nothing has changed.
+  std::vector<Copies> copies;
+  for (const SlotPart& part : parts_) {
+    std::vector<PageRange> pages = shared_pages_of(part, number, to);
+    if (pages.empty()) continue;
+    const PageRange all{{0}, {pages.size()}};
+    auto lease = pool().reserve({.page_bytes = part.page_bytes(),
+                                 .extent_bytes = part.page_bytes(),
+                                 .extents = pages.size(),
+                                 .kind = part.lease->shape().kind});
+    pool().map(lease->reservation(), std::span(&all, 1), {});
+    for (std::size_t i = 0; i < pages.size(); ++i)
+      pool().driver().copy(lease->base() + part.page_bytes() * i,
+                           part.lease->base() + part.page_bytes() * pages[i].first.value, part.page_bytes(),
+                           stream);
+    copies.push_back({&part, std::move(pages), std::move(lease), all});
+  }
+  // 2. Once nobody reads the shared pages here any more, the copies take their place.
+  const Fence fence = readers();
+  Tokens left = to;
+  for (const Copies& each : copies) {
+    Reservation& reservation = each.part->lease->reservation();
+    pool().retire(reservation, each.pages, fence);
+    MapOptions options;
+    options.source = {&each.lease->reservation(), std::span(&each.all, 1)};
+    if (!map_after_all(reservation, each.pages, options))
+      left = std::min(left, each.part->room_in(each.part->whole_pages(to)));
+    pool().unkeep(each.lease->reservation(), std::span(&each.all, 1), {});
+  }
+  return left;
+}
+
+/// Maps what has no other copy at hand, so it does not give up at once. False where that does not help.
+bool Slots::map_after_all(Reservation& reservation, std::span<const PageRange> pages,
+                          const MapOptions& options) {
+  for (int i = 0; i < attempts; ++i) {
+    try {
+      pool().map(reservation, pages, options);
+      return true;
+    } catch (const std::exception& error) {
+      pool().log().write(LogLevel::error, "mapping the copy of a shared page: ", error.what());
+    }
+  }
+  return false;
+}
+
+}  // namespace vmm
