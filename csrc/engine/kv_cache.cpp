@@ -177,7 +177,7 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
   const Tokens wanted = to;
-  if (to.count < lengths_[slot] && slots_->shares_page_of(slot, to)) make_private(slot, to, stream);
+  if (to.count < lengths_[slot] && slots_->shares_pages_beyond(slot, to)) make_private(slot, to, stream);
   // Tokens beyond kept() lie in the last page that is kept, so there is no page to give up for them, and what
   // was announced stays announced.
   if (to < slots_->kept(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));

@@ -106,6 +106,7 @@ class KvCache {
   std::uint32_t known_bit(StreamHandle stream) const;
   void require_over_elsewhere(std::uint32_t slot, StreamHandle stream) const;
   std::uint32_t slots_for_fork(StreamHandle stream, std::uint32_t& coming) const;
+  void close_if_awaited(const Fence& fence, StreamHandle stream);
   void await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t slot, std::uint32_t count,
                             StreamHandle stream);
   std::uint32_t fork_one(std::uint32_t slot, StreamHandle stream);

@@ -19,8 +19,8 @@ void KvCache::require_over_elsewhere(std::uint32_t slot, StreamHandle stream) co
   });
   if (!epochs.complete(elsewhere))
     throw Error("slot " + std::to_string(slot) +
-                " was stepped on another stream, whose work is not over: fork it on that stream, or call "
-                "end() there and wait");
+                " was stepped on another stream, whose work is not over, and it would be copied too early: do this on that stream, "
+                "or call end() there and wait");
 }
 
 /// How many free slots no work reads any more. What lies in a slot for a fork must be unmapped, so its last
@@ -39,11 +39,19 @@ std::uint32_t KvCache::slots_for_fork(StreamHandle stream, std::uint32_t& coming
   return over;
 }
 
+/// Begins the stream's next epoch where the fence waits for the end of this one.
+void KvCache::close_if_awaited(const Fence& fence, StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  if (!pool.epochs().waits_for_open_epoch(fence) || pool.epochs().waits_for_open_epoch(fence, stream)) return;
+  pool.epochs().step(stream);
+  pool.streams().epoch_closed();
+}
+
 /// Waits, without the lock, until so many slots are free and no work reads them. Throws as fork().
 void KvCache::await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t slot, std::uint32_t count,
                                    StreamHandle stream) {
   Pool& pool = slots_->pool();
-  for (bool closed = false;;) {
+  for (;;) {
     require_open(slot);
     if (free_.count() < count)
       throw InvalidArgument("n is " + std::to_string(count) + "; of max_sequences, which is " +
@@ -55,11 +63,8 @@ void KvCache::await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t 
     if (over >= count) return;
     if (over + coming < count)
       throw Error("free slots were closed in an epoch of another stream that is open still: end it there first");
-    if (!std::exchange(closed, true)) {
-      pool.epochs().step(stream);
-      pool.streams().epoch_closed();
-      continue;
-    }
+    for (std::uint32_t each = 0; each < slots_->count(); ++each)
+      if (!is_open(each)) close_if_awaited(fences_[each], stream);
     lock.unlock();
     pool.clock().sleep(std::chrono::microseconds(100));
     lock.lock();
@@ -78,6 +83,7 @@ std::vector<std::uint32_t> KvCache::fork(std::uint32_t slot, std::uint32_t count
   out.reserve(count);
   try {
     while (out.size() < count) out.push_back(fork_one(slot, stream));
+    pool.epochs().cover(stream);
   } catch (...) {
     for (std::uint32_t each : out) close_slot(each, stream);
     throw;
@@ -108,20 +114,19 @@ void KvCache::make_private(std::uint32_t slot, Tokens& to, StreamHandle stream) 
   Epochs& epochs = slots_->pool().epochs();
   stream = epochs.named(stream);
   epochs.poll();
+  require_over_elsewhere(slot, stream);
   users_[slot] |= users_bit(stream);  // the copies read it there
   if (epochs.waits_for_open_epoch(readers(users_[slot], stream), stream))
     throw Error("slot " + std::to_string(slot) +
                 " shares a page that must be copied, and an open epoch of another stream may read it: end it "
                 "there first");
-  to = slots_->make_private(
-      slot, to,
-      [&] {
-        epochs.end(stream);
-        const Fence fence = readers(users_[slot], stream);
-        epochs.step(stream);  // what comes on the stream before the next step may read the slots, too
-        return fence;
-      },
-      stream);
+  const auto readers_now = [&] {
+    epochs.cover(stream);
+    Fence fence = readers(users_[slot], stream);
+    close_if_awaited(fence, stream);
+    return fence;
+  };
+  to = slots_->make_private(slot, to, readers_now, stream);
 }
 
 }  // namespace vmm

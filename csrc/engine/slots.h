@@ -69,8 +69,8 @@ class Slots final : public Growing {
   /// Gives `to`, a slot that nobody is in and no work uses, the first `length` tokens of `from`, which has at
   /// least so many. Whole pages of them are shared; what lies beyond is copied on `stream`. Throws what Pool::map and Driver::copy throw; then `to` has no tokens.
   void fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream);
-  /// Whether a page that token `to` would be written to is shared.
-  bool shares_page_of(std::uint32_t slot, Tokens to) const;
+  /// Whether the slot, cut back to `to`, would keep a page that is shared and that later tokens go to.
+  bool shares_pages_beyond(std::uint32_t slot, Tokens to) const;
   /// Copies such pages, on `stream`, so that token `to` may be written. When the copies are under way it asks
   /// for the fence of all who read the slot, and waits for that. Throws OutOfPages or what the driver throws,
   /// and nothing has changed. Returns `to`; or fewer tokens, if the driver failed after the shared pages had

@@ -78,17 +78,17 @@ void Slots::copy_rest(std::uint32_t from, std::uint32_t to, Tokens length, Strea
   }
 }
 
-/// Pages that hold bytes of tokens before `to` and the first after, and are shared.
+/// Pages, one by one, that stay kept when the slot is cut back to `to`, will be written, the tail's among them, and are
+/// shared.
 std::vector<PageRange> Slots::shared_pages_of(const SlotPart& part, std::uint32_t slot, Tokens to) const {
-  std::vector<PageRange> out;
-  part.append_pages(slot, part.whole_pages(to), part.pages_for(to), out);
-  std::erase_if(out, [&](const PageRange& range) {
-    return !pool().shared(part.lease->reservation(), range.first);
-  });
+  std::vector<PageRange> ranges, out;
+  part.append_pages(slot, part.whole_pages(to), part.pages_for(reach(to)), ranges);
+  for (PageIndex page : each_page(ranges))
+    if (pool().shared(part.lease->reservation(), page)) out.push_back({page, Pages{1}});
   return out;
 }
 
-bool Slots::shares_page_of(std::uint32_t slot, Tokens to) const {
+bool Slots::shares_pages_beyond(std::uint32_t slot, Tokens to) const {
   return std::ranges::any_of(parts_,
                              [&](const SlotPart& part) { return !shared_pages_of(part, slot, to).empty(); });
 }
@@ -130,6 +130,11 @@ Tokens Slots::make_private(std::uint32_t number, Tokens to, const std::function<
     if (!map_after_all(reservation, each.pages, options))
       left = std::min(left, each.part->room_in(each.part->whole_pages(to)));
     pool().unkeep(each.lease->reservation(), std::span(&each.all, 1), {});
+  }
+  try {
+    pool().reclaiming().drain_retired();  // else the pages would go on being shared for a while
+  } catch (const std::exception& error) {  // the pager tries again
+    pool().log().write(LogLevel::warning, error.what());
   }
   return left;
 }

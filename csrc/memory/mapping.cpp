@@ -148,7 +148,7 @@ bool Mapping::claim_aliases(std::span<const PageRange> ranges, const SourcePages
     if (entry.state == VirtualState::unmapped)
       claims.add_alias(page, origin);
     else if (entry.state != VirtualState::resident)
-      blocked = true;
+      blocked = true, (void)tables_.retired().fence_of(reservation, page, true);  // throws where it never ends
     else if (entry.content != original.content)
       throw InvalidArgument("ranges: expected pages that are not mapped");
   }

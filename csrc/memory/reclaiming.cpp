@@ -84,14 +84,15 @@ Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   return view;
 }
 
-/// The memory of a shared page is free only when all that share it are unmapped, so they go together. The
-/// caller holds the lock.
+/// The memory of a shared page is free only when all that share it are unmapped, so those that are Resident go
+/// together. The caller holds the lock.
 Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> victims) {
   std::map<Reservation*, std::vector<PageIndex>> others;
   for (const Victim& victim : victims)
     for (PageIndex page : victim.pages)
       for (const Alias& each : tables_.sharing().of(view.reservations[victim.holding]->table[page].content))
-        if (each != Alias{view.reservations[victim.holding], page})
+        if (each != Alias{view.reservations[victim.holding], page} &&
+            each.reservation->table[each.page].state == VirtualState::resident)
           others[each.reservation].push_back(each.page);
   Retirements batch;
   for (Victim& victim : victims) {

@@ -31,7 +31,7 @@ std::optional<Fence> Retired::fence_of(const Reservation& reservation, PageIndex
     // Work in flight may still read it.
     if (epochs_.waits_for_open_epoch(entry.fence))
       throw Error("page " + std::to_string(page.value) +
-                  " was released in an epoch that is still open: call step or end before using it again");
+                  " was released in an epoch that is still open: end it there first");
     return std::nullopt;
   }
   return std::nullopt;

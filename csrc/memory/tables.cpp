@@ -372,7 +372,7 @@ bool Tables::over(const Reservation& reservation, PageIndex page) const {
   if (!entry.shared) return last_uses_.over(entry.last_use);
   return std::ranges::all_of(sharing_.of(entry.content), [&](const Alias& each) {
     const VirtualPage& other = each.reservation->table[each.page];
-    return other.state == VirtualState::resident && last_uses_.over(other.last_use);
+    return other.state != VirtualState::resident || last_uses_.over(other.last_use);
   });
 }
 

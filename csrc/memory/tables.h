@@ -103,7 +103,8 @@ class Tables {
   void leave_transit(Bytes size) noexcept { in_transit_ -= size; }
   /// How much of what is reclaimable may still be in use by unfinished work.
   Bytes waiting() const;
-  /// Whether no work uses the page any more, nor any other that has its content, as far as LastUses has seen.
+  /// Whether no work uses the page any more, nor any other Resident one that has its content, as far as
+  /// LastUses has seen.
   bool over(const Reservation& reservation, PageIndex page) const;
   /// What the page's content counts as: this page, or the one that stands for it.
   const VirtualPage& counted(const Reservation& reservation, PageIndex page) const;

@@ -51,6 +51,7 @@ class NaiveSequence:
     passed: int = 0  # computed, then: what no window reached is given up
     stream: int | None = None  # of the last step
     coming: dict[int, int] = field(default_factory=dict)  # by token: the number that a kernel is to write
+    shared: dict[tuple[int, int, int], object] = field(default_factory=dict)  # by part, extent and page
 
     def come(self, start, numbers):
         """A kernel has written these."""
@@ -141,7 +142,35 @@ class NaiveCache:
         if any(new > old for (_, _, new, _), (_, _, old, _) in pages):
             model.reached, model.passed = reach, model.computed
 
+    def fork(self, model, sequence, copied):
+        """``copied``: whether the copies are over; else what is in them is not known."""
+        fork = NaiveSequence(
+            sequence, list(model.tokens), model.computed, model.reached, model.passed, model.stream
+        )
+        for part, (_, extents, _, out) in enumerate(self.pieces(len(model.tokens), model.passed)):
+            whole, tokens = self.whole_pages(part, len(model.tokens))
+            for extent in range(extents):
+                for page in range(out, whole):
+                    place = part, extent, page
+                    fork.shared[place] = model.shared.setdefault(place, object())
+            if not copied:
+                fork.tokens[tokens:] = [UNWRITTEN] * (len(model.tokens) - tokens)
+        if fork.tokens:
+            fork.reached = self.reach(len(fork.tokens))
+        self.sequences.append(fork)
+
+    def whole_pages(self, part, tokens):
+        """How many pages of an extent hold nothing but these tokens, and how many of the tokens they hold."""
+        record = self.cache._records.parts[part].record * self.cache.dtype.itemsize
+        pages = tokens * record // PAGE
+        return pages, pages * PAGE // record
+
     def truncate(self, model, to):
+        model.shared = {
+            (part, extent, page): content
+            for (part, extent, page), content in model.shared.items()
+            if page < self.whole_pages(part, to)[0]
+        }
         del model.tokens[to:]
         model.computed, model.passed = min(model.computed, to), min(model.passed, to)
         model.reached = min(model.reached, self.reach(to))
@@ -180,12 +209,18 @@ class NaiveCache:
 
     def needed_pages(self, tail):
         """Of all sequences together, to the page."""
-        running = [model for model in self.sequences if model.tokens]
-        return sum(
-            extents * (pages - out)
-            for model in running
-            for _, extents, pages, out in self.pieces(len(model.tokens) + tail, model.passed)
-        )
+        needed = set()
+        for model in self.sequences:
+            if not model.tokens:
+                continue
+            for part, (_, extents, pages, out) in enumerate(
+                self.pieces(len(model.tokens) + tail, model.passed)
+            ):
+                for extent in range(extents):
+                    for page in range(out, pages):
+                        place = part, extent, page
+                        needed.add(model.shared.get(place, (id(model), *place)))
+        return len(needed)
 
     def live_bytes(self):
         return self.cache.dtype.itemsize * sum(
