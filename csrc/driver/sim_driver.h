@@ -81,9 +81,11 @@ class SimDriver final : public Driver {
   void require_accessible(std::span<const MemoryRange> ranges) const;
   /// Throws InvariantViolation if work under way on another stream than `writer` uses any of the ranges.
   void require_unused(std::span<const MemoryRange> ranges, StreamHandle writer) const;
+  /// Throws InvariantViolation if a page under these ranges, which somebody is about to write, is mapped at
+  /// another address, too.
+  void require_sole(std::span<const MemoryRange> ranges) const;
   /// Throws InvariantViolation if anybody has ever tried to unmap what work was using, even where the refusal
-  /// was caught; or if a page is mapped at two addresses now, which the contract allows but the engine never
-  /// does.
+  /// was caught.
   void check() const;
   SimFaults& faults() noexcept { return faults_; }
   SimClock& clock() noexcept { return *clock_; }

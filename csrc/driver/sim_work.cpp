@@ -149,9 +149,19 @@ Nanoseconds SimDriver::over_at(StreamHandle stream) const {
 void SimDriver::check() const {
   std::lock_guard lock(mutex_);
   if (unmapped_in_use_) throw InvariantViolation("pages were to be unmapped that work under way used");
-  std::set<PageHandle> seen;
+}
+
+void SimDriver::require_sole(std::span<const MemoryRange> ranges) const {
+  std::lock_guard lock(mutex_);
+  std::set<PageHandle> once, twice;
   for (const auto& [address, mapped] : mapped_)
-    if (!seen.insert(mapped.page).second) throw InvariantViolation("a page is mapped at two addresses");
+    if (!once.insert(mapped.page).second) twice.insert(mapped.page);
+  if (twice.empty()) return;
+  for (const auto& [address, mapped] : mapped_) {
+    const MemoryRange page{address, mapped.size};
+    if (twice.contains(mapped.page) && overlap(std::span(&page, 1), ranges))
+      throw InvariantViolation("a page that is about to be written is mapped at two addresses");
+  }
 }
 
 Nanoseconds SimDriver::find(EventHandle event) const {

@@ -17,9 +17,9 @@ constexpr int attempts = 3;
 
 void Slots::fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream) {
   std::lock_guard owner(owner_mutex_);
-  std::lock_guard ahead(ahead_mutex_);  // what the pager has prepared there must not come back
   const Tokens wanted = reach(length);
-  // 1. Unmap what lies there.
+  // 1. Unmap what lies there. Nobody prepares the slot any more, but the pager may still be mapping what was.
+  { const std::lock_guard until_it_is_done(ahead_mutex_); }
   std::vector<std::vector<PageRange>> ranges(parts_.size());
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     parts_[i].append_pages(to, {}, parts_[i].pages_for(wanted), ranges[i]);

@@ -57,20 +57,6 @@ void Course::guarded(Action action) {
 }
 
 /// Repeats the action while the driver fails because it was told to. Returns false if it never succeeded.
-template <class Action>
-bool Course::tried(Action action) {
-  for (int i = 0; i < 20; ++i) {
-    const std::uint64_t before = failures();
-    try {
-      action();
-      return true;
-    } catch (const DriverError&) {
-      if (failures() == before) throw;
-    }
-  }
-  return false;
-}
-
 void Course::iterate() {
   guarded([this] {
     const std::size_t stream = pick(streams_.size());
@@ -144,9 +130,7 @@ void Course::change_a_sequence() {
         cache_->slots().has_windows() ? std::min(sequence.previous, sequence.length) : 0;
     std::uint64_t to = sequence.length - std::min(sequence.length, pick(back ? max_tokens() : 8));
     to = pick(8) == 0 ? 0 : std::max(to, least);
-    if (!tried([&] { cache_->truncate(sequence.slot, {to}, {}); })) return;
-    sequence.length = to;
-    sequence.computed = std::min(sequence.computed, to);
+    truncate(i, to);
   } else if (what < 8) {
     const std::uint64_t to = std::min(sequence.length + pick(64), max_tokens());
     tried([&] { cache_->announce_tokens(sequence.slot, {to}); });
@@ -157,6 +141,8 @@ void Course::change_a_sequence() {
     const Stream& own = streams_[sequence.stream];
     if (!own.open && world_.driver().over_at(own.handle) <= world_.now())
       sequence.stream = pick(streams_.size());
+  } else if (what < 13) {
+    fork(i);
   }
 }
 

@@ -43,7 +43,7 @@ WorldOptions world_options(const CourseOptions& options);
 CourseOptions drawn_options(std::uint64_t seed);
 
 struct CourseTotals {
-  std::uint64_t iterations = 0, steps = 0, opens = 0, refused = 0, preempted = 0, rests = 0;
+  std::uint64_t iterations = 0, steps = 0, opens = 0, forks = 0, refused = 0, preempted = 0, rests = 0;
   std::uint64_t failures = 0;  // injected ones
   std::uint64_t pages_mapped = 0;
   Nanoseconds stalled{0};
@@ -73,6 +73,8 @@ class Course {
     std::uint64_t length = 0;
     std::uint64_t previous = 0;  // length before its last step
     std::uint64_t computed = 0;  // tokens when it last came into a new page, which moved its windows on
+    // Of each part, by page of an extent: which contents it shares with forks; 0: none.
+    std::vector<std::vector<std::uint64_t>> shared = {};
   };
   struct Stream {
     StreamHandle handle;
@@ -97,6 +99,13 @@ class Course {
   void finish_epoch(std::size_t stream);
   void end(std::size_t stream);
   void close(std::size_t i);
+  // course_fork.cpp
+  void fork(std::size_t i);
+  void truncate(std::size_t i, std::uint64_t to);
+  template <class Action>
+  bool tried_beside_others(Action action);
+  void share(Sequence& parent, Sequence& child);
+  void check_shared(const Sequence& sequence);
   void change_a_sequence();
   void change_the_world();
   void pass_time(std::size_t stream);
@@ -135,6 +144,7 @@ class Course {
   std::vector<std::uint64_t> preempted_;  // the lengths of sequences that are to be computed again
   Bytes ceiling_;  // no more than this may be created: the budget, or what was taken when it was lowered
   CourseTotals totals_;
+  std::uint64_t contents_ = 0;  // that were ever shared
   std::vector<std::size_t> batch_;  // the next step's places in running_
   std::vector<std::int32_t> slots_, lengths_;
   std::vector<MemoryRange> new_pages_, writes_;
@@ -142,5 +152,20 @@ class Course {
   bool sure_ = false;  // only its own demands can explain why the last step was refused: no call failed, and
                        // no other epoch was open
 };
+
+/// Does what an engine would do when a driver call failed: the same again. False when that does not help.
+template <class Action>
+bool Course::tried(Action action) {
+  for (int i = 0; i < 20; ++i) {
+    const std::uint64_t before = failures();
+    try {
+      action();
+      return true;
+    } catch (const DriverError&) {
+      if (failures() == before) throw;
+    }
+  }
+  return false;
+}
 
 }  // namespace vmm

@@ -1,6 +1,8 @@
 // What must hold after every iteration, and when everything has come to rest.
 #include <algorithm>
+#include <set>
 #include <string>
+#include <tuple>
 
 #include "base/error.h"
 #include "simulate/course.h"
@@ -52,9 +54,20 @@ Bytes Course::kept_for(const Sequence& sequence, std::uint64_t length) const {
   return sum;
 }
 
+/// What sequences share counts once.
 Bytes Course::kept() const {
   Bytes sum;
-  for (const Sequence& sequence : running_) sum += kept_for(sequence, sequence.length);
+  std::set<std::tuple<std::size_t, std::uint64_t, std::uint64_t>> seen;  // part, page and content
+  for (const Sequence& sequence : running_) {
+    sum += kept_for(sequence, sequence.length);
+    for (std::size_t p = 0; p < sequence.shared.size(); ++p) {
+      const SlotPart& part = parts_[p];
+      const std::vector<std::uint64_t>& pages = sequence.shared[p];
+      for (std::uint64_t page = part.behind_window({sequence.computed}).count; page < pages.size(); ++page)
+        if (pages[page] != 0 && !seen.insert({p, page, pages[page]}).second)
+          sum -= part.page_bytes() * part.extents;
+    }
+  }
   return sum;
 }
 
@@ -89,6 +102,7 @@ void Course::check_sequences() {
   std::vector<MemoryRange> needed;
   for (const Sequence& sequence : running_) {
     require(cache_->length(sequence.slot).count == sequence.length, "a length");
+    check_shared(sequence);
     require(cache_->previous_length(sequence.slot).count == sequence.previous, "a previous length");
     // The next step may be on top of a sequence that was cut back by one step.
     append_reachable(sequence.slot, std::min(sequence.previous, sequence.length), reach(sequence.length),
@@ -121,6 +135,7 @@ void Course::check_writes(std::size_t number) {
     require(i == number || !overlap(streams_[i].uses, writes_),
             "an open epoch of another stream uses what is about to be written");
   world_.driver().require_unused(writes_, streams_[number].handle);
+  world_.driver().require_sole(writes_);
 }
 
 void Course::rest_unguarded() {

@@ -151,14 +151,6 @@ def test_what_work_under_way_uses_is_not_unmapped(sim, space):
     sim.unmap(entries)  # the first too: none of the refused batches unmapped it
 
 
-def test_check_finds_a_page_at_two_addresses(sim, space):
-    [entry] = mapped(sim, space, PAGE, 1)
-    sim.check()
-    sim.map([(space + PAGE, entry[1], PAGE)])
-    with pytest.raises(InvariantViolation, match="two addresses"):
-        sim.check()
-
-
 def test_touching_what_is_not_mapped_or_not_accessible_is_found(sim, space):
     mapped(sim, space, PAGE, 2)
     sim.map([(space + 2 * PAGE, sim.create(PAGE, 0), PAGE)])

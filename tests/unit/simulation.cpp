@@ -118,12 +118,14 @@ TEST(touching_what_is_not_accessible_is_found) {
   CHECK_THROWS(InvariantViolation, "not accessible", bench.driver.touch(bench.bytes({}, 1_MiB), {}));
 }
 
-TEST(a_page_with_two_owners_is_found) {
+TEST(writing_what_others_have_too_is_found) {
   Bench bench;
   const PageMapping page = bench.map(0);
-  bench.driver.check();
-  bench.map(2, page.page);  // drivers allow it
-  CHECK_THROWS(InvariantViolation, "two addresses", bench.driver.check());
+  bench.map(4);
+  bench.driver.require_sole(bench.bytes({}, 1_MiB));
+  bench.map(2, page.page);
+  CHECK_THROWS(InvariantViolation, "two addresses", bench.driver.require_sole(bench.bytes({}, 1_MiB)));
+  bench.driver.require_sole(bench.bytes(8_MiB, 10_MiB));
 }
 
 TEST(writing_what_another_stream_uses_is_found) {

@@ -1,0 +1,82 @@
+// Sequences that share pages, in a course.
+#include <algorithm>
+
+#include "base/error.h"
+#include "simulate/course.h"
+
+namespace vmm {
+
+/// The same as tried(), for a call that may find memory short, or open epochs of other streams in its way.
+template <class Action>
+bool Course::tried_beside_others(Action action) {
+  const auto open = std::ranges::count_if(streams_, &Stream::open);
+  try {
+    return tried(action);
+  } catch (const OutOfPages&) {
+    ++totals_.refused;
+    return false;
+  } catch (const InvalidArgument&) {
+    throw;
+  } catch (const InvariantViolation&) {
+    throw;
+  } catch (const Error&) {
+    if (open == 0 && std::ranges::all_of(streams_, [&](const Stream& each) {
+          return world_.driver().over_at(each.handle) <= world_.now();
+        }))
+      throw;
+    return false;
+  }
+}
+
+void Course::fork(std::size_t i) {
+  const std::uint64_t free = options_.slots - running_.size();
+  if (free == 0) return;
+  const auto count = static_cast<std::uint32_t>(1 + pick(std::min<std::uint64_t>(free, 3)));
+  const StreamHandle stream = streams_[running_[i].stream].handle;
+  finish_epoch(running_[i].stream);  // what is copied has been launched
+  std::vector<std::uint32_t> made;
+  if (!tried_beside_others([&] { made = cache_->fork(running_[i].slot, count, stream); })) return;
+  totals_.forks += count;
+  for (std::uint32_t slot : made) {
+    Sequence child = running_[i];
+    child.slot = slot;
+    share(running_[i], child);
+    running_.push_back(std::move(child));
+  }
+}
+
+void Course::share(Sequence& parent, Sequence& child) {
+  parent.shared.resize(parts_.size());
+  for (std::size_t p = 0; p < parts_.size(); ++p) {
+    std::vector<std::uint64_t>& pages = parent.shared[p];
+    pages.resize(parts_[p].whole_pages({parent.length}).count);
+    for (std::uint64_t& content : pages)
+      if (content == 0) content = ++contents_;
+  }
+  child.shared = parent.shared;
+}
+
+void Course::truncate(std::size_t i, std::uint64_t to) {
+  Sequence& sequence = running_[i];
+  finish_epoch(sequence.stream);
+  const StreamHandle stream = streams_[sequence.stream].handle;
+  if (!tried_beside_others([&] { cache_->truncate(sequence.slot, {to}, stream); })) {
+    // If the driver failed at the last moment, the sequence has lost tokens.
+    to = cache_->length(sequence.slot).count;
+    if (to == sequence.length) return;
+  }
+  sequence.length = to;
+  sequence.computed = std::min(sequence.computed, to);
+  for (std::size_t p = 0; p < sequence.shared.size(); ++p) {
+    std::vector<std::uint64_t>& pages = sequence.shared[p];
+    pages.resize(std::min<std::size_t>(pages.size(), parts_[p].whole_pages({to}).count));
+  }
+}
+
+/// Nobody may write to a page that others have, too.
+void Course::check_shared(const Sequence& sequence) {
+  if (cache_->slots().shares_pages_beyond(sequence.slot, {sequence.length}))
+    throw InvariantViolation("a page that will be written is shared");
+}
+
+}  // namespace vmm
