@@ -55,10 +55,10 @@ def _measure(report: Report, progress: Callable[[str], None]) -> None:
         _nothing_due(report, sequences)
     progress("256 sequences, growing, after an idle pause")
     _growing(report, "growing_after_sleep", 256, _sleeping_until)
-    _note(report, "any_call_us_after_sleep", _smallest_calls(_sleeping_until))
+    note(report, "any_call_us_after_sleep", _smallest_calls(_sleeping_until))
     progress("256 sequences, growing, between computations")
-    _growing(report, "growing", 256, _computing_until)
-    _note(report, "any_call_us", _smallest_calls(_computing_until))
+    _growing(report, "growing", 256, computing_until)
+    note(report, "any_call_us", _smallest_calls(computing_until))
     metrics = report.metrics
     metrics["step_us_256_growing_over_any_call"] = metrics["step_us_256_growing"] / metrics["any_call_us"]
     progress("vLLM's block manager, if it is installed")
@@ -96,7 +96,7 @@ def _cache(sequences: int, max_tokens: int) -> tuple[KVCache, torch.Tensor, torc
     return cache, slots, torch.zeros(sequences, dtype=torch.int32)
 
 
-def _note(report: Report, name: str, seconds: list[float]) -> None:
+def note(report: Report, name: str, seconds: list[float]) -> None:
     nothing = statistics.median(time_once(lambda: None) for _ in range(1000))
     report.metrics[name] = 1e6 * (statistics.mean(seconds) - nothing)
     report.metrics[f"{name}_p99"] = 1e6 * (sorted(seconds)[int(0.99 * len(seconds))] - nothing)
@@ -110,7 +110,7 @@ def _nothing_due(report: Report, sequences: int) -> None:
         for _ in range(100):
             cache.step(slots, lengths)
         seconds = [time_once(lambda: cache.step(slots, lengths)) for _ in range(STEPS)]
-        _note(report, f"step_us_{sequences}", seconds)
+        note(report, f"step_us_{sequences}", seconds)
         report.metrics["bytes_per_sequence"] = cache.stats().bookkeeping_bytes
 
 
@@ -136,13 +136,13 @@ def _growing(report: Report, name: str, sequences: int, wait_until: Callable[[fl
         after = cache.pool.stats()
         waited = after.pages_mapped_waiting - before.pages_mapped_waiting
         ahead = after.pages_mapped_ahead - before.pages_mapped_ahead
-        _note(report, f"step_us_{sequences}_{name}", seconds)
+        note(report, f"step_us_{sequences}_{name}", seconds)
         report.metrics[f"stalls_{name}"] = after.stalls - before.stalls
         report.metrics[f"caller_mapped_fraction_{name}"] = waited / (waited + ahead)
         report.metrics[f"horizon_{name}"] = cache.stats().horizon
 
 
-def _computing_until(due: float) -> None:
+def computing_until(due: float) -> None:
     states = torch.ones(4096)  # so little that torch uses no other thread for it
     while perf_counter() < due:
         states.cos_()

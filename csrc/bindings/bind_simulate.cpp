@@ -52,9 +52,9 @@ py::list samples(const Replay& replay) {
 py::dict totals(const Course& course) {
   const CourseTotals t = course.totals();
   using namespace py::literals;
-  return py::dict("iterations"_a = t.iterations, "steps"_a = t.steps, "opens"_a = t.opens, "forks"_a = t.forks,
-                  "refused"_a = t.refused, "preempted"_a = t.preempted, "rests"_a = t.rests,
-                  "failures"_a = t.failures, "pages_mapped"_a = t.pages_mapped,
+  return py::dict("iterations"_a = t.iterations, "steps"_a = t.steps, "opens"_a = t.opens,
+                  "forks"_a = t.forks, "refused"_a = t.refused, "preempted"_a = t.preempted,
+                  "rests"_a = t.rests, "failures"_a = t.failures, "pages_mapped"_a = t.pages_mapped,
                   "stalled_ns"_a = t.stalled.count(), "digest"_a = t.digest);
 }
 

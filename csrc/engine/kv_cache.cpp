@@ -176,15 +176,16 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   if (slots_->has_windows() && to.count != 0 && to.count < previous_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
-  const Tokens wanted = to;
-  if (to.count < lengths_[slot] && slots_->shares_pages_beyond(slot, to)) make_private(slot, to, stream);
+  const bool lost =
+      to.count < lengths_[slot] && slots_->shares_pages_beyond(slot, to) && !make_private(slot, to, stream);
+  if (lost) to = {};
   // Tokens beyond kept() lie in the last page that is kept, so there is no page to give up for them, and what
   // was announced stays announced.
   if (to < slots_->kept(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
-  if (to < wanted)
+  if (lost)
     throw DriverError("the driver would not map the copy of a shared page: the sequence in slot " +
-                      std::to_string(slot) + " has only " + std::to_string(to.count) + " tokens now");
+                      std::to_string(slot) + " has lost its tokens");
 }
 
 void KvCache::close(std::uint32_t slot, StreamHandle stream) {

@@ -74,7 +74,9 @@ class KvCache {
   /// Tokens from `to` on are needed no more. As in close(), their pages stay mapped, and the same work may
   /// still read them. Throws InvalidArgument for more than there are; and where layers have windows for less
   /// than before the last step, unless it is 0. Where the page of token `to` is
-  /// shared, it is copied, which waits for the work that reads it; so this may throw what fork() throws.
+  /// shared, it is copied, which waits for the work that reads it; so this may throw what fork() throws. If
+  /// the driver fails when the copy takes the page's place, this throws DriverError, and the sequence has no
+  /// tokens any more.
   void truncate(std::uint32_t slot, Tokens to, StreamHandle stream);
   /// The slot is free. Its pages stay mapped until memory is short, and until nothing reads them any more:
   /// the epochs that it was stepped in, what is on `stream` as far as an epoch covers it (Epochs::cover), and
@@ -110,7 +112,7 @@ class KvCache {
   void await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t slot, std::uint32_t count,
                             StreamHandle stream);
   std::uint32_t fork_one(std::uint32_t slot, StreamHandle stream);
-  void make_private(std::uint32_t slot, Tokens& to, StreamHandle stream);
+  bool make_private(std::uint32_t slot, Tokens to, StreamHandle stream);
   void close_slot(std::uint32_t slot, StreamHandle stream);
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
   bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }

@@ -9,8 +9,8 @@
 
 namespace vmm {
 
-/// Throws Error where work on other streams than `stream`, which stepped the slot, is not over: the pages that
-/// it writes would be shared, and copied, too early.
+/// Throws Error where work on other streams than `stream`, which stepped the slot, is not over: the pages
+/// that it writes would be shared, and copied, too early.
 void KvCache::require_over_elsewhere(std::uint32_t slot, StreamHandle stream) const {
   Epochs& epochs = slots_->pool().epochs();
   Fence elsewhere = readers(users_[slot], stream);
@@ -19,7 +19,8 @@ void KvCache::require_over_elsewhere(std::uint32_t slot, StreamHandle stream) co
   });
   if (!epochs.complete(elsewhere))
     throw Error("slot " + std::to_string(slot) +
-                " was stepped on another stream, whose work is not over, and it would be copied too early: do this on that stream, "
+                " was stepped on another stream, whose work is not over, and it would be copied too early: "
+                "do this on that stream, "
                 "or call end() there and wait");
 }
 
@@ -62,7 +63,8 @@ void KvCache::await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t 
     const std::uint32_t over = slots_for_fork(stream, coming);
     if (over >= count) return;
     if (over + coming < count)
-      throw Error("free slots were closed in an epoch of another stream that is open still: end it there first");
+      throw Error(
+          "free slots were closed in an epoch of another stream that is open still: end it there first");
     for (std::uint32_t each = 0; each < slots_->count(); ++each)
       if (!is_open(each)) close_if_awaited(fences_[each], stream);
     lock.unlock();
@@ -85,6 +87,7 @@ std::vector<std::uint32_t> KvCache::fork(std::uint32_t slot, std::uint32_t count
     while (out.size() < count) out.push_back(fork_one(slot, stream));
     pool.epochs().cover(stream);
   } catch (...) {
+    slots_->fence_after(stream);  // nobody gets these slots before the copies are over
     for (std::uint32_t each : out) close_slot(each, stream);
     throw;
   }
@@ -98,7 +101,12 @@ std::uint32_t KvCache::fork_one(std::uint32_t slot, StreamHandle stream) {
       free_.best_fit(0, [&](std::uint32_t each) { return epochs.complete(fences_[each]); });
   Slots::Needs(*slots_).take(child, {});
   free_.set_tokens(child, 0);
-  slots_->fork(slot, child, {lengths_[slot]}, stream);
+  try {
+    slots_->fork(slot, child, {lengths_[slot]}, stream);
+  } catch (...) {
+    fences_[child] = slots_->fence_after(stream);  // copies into it may be under way
+    throw;
+  }
   free_.take(child);
   if (states_[child] == SlotState::ready) std::erase(ready_, child);
   states_[child] = states_[slot];
@@ -110,7 +118,8 @@ std::uint32_t KvCache::fork_one(std::uint32_t slot, StreamHandle stream) {
   return child;
 }
 
-void KvCache::make_private(std::uint32_t slot, Tokens& to, StreamHandle stream) {
+/// False when the driver failed and the sequence's tokens are lost.
+bool KvCache::make_private(std::uint32_t slot, Tokens to, StreamHandle stream) {
   Epochs& epochs = slots_->pool().epochs();
   stream = epochs.named(stream);
   epochs.poll();
@@ -126,7 +135,7 @@ void KvCache::make_private(std::uint32_t slot, Tokens& to, StreamHandle stream) 
     close_if_awaited(fence, stream);
     return fence;
   };
-  to = slots_->make_private(slot, to, readers_now, stream);
+  return slots_->make_private(slot, to, readers_now, stream);
 }
 
 }  // namespace vmm

@@ -67,15 +67,19 @@ class Slots final : public Growing {
   /// complete. Throws InvalidArgument where a window before `to` has been given up; 0 is always possible.
   void truncate(std::uint32_t slot, Tokens to, const Fence& readers);
   /// Gives `to`, a slot that nobody is in and no work uses, the first `length` tokens of `from`, which has at
-  /// least so many. Whole pages of them are shared; what lies beyond is copied on `stream`. Throws what Pool::map and Driver::copy throw; then `to` has no tokens.
+  /// least so many. Whole pages of them are shared; what lies beyond is copied on `stream`. Throws what
+  /// Pool::map and Driver::copy throw; then `to` has no tokens.
   void fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream);
+  /// A fence over all work until now, with what fork() and make_private() copy on the stream, for where they
+  /// have failed after some copies.
+  Fence fence_after(StreamHandle stream);
   /// Whether the slot, cut back to `to`, would keep a page that is shared and that later tokens go to.
   bool shares_pages_beyond(std::uint32_t slot, Tokens to) const;
   /// Copies such pages, on `stream`, so that token `to` may be written. When the copies are under way it asks
   /// for the fence of all who read the slot, and waits for that. Throws OutOfPages or what the driver throws,
-  /// and nothing has changed. Returns `to`; or fewer tokens, if the driver failed after the shared pages had
-  /// gone: so many are left.
-  Tokens make_private(std::uint32_t slot, Tokens to, const std::function<Fence()>& readers,
+  /// and nothing has changed. False when the driver failed after the shared pages had gone: then the slot
+  /// must be cut back to 0.
+  bool make_private(std::uint32_t slot, Tokens to, const std::function<Fence()>& readers,
                     StreamHandle stream);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
@@ -135,6 +139,14 @@ class Slots final : public Growing {
   Tokens reach(Tokens length) const { return length.count == 0 ? length : length + options_.tail; }
   Tokens without_tail(Tokens reach) const { return reach - std::min(reach, options_.tail); }
   Tokens room_in_pages_for(Tokens tokens) const;
+  /// Copies of pages of one part, in a lease of their own.
+  struct Copies {
+    const SlotPart* part;
+    std::vector<PageRange> pages;
+    std::shared_ptr<Lease> lease;
+    PageRange all;  // in that lease
+  };
+  std::vector<Copies> copy_shared(std::uint32_t slot, Tokens to, StreamHandle stream);
   std::vector<PageRange> shared_pages_of(const SlotPart& part, std::uint32_t slot, Tokens to) const;
   void share_pages(const Slot& origin, const SlotLength& from, std::uint32_t to);
   void copy_rest(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream);

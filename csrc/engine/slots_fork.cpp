@@ -19,7 +19,9 @@ void Slots::fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHand
   std::lock_guard owner(owner_mutex_);
   const Tokens wanted = reach(length);
   // 1. Unmap what lies there. Nobody prepares the slot any more, but the pager may still be mapping what was.
-  { const std::lock_guard until_it_is_done(ahead_mutex_); }
+  {
+    const std::lock_guard until_it_is_done(ahead_mutex_);
+  }
   std::vector<std::vector<PageRange>> ranges(parts_.size());
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     parts_[i].append_pages(to, {}, parts_[i].pages_for(wanted), ranges[i]);
@@ -30,7 +32,7 @@ void Slots::fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHand
     share_pages(slots_.at(from), {from, length}, to);
     copy_rest(from, to, length, stream);
   } catch (...) {
-    const Fence copies = pool().epochs().fence();
+    const Fence copies = fence_after(stream);
     for (std::size_t i = 0; i < parts_.size(); ++i)
       pool().unkeep(parts_[i].lease->reservation(), ranges[i], copies);
     throw;
@@ -43,6 +45,15 @@ void Slots::fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHand
   std::lock_guard lock(due_mutex_);
   slot.announced = wanted.count;
   covered_[to] = limits_[to];
+}
+
+Fence Slots::fence_after(StreamHandle stream) {
+  try {
+    pool().epochs().cover(stream);
+  } catch (const std::exception& error) {  // fences wait for the stream all the same: see Epochs::mark
+    pool().log().write(LogLevel::warning, error.what());
+  }
+  return pool().epochs().fence();
 }
 
 void Slots::share_pages(const Slot& origin, const SlotLength& from, std::uint32_t to) {
@@ -78,8 +89,8 @@ void Slots::copy_rest(std::uint32_t from, std::uint32_t to, Tokens length, Strea
   }
 }
 
-/// Pages, one by one, that stay kept when the slot is cut back to `to`, will be written, the tail's among them, and are
-/// shared.
+/// Pages, one by one, that stay kept when the slot is cut back to `to`, will be written, the tail's among
+/// them, and are shared.
 std::vector<PageRange> Slots::shared_pages_of(const SlotPart& part, std::uint32_t slot, Tokens to) const {
   std::vector<PageRange> ranges, out;
   part.append_pages(slot, part.whole_pages(to), part.pages_for(reach(to)), ranges);
@@ -93,50 +104,55 @@ bool Slots::shares_pages_beyond(std::uint32_t slot, Tokens to) const {
                              [&](const SlotPart& part) { return !shared_pages_of(part, slot, to).empty(); });
 }
 
-Tokens Slots::make_private(std::uint32_t number, Tokens to, const std::function<Fence()>& readers,
-                           StreamHandle stream) {
-  struct Copies {
-    const SlotPart* part;
-    std::vector<PageRange> pages;
-    std::shared_ptr<Lease> lease;
-    PageRange all;
-  };
-  std::lock_guard owner(owner_mutex_);
-  // 1. Copy into memory that nobody else has. If this throws, nothing has changed.
-  std::vector<Copies> copies;
-  for (const SlotPart& part : parts_) {
-    std::vector<PageRange> pages = shared_pages_of(part, number, to);
-    if (pages.empty()) continue;
-    const PageRange all{{0}, {pages.size()}};
-    auto lease = pool().reserve({.page_bytes = part.page_bytes(),
-                                 .extent_bytes = part.page_bytes(),
-                                 .extents = pages.size(),
-                                 .kind = part.lease->shape().kind});
-    pool().map(lease->reservation(), std::span(&all, 1), {});
-    for (std::size_t i = 0; i < pages.size(); ++i)
-      pool().driver().copy(lease->base() + part.page_bytes() * i,
-                           part.lease->base() + part.page_bytes() * pages[i].first.value, part.page_bytes(),
-                           stream);
-    copies.push_back({&part, std::move(pages), std::move(lease), all});
+/// Copies the shared pages that token `to` and later ones go to, into memory that nobody else has.
+std::vector<Slots::Copies> Slots::copy_shared(std::uint32_t number, Tokens to, StreamHandle stream) {
+  std::vector<Copies> out;
+  try {
+    for (const SlotPart& part : parts_) {
+      std::vector<PageRange> pages = shared_pages_of(part, number, to);
+      if (pages.empty()) continue;
+      const PageRange all{{0}, {pages.size()}};
+      Copies& made = out.emplace_back(&part, std::move(pages), nullptr, all);
+      made.lease = pool().reserve({.page_bytes = part.page_bytes(),
+                                   .extent_bytes = part.page_bytes(),
+                                   .extents = all.count.count,
+                                   .kind = part.lease->shape().kind,
+                                   .longest = {}});
+      pool().map(made.lease->reservation(), std::span(&all, 1), {});
+      for (std::size_t i = 0; i < made.pages.size(); ++i)
+        pool().driver().copy(made.lease->base() + part.page_bytes() * i,
+                             part.lease->base() + part.page_bytes() * made.pages[i].first.value,
+                             part.page_bytes(), stream);
+    }
+  } catch (...) {
+    fence_after(stream);  // the leases end, and whoever gets their memory must wait for the copies
+    throw;
   }
-  // 2. Once nobody reads the shared pages here any more, the copies take their place.
+  return out;
+}
+
+bool Slots::make_private(std::uint32_t number, Tokens to, const std::function<Fence()>& readers,
+                         StreamHandle stream) {
+  std::lock_guard owner(owner_mutex_);
+  // 1. Copy. If this throws, nothing has changed.
+  const std::vector<Copies> copies = copy_shared(number, to, stream);
   const Fence fence = readers();
-  Tokens left = to;
+  // 2. Once nobody reads the shared pages here any more, the copies take their place.
+  bool all_there = true;
   for (const Copies& each : copies) {
     Reservation& reservation = each.part->lease->reservation();
     pool().retire(reservation, each.pages, fence);
     MapOptions options;
     options.source = {&each.lease->reservation(), std::span(&each.all, 1)};
-    if (!map_after_all(reservation, each.pages, options))
-      left = std::min(left, each.part->room_in(each.part->whole_pages(to)));
-    pool().unkeep(each.lease->reservation(), std::span(&each.all, 1), {});
+    all_there &= map_after_all(reservation, each.pages, options);
+    pool().unkeep(each.lease->reservation(), std::span(&each.all, 1), fence);
   }
   try {
-    pool().reclaiming().drain_retired();  // else the pages would go on being shared for a while
+    pool().reclaiming().drain_retired();   // else the pages would go on being shared for a while
   } catch (const std::exception& error) {  // the pager tries again
     pool().log().write(LogLevel::warning, error.what());
   }
-  return left;
+  return all_there;
 }
 
 /// Maps what has no other copy at hand, so it does not give up at once. False where that does not help.

@@ -21,7 +21,7 @@ bool Claims::add(PageIndex page) {
 }
 
 void Claims::add_alias(PageIndex page, const Alias& source) {
-  claims_.reserve(claims_.size() + 1);
+  if (claims_.size() == claims_.capacity()) claims_.reserve(2 * claims_.size() + 1);
   claims_.push_back(tables_.claim_alias(reservation_, page, source));
   unmapped_ = claims_.size();
 }

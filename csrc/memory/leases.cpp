@@ -52,8 +52,9 @@ Reservation* Leases::find_adoptable(const ReservationShape& wanted, std::optiona
   for (const auto& [id, candidate] : tables_.reservations()) {
     const ReservationShape& shape = candidate->shape;
     // Pages that the driver does not unmap cannot be mapped anew, and others may read those that are shared.
-    if (candidate->leased || candidate->table.shared().count != 0 || candidate->exported || tables_.retired().any_refused(*candidate) ||
-        shape.zeroed || shape.page_bytes != wanted.page_bytes || shape.extent_bytes < wanted.extent_bytes ||
+    if (candidate->leased || candidate->table.shared().count != 0 || candidate->exported ||
+        tables_.retired().any_refused(*candidate) || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
+        shape.extent_bytes < wanted.extent_bytes ||
         shape.extent_bytes > std::max(wanted.extent_bytes, wanted.longest) ||
         shape.extents < wanted.extents || shape.kind != wanted.kind ||
         !ground_.epochs.complete(candidate->idle_fence, stream))

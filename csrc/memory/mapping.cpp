@@ -80,7 +80,7 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   reservation.check(ranges);
   Claims claims(ground_, tables_, reservation);
   tried.blocked = options.source.reservation == nullptr ? claim(ranges, options, raised, claims)
-                                                        : claim_aliases(ranges, options.source, claims);
+                                                        : claim_aliases(ranges, options, raised, claims);
   tried.asked = claims.size();
   tried.to_create = claims.to_create();
   raised.reserve(claims.pages().size());
@@ -129,7 +129,9 @@ bool Mapping::claim(std::span<const PageRange> ranges, const MapOptions& options
 }
 
 /// The same for pages that get the memory of others.
-bool Mapping::claim_aliases(std::span<const PageRange> ranges, const SourcePages& source, Claims& claims) {
+bool Mapping::claim_aliases(std::span<const PageRange> ranges, const MapOptions& options, RaisedNeeds& raised,
+                            Claims& claims) {
+  const SourcePages& source = options.source;
   const Reservation& reservation = claims.reservation();
   Reservation& from = *tables_.reservations().at(source.reservation->id.value);
   from.check(source.ranges);
@@ -148,9 +150,12 @@ bool Mapping::claim_aliases(std::span<const PageRange> ranges, const SourcePages
     if (entry.state == VirtualState::unmapped)
       claims.add_alias(page, origin);
     else if (entry.state != VirtualState::resident)
-      blocked = true, (void)tables_.retired().fence_of(reservation, page, true);  // throws where it never ends
+      blocked = true,
+      (void)tables_.retired().fence_of(reservation, page, true);  // throws where it never ends
     else if (entry.content != original.content)
       throw InvalidArgument("ranges: expected pages that are not mapped");
+    else if (entry.need < options.need)
+      raised.raise(page);
   }
   return blocked;
 }

@@ -52,7 +52,7 @@ class Mapping {
 
   void attempt(Lock&, std::span<const PageRange>, const MapOptions&, Reservation&, RaisedNeeds&, Attempt&);
   bool claim(std::span<const PageRange>, const MapOptions&, RaisedNeeds&, Claims&);
-  bool claim_aliases(std::span<const PageRange>, const SourcePages&, Claims&);
+  bool claim_aliases(std::span<const PageRange>, const MapOptions&, RaisedNeeds&, Claims&);
   Shortage shortage(const Claims&, Need) const;
   void drive(Claims&, const MapOptions&, Attempt&);
   void zero_claims(const Claims&, const MapOptions&);

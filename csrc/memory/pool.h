@@ -50,8 +50,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
     return mapping_.map(reservation, ranges, options);
   }
   /// Ends the need for Resident pages among these. They stay mapped until somebody needs their memory, who
-  /// has those that were kept once `until` is complete. But those whose memory others share are unmapped then:
-  /// nobody may find them here again, and write to them.
+  /// has those that were kept once `until` is complete. But those whose memory others share are unmapped
+  /// then: nobody may find them here again, and write to them.
   void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   /// Ends the need for pages that map() has just kept and nobody has used, so that work under way does not
   /// hold them back.

@@ -84,8 +84,8 @@ Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   return view;
 }
 
-/// The memory of a shared page is free only when all that share it are unmapped, so those that are Resident go
-/// together. The caller holds the lock.
+/// The memory of a shared page is free only when all that share it are unmapped, so those that are Resident
+/// go together. The caller holds the lock.
 Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> victims) {
   std::map<Reservation*, std::vector<PageIndex>> others;
   for (const Victim& victim : victims)
@@ -126,13 +126,16 @@ bool Reclaiming::end_an_idle_reservation() {
     const View seen = view(true);
     const auto longest_idle = policy_.longest_idle(seen.snapshot);
     if (!longest_idle) return false;
-    const PageTable& table = seen.reservations[*longest_idle]->table;
+    Reservation& reservation = *seen.reservations[*longest_idle];
     std::vector<PageIndex> pages;
-    for (std::uint32_t i = 0; i < table.size().count; ++i)
-      if (table[{i}].state == VirtualState::resident) pages.push_back({i});
-    victims = begin_retiring(seen, {{*longest_idle, std::move(pages)}});
+    for (std::uint32_t i = 0; i < reservation.table.size().count; ++i)
+      if (reservation.table[{i}].state == VirtualState::resident) pages.push_back({i});
+    // Only its own: others may need, and use, what they share with it.
+    victims.emplace_back(reservation, std::move(pages));
+    tables_.begin_retiring(victims);
   }
-  return unmapping_.unmap_victims(std::move(victims)).count != 0;
+  unmapping_.unmap_victims(std::move(victims));
+  return true;  // even where no memory is free, because others share it
 }
 
 void Reclaiming::pause(std::unique_lock<Mutex>& lock, Wait& wait) {

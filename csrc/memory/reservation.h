@@ -33,8 +33,7 @@ struct Reservation {
         addresses(std::move(addresses_)),
         shape(shape_),
         pages_per_window(pages_per_window_),
-        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums,
-              sharing),
+        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums, sharing),
         window_runs((table.size().count + pages_per_window_.count - 1) / pages_per_window_.count) {}
 
   const ReservationId id;

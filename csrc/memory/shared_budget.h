@@ -100,7 +100,7 @@ class SharedBudget final : public Budget {
   Nanoseconds refused_at_{0};
   bool refused_ = false;     // somebody, since that was last told
   bool letting_go_ = false;  // of what is unused: the waker knows
-  bool failing_ = false;  // the file, since that was last logged
+  bool failing_ = false;     // the file, since that was last logged
   bool left_ = false;
   bool gone_ = false;  // the file, and that is logged
   int users_ = 1;

@@ -19,13 +19,15 @@ int weight(const Alias& alias) {
 }  // namespace
 
 void Sharing::add(ContentId content, const Alias& first, const Alias& more) {
-  auto& all = aliases_[content.value];
-  all.reserve(all.size() + 2);
-  if (all.empty()) {
+  auto entry = aliases_.find(content.value);
+  if (entry == aliases_.end()) {
+    std::vector<Alias> all;
+    all.reserve(2);  // Nothing below fails then, or leaves an entry that nobody is in.
     all.push_back(first);
+    entry = aliases_.emplace(content.value, std::move(all)).first;
     first.reservation->table.set_shared(first.page, true);
   }
-  all.push_back(more);
+  entry->second.push_back(more);
   more.reservation->table.set_shared(more.page, true);
   more.reservation->table.set_counted(more.page, false);
 }

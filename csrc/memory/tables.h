@@ -26,8 +26,8 @@ struct Claim {
   Place place;
   PageHandle handle;  // none yet where the memory is to be created
   bool create;
-  bool zero;         // it holds bytes that may not be seen here
-  CreatedPage made;  // the memory, once it has been created
+  bool zero;           // it holds bytes that may not be seen here
+  CreatedPage made;    // the memory, once it has been created
   bool alias = false;  // the memory is that of another virtual page, too
 };
 

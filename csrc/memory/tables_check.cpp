@@ -18,9 +18,9 @@ void require(bool holds, const char* invariant, std::uint32_t where) {
 /// What is counted on the way through the tables, to be compared with what they say.
 struct Tables::Census {
   std::map<ContentId, std::uint64_t> holders;  // of each content
-  std::uint64_t mapping = 0;  // virtual pages on their way in
-  std::uint64_t filling = 0;  // physical pages being created for nobody yet
-  std::uint64_t in_use = 0;   // physical pages
+  std::uint64_t mapping = 0;                   // virtual pages on their way in
+  std::uint64_t filling = 0;                   // physical pages being created for nobody yet
+  std::uint64_t in_use = 0;                    // physical pages
   MappedBytes mapped;
   Bytes free, taken;
   std::map<Bytes, Bytes> recycled;
@@ -66,8 +66,8 @@ void Tables::check_reservation(const Reservation& reservation, Census& census) c
     shared += Pages{page.shared};
     keeps |= page.kept();
   }
-  require(in_use == table.in_use() && resident == table.resident() && shared == table.shared(), "I7: a page table's counts are true",
-          reservation.id.value);
+  require(in_use == table.in_use() && resident == table.resident() && shared == table.shared(),
+          "I7: a page table's counts are true", reservation.id.value);
   require(reservation.leased || !keeps, "I8: an idle reservation keeps nothing", reservation.id.value);
   for (RunId run : reservation.window_runs) {
     if (!run.valid()) continue;
@@ -85,7 +85,8 @@ void Tables::check_page(const Reservation& reservation, PageIndex at, Census& ce
   const bool resident = page.state == VirtualState::resident;
   const bool sharing_soon = page.state == VirtualState::mapping && page.content.valid();
   const bool has_content = resident || sharing_soon || page.state == VirtualState::retiring;
-  require(page.content.valid() == has_content, "I1: exactly Resident and Retiring pages have content, and those that will share one", at.value);
+  require(page.content.valid() == has_content,
+          "I1: exactly Resident and Retiring pages have content, and those that will share one", at.value);
   require(page.need == Need::none || resident, "I2: only Resident pages are needed", at.value);
   for (Need need : reclaimable_needs)
     require(table.reclaimable(need).has(at) == (resident && page.counted && page.need == need),
@@ -94,9 +95,10 @@ void Tables::check_page(const Reservation& reservation, PageIndex at, Census& ce
   census.mapping += page.state == VirtualState::mapping && !sharing_soon;
   if (!has_content) return;
   ++census.holders[page.content];
-  require(static_cast<bool>(physical_[contents_[page.content].page].handle), "I6: a mapped physical page exists",
+  require(static_cast<bool>(physical_[contents_[page.content].page].handle),
+          "I6: a mapped physical page exists", at.value);
+  require(page.shared == !sharing_.of(page.content).empty(), "I20: a page knows whether it is shared",
           at.value);
-  require(page.shared == !sharing_.of(page.content).empty(), "I20: a page knows whether it is shared", at.value);
 }
 
 /// The page that stands for a shared content is needed most of all that share it.
@@ -116,9 +118,10 @@ void Tables::check_shared(ContentId id, std::uint64_t holders) const {
 void Tables::check_run(RunId id, Census& census) const {
   const Run& run = physical_.run(id);
   const bool being_filled = std::ranges::find(filling_, id) != filling_.end();
-  const bool windowless = run.in_use != 0 && !run.window.reservation.valid();  // left behind, or of loose pages
-  require(run.owned == (census.owners[id.value] != 0 || being_filled || windowless), "I9: a run has one owner",
-          id.value);
+  const bool windowless =
+      run.in_use != 0 && !run.window.reservation.valid();  // left behind, or of loose pages
+  require(run.owned == (census.owners[id.value] != 0 || being_filled || windowless),
+          "I9: a run has one owner", id.value);
   if (being_filled) census.filling += run.in_use;
   std::uint32_t free = 0, in_use = 0;
   for (std::uint32_t i = 0; i < run.pages; ++i) {

@@ -144,7 +144,7 @@ class Course {
   std::vector<std::uint64_t> preempted_;  // the lengths of sequences that are to be computed again
   Bytes ceiling_;  // no more than this may be created: the budget, or what was taken when it was lowered
   CourseTotals totals_;
-  std::uint64_t contents_ = 0;  // that were ever shared
+  std::uint64_t contents_ = 0;      // that were ever shared
   std::vector<std::size_t> batch_;  // the next step's places in running_
   std::vector<std::int32_t> slots_, lengths_;
   std::vector<MemoryRange> new_pages_, writes_;

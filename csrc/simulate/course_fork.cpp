@@ -60,11 +60,13 @@ void Course::truncate(std::size_t i, std::uint64_t to) {
   Sequence& sequence = running_[i];
   finish_epoch(sequence.stream);
   const StreamHandle stream = streams_[sequence.stream].handle;
-  if (!tried_beside_others([&] { cache_->truncate(sequence.slot, {to}, stream); })) {
-    // If the driver failed at the last moment, the sequence has lost tokens.
-    to = cache_->length(sequence.slot).count;
-    if (to == sequence.length) return;
-  }
+  // If the driver fails at the last moment, the sequence has lost tokens.
+  const auto length = [&] { return cache_->length(sequence.slot).count; };
+  const bool done = tried_beside_others([&] {
+    if (to <= length()) cache_->truncate(sequence.slot, {to}, stream);
+  });
+  to = length();
+  if (!done && to == sequence.length) return;
   sequence.length = to;
   sequence.computed = std::min(sequence.computed, to);
   for (std::size_t p = 0; p < sequence.shared.size(); ++p) {
@@ -73,9 +75,11 @@ void Course::truncate(std::size_t i, std::uint64_t to) {
   }
 }
 
-/// Nobody may write to a page that others have, too.
+/// Nobody may write to a page that others have, too. (Where the driver refuses to unmap the page's copy at
+/// the address where it was made, that is still there, but nobody reads it.)
 void Course::check_shared(const Sequence& sequence) {
-  if (cache_->slots().shares_pages_beyond(sequence.slot, {sequence.length}))
+  if (!world_.pool()->reclaiming().refused() &&
+      cache_->slots().shares_pages_beyond(sequence.slot, {sequence.length}))
     throw InvariantViolation("a page that will be written is shared");
 }
 

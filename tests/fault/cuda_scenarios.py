@@ -114,25 +114,44 @@ def _make_room(pool, _):
     pool.trim(1 << 40)
 
 
+def _step(cache, slot, length):
+    numbers = array("i", [slot, length])
+    address = numbers.buffer_info()[0]
+    cache.step(address, 1, address + numbers.itemsize, 1)
+
+
 def _serve(pool, _):
     """Sequences of four tokens a page: one grows, goes back, ends, and is followed by another."""
     lease = pool.reserve(page_bytes=PAGE, extent_bytes=8 * PAGE, extents=2)
     cache = _core.KvCache(pool, [(lease, 1, PAGE // 4, 0)], 2)
-
-    def step(slot, length):
-        numbers = array("i", [slot, length])
-        address = numbers.buffer_info()[0]
-        cache.step(address, 1, address + numbers.itemsize, 1)
-
     slot = cache.open(4, 4)
-    step(slot, 4)
+    _step(cache, slot, 4)
     settle(pool)
-    step(slot, 9)
+    _step(cache, slot, 9)
     cache.truncate(slot, 2)
     pool.trim(2 * PAGE)
-    step(slot, 12)
+    _step(cache, slot, 12)
     cache.close(slot)
-    step(cache.open(20, 0), 20)
+    _step(cache, cache.open(20, 0), 20)
+
+
+def _fork(pool, _):
+    """They share pages, are cut back into what they share, and end."""
+    lease = pool.reserve(page_bytes=PAGE, extent_bytes=4 * PAGE, extents=3)
+    cache = _core.KvCache(pool, [(lease, 1, PAGE // 4, 0)], 3)
+    first = cache.open(10, 10)
+    _step(cache, first, 10)
+    [second] = cache.fork(first, 1)
+    _step(cache, second, 14)
+    [third] = cache.fork(second, 1)
+    cache.truncate(second, 6)
+    _step(cache, second, 9)
+    cache.close(first)
+    settle(pool)
+    pool.trim(2 * PAGE)
+    cache.truncate(third, 3)
+    _step(cache, third, 12)
+    cache.close(third)
 
 
 def _map_after_a_failure(pool, _):
@@ -284,6 +303,7 @@ SCENARIOS = {
     "watch": Scenario(_watch, lambda pool, _: pool.create_stream()),
     "make room": Scenario(_make_room),
     "serve": Scenario(_serve),
+    "fork": Scenario(_fork),
     "map after a failure": Scenario(_map_after_a_failure),
     "map over what is stuck": Scenario(_map_over_what_is_stuck, _stuck),
     "end with something stuck": Scenario(_end_with_something_stuck, _pool_with_something_stuck, True),

@@ -79,8 +79,10 @@ class Sequence(Closing):
         """Forgets tokens from ``n`` on, which speculation got wrong, say. Their memory stays mapped until
         memory is short, or nobody has needed it for the pool's ``idle_seconds``. If the page of token ``n``
         is shared with forks, it is copied: that waits for the work that reads it, and may raise OutOfPages,
-        before anything has changed. Raises InvalidArgument for more tokens than there are. If a layer has a window, it does so for fewer tokens than before the last
-        step, too, except 0, because what the window had before them is gone."""
+        before anything has changed; if the driver fails in the middle of it, this raises DriverError, and the
+        sequence has no tokens any more. Raises InvalidArgument for more tokens than there are. If a layer has
+        a window, it does so for fewer tokens than before the last step, too, except 0, because what the
+        window had before them is gone."""
         tokens = checked_number("n", n, 0, self.cache.max_tokens)
         self.cache._engine.truncate(self.slot, tokens, torch_stream(self.cache.pool))
 
