@@ -147,6 +147,7 @@ def _fork(pool, _):
     cache.truncate(second, 6)
     _step(cache, second, 9)
     cache.close(first)
+    cache.end()
     settle(pool)
     pool.trim(2 * PAGE)
     cache.truncate(third, 3)
