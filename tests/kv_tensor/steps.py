@@ -192,7 +192,6 @@ READS = [
     "F.relu(x)",
     "torch.einsum('...i->...', x)",
     "0 in x",
-    "list(x)[-1].clone()",
 ]
 FREE = [  # these map nothing
     "len(x)",
@@ -211,7 +210,8 @@ FREE = [  # these map nothing
     "x.to('cpu')",
     "x.cpu().to(x.dtype)",
 ]
-SAFE = [  # these may map x or not
+SAFE = [  # these may map x or not, or a part of it
+    "list(x)[-1].clone()",
     "copy.copy(x)",
     "x.float()",
     "x.bool()",
