@@ -14,6 +14,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from kinds import KINDS
 from naive_sequences import NaiveCache, NaiveSequence
 from own_pool import PAGE, faulty_pool
+from pool_machine import ANY, pick
 from step_machine import LATEST, StepMachine
 from stream_names import STREAMS, StreamNames
 
@@ -24,6 +25,10 @@ from vmm import Error, InvalidArgument, KVCache, OutOfPages
 BUDGET_PAGES = 56
 MOST = 150  # tokens
 SLOTS = 4
+TOKENS = st.integers(0, MOST)
+GROWTH = st.sampled_from([1, 1, 30, MOST]).flatmap(  # of each slot's sequence in one step
+    lambda most: st.lists(st.integers(0, most), min_size=SLOTS, max_size=SLOTS)
+)
 TAILS = st.sampled_from([0, 20])
 
 
@@ -75,11 +80,11 @@ class KVCacheMachine(StepMachine):
             for _ in range(SLOTS // 2):
                 self.caches[-1].sequences.append(NaiveSequence(self.caches[-1].cache.open()))
 
-    @precondition(lambda self: len(self.caches) < 3)
     @rule(kind=st.sampled_from(sorted(KINDS)), tail=TAILS, per_step=st.sampled_from([1, 4]))
     def make_another(self, kind, tail, per_step):
-        with self.tolerated():
-            self.make(kind, tail, per_step)
+        if len(self.caches) < 3:
+            with self.tolerated():
+                self.make(kind, tail, per_step)
 
     def make(self, kind, tail, per_step):
         shape = KINDS[kind]
@@ -106,14 +111,16 @@ class KVCacheMachine(StepMachine):
         with self.tolerated():
             self.streams.switch(which)
 
-    @precondition(lambda self: self.caches)
-    @rule(data=st.data(), prompt=st.integers(0, MOST), stream=STREAMS)
-    def open(self, data, prompt, stream):
-        naive = self.caches[data.draw(st.integers(0, len(self.caches) - 1))]
+    @rule(cache=ANY, prompt=TOKENS, announce=st.none() | TOKENS, stream=STREAMS)
+    def open(self, cache, prompt, announce, stream):
+        naive = pick(self.caches, cache)
+        if naive is None:
+            return
+        if announce is not None:
+            announce = min(announce, prompt)
         full = len(naive.sequences) == SLOTS
         try:
             with self.tolerated():
-                announce = data.draw(st.none() | st.integers(0, prompt))
                 sequence = naive.cache.open(prompt, announce=announce, stream=self.streams.said(stream))
                 assert not full
                 assert sequence.slot not in {model.sequence.slot for model in naive.sequences}
@@ -121,12 +128,19 @@ class KVCacheMachine(StepMachine):
         except InvalidArgument:
             assert full
 
-    @precondition(lambda self: any(naive.sequences for naive in self.caches))
-    @rule(data=st.data(), stream=STREAMS, most=st.sampled_from([1, 1, 30, MOST]), write=st.booleans())
-    def step(self, data, stream, most, write):
-        naive = data.draw(st.sampled_from([naive for naive in self.caches if naive.sequences]))
-        chosen = data.draw(st.lists(st.sampled_from(naive.sequences), unique=True))
-        grown = [data.draw(st.integers(0, min(most, MOST - len(model.tokens)))) for model in chosen]
+    @rule(
+        cache=ANY,
+        sequences=st.lists(st.integers(0, SLOTS - 1), unique=True),
+        growth=GROWTH,
+        stream=STREAMS,
+        write=st.booleans(),
+    )
+    def step(self, cache, sequences, growth, stream, write):
+        naive = pick([naive for naive in self.caches if naive.sequences], cache)
+        if naive is None:
+            return
+        chosen = [naive.sequences[number] for number in sequences if number < len(naive.sequences)]
+        grown = [min(count, MOST - len(model.tokens)) for count, model in zip(growth, chosen, strict=False)]
         self.step_once(naive, chosen, grown, stream, write)
 
     @rule(most=st.sampled_from([1, 7, 50]), rounds=st.integers(1, 3), stream=STREAMS)
@@ -137,21 +151,23 @@ class KVCacheMachine(StepMachine):
                 grown = [min(most, MOST - len(model.tokens)) for model in naive.sequences]
                 self.step_once(naive, list(naive.sequences), grown, stream, True)
 
-    @precondition(lambda self: any(naive.sequences for naive in self.caches))
-    @rule(data=st.data(), tokens=st.integers(1, MOST), stream=STREAMS)
-    def take_turns(self, data, tokens, stream):
+    @rule(which=ANY, tokens=st.integers(1, MOST), stream=STREAMS)
+    def take_turns(self, which, tokens, stream):
         """One ends and the next begins at once, perhaps in its slot, while its last step is under way."""
-        naive, model = self.draw_sequence(data)
+        naive, model = self.sequence_of(which)
+        if model is None:
+            return
         self.close_sequence(naive, model)
         with self.tolerated():
             naive.sequences.append(NaiveSequence(naive.cache.open(tokens, stream=self.streams.said(stream))))
             self.step_once(naive, naive.sequences[-1:], [tokens], stream, True)
 
-    @precondition(lambda self: any(naive.sequences for naive in self.caches))
-    @rule(data=st.data())
-    def truncate(self, data):
-        naive, model = self.draw_sequence(data)
-        to = data.draw(st.integers(0, len(model.tokens)))
+    @rule(which=ANY, to=TOKENS)
+    def truncate(self, which, to):
+        naive, model = self.sequence_of(which)
+        if model is None:
+            return
+        to %= len(model.tokens) + 1
         try:
             with self.tolerated():
                 model.sequence.truncate(to)
@@ -173,12 +189,13 @@ class KVCacheMachine(StepMachine):
         assert not (any(naive.windows) and 0 < to < model.computed)
         naive.truncate(model, to)
 
-    @precondition(lambda self: any(naive.sequences for naive in self.caches))
-    @rule(data=st.data(), tokens=st.integers(0, MOST), stream=STREAMS, sync=st.booleans())
-    def fork(self, data, tokens, stream, sync):
+    @rule(which=ANY, n=st.integers(1, SLOTS - 1), tokens=TOKENS, stream=STREAMS, sync=st.booleans())
+    def fork(self, which, n, tokens, stream, sync):
         """A sequence is forked once it has some tokens."""
-        naive, model = self.draw_sequence(data)
-        n = data.draw(st.integers(1, max(1, SLOTS - len(naive.sequences))))
+        naive, model = self.sequence_of(which)
+        if model is None:
+            return
+        n = min(n, max(1, SLOTS - len(naive.sequences)))
         self.step_once(naive, [model], [min(tokens, MOST - len(model.tokens))], stream, True)
         handle = self.streams.handle(stream)
         if ON_CUDA and model.stream not in (None, handle):
@@ -202,34 +219,36 @@ class KVCacheMachine(StepMachine):
             if "end it there first" not in str(error) and "is not over" not in str(error):
                 raise
 
-    @precondition(lambda self: any(naive.sequences for naive in self.caches))
-    @rule(data=st.data(), tokens=st.integers(0, MOST))
-    def announce(self, data, tokens):
-        _, model = self.draw_sequence(data)
-        model.sequence.announce(tokens)
+    @rule(which=ANY, tokens=TOKENS)
+    def announce(self, which, tokens):
+        _, model = self.sequence_of(which)
+        if model:
+            model.sequence.announce(tokens)
 
-    @precondition(lambda self: any(naive.sequences for naive in self.caches))
-    @rule(data=st.data())
-    def close(self, data):
-        self.close_sequence(*self.draw_sequence(data))
+    @rule(which=ANY)
+    def close(self, which):
+        naive, model = self.sequence_of(which)
+        if model:
+            self.close_sequence(naive, model)
 
     def close_sequence(self, naive, model):
         model.sequence.close()
         model.sequence = None  # Hypothesis may keep the model itself
         naive.sequences.remove(model)
 
-    @precondition(lambda self: self.caches)
-    @rule(data=st.data(), stream=STREAMS)
-    def end(self, data, stream):
-        with self.tolerated():
-            data.draw(st.sampled_from(self.caches)).cache.end(self.streams.said(stream))
+    @rule(cache=ANY, stream=STREAMS)
+    def end(self, cache, stream):
+        naive = pick(self.caches, cache)
+        if naive:
+            with self.tolerated():
+                naive.cache.end(self.streams.said(stream))
 
-    @precondition(lambda self: self.caches)
-    @rule(data=st.data())
-    def close_cache(self, data):
-        naive = data.draw(st.sampled_from(self.caches))
-        self.caches.remove(naive)
-        naive.close()
+    @rule(cache=ANY)
+    def close_cache(self, cache):
+        naive = pick(self.caches, cache)
+        if naive:
+            self.caches.remove(naive)
+            naive.close()
 
     # What the platform does to them.
 
@@ -267,9 +286,9 @@ class KVCacheMachine(StepMachine):
         self.pool = self.core = self.streams = None
         self.own_calls.close()
 
-    def draw_sequence(self, data):
+    def sequence_of(self, number):
         pairs = [(naive, model) for naive in self.caches for model in naive.sequences]
-        return data.draw(st.sampled_from(pairs))
+        return pick(pairs, number) or (None, None)
 
 
 KVCacheMachine.TestCase.settings = settings(

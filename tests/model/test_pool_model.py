@@ -8,12 +8,13 @@ import cuda_standin
 from cuda_standin import ON_CUDA
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant, precondition, rule
-from pool_machine import LATEST, PAGE, PoolMachine
+from hypothesis.stateful import initialize, invariant, rule
+from pool_machine import ANY, LATEST, PAGE, PoolMachine, pick
 
 from vmm import DriverError, OutOfPages, _core
 
 BUDGET_PAGES = 40
+MOST_LEASES = 4
 MARK = 32  # bytes written at both ends of a page
 
 
@@ -63,7 +64,6 @@ class LeaseMachine(PoolMachine):
 
     # What the pool is asked to do.
 
-    @precondition(lambda self: len(self.models) < 4)
     @rule(
         extent_pages=st.integers(1, 12),
         extents=st.integers(1, 3),
@@ -72,6 +72,8 @@ class LeaseMachine(PoolMachine):
         stream=st.sampled_from([None, 0]),
     )
     def reserve(self, extent_pages, extents, kind, zeroed, stream):
+        if len(self.models) == MOST_LEASES:
+            return
         with self.tolerated():
             lease = self.core.reserve(
                 page_bytes=PAGE,
@@ -83,10 +85,11 @@ class LeaseMachine(PoolMachine):
             )
             self.models.append(Model(lease, kind, zeroed, extent_pages * extents))
 
-    @precondition(lambda self: self.models)
-    @rule(data=st.data())
-    def map(self, data):
-        model, first, count = self.draw_range(data)
+    @rule(which=ANY, first=ANY, count=ANY)
+    def map(self, which, first, count):
+        model, first, count = self.range_of(which, first, count)
+        if model is None:
+            return
         if model.zeroed and self.work_is_late:
             self.finish_work()  # else it would, rightly, wait for ever
         before = dict(model.kept)
@@ -108,35 +111,37 @@ class LeaseMachine(PoolMachine):
                 model.kept[page] = None
                 self.check_first_sight(model, page, was_missing=missing == count * PAGE)
 
-    @precondition(lambda self: self.models)
-    @rule(data=st.data())
-    def write(self, data):
-        model = self.models[data.draw(st.integers(0, len(self.models) - 1))]
-        for page in model.kept:
+    @rule(which=ANY)
+    def write(self, which):
+        model = pick(self.models, which)
+        for page in model.kept if model else ():
             self.writes += 1
             model.kept[page] = fill(model.kind, self.writes)
             for end in (0, PAGE - MARK):
                 ctypes.memmove(model.lease.address + page * PAGE + end, model.kept[page], MARK)
 
-    @precondition(lambda self: self.models)
-    @rule(data=st.data())
-    def unkeep(self, data):
-        model, first, count = self.draw_range(data)
+    @rule(which=ANY, first=ANY, count=ANY)
+    def unkeep(self, which, first, count):
+        model, first, count = self.range_of(which, first, count)
+        if model is None:
+            return
         model.lease.unkeep([(first, count)])
         self.forget(model, first, count)
 
-    @precondition(lambda self: self.models)
-    @rule(data=st.data())
-    def retire(self, data):
-        model, first, count = self.draw_range(data)
+    @rule(which=ANY, first=ANY, count=ANY)
+    def retire(self, which, first, count):
+        model, first, count = self.range_of(which, first, count)
+        if model is None:
+            return
         model.lease.retire([(first, count)])
         self.forget(model, first, count)
 
-    @precondition(lambda self: self.models)
-    @rule(data=st.data())
-    def drop(self, data):
-        model = self.models.pop(data.draw(st.integers(0, len(self.models) - 1)))
-        model.lease = None  # Hypothesis may keep the model itself
+    @rule(which=ANY)
+    def drop(self, which):
+        model = pick(self.models, which)
+        if model:
+            self.models.remove(model)
+            model.lease = None  # Hypothesis may keep the model itself
 
     # What the platform does to it.
 
@@ -181,10 +186,13 @@ class LeaseMachine(PoolMachine):
 
     # Helpers.
 
-    def draw_range(self, data):
-        model = self.models[data.draw(st.integers(0, len(self.models) - 1))]
-        first = data.draw(st.integers(0, model.pages - 1))
-        return model, first, data.draw(st.integers(1, model.pages - first))
+    def range_of(self, which, first, count):
+        """A model, if there is any, and pages of it, for what was drawn: the first, and how many."""
+        model = pick(self.models, which)
+        if model is None:
+            return None, 0, 0
+        first %= model.pages
+        return model, first, 1 + count % (model.pages - first)
 
     def forget(self, model, first, count):
         for page in range(first, first + count):
