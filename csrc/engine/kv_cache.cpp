@@ -21,6 +21,8 @@ KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std:
       options_(options),
       arrivals_(std::max(options.first_tokens, options.tokens_per_step).count),
       free_(count),
+      cached_(count),
+      index_(count),
       states_(count, SlotState::free),
       lengths_(count),
       previous_(count),
@@ -64,7 +66,7 @@ Tokens KvCache::previous_length(std::uint32_t slot) const {
 
 std::uint32_t KvCache::open_slots() const {
   std::lock_guard lock(mutex_);
-  return slots_->count() - free_.count();
+  return slots_->count() - not_open();
 }
 
 Bytes KvCache::live() const {
@@ -108,12 +110,18 @@ std::uint32_t KvCache::open(Tokens prompt, Tokens announced, StreamHandle stream
   slots_->check_length("prompt_tokens", prompt);
   slots_->check_length("announce", announced);
   std::lock_guard lock(mutex_);
-  if (free_.count() == 0)
+  return open_anew(prompt, announced, stream);
+}
+
+/// The caller holds the lock.
+std::uint32_t KvCache::open_anew(Tokens prompt, Tokens announced, StreamHandle stream) {
+  if (not_open() == 0)
     throw InvalidArgument("max_sequences is " + std::to_string(slots_->count()) + ": all of them are open");
   slots_->pool().epochs().poll();
   const Tokens first = std::max(prompt, first_tokens());
   announced = std::max(announced, first_tokens());
   std::uint32_t slot;
+  make_way(first, stream);
   {
     Slots::Needs needs(*slots_);
     slot = choose(needs, static_cast<std::uint32_t>(first.count), stream);
@@ -183,6 +191,7 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   // was announced stays announced.
   if (to < slots_->kept(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
+  index_.cut(slot, to);
   if (lost)
     throw DriverError("the driver would not map the copy of a shared page: the sequence in slot " +
                       std::to_string(slot) + " has lost its tokens");
@@ -201,8 +210,17 @@ void KvCache::close_slot(std::uint32_t slot, StreamHandle stream) {
   const bool fresh = states_[slot] == SlotState::fresh;
   const auto holds = fresh ? free_.tokens(slot) : static_cast<std::uint32_t>(slots_->limits()[slot].count);
   if (!fresh) fences_[slot] = readers(users_[slot], stream);
-  slots_->truncate(slot, {}, fences_[slot]);
   fresh_ -= fresh;
+  const Tokens held = index_.findable(slot);
+  if (held.count != 0 && slots_->can_go_back(slot, held)) {
+    slots_->set_aside(slot, held, fences_[slot]);
+    Slots::Needs(*slots_).note_use(slot);
+    cached_.use(slot);
+    states_[slot] = SlotState::cached;
+    return;
+  }
+  slots_->truncate(slot, {}, fences_[slot]);
+  index_.end(slot);
   free_.put(slot, holds);
   states_[slot] = SlotState::free;
 }

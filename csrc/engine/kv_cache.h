@@ -3,20 +3,26 @@
 // Sequences come (open), grow by an iteration of the engine at a time (step) and go (close). KvCache gives
 // each a slot of Slots, makes the pages of its next tokens usable in step(), and tells the pager early enough
 // what the iterations after that will need. A slot that is closed keeps its pages, for the next sequence that
-// fits; nobody gets them while work on a stream may still read them.
+// fits; nobody gets them while work on a stream may still read them. If it was told which tokens they are
+// (commit), a sequence that begins with the same finds them there.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/lock.h"
+#include "engine/cached_slots.h"
 #include "engine/free_slots.h"
 #include "engine/slots.h"
 #include "policy/arrival_predictor.h"
+#include "policy/attach_costs.h"
 #include "policy/growth_predictor.h"
+#include "policy/prefix_index.h"
 
 namespace vmm {
 
@@ -31,13 +37,32 @@ struct KvCacheOptions {
 enum class SlotState : std::uint8_t {
   free,     // nobody is in it
   ready,    // nobody is in it, and it is prepared for a sequence that nobody has announced
+  cached,   // nobody is in it, and a sequence may begin with the tokens that it holds
   fresh,    // a sequence is in it that has not been stepped
   running,  // a sequence is in it that has been stepped
+};
+
+/// The tokens that a sequence begins with, and who owns them: sequences with another salt do not find them.
+struct Prompt {
+  std::span<const PrefixIndex::Token> tokens;
+  std::string salt;
+};
+
+/// What became of prompts that were looked up.
+struct PrefixStats {
+  std::uint64_t adopted, aliased, copied;  // sequences that found some of their tokens, by what was done
+  Tokens looked_up, found;
+  std::uint64_t cached_slots;  // that nobody is in, and whose tokens can be found
 };
 
 /// Safe from any thread.
 class KvCache {
  public:
+  struct Opened {
+    std::uint32_t slot;
+    Tokens cached;  // so many of its tokens are there
+  };
+
   /// Throws as Slots::make.
   KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uint32_t count,
           const KvCacheOptions& options);
@@ -50,6 +75,19 @@ class KvCache {
   /// tokens, or at least those of one step. Its first step will be on `stream`, so it may have a slot whose
   /// last work is there and not over. Throws InvalidArgument when every slot is taken, or past max_tokens.
   std::uint32_t open(Tokens prompt, Tokens announced, StreamHandle stream);
+
+  /// Does the same for a sequence that begins with these tokens. Those that other sequences with the same
+  /// beginning have had committed it has at once, but at least one is left to compute. Where the only slots
+  /// that it could have are still read, it waits for that. It may have fewer than there are, where there is
+  /// no memory for them, or where work of another stream that writes them is not over. Throws what open()
+  /// and the driver throw; then nothing is open that was not before.
+  Opened open_prompt(const Prompt& prompt, Tokens announced, StreamHandle stream);
+  /// These are the tokens of the sequence that follow those of which it was said before, and work that
+  /// computes them is under way, or done, on the streams that step it. From now on others can begin with
+  /// them, in whole blocks (PrefixIndex::block_tokens). Throws InvalidArgument for a slot that is not open,
+  /// and for more tokens than the sequence has.
+  void commit(std::uint32_t slot, std::span<const PrefixIndex::Token> tokens);
+  PrefixStats prefix_stats() const;
 
   /// The next iteration on `stream` begins: after it, these sequences have so many tokens each, and from here
   /// on those may be written. It closes the stream's epoch, opens the next, maps what is missing, and
@@ -112,9 +150,23 @@ class KvCache {
   void await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t slot, std::uint32_t count,
                             StreamHandle stream);
   std::uint32_t fork_one(std::uint32_t slot, StreamHandle stream);
+  std::uint32_t open_anew(Tokens prompt, Tokens announced, StreamHandle stream);
+  bool over_elsewhere(std::uint32_t slot, StreamHandle stream) const;
+  struct Prefix;
+  Prefix find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream);
+  std::optional<Opened> attach(std::unique_lock<Mutex>& lock, const Prompt& prompt, StreamHandle stream);
+  bool adopt(const Prefix& prefix);
+  bool fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream);
+  void measure_copy();
+  bool await_a_slot(std::unique_lock<Mutex>& lock, std::uint32_t but, StreamHandle stream);
+  std::optional<std::uint32_t> slot_to_fill(std::uint32_t but = no_slot);
+  void evict(std::uint32_t slot);
+  void make_way(Tokens first, StreamHandle stream);
   bool make_private(std::uint32_t slot, Tokens to, StreamHandle stream);
   void close_slot(std::uint32_t slot, StreamHandle stream);
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
+  static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
+  std::uint32_t not_open() const { return free_.count() + cached_.count(); }
   bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
   std::uint32_t choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream);
   void prepare();
@@ -128,6 +180,10 @@ class KvCache {
   ArrivalPredictor arrivals_;
   FreeSlots free_;
   std::vector<std::uint32_t> ready_;  // those of the free ones that are ready
+  CachedSlots cached_;                // those that nobody is in, but are not free
+  PrefixIndex index_;
+  AttachCosts costs_;
+  PrefixStats prefixes_{};
   // By slot; what every step looks at is in arrays of its own.
   std::vector<SlotState> states_;
   std::vector<std::uint32_t> lengths_;
@@ -145,7 +201,7 @@ class KvCache {
 
 constexpr std::size_t KvCache::bytes_per_slot() {
   return 4 * sizeof(std::uint32_t) + sizeof(SlotState) + sizeof(Fence) + FreeSlots::bytes_per_slot() +
-         Slots::bytes_per_slot();
+         CachedSlots::bytes_per_slot() + PrefixIndex::bytes_per_slot() + Slots::bytes_per_slot();
 }
 
 }  // namespace vmm

@@ -9,19 +9,21 @@
 
 namespace vmm {
 
-/// Throws Error where work on other streams than `stream`, which stepped the slot, is not over: the pages
+/// Whether work on other streams than `stream`, which stepped the slot, is over. While it is not, the pages
 /// that it writes would be shared, and copied, too early.
-void KvCache::require_over_elsewhere(std::uint32_t slot, StreamHandle stream) const {
-  Epochs& epochs = slots_->pool().epochs();
+bool KvCache::over_elsewhere(std::uint32_t slot, StreamHandle stream) const {
   Fence elsewhere = readers(users_[slot], stream);
   std::erase_if(elsewhere, [&](const StreamEpoch& each) {
     return each.stream == stream || (users_[slot] & known_bit(each.stream)) == 0;
   });
-  if (!epochs.complete(elsewhere))
+  return slots_->pool().epochs().complete(elsewhere);
+}
+
+void KvCache::require_over_elsewhere(std::uint32_t slot, StreamHandle stream) const {
+  if (!over_elsewhere(slot, stream))
     throw Error("slot " + std::to_string(slot) +
                 " was stepped on another stream, whose work is not over, and it would be copied too early: "
-                "do this on that stream, "
-                "or call end() there and wait");
+                "do this on that stream, or call end() there and wait");
 }
 
 /// How many free slots no work reads any more. What lies in a slot for a fork must be unmapped, so its last
@@ -54,9 +56,9 @@ void KvCache::await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t 
   Pool& pool = slots_->pool();
   for (;;) {
     require_open(slot);
-    if (free_.count() < count)
+    if (not_open() < count)
       throw InvalidArgument("n is " + std::to_string(count) + "; of max_sequences, which is " +
-                            std::to_string(slots_->count()) + ", only " + std::to_string(free_.count()) +
+                            std::to_string(slots_->count()) + ", only " + std::to_string(not_open()) +
                             " are not open");
     pool.epochs().poll();
     std::uint32_t coming;
@@ -95,14 +97,11 @@ std::vector<std::uint32_t> KvCache::fork(std::uint32_t slot, std::uint32_t count
 }
 
 std::uint32_t KvCache::fork_one(std::uint32_t slot, StreamHandle stream) {
-  const Epochs& epochs = slots_->pool().epochs();
-  // The one with the fewest pages: those would be in the way.
-  const std::uint32_t child =
-      free_.best_fit(0, [&](std::uint32_t each) { return epochs.complete(fences_[each]); });
+  const std::uint32_t child = slot_to_fill().value();
   Slots::Needs(*slots_).take(child, {});
   free_.set_tokens(child, 0);
   try {
-    slots_->fork(slot, child, {lengths_[slot]}, stream);
+    slots_->fork({slot, {lengths_[slot]}, slots_->passed(slot)}, child, stream);
   } catch (...) {
     fences_[child] = slots_->fence_after(stream);  // copies into it may be under way
     throw;
@@ -115,6 +114,7 @@ std::uint32_t KvCache::fork_one(std::uint32_t slot, StreamHandle stream) {
   previous_[child] = previous_[slot];
   users_[child] = users_[slot];
   fences_[child].clear();
+  index_.copy(slot, child, {lengths_[slot]});
   return child;
 }
 

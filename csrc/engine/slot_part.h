@@ -9,6 +9,11 @@
 
 namespace vmm {
 
+/// Pages of an extent, from its start.
+struct LivePages {
+  Pages first, end;
+};
+
 /// A part of every slot's tokens that lies in one lease, for example a layer's keys. Each slot has `extents`
 /// neighbouring extents of the lease, the first slot those from `first_extent` on; in each of them token t
 /// has `record_bytes` bytes from t × record_bytes on.
@@ -33,6 +38,12 @@ struct SlotPart {
     if (window.count == 0 || before < window) return {};
     return {record_bytes * (before.count + 1 - window.count) / page_bytes()};
   }
+  /// The pages of each extent that a sequence of `tokens` tokens needs when `before` of them were there
+  /// before the step that is computed now: those that its window reaches.
+  LivePages live_pages(Tokens before, Tokens tokens) const {
+    const Pages first = behind_window(before);
+    return {first, std::max(first, pages_for(tokens))};
+  }
   /// Bytes of a slot's first `length` tokens, as far as the window reaches.
   Bytes live(Tokens length) const {
     const Tokens tokens = window.count == 0 ? length : std::min(length, window);
@@ -56,8 +67,7 @@ struct SlotPart {
     for (std::uint64_t i = first(slot); i < first(slot) + extents; ++i)
       out.push_back({lease->shape().extent_bytes * i + from, to - from});
   }
-
- private:
+  /// The first of the slot's extents.
   std::uint64_t first(std::uint32_t slot) const { return first_extent + slot * extents; }
 };
 

@@ -121,8 +121,8 @@ Bytes Slots::held(std::uint32_t number) const {
   const Tokens tokens{std::max(slot.kept.load(), slot.announced.load())};
   Bytes sum;
   for (const SlotPart& part : parts_) {
-    const Pages pages = part.pages_for(tokens) - part.behind_window({slot.passed});
-    sum += part.page_bytes() * (pages.count * part.extents);
+    const LivePages live = part.live_pages({slot.passed}, tokens);
+    sum += part.page_bytes() * ((live.end - live.first).count * part.extents);
   }
   return sum;
 }
@@ -192,10 +192,9 @@ void Slots::truncate(std::uint32_t number, Tokens to, const Fence& readers) {
   check_length("to", to);
   std::lock_guard owner(owner_mutex_);
   Slot& slot = slots_.at(number);
-  for (const SlotPart& part : parts_)
-    if (to.count != 0 && part.behind_window(to) < part.behind_window({slot.passed}))
-      throw InvalidArgument("to is " + std::to_string(to.count) +
-                            " tokens; a layer's window before them was given up");
+  if (to.count != 0 && !can_go_back(number, to))
+    throw InvalidArgument("to is " + std::to_string(to.count) +
+                          " tokens; a layer's window before them was given up");
   const Tokens kept{std::min(slot.kept.load(), reach(to).count)};
   const Tokens needed{std::max(slot.kept.load(), slot.announced.load())};
   for (const SlotPart& part : parts_) {

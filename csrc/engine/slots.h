@@ -66,10 +66,13 @@ class Slots final : public Growing {
   /// Tokens from `to` on are needed no more; their pages stay mapped until memory is short and `readers` is
   /// complete. Throws InvalidArgument where a window before `to` has been given up; 0 is always possible.
   void truncate(std::uint32_t slot, Tokens to, const Fence& readers);
-  /// Gives `to`, a slot that nobody is in and no work uses, the first `length` tokens of `from`, which has at
-  /// least so many. Whole pages of them are shared; what lies beyond is copied on `stream`. Throws what
-  /// Pool::map and Driver::copy throw; then `to` has no tokens.
-  void fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream);
+  /// Gives `to`, a slot that nobody is in and no work uses, the first tokens of another: `from` says of which
+  /// and how many, and how many of them were there before the last step. Whole pages of them are shared,
+  /// unless all is to be copied; what lies beyond is copied on `stream`. What is shared must be kept. Throws
+  /// what Pool::map and Driver::copy throw; then `to` has no tokens.
+  void fork(const SlotLength& from, std::uint32_t to, StreamHandle stream, bool share = true);
+  /// How many tokens had been there before the step after which the slot's windows were last moved.
+  Tokens passed(std::uint32_t slot) const { return {slots_.at(slot).passed}; }
   /// A fence over all work until now, with what fork() and make_private() copy on the stream, for where they
   /// have failed after some copies.
   Fence fence_after(StreamHandle stream);
@@ -81,6 +84,19 @@ class Slots final : public Growing {
   /// must be cut back to 0.
   bool make_private(std::uint32_t slot, Tokens to, const std::function<Fence()>& readers,
                     StreamHandle stream);
+  /// Whether the slot still has what a sequence of only `to` tokens would need, as far as windows go.
+  bool can_go_back(std::uint32_t slot, Tokens to) const;
+  /// Nobody is in the slot any more, but a sequence that begins with its first `held` tokens may come: the
+  /// pages of these stay mapped, shared ones too, until memory is short or let_go() is called. The others are
+  /// given up as truncate() does.
+  void set_aside(std::uint32_t slot, Tokens held, const Fence& readers);
+  /// Other tokens will be written to the slot. Nobody finds those that were set aside any more.
+  void let_go(std::uint32_t slot, Tokens held, const Fence& readers);
+  /// A sequence is in the slot again, with the first `length` of the `held` tokens that were set aside: they
+  /// are kept (Needs::keep), and later ones may be written. Throws what Pool::map throws for the tail.
+  void adopt(std::uint32_t slot, Tokens length, Tokens held, const Fence& readers);
+  /// The first `length` tokens of a slot that nobody is in are not kept any more.
+  void put_back(std::uint32_t slot, Tokens length, const Fence& readers);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
 
@@ -107,6 +123,9 @@ class Slots final : public Growing {
   std::span<const Tokens> limits() const noexcept { return limits_; }
   std::span<const Tokens> covered() const noexcept { return covered_; }
 
+  Bytes page_bytes() const { return parts_.front().page_bytes(); }
+  /// Pages of a slot that hold nothing but its first `length` tokens, as far as windows reach.
+  Pages whole_pages(Tokens length) const;
   std::uint32_t count() const noexcept { return static_cast<std::uint32_t>(slots_.size()); }
   Tokens max_tokens() const noexcept { return max_tokens_; }
   bool has_windows() const noexcept { return has_windows_; }
@@ -139,6 +158,7 @@ class Slots final : public Growing {
   Tokens reach(Tokens length) const { return length.count == 0 ? length : length + options_.tail; }
   Tokens without_tail(Tokens reach) const { return reach - std::min(reach, options_.tail); }
   Tokens room_in_pages_for(Tokens tokens) const;
+  void set_length(std::uint32_t slot, Tokens length, Tokens before);
   /// Copies of pages of one part, in a lease of their own.
   struct Copies {
     const SlotPart* part;
@@ -148,8 +168,8 @@ class Slots final : public Growing {
   };
   std::vector<Copies> copy_shared(std::uint32_t slot, Tokens to, StreamHandle stream);
   std::vector<PageRange> shared_pages_of(const SlotPart& part, std::uint32_t slot, Tokens to) const;
-  void share_pages(const Slot& origin, const SlotLength& from, std::uint32_t to);
-  void copy_rest(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream);
+  void share_pages(const SlotLength& from, std::uint32_t to);
+  void copy_rest(const SlotLength& from, std::uint32_t to, StreamHandle stream, bool share);
   bool map_after_all(Reservation& reservation, std::span<const PageRange> pages, const MapOptions& options);
   void move_windows(std::uint32_t slot, Tokens before, const Fence& readers);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
@@ -202,6 +222,15 @@ class Slots::Needs {
 
   /// Of `at_most`, how many tokens can be used from the slot's start without mapping anything.
   Tokens ready(std::uint32_t slot, Tokens at_most) const;
+  /// Of `at_most` tokens that a sequence begins with, how many this slot has of which nothing is missing that
+  /// the sequence would need.
+  Tokens holds(std::uint32_t slot, Tokens at_most) const;
+  /// Keeps what a sequence of so many tokens needs, and the slot holds.
+  void keep(std::uint32_t slot, Tokens length);
+  /// Where memory is short, the pages of this slot go after those that were used before it; or, again, as
+  /// those of which nobody knows when they were used.
+  void note_use(std::uint32_t slot);
+  void forget_use(std::uint32_t slot);
   /// A slot that nobody is in: tokens up to `to` might be needed soon. Returns how many tokens their pages
   /// will hold. Where neither this nor touch() is called for the pager's idle time, nothing is prepared any
   /// more.

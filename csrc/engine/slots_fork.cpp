@@ -3,7 +3,6 @@
 // Lengths only grow, so of what two slots share only the page that the next token goes to could ever be
 // written. That page is never shared: fork() copies it, and make_private() does where a sequence is cut back.
 #include <algorithm>
-#include <optional>
 
 #include "base/error.h"
 #include "engine/slots.h"
@@ -15,9 +14,9 @@ constexpr int attempts = 3;
 
 }  // namespace
 
-void Slots::fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream) {
+void Slots::fork(const SlotLength& from, std::uint32_t to, StreamHandle stream, bool share) {
   std::lock_guard owner(owner_mutex_);
-  const Tokens wanted = reach(length);
+  const Tokens wanted = reach(from.length);
   // 1. Unmap what lies there. Nobody prepares the slot any more, but the pager may still be mapping what was.
   {
     const std::lock_guard until_it_is_done(ahead_mutex_);
@@ -29,8 +28,8 @@ void Slots::fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHand
   }
   try {
     // 2. Share whole pages, and copy the rest into pages of its own.
-    share_pages(slots_.at(from), {from, length}, to);
-    copy_rest(from, to, length, stream);
+    if (share) share_pages(from, to);
+    copy_rest(from, to, stream, share);
   } catch (...) {
     const Fence copies = fence_after(stream);
     for (std::size_t i = 0; i < parts_.size(); ++i)
@@ -38,13 +37,7 @@ void Slots::fork(std::uint32_t from, std::uint32_t to, Tokens length, StreamHand
     throw;
   }
   // 3. Commit.
-  Slot& slot = slots_.at(to);
-  slot.kept = wanted.count;
-  slot.passed = slots_[from].passed;
-  limits_[to] = without_tail(room_in_pages_for(wanted));
-  std::lock_guard lock(due_mutex_);
-  slot.announced = wanted.count;
-  covered_[to] = limits_[to];
+  set_length(to, from.length, from.before);
 }
 
 Fence Slots::fence_after(StreamHandle stream) {
@@ -56,9 +49,9 @@ Fence Slots::fence_after(StreamHandle stream) {
   return pool().epochs().fence();
 }
 
-void Slots::share_pages(const Slot& origin, const SlotLength& from, std::uint32_t to) {
+void Slots::share_pages(const SlotLength& from, std::uint32_t to) {
   for (const SlotPart& part : parts_) {
-    const Pages first = part.behind_window({origin.passed}), end = part.whole_pages(from.length);
+    const Pages first = part.behind_window(from.before), end = part.whole_pages(from.length);
     std::vector<PageRange> source, target;
     part.append_pages(from.slot, first, end, source);
     part.append_pages(to, first, end, target);
@@ -69,16 +62,17 @@ void Slots::share_pages(const Slot& origin, const SlotLength& from, std::uint32_
   }
 }
 
-void Slots::copy_rest(std::uint32_t from, std::uint32_t to, Tokens length, StreamHandle stream) {
+void Slots::copy_rest(const SlotLength& from, std::uint32_t to, StreamHandle stream, bool share) {
   for (const SlotPart& part : parts_) {
-    const Pages shared = std::max(part.behind_window({slots_[from].passed}), part.whole_pages(length));
+    const LivePages live = part.live_pages(from.before, reach(from.length));
+    const Pages first = share ? std::max(live.first, part.whole_pages(from.length)) : live.first;
     std::vector<PageRange> own;
-    part.append_pages(to, shared, part.pages_for(reach(length)), own);
+    part.append_pages(to, first, live.end, own);
     pool().map(part.lease->reservation(), own, {});
-    const Bytes begin = part.page_bytes() * shared.count, end = part.record_bytes * length.count;
+    const Bytes begin = part.page_bytes() * first.count, end = part.record_bytes * from.length.count;
     if (begin >= end) continue;
     std::vector<ByteRange> source, target;
-    part.append_extents(from, begin, end, source);
+    part.append_extents(from.slot, begin, end, source);
     part.append_extents(to, begin, end, target);
     Driver& driver = pool().driver();
     driver.together([&] {

@@ -84,24 +84,47 @@ void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, c
   {
     std::lock_guard lock(ground_.mutex);
     reservation.check(ranges);
-    LastUses& last_uses = tables_.last_uses();
-    const std::uint16_t last_use = last_uses.number(until);
-    bool any = false, at_once = false;
-    if (reservation.table.shared().count != 0) retire_shared(reservation, ranges, until);
-    for (PageIndex page : each_page(ranges)) {
-      if (reservation.table[page].need == Need::none) continue;
-      reservation.table.unkeep(page, last_use);
-      any = true;
-      at_once |= last_uses.over(reservation.table[page].last_use);
-    }
-    if (any) ground_.signals.given_up(at_once);
+    retire_shared(reservation, ranges, until);
+    end_need(reservation, ranges, until);
   }
   ground_.signals.note_idle();
   ground_.signals.wake_if_over_budget();
 }
 
+void Pool::set_aside(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
+  ground_.require_parent();
+  {
+    std::lock_guard lock(ground_.mutex);
+    reservation.check(ranges);
+    end_need(reservation, ranges, until);
+  }
+  ground_.signals.note_idle();
+  ground_.signals.wake_if_over_budget();
+}
+
+void Pool::let_go(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
+  const auto lock = ground_.locked();
+  reservation.check(ranges);
+  retire_shared(reservation, ranges, until);
+}
+
+/// The caller holds the lock.
+void Pool::end_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
+  LastUses& last_uses = tables_.last_uses();
+  const std::uint16_t last_use = last_uses.number(until);
+  bool any = false, at_once = false;
+  for (PageIndex page : each_page(ranges)) {
+    if (reservation.table[page].need == Need::none) continue;
+    reservation.table.unkeep(page, last_use);
+    any = true;
+    at_once |= last_uses.over(reservation.table[page].last_use);
+  }
+  if (any) ground_.signals.given_up(at_once);
+}
+
 /// The caller holds the lock.
 void Pool::retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
+  if (reservation.table.shared().count == 0) return;
   std::vector<PageRange> shared;
   for (PageIndex page : each_page(ranges))
     if (reservation.table[page].shared) shared.push_back({page, Pages{1}});

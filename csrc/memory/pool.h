@@ -53,6 +53,12 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// has those that were kept once `until` is complete. But those whose memory others share are unmapped
   /// then: nobody may find them here again, and write to them.
   void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
+  /// Does the same for pages that nobody will write to before let_go() was called for them: so those whose
+  /// memory others share stay mapped, too.
+  void set_aside(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
+  /// Unmaps those of these pages whose memory others share, once `until` is complete: then the others may be
+  /// written to.
+  void let_go(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   /// Ends the need for pages that map() has just kept and nobody has used, so that work under way does not
   /// hold them back.
   void call_off(Reservation& reservation, std::span<const PageRange> ranges);
@@ -107,6 +113,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   ~Pool();
 
   void retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
+  void end_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   void end_lease(Reservation& reservation) noexcept;
   void tear_down() noexcept;
   std::uint64_t await_streams();
@@ -142,10 +149,17 @@ class Pool::Needs {
   PageHandle physical(Address address) const;
   /// From now on the Resident pages among these that are not kept are needed to this degree.
   void set(Reservation& reservation, std::span<const PageRange> ranges, Need need);
+  /// See Tables::note_use and forget_use.
+  void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {
+    tables_.note_use(reservation, first_extent, count);
+  }
+  void forget_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {
+    tables_.forget_use(reservation, first_extent, count);
+  }
 
  private:
   Signals& signals_;
-  const Tables& tables_;
+  Tables& tables_;
   std::lock_guard<Mutex> lock_;
   bool less_ = false;      // something is needed less
   bool nobody_s_ = false;  // something may be needed by nobody

@@ -71,6 +71,8 @@ Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
                     reservation.shape.page_bytes,
                     table.size(),
                     reservation.pages_per_window,
+                    reservation.pages_per_extent(),
+                    reservation.uses,
                     {},
                     &table.aged(),
                     [&](PageIndex page) { return tables_.over(reservation, page); }};

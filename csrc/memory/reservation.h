@@ -44,14 +44,21 @@ struct Reservation {
   PageTable table;
   std::vector<RunId> window_runs;  // the run behind each window; none while nothing is mapped there
   bool leased = true;
-  bool exported = false;         // another process may have a page of it, so nobody else adopts it
-  std::uint64_t idle_since = 0;  // when it became idle, by the pool's count: the smallest is the oldest
-  Fence idle_fence;              // waits for the work that may still touch it
+  bool exported = false;            // another process may have a page of it, so nobody else adopts it
+  std::uint64_t idle_since = 0;     // when it became idle, by the pool's count: the smallest is the oldest
+  Fence idle_fence;                 // waits for the work that may still touch it
+  std::vector<std::uint64_t> uses;  // of each extent, when it was last used, by the pool's count; none where
+                                    // nobody has said so
 
   /// Throws InvalidArgument unless all these pages are in it.
   void check(std::span<const PageRange> ranges) const;
   Address address_of(PageIndex page) const { return addresses.base() + shape.page_bytes * page.value; }
   std::uint64_t window_of(PageIndex page) const { return page.value / pages_per_window.count; }
+  Pages pages_per_extent() const { return {shape.extent_bytes / shape.page_bytes}; }
+  /// When the page was last used; 0: nobody has said so.
+  std::uint64_t use_of(PageIndex page) const {
+    return uses.empty() ? 0 : uses[page.value / pages_per_extent().count];
+  }
   std::uint64_t position_of(PageIndex page) const { return page.value % pages_per_window.count; }
 };
 

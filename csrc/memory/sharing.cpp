@@ -16,6 +16,11 @@ int weight(const Alias& alias) {
   return page.state == VirtualState::resident ? 1 + static_cast<int>(page.need) : 0;
 }
 
+/// The greatest of these stands for the content.
+std::pair<int, std::uint64_t> rank(const Alias& alias) {
+  return {weight(alias), alias.reservation->use_of(alias.page)};
+}
+
 }  // namespace
 
 void Sharing::add(ContentId content, const Alias& first, const Alias& more) {
@@ -50,8 +55,8 @@ void Sharing::recount(ContentId content) {
   auto& all = aliases_.at(content.value);
   Alias& first = all.front();
   if (weight(first) != most) {
-    // The first of those that are needed most: so whoever was needed last goes on standing for all.
-    const auto best = std::ranges::max_element(all, {}, weight);
+    // The first of those that rank highest: so whoever stood for all goes on.
+    const auto best = std::ranges::max_element(all, {}, rank);
     if (best != all.begin()) {
       first.reservation->table.set_counted(first.page, false);
       std::swap(first, *best);

@@ -19,17 +19,18 @@ struct Alias {
   bool operator==(const Alias&) const = default;
 };
 
-/// A content that several virtual pages hold counts once, as much as the one among them that is needed most.
-/// So that page is *counted*: it is in the sums and in the sets of its page table, and the others are not. A
-/// content that one page holds is unknown here, and costs nothing. Not thread-safe: the pool's lock guards
-/// it.
+/// A content that several virtual pages hold counts once, as much as the one among them that is needed most
+/// and, of several, was used last. So that page is *counted*: it is in the sums and in the sets of its page
+/// table, and the others are not. A content that one page holds is unknown here, and costs nothing. Not
+/// thread-safe: the pool's lock guards it.
 class Sharing {
  public:
   /// `more`, which is not Resident yet, is to hold the same content as `first`.
   void add(ContentId content, const Alias& first, const Alias& more);
   /// The page, which is not Resident, holds the content no more.
   void remove(ContentId content, const Alias& gone);
-  /// One of the content's pages has become Resident, or is not any more, or is needed to another degree.
+  /// One of the content's pages has become Resident, or is not any more, or is needed to another degree, or
+  /// has been used.
   void recount(ContentId content);
 
   /// The pages that share the content; none where only one page holds it.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "base/error.h"
+
 namespace vmm {
 
 Tables::Tables(const Capabilities& driver, Bytes run_bytes, Epochs& epochs, Allowance allowance)
@@ -27,6 +29,7 @@ bool Tables::recycle(Reservation& reservation) {
   const std::uint16_t last_use = last_uses_.number(reservation.idle_fence);
   for (std::uint32_t i = 0; i < reservation.table.size().count; ++i) reservation.table.unkeep({i}, last_use);
   reservation.leased = false;
+  forget_use(reservation, 0, reservation.uses.size());
   reservation.idle_since = ++recyclings_;
   erase_if_empty(reservation);
   return last_uses_.over(last_use);
@@ -264,6 +267,27 @@ bool Tables::over(const Reservation& reservation, PageIndex page) const {
     const VirtualPage& other = each.reservation->table[each.page];
     return other.state != VirtualState::resident || last_uses_.over(other.last_use);
   });
+}
+
+void Tables::note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {
+  set_use(reservation, first_extent, count, ++uses_);
+}
+
+void Tables::forget_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {
+  if (!reservation.uses.empty()) set_use(reservation, first_extent, count, 0);
+}
+
+void Tables::set_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count,
+                     std::uint64_t use) {
+  if (first_extent + count > reservation.shape.extents)
+    throw InvalidArgument("first_extent, count: beyond the end of the reservation");
+  if (reservation.uses.empty()) reservation.uses.resize(reservation.shape.extents);
+  std::fill_n(reservation.uses.begin() + static_cast<std::ptrdiff_t>(first_extent), count, use);
+  if (reservation.table.shared().count == 0) return;
+  const std::uint64_t extent = reservation.pages_per_extent().count;
+  const PageRange pages{{static_cast<std::uint32_t>(first_extent * extent)}, {count * extent}};
+  for (PageIndex page : each_page(std::span(&pages, 1)))
+    if (reservation.table[page].shared) sharing_.recount(reservation.table[page].content);
 }
 
 const VirtualPage& Tables::counted(const Reservation& reservation, PageIndex page) const {

@@ -106,6 +106,10 @@ class Tables {
   /// Whether no work uses the page any more, nor any other Resident one that has its content, as far as
   /// LastUses has seen.
   bool over(const Reservation& reservation, PageIndex page) const;
+  /// The extents are used now: of what is needed as little, theirs goes last.
+  void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count);
+  /// They may go first again.
+  void forget_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count);
   /// What the page's content counts as: this page, or the one that stands for it.
   const VirtualPage& counted(const Reservation& reservation, PageIndex page) const;
   /// How much memory the sharing of contents saves.
@@ -135,6 +139,7 @@ class Tables {
   bool drop_content(Reservation& reservation, PageIndex page);
   Bytes will_free(const Reservation& reservation, PageIndex page) const;
   Bytes will_free(const Retirement& what) const;
+  void set_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count, std::uint64_t use);
   void count_as_in_transit(Retirements& batch);
   void end_unmapping(Retirement& what, Unmapped& freed);
   struct Census;
@@ -156,6 +161,7 @@ class Tables {
   Reservations reservations_;
   std::uint32_t next_reservation_ = 0;
   std::uint64_t recyclings_ = 0;
+  std::uint64_t uses_ = 0;
   Retired retired_;
   Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
 };

@@ -112,6 +112,9 @@ void Tables::check_shared(ContentId id, std::uint64_t holders) const {
     if (page.state == VirtualState::resident)
       require(first.state == VirtualState::resident && first.need >= page.need,
               "I20: it is needed as much as any that shares it", id.value);
+    if (page.state == VirtualState::resident && page.need == first.need && !first.kept())
+      require(all[0].reservation->use_of(all[0].page) >= all[i].reservation->use_of(all[i].page),
+              "I20: and was used as late as any that is needed as much", id.value);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,8 @@ struct Holding {
   Bytes page_bytes;
   Pages size;
   Pages pages_per_window;  // the pages of a window share one run of memory, which is recycled whole
+  Pages extent;            // so many pages grow and shrink together from one start
+  std::span<const std::uint64_t> uses;  // of each extent: when it was last used; 0, or none at all: unknown
   std::array<const PageBits*, reclaimable_needs.size()> reclaimable;  // the pages of each need
   const PageBits* aged;                                               // nobody has needed these for a while
   std::function<bool(PageIndex)> over;  // whether no work uses the page any more
@@ -43,8 +46,10 @@ struct Victim {
 /// takes the highest addresses first, because sequences grow from the low ones, and of leased ones together
 /// the page that is nearest to the end of its reservation: the parts of one cache have their slots at the
 /// same fractions of their lengths, so a slot gives up the same tokens in all parts. If it lost pages of one
-/// part only, what the others still have of those tokens would help nobody. The policy never names a page
-/// that work may still use. Pure.
+/// part only, what the others still have of those tokens would help nobody. Extents of which it is known when
+/// they were used go after all others, the one that was used longest ago first, and from its end: what they
+/// hold may be the beginning of a sequence to come. The policy never names a page that work may still use.
+/// Pure.
 class VictimPolicy {
  public:
   /// Pages worth at least `wanted`, or all there are, that are needed less than `whose`. Idle reservations
@@ -91,11 +96,40 @@ class VictimPolicy {
     }
   }
 
-  /// The next page to take of a leased reservation.
+  /// The next page to take of a leased reservation, or of one extent of it.
   struct Candidate {
     std::size_t holding;
     PageIndex page;
+    std::uint64_t floor = 0;  // the first page of the extent
+    std::uint64_t use = 0;    // when it was last used
+    std::uint64_t length;     // pages of the extent, or of the reservation
   };
+
+  static void add_candidates(const Holding& holding, std::size_t i, const PageBits& pages,
+                             std::vector<Candidate>& out) {
+    auto page = last_over(holding, pages, holding.size.count);
+    if (page && holding.uses.empty()) out.push_back({i, *page, 0, 0, holding.size.count});
+    if (holding.uses.empty()) return;
+    while (page) {
+      const std::uint64_t extent = page->value / holding.extent.count, floor = extent * holding.extent.count;
+      const std::uint64_t use = holding.uses[extent];
+      if (use == 0)  // their order is that of the whole reservation
+        out.push_back({i, *page, floor, 0, holding.size.count});
+      else
+        out.push_back({i, *page, floor, use, holding.extent.count});
+      page = last_over(holding, pages, floor);
+    }
+  }
+
+  /// Whether `a` goes after `b`.
+  static bool goes_later(const Candidate& a, const Candidate& b) {
+    if (a.use != b.use) return a.use > b.use;
+    const auto position = [](const Candidate& each) {
+      return each.page.value + 1 - (each.use == 0 ? 0 : each.floor);
+    };
+    const std::uint64_t a_scaled = position(a) * b.length, b_scaled = position(b) * a.length;
+    return std::pair(a_scaled, b.holding) < std::pair(b_scaled, a.holding);
+  }
 
   static void add_leased(const Snapshot& snapshot, Need need, Bytes& lacking, std::vector<Victim>& out) {
     const auto which = static_cast<std::size_t>(need);
@@ -103,34 +137,27 @@ class VictimPolicy {
     const auto pages_of = [&](std::size_t i) -> const PageBits& {
       return *snapshot.holdings[i].reclaimable[which];
     };
-    const auto nearer_to_start = [&](const Candidate& a, const Candidate& b) {
-      const std::uint64_t a_scaled = (a.page.value + 1) * snapshot.holdings[b.holding].size.count;
-      const std::uint64_t b_scaled = (b.page.value + 1) * snapshot.holdings[a.holding].size.count;
-      return std::pair(a_scaled, b.holding) < std::pair(b_scaled, a.holding);
-    };
     std::vector<Candidate> heap;
-    for (std::size_t i = 0; i < snapshot.holdings.size(); ++i) {
-      const Holding& holding = snapshot.holdings[i];
-      if (!holding.leased) continue;
-      if (auto page = last_over(holding, pages_of(i), holding.size.count)) heap.push_back({i, *page});
-    }
-    std::ranges::make_heap(heap, nearer_to_start);
+    for (std::size_t i = 0; i < snapshot.holdings.size(); ++i)
+      if (snapshot.holdings[i].leased) add_candidates(snapshot.holdings[i], i, pages_of(i), heap);
+    std::ranges::make_heap(heap, goes_later);
     std::map<std::size_t, std::vector<PageIndex>> taken;
     while (lacking.count != 0 && !heap.empty()) {
-      std::ranges::pop_heap(heap, nearer_to_start);
+      std::ranges::pop_heap(heap, goes_later);
       Candidate& next = heap.back();
       const Holding& holding = snapshot.holdings[next.holding];
       taken[next.holding].push_back(next.page);
       lacking = saturating_sub(lacking, holding.page_bytes);
-      if (auto page = last_over(holding, pages_of(next.holding), next.page.value)) {
+      const auto page = last_over(holding, pages_of(next.holding), next.page.value);
+      if (page && page->value >= next.floor) {
         next.page = *page;
-        std::ranges::push_heap(heap, nearer_to_start);
+        std::ranges::push_heap(heap, goes_later);
       } else {
         heap.pop_back();
       }
     }
     for (auto& [holding, pages] : taken) {
-      std::ranges::reverse(pages);
+      std::ranges::sort(pages);
       out.push_back({holding, std::move(pages)});
     }
   }

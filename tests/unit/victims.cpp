@@ -24,7 +24,7 @@ struct Scene {
 
   Sets& add(bool leased, std::uint64_t idle_since, Pages size = pages) {
     Sets& sets = all.emplace_back(size);
-    Holding holding{leased, idle_since, 64_KiB, size, {4}, {}, &sets.aged, {}};
+    Holding holding{leased, idle_since, 64_KiB, size, {4}, size, {}, {}, &sets.aged, {}};
     for (std::size_t i = 0; i < sets.by_need.size(); ++i) holding.reclaimable[i] = &sets.by_need[i];
     holding.over = [&sets](PageIndex page) { return !sets.in_use.contains(page.value); };
     snapshot.holdings.push_back(std::move(holding));

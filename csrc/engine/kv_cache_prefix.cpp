@@ -1,0 +1,288 @@
+// Sequences that begin with tokens which others have computed.
+//
+// A sequence that ends leaves its tokens in its slot, which is *cached* then. One that begins with the same
+// gets them in the cheapest way. Where that slot holds nothing else that could be found, the sequence
+// *adopts* it as it lies. Else it has the tokens in a slot of its own, where their pages are mapped a second
+// time
+// (*aliased*) or copied.
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/kv_cache.h"
+
+namespace vmm {
+namespace {
+
+constexpr Tokens block{PrefixIndex::block_tokens};
+
+/// Returns whether there was memory for the work. Where there was not, or it throws for another reason, this
+/// undoes it.
+template <class Work, class Undo>
+bool has_memory_for(Log& log, Work work, Undo undo) {
+  try {
+    work();
+    return true;
+  } catch (const OutOfPages& error) {
+    log.write(LogLevel::debug, "a prefix was not attached: ", error.what());
+  } catch (const MappingLimit& error) {
+    log.write(LogLevel::warning, "a prefix was not attached: ", error.what());
+  } catch (...) {
+    undo();
+    throw;
+  }
+  undo();
+  return false;
+}
+
+}  // namespace
+
+/// Tokens of a prompt that a slot has.
+struct KvCache::Prefix {
+  std::uint32_t slot = no_slot;
+  Tokens length{};
+  bool whole = false;  // nobody is in the slot, and it holds nothing else that could be found
+};
+
+KvCache::Opened KvCache::open_prompt(const Prompt& prompt, Tokens announced, StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  pool.fork_guard().require_parent("this cache");
+  const Tokens length{prompt.tokens.size()};
+  slots_->check_length("tokens", length);
+  slots_->check_length("announce", announced);
+  stream = pool.epochs().named(stream);
+  std::unique_lock lock(mutex_);
+  prefixes_.looked_up += length;
+  if (length > block) {
+    if (const auto opened = attach(lock, prompt, stream)) {
+      prefixes_.found += opened->cached;
+      const Tokens next = std::min(opened->cached + first_tokens(), slots_->max_tokens());
+      slots_->announce(opened->slot, std::max(announced, next));
+      prepare();
+      return *opened;
+    }
+  }
+  const std::uint32_t slot = open_anew(length, announced, stream);
+  index_.begin(slot, prompt.salt);
+  return {slot, {}};
+}
+
+void KvCache::commit(std::uint32_t slot, std::span<const PrefixIndex::Token> tokens) {
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  if (const Tokens known = index_.known(slot); known.count + tokens.size() > lengths_[slot])
+    throw InvalidArgument("tokens has " + std::to_string(tokens.size()) + "; the sequence has " +
+                          std::to_string(lengths_[slot]) + ", of which " + std::to_string(known.count) +
+                          " were committed before");
+  if (!index_.begun(slot)) index_.begin(slot, "");
+  index_.append(slot, tokens);
+}
+
+PrefixStats KvCache::prefix_stats() const {
+  std::lock_guard lock(mutex_);
+  PrefixStats out = prefixes_;
+  out.cached_slots = cached_.count();
+  return out;
+}
+
+/// The longest prefix that can be had now. The caller holds the lock.
+KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream) {
+  const Epochs& epochs = slots_->pool().epochs();
+  Prefix best;
+  std::vector<std::pair<std::uint32_t, Tokens>> lost;
+  const auto tokens = prompt.tokens.first(prompt.tokens.size() - 1);  // the last one's result is wanted
+  index_.find(prompt.salt, tokens, [&](Tokens length, std::vector<std::uint32_t>& slots) {
+    if (length <= best.length) return false;
+    const auto whole = [&](std::uint32_t slot) { return !is_open(slot) && index_.findable(slot) == length; };
+    std::ranges::partition(slots, whole);
+    for (std::uint32_t slot : slots) {
+      if (!(is_open(slot) ? over_elsewhere(slot, stream) : epochs.complete(fences_[slot], stream))) continue;
+      const Tokens holds = needs.holds(slot, length);
+      // What a window needs at another length may be there all the same.
+      if (holds < length && !is_open(slot) && !slots_->has_windows()) lost.emplace_back(slot, holds);
+      if (const Tokens blocks = holds - holds % block; blocks > best.length)
+        best = {slot, blocks, blocks == length && whole(slot)};
+      if (best.length == length) return false;
+    }
+    return true;
+  });
+  for (const auto& [slot, holds] : lost) index_.cut(slot, holds);  // memory was short
+  return best;
+}
+
+/// Opens a sequence that has the longest prefix at once. Returns none where there is no such prefix, or it
+/// cannot be had.
+std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, const Prompt& prompt,
+                                               StreamHandle stream) {
+  while (not_open() != 0) {
+    slots_->pool().epochs().poll();
+    Prefix prefix = find(Slots::Needs(*slots_), prompt, stream);
+    if (prefix.length.count == 0) break;
+    prefix.whole = prefix.whole && !slots_->shares_pages_beyond(prefix.slot, prefix.length);
+    std::optional<std::uint32_t> own;
+    if (!prefix.whole) own = slot_to_fill(prefix.slot);
+    if (!prefix.whole && !own) {
+      prefix.whole = not_open() == 1 && !is_open(prefix.slot) &&
+                     !slots_->shares_pages_beyond(prefix.slot, prefix.length);
+      if (!prefix.whole && !await_a_slot(lock, prefix.slot, stream)) break;
+      if (!prefix.whole) continue;
+    }
+    {
+      Slots::Needs needs(*slots_);
+      if (needs.holds(prefix.slot, prefix.length) < prefix.length) continue;  // somebody has taken pages
+      if (!is_open(prefix.slot)) needs.keep(prefix.slot, prefix.length);
+    }
+    const std::uint32_t slot = own.value_or(prefix.slot);
+    if (!(own ? fill(prefix, slot, stream) : adopt(prefix))) break;
+    states_[slot] = SlotState::running;
+    lengths_[slot] = previous_[slot] = static_cast<std::uint32_t>(prefix.length.count);
+    users_[slot] |= users_bit(stream);
+    fences_[slot].clear();
+    return Opened{slot, prefix.length};
+  }
+  return std::nullopt;
+}
+
+/// False where there is no memory for the slot's tail.
+bool KvCache::adopt(const Prefix& prefix) {
+  const Fence& readers = fences_[prefix.slot];
+  if (!has_memory_for(
+          slots_->pool().log(),
+          [&] { slots_->adopt(prefix.slot, prefix.length, index_.findable(prefix.slot), readers); },
+          [&] { slots_->put_back(prefix.slot, prefix.length, readers); }))
+    return false;
+  Slots::Needs(*slots_).forget_use(prefix.slot);
+  cached_.take(prefix.slot);
+  index_.cut(prefix.slot, prefix.length);
+  ++prefixes_.adopted;
+  return true;
+}
+
+/// Gives the tokens to the slot, which is free. False where there is no memory for what must be copied.
+bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  Slots::Needs(*slots_).take(slot, {});
+  free_.set_tokens(slot, 0);
+  users_[prefix.slot] |= users_bit(stream);  // the copies read it there
+  const auto leave_source = [&] {
+    if (is_open(prefix.slot)) return;
+    fences_[prefix.slot] = readers(users_[prefix.slot], stream);
+    slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
+    Slots::Needs(*slots_).note_use(prefix.slot);
+    cached_.use(prefix.slot);
+  };
+  const Pages whole = slots_->whole_pages(prefix.length);
+  if (!costs_.knows_copy()) measure_copy();
+  const Bytes free = pool.reclaiming().available(Need::none);
+  const bool copy = costs_.copy(whole, {free / slots_->page_bytes()});
+  const Nanoseconds start = pool.clock().now();
+  if (!has_memory_for(
+          pool.log(),
+          [&] {
+            slots_->fork({prefix.slot, prefix.length, prefix.length}, slot, stream, !copy);
+            pool.epochs().cover(stream);
+          },
+          [&] {
+            fences_[slot] = slots_->fence_after(stream);  // copies into it may be under way
+            leave_source();
+          }))
+    return false;
+  if (!copy) costs_.aliased(whole, pool.clock().now() - start);
+  ++(copy ? prefixes_.copied : prefixes_.aliased);
+  leave_source();
+  free_.take(slot);
+  if (states_[slot] == SlotState::ready) std::erase(ready_, slot);
+  users_[slot] = 0;
+  index_.copy(prefix.slot, slot, prefix.length);
+  return true;
+}
+
+/// Copies some pages for no other purpose than to know how long that takes. On a GPU nothing else tells: a
+/// copy is over long after the call has returned.
+void KvCache::measure_copy() {
+  constexpr std::uint64_t pages = 8;
+  Pool& pool = slots_->pool();
+  Driver& driver = pool.driver();
+  const Bytes page = slots_->page_bytes();
+  const PageRange all{{0}, {2 * pages}};
+  try {
+    const auto lease = pool.reserve({.page_bytes = page, .extent_bytes = page * (2 * pages), .longest = {}});
+    pool.map(lease->reservation(), std::span(&all, 1), {});
+    const StreamHandle stream = driver.create_stream();
+    const Nanoseconds start = pool.clock().now();
+    driver.copy(lease->base() + page * pages, lease->base(), page * pages, stream);
+    driver.destroy_stream(stream);  // waits for the work on it
+    costs_.copied({pages}, pool.clock().now() - start);
+  } catch (const std::exception& error) {  // then they are aliased
+    pool.log().write(LogLevel::debug, "the time of a copy was not measured: ", error.what());
+  }
+}
+
+/// Waits a moment, without the lock, for a slot other than `but`. False where none comes by itself.
+bool KvCache::await_a_slot(std::unique_lock<Mutex>& lock, std::uint32_t but, StreamHandle stream) {
+  Pool& pool = slots_->pool();
+  bool coming = false;
+  for (std::uint32_t slot = 0; slot < slots_->count() && !coming; ++slot) {
+    if (is_open(slot) || slot == but || pool.epochs().waits_for_open_epoch(fences_[slot], stream)) continue;
+    close_if_awaited(fences_[slot], stream);
+    coming = true;
+  }
+  if (!coming) return false;
+  lock.unlock();
+  pool.clock().sleep(std::chrono::microseconds(100));
+  lock.lock();
+  return true;
+}
+
+/// A free slot that no work reads any more, with as few pages as possible, which would be in the way; or
+/// else, evicted, the cached one that was used longest ago, but not `but`.
+std::optional<std::uint32_t> KvCache::slot_to_fill(std::uint32_t but) {
+  const Epochs& epochs = slots_->pool().epochs();
+  const auto over = [&](std::uint32_t slot) { return epochs.complete(fences_[slot]); };
+  if (free_.count() != 0)
+    if (const std::uint32_t slot = free_.best_fit(0, over); over(slot)) return slot;
+  for (const auto& [use, slot] : cached_.oldest_first()) {
+    if (slot == but || !over(slot)) continue;
+    const std::uint32_t found = slot;
+    evict(found);
+    return found;
+  }
+  return std::nullopt;
+}
+
+/// A cached slot is free from here on: nobody finds its tokens any more.
+void KvCache::evict(std::uint32_t slot) {
+  const Tokens held = index_.findable(slot);
+  slots_->let_go(slot, held, fences_[slot]);
+  Slots::Needs(*slots_).forget_use(slot);
+  cached_.take(slot);
+  index_.end(slot);
+  free_.put(slot, static_cast<std::uint32_t>(held.count));
+  states_[slot] = SlotState::free;
+}
+
+/// A sequence is to begin anew with `first` tokens. Where no slot is free for it, or memory is so short that
+/// something must go for it, the cached slot that was used longest ago is evicted: its pages are mapped.
+void KvCache::make_way(Tokens first, StreamHandle stream) {
+  if (cached_.count() == 0) return;
+  if (free_.count() != 0) {
+    std::uint32_t largest = no_slot;
+    free_.from_largest([&](std::uint32_t slot) {
+      largest = slot;
+      return false;
+    });
+    if (free_.tokens(largest) >= first.count) return;
+    if (slots_->not_kept(largest, first) <= slots_->pool().reclaiming().available(Need::none)) return;
+  }
+  const Epochs& epochs = slots_->pool().epochs();
+  const auto& cached = cached_.oldest_first();
+  const auto over = std::ranges::find_if(
+      cached, [&](const auto& each) { return epochs.complete(fences_[each.second], stream); });
+  if (over != cached.end())
+    evict(over->second);
+  else if (free_.count() == 0)
+    evict(cached.begin()->second);
+}
+
+}  // namespace vmm

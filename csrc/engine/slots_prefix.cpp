@@ -1,0 +1,128 @@
+// Slots that keep the tokens of a sequence that has ended, for those that will begin with the same.
+#include <algorithm>
+
+#include "engine/slots.h"
+
+namespace vmm {
+
+Tokens Slots::Needs::holds(std::uint32_t number, Tokens at_most) const {
+  std::vector<PageRange> extents;
+  while (at_most.count != 0) {
+    Tokens found = at_most;
+    for (const SlotPart& part : slots_.parts_) {
+      const LivePages live = part.live_pages(at_most, at_most);
+      extents.clear();
+      part.append_pages(number, live.first, live.end, extents);
+      for (const PageRange& extent : extents) {
+        const Pages there = pages_->resident(part.lease->reservation(), extent);
+        if (there != extent.count) found = std::min(found, part.room_in(live.first + there));
+      }
+    }
+    if (found == at_most) break;
+    at_most = found;  // for fewer tokens a window needs others
+  }
+  return at_most;
+}
+
+void Slots::Needs::keep(std::uint32_t number, Tokens length) {
+  for (const SlotPart& part : slots_.parts_) {
+    const LivePages live = part.live_pages(length, length);
+    ranges_.clear();
+    part.append_pages(number, live.first, live.end, ranges_);
+    pages_->set(part.lease->reservation(), ranges_, Need::kept);
+  }
+}
+
+void Slots::Needs::note_use(std::uint32_t number) {
+  for (const SlotPart& part : slots_.parts_)
+    pages_->note_use(part.lease->reservation(), part.first(number), part.extents);
+}
+
+void Slots::Needs::forget_use(std::uint32_t number) {
+  for (const SlotPart& part : slots_.parts_)
+    pages_->forget_use(part.lease->reservation(), part.first(number), part.extents);
+}
+
+Pages Slots::whole_pages(Tokens length) const {
+  Pages sum;
+  for (const SlotPart& part : parts_) {
+    const Pages behind = part.behind_window(length);
+    sum += (std::max(part.whole_pages(length), behind) - behind) * part.extents;
+  }
+  return sum;
+}
+
+bool Slots::can_go_back(std::uint32_t number, Tokens to) const {
+  const Tokens passed{slots_.at(number).passed};
+  return std::ranges::all_of(
+      parts_, [&](const SlotPart& part) { return part.behind_window(to) >= part.behind_window(passed); });
+}
+
+void Slots::set_aside(std::uint32_t number, Tokens held, const Fence& readers) {
+  std::lock_guard owner(owner_mutex_);
+  const Slot& slot = slots_.at(number);
+  const Tokens needed{std::max(slot.kept.load(), slot.announced.load())};
+  for (const SlotPart& part : parts_) {
+    Reservation& reservation = part.lease->reservation();
+    std::vector<PageRange> held_pages, rest;
+    part.append_pages(number, {}, part.pages_for(held), held_pages);
+    part.append_pages(number, part.pages_for(held), part.pages_for(needed), rest);
+    pool().set_aside(reservation, held_pages, readers);
+    pool().unkeep(reservation, rest, readers);
+  }
+  set_length(number, {}, {});
+}
+
+void Slots::let_go(std::uint32_t number, Tokens held, const Fence& readers) {
+  std::lock_guard owner(owner_mutex_);
+  for (const SlotPart& part : parts_) {
+    std::vector<PageRange> pages;
+    part.append_pages(number, {}, part.pages_for(held), pages);
+    pool().let_go(part.lease->reservation(), pages, readers);
+  }
+}
+
+void Slots::put_back(std::uint32_t number, Tokens length, const Fence& readers) {
+  std::lock_guard owner(owner_mutex_);
+  for (const SlotPart& part : parts_) {
+    const LivePages live = part.live_pages(length, length);
+    std::vector<PageRange> pages;
+    part.append_pages(number, live.first, live.end, pages);
+    pool().set_aside(part.lease->reservation(), pages, readers);
+  }
+}
+
+void Slots::adopt(std::uint32_t number, Tokens length, Tokens held, const Fence& readers) {
+  std::lock_guard owner(owner_mutex_);
+  for (const SlotPart& part : parts_) {
+    std::vector<PageRange> beyond;
+    part.append_pages(number, part.pages_for(length), part.pages_for(held), beyond);
+    pool().let_go(part.lease->reservation(), beyond, readers);
+  }
+  std::vector<std::vector<PageRange>> tails;
+  try {
+    for (const SlotPart& part : parts_) {
+      part.append_pages(number, part.pages_for(length), part.pages_for(reach(length)), tails.emplace_back());
+      pool().map(part.lease->reservation(), tails.back(), {});
+    }
+  } catch (...) {
+    tails.pop_back();
+    for (std::size_t i = 0; i < tails.size(); ++i) pool().call_off(parts_[i].lease->reservation(), tails[i]);
+    throw;
+  }
+  set_length(number, length, length);
+}
+
+/// The slot has so many tokens, of which `before` were there before the last step.
+void Slots::set_length(std::uint32_t number, Tokens length, Tokens before) {
+  Slot& slot = slots_.at(number);
+  const Tokens kept = reach(length);
+  slot.kept = kept.count;
+  slot.passed = before.count;
+  limits_[number] = without_tail(room_in_pages_for(kept));
+  std::lock_guard lock(due_mutex_);
+  slot.announced = kept.count;
+  covered_[number] = limits_[number];
+}
+
+}  // namespace vmm
