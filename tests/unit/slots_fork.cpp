@@ -39,7 +39,7 @@ struct Forks : TestSlots {
     return all;
   }
   void fork(std::uint32_t from, std::uint32_t to, std::uint64_t length) {
-    slots->fork(from, to, {length}, {});
+    slots->fork({from, {length}, slots->passed(from)}, to, {});
     finish_work();
     pool->check();
   }
@@ -148,7 +148,7 @@ TEST(a_lost_driver_call_leaves_no_fork) {
     test.advance({{0, {100}}, {1, {30}}});
     test.write(0, 0, 100, 0);
     truncate(*test.slots, 1, {});
-    const bool failed = fails(test, n, [&] { test.slots->fork(0, 1, {100}, {}); });
+    const bool failed = fails(test, n, [&] { test.slots->fork({0, {100}}, 1, {}); });
     const bool reached = !test.faults->last_failed().empty();
     test.faults->fail_at(0, 0, Fault::error);
     CHECK(test.holds(0, 0, 100, 0) && (reached || !failed));
