@@ -51,6 +51,18 @@ void bind_lease(py::module_& m) {
             l.pool().unkeep(l.reservation(), to_ranges(r), l.pool().epochs().fence());
           },
           py::arg("ranges"), NoGil())
+      // Which memory is mapped at each page: a number that two pages have in common only where they share it.
+      .def(
+          "memory_of",
+          [](const Lease& l, const Ranges& ranges) {
+            const std::vector<PageRange> pages = to_ranges(ranges);
+            const Pool::Needs needs(l.pool());
+            std::vector<std::uint64_t> out;
+            for (PageIndex page : each_page(pages))
+              out.push_back(needs.physical(l.reservation().address_of(page)).value);
+            return out;
+          },
+          py::arg("ranges"), NoGil())
       .def(
           "retire",
           [](Lease& l, const Ranges& r) {

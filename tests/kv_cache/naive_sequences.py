@@ -12,6 +12,7 @@ from own_pool import PAGE
 
 from vmm import KVCache
 
+BLOCK = 16  # tokens that a prefix is found in
 UNWRITTEN = -1  # a token that was stepped over; its bytes are anything
 NUMBERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -51,7 +52,8 @@ class NaiveSequence:
     passed: int = 0  # computed, then: what no window reached is given up
     stream: int | None = None  # of the last step
     coming: dict[int, int] = field(default_factory=dict)  # by token: the number that a kernel is to write
-    shared: dict[tuple[int, int, int], object] = field(default_factory=dict)  # by part, extent and page
+    committed: int = 0  # tokens that others may begin with
+    salt: str | None = None
 
     def come(self, start, numbers):
         """A kernel has written these."""
@@ -67,6 +69,7 @@ class NaiveCache:
     dims: list[int]
     windows: list[int]
     sequences: list[NaiveSequence] = field(default_factory=list)
+    committed: list[tuple[str | None, list[int]]] = field(default_factory=list)  # salts and first tokens
 
     @property
     def bits(self):
@@ -147,17 +150,48 @@ class NaiveCache:
         fork = NaiveSequence(
             sequence, list(model.tokens), model.computed, model.reached, model.passed, model.stream
         )
-        for part, (_, extents, _, out) in enumerate(self.pieces(len(model.tokens), model.passed)):
+        fork.committed, fork.salt = model.committed, model.salt
+        for part, (lease, extents, _, out) in enumerate(self.pieces(len(model.tokens), model.passed)):
             whole, tokens = self.whole_pages(part, len(model.tokens))
-            for extent in range(extents):
-                for page in range(out, whole):
-                    place = part, extent, page
-                    fork.shared[place] = model.shared.setdefault(place, object())
+            shared = [self.memory_of(each, lease, extents, out, whole) for each in (model, fork)]
+            assert shared[0] == shared[1]
             if not copied:
                 fork.tokens[tokens:] = [UNWRITTEN] * (len(model.tokens) - tokens)
         if fork.tokens:
             fork.reached = self.reach(len(fork.tokens))
         self.sequences.append(fork)
+
+    def memory_of(self, model, lease, extents, first, end):
+        """Of these pages of all its extents."""
+        each = lease.extent_bytes // PAGE
+        start = model.sequence.slot * extents
+        return lease.memory_of([((start + i) * each + first, max(0, end - first)) for i in range(extents)])
+
+    def begin(self, sequence, prompt, salt, stream, in_place):
+        """A sequence that was opened with tokens begins with some of them. ``in_place``: whether they are
+        there without a copy, which may not be over."""
+        cached = sequence.cached_tokens
+        assert cached % BLOCK == 0
+        assert cached < max(1, len(prompt))
+        assert cached == 0 or any(
+            salt == other and prompt[:cached] == tokens[:cached] for other, tokens in self.committed
+        )
+        tokens = prompt[:cached] if in_place else [UNWRITTEN] * cached
+        reached = self.reach(cached)
+        model = NaiveSequence(sequence, tokens, cached, reached, cached, stream if cached else None)
+        model.committed, model.salt = cached, salt
+        self.sequences.append(model)
+
+    def commit(self, model, most):
+        """Up to so many more of its tokens, as far as they are written."""
+        tokens = model.tokens[model.committed : model.committed + most]
+        if UNWRITTEN in tokens:
+            tokens = tokens[: tokens.index(UNWRITTEN)]
+        model.sequence.commit(tokens)
+        model.committed += len(tokens)
+        written = model.tokens[: model.committed]
+        if UNWRITTEN not in written:
+            self.committed = [*self.committed[-20:], (model.salt, written)]
 
     def whole_pages(self, part, tokens):
         """How many pages of an extent hold nothing but these tokens, and how many of the tokens they hold."""
@@ -166,12 +200,8 @@ class NaiveCache:
         return pages, pages * PAGE // record
 
     def truncate(self, model, to):
-        model.shared = {
-            (part, extent, page): content
-            for (part, extent, page), content in model.shared.items()
-            if page < self.whole_pages(part, to)[0]
-        }
         del model.tokens[to:]
+        model.committed = min(model.committed, to)
         model.computed, model.passed = min(model.computed, to), min(model.passed, to)
         model.reached = min(model.reached, self.reach(to))
 
@@ -208,18 +238,13 @@ class NaiveCache:
         return bytes_ // PAGE
 
     def needed_pages(self, tail):
-        """Of all sequences together, to the page."""
+        """Of all sequences together, to the page; what they share counts once."""
         needed = set()
         for model in self.sequences:
             if not model.tokens:
                 continue
-            for part, (_, extents, pages, out) in enumerate(
-                self.pieces(len(model.tokens) + tail, model.passed)
-            ):
-                for extent in range(extents):
-                    for page in range(out, pages):
-                        place = part, extent, page
-                        needed.add(model.shared.get(place, (id(model), *place)))
+            for lease, extents, pages, out in self.pieces(len(model.tokens) + tail, model.passed):
+                needed.update(self.memory_of(model, lease, extents, out, pages))
         return len(needed)
 
     def live_bytes(self):

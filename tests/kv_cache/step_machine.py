@@ -15,7 +15,8 @@ LATEST = 5  # queries that an event may be late by
 class StepMachine(PoolMachine):
     """``pool`` and its ``core``; its ``streams`` by name; on CUDA ``cuda``, this thread's own calls, and the
     ``reports`` of misuse that the stand-in had at first. ``written`` counts the tokens that were written.
-    ``by_sequence``: how the caches are told of a step."""
+    ``by_sequence``: how the caches are told of a step. ``commits``: whether others may begin with what a step
+    has computed."""
 
     def step_once(self, naive, chosen, grown, stream, write):
         """With, if pages run out, those that are said to fit; and one more, which must not."""
@@ -50,6 +51,8 @@ class StepMachine(PoolMachine):
             elif write:
                 naive.write(model, start, numbers)
                 model.tokens[start:] = numbers
+            if self.commits:
+                naive.commit(model, len(model.tokens))
 
     def core_step(self, naive, chosen, grown, stream):
         """By sequences, or by slots: then those that fit are slots, too."""

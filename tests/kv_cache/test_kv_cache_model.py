@@ -25,7 +25,12 @@ from vmm import Error, InvalidArgument, KVCache, OutOfPages
 BUDGET_PAGES = 56
 MOST = 150  # tokens
 SLOTS = 4
+NEVER_WRITTEN = 1 << 30  # tokens from here on are only asked for
+SALTS = st.sampled_from([None, None, None, "another"])
 TOKENS = st.integers(0, MOST)
+PROMPTS = st.tuples(
+    st.just(MOST) | TOKENS, TOKENS, st.booleans()
+)  # another's tokens, and more; wait for copies
 GROWTH = st.sampled_from([1, 1, 30, MOST]).flatmap(  # of each slot's sequence in one step
     lambda most: st.lists(st.integers(0, most), min_size=SLOTS, max_size=SLOTS)
 )
@@ -69,10 +74,10 @@ class KVCacheMachine(StepMachine):
         tail=TAILS,
         per_step=st.sampled_from([1, 4]),
         torch_runs_late=st.booleans(),
-        by_sequence=st.booleans(),
+        told=st.tuples(st.booleans(), st.booleans()),
     )
-    def begin(self, kinds, tail, per_step, torch_runs_late, by_sequence):
-        self.by_sequence = by_sequence
+    def begin(self, kinds, tail, per_step, torch_runs_late, told):
+        self.by_sequence, self.commits = told
         self.pool._runs_late = torch_runs_late and ON_CUDA
         vmm.stream.torch_stream(self.pool)
         for kind in kinds:
@@ -218,6 +223,55 @@ class KVCacheMachine(StepMachine):
         except Error as error:
             if "end it there first" not in str(error) and "is not over" not in str(error):
                 raise
+
+    @rule(which=ANY, tokens=TOKENS, close=st.booleans())
+    def commit(self, which, tokens, close):
+        naive, model = self.sequence_of(which)
+        if model:
+            naive.commit(model, tokens)
+            if close:
+                self.close_sequence(naive, model)
+
+    @rule(cache=ANY, like=ANY, prompt=PROMPTS, salt=SALTS, stream=STREAMS)
+    def open_with_tokens(self, cache, like, prompt, salt, stream):
+        """A sequence begins as another did, or does, and goes on in another way."""
+        if naive := pick(self.caches, cache):
+            _, tokens = pick(naive.committed, like) or (None, [])
+            self.open_like(naive, tokens, prompt, salt, stream)
+
+    @rule(which=ANY, tokens=TOKENS, close=st.booleans(), prompt=PROMPTS, stream=STREAMS)
+    def begin_again(self, which, tokens, close, prompt, stream):
+        """The same with one that is open, or has just ended."""
+        naive, model = self.sequence_of(which)
+        if model is None:
+            return
+        self.step_once(naive, [model], [min(tokens, MOST - len(model.tokens))], stream, True)
+        if prompt[2] and ON_CUDA:
+            self.recover()
+            self.core.synchronize(self.streams.handle(stream))
+        naive.commit(model, MOST)
+        tokens = model.tokens[: model.committed]
+        if close:
+            self.close_sequence(naive, model)
+        self.open_like(naive, tokens, prompt, model.salt, stream)
+
+    def open_like(self, naive, tokens, prompt, salt, stream):
+        same, more, sync = prompt
+        prompt = (tokens[:same] + [NEVER_WRITTEN + i for i in range(more)])[:MOST]
+        handle, full = self.streams.handle(stream), len(naive.sequences) == SLOTS
+        adopted = naive.cache.stats().adopted
+        try:
+            with self.tolerated():
+                sequence = naive.cache.open(tokens=prompt, salt=salt, stream=self.streams.said(stream))
+                assert not full
+                in_place = naive.cache.stats().adopted > adopted
+                if sequence.cached_tokens and (sync or not ON_CUDA):  # as after a fork
+                    self.recover()
+                    self.core.synchronize(handle)
+                    in_place = True
+                naive.begin(sequence, prompt, salt, handle, in_place)
+        except InvalidArgument:
+            assert full
 
     @rule(which=ANY, tokens=TOKENS)
     def announce(self, which, tokens):
