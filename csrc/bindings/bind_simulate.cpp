@@ -53,9 +53,10 @@ py::dict totals(const Course& course) {
   const CourseTotals t = course.totals();
   using namespace py::literals;
   return py::dict("iterations"_a = t.iterations, "steps"_a = t.steps, "opens"_a = t.opens,
-                  "forks"_a = t.forks, "refused"_a = t.refused, "preempted"_a = t.preempted,
-                  "rests"_a = t.rests, "failures"_a = t.failures, "pages_mapped"_a = t.pages_mapped,
-                  "stalled_ns"_a = t.stalled.count(), "digest"_a = t.digest);
+                  "forks"_a = t.forks, "attached"_a = t.attached, "refused"_a = t.refused,
+                  "preempted"_a = t.preempted, "rests"_a = t.rests, "failures"_a = t.failures,
+                  "pages_mapped"_a = t.pages_mapped, "stalled_ns"_a = t.stalled.count(),
+                  "digest"_a = t.digest);
 }
 
 void bind_course(py::module_& m) {

@@ -84,6 +84,8 @@ class SimDriver final : public Driver {
   /// Throws InvariantViolation if a page under these ranges, which somebody is about to write, is mapped at
   /// another address, too.
   void require_sole(std::span<const MemoryRange> ranges) const;
+  /// The page that is mapped there. Throws InvariantViolation where none is.
+  PageHandle page_at(Address address) const;
   /// Throws InvariantViolation if anybody has ever tried to unmap what work was using, even where the refusal
   /// was caught.
   void check() const;

@@ -151,6 +151,14 @@ void SimDriver::check() const {
   if (unmapped_in_use_) throw InvariantViolation("pages were to be unmapped that work under way used");
 }
 
+PageHandle SimDriver::page_at(Address address) const {
+  std::lock_guard lock(mutex_);
+  const MemoryRange one{address, {1}};
+  PageHandle found;
+  for_each_mapped(mapped_, one, [&](const Mapped& page) { found = page.page; });
+  return found;
+}
+
 void SimDriver::require_sole(std::span<const MemoryRange> ranges) const {
   std::lock_guard lock(mutex_);
   std::set<PageHandle> once, twice;

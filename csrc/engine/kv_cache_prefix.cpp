@@ -97,6 +97,8 @@ KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, S
     const auto whole = [&](std::uint32_t slot) { return !is_open(slot) && index_.findable(slot) == length; };
     std::ranges::partition(slots, whole);
     for (std::uint32_t slot : slots) {
+      // What its windows have passed is not kept any more, although it may still be there.
+      if (is_open(slot) && !slots_->can_go_back(slot, length)) continue;
       if (!(is_open(slot) ? over_elsewhere(slot, stream) : epochs.complete(fences_[slot], stream))) continue;
       const Tokens holds = needs.holds(slot, length);
       // What a window needs at another length may be there all the same.
@@ -119,12 +121,15 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
     slots_->pool().epochs().poll();
     Prefix prefix = find(Slots::Needs(*slots_), prompt, stream);
     if (prefix.length.count == 0) break;
-    prefix.whole = prefix.whole && !slots_->shares_pages_beyond(prefix.slot, prefix.length);
+    const auto can_go_on = [&] {
+      return !slots_->shares_pages_beyond(prefix.slot, prefix.length) &&
+             Slots::Needs(*slots_).tail_at_rest(prefix.slot, prefix.length);
+    };
+    prefix.whole = prefix.whole && can_go_on();
     std::optional<std::uint32_t> own;
     if (!prefix.whole) own = slot_to_fill(prefix.slot);
     if (!prefix.whole && !own) {
-      prefix.whole = not_open() == 1 && !is_open(prefix.slot) &&
-                     !slots_->shares_pages_beyond(prefix.slot, prefix.length);
+      prefix.whole = not_open() == 1 && !is_open(prefix.slot) && can_go_on();
       if (!prefix.whole && !await_a_slot(lock, prefix.slot, stream)) break;
       if (!prefix.whole) continue;
     }
@@ -148,8 +153,7 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
 bool KvCache::adopt(const Prefix& prefix) {
   const Fence& readers = fences_[prefix.slot];
   if (!has_memory_for(
-          slots_->pool().log(),
-          [&] { slots_->adopt(prefix.slot, prefix.length, index_.findable(prefix.slot), readers); },
+          slots_->pool().log(), [&] { slots_->adopt(prefix.slot, prefix.length, readers); },
           [&] { slots_->put_back(prefix.slot, prefix.length, readers); }))
     return false;
   Slots::Needs(*slots_).forget_use(prefix.slot);
@@ -173,9 +177,9 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
     cached_.use(prefix.slot);
   };
   const Pages whole = slots_->whole_pages(prefix.length);
-  if (!costs_.knows_copy()) measure_copy();
-  const Bytes free = pool.reclaiming().available(Need::none);
-  const bool copy = costs_.copy(whole, {free / slots_->page_bytes()});
+  const Pages free{pool.reclaiming().available(Need::none) / slots_->page_bytes()};
+  if (!costs_.knows_copy() && AttachCosts::may_copy(whole, free)) measure_copy();
+  const bool copy = costs_.copy(whole, free);
   const Nanoseconds start = pool.clock().now();
   if (!has_memory_for(
           pool.log(),
@@ -201,19 +205,19 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
 /// Copies some pages for no other purpose than to know how long that takes. On a GPU nothing else tells: a
 /// copy is over long after the call has returned.
 void KvCache::measure_copy() {
-  constexpr std::uint64_t pages = 8;
+  constexpr std::uint64_t times = 8;
   Pool& pool = slots_->pool();
   Driver& driver = pool.driver();
   const Bytes page = slots_->page_bytes();
-  const PageRange all{{0}, {2 * pages}};
+  const PageRange both{{0}, {2}};
   try {
-    const auto lease = pool.reserve({.page_bytes = page, .extent_bytes = page * (2 * pages), .longest = {}});
-    pool.map(lease->reservation(), std::span(&all, 1), {});
+    const auto lease = pool.reserve({.page_bytes = page, .extent_bytes = page * 2, .longest = {}});
+    pool.map(lease->reservation(), std::span(&both, 1), {});
     const StreamHandle stream = driver.create_stream();
     const Nanoseconds start = pool.clock().now();
-    driver.copy(lease->base() + page * pages, lease->base(), page * pages, stream);
+    for (std::uint64_t i = 0; i < times; ++i) driver.copy(lease->base() + page, lease->base(), page, stream);
     driver.destroy_stream(stream);  // waits for the work on it
-    costs_.copied({pages}, pool.clock().now() - start);
+    costs_.copied({times}, pool.clock().now() - start);
   } catch (const std::exception& error) {  // then they are aliased
     pool.log().write(LogLevel::debug, "the time of a copy was not measured: ", error.what());
   }
@@ -254,7 +258,7 @@ std::optional<std::uint32_t> KvCache::slot_to_fill(std::uint32_t but) {
 /// A cached slot is free from here on: nobody finds its tokens any more.
 void KvCache::evict(std::uint32_t slot) {
   const Tokens held = index_.findable(slot);
-  slots_->let_go(slot, held, fences_[slot]);
+  slots_->let_go(slot, fences_[slot]);
   Slots::Needs(*slots_).forget_use(slot);
   cached_.take(slot);
   index_.end(slot);

@@ -91,10 +91,10 @@ class Slots final : public Growing {
   /// given up as truncate() does.
   void set_aside(std::uint32_t slot, Tokens held, const Fence& readers);
   /// Other tokens will be written to the slot. Nobody finds those that were set aside any more.
-  void let_go(std::uint32_t slot, Tokens held, const Fence& readers);
-  /// A sequence is in the slot again, with the first `length` of the `held` tokens that were set aside: they
+  void let_go(std::uint32_t slot, const Fence& readers);
+  /// A sequence is in the slot again, with the first `length` of the tokens that were set aside: they
   /// are kept (Needs::keep), and later ones may be written. Throws what Pool::map throws for the tail.
-  void adopt(std::uint32_t slot, Tokens length, Tokens held, const Fence& readers);
+  void adopt(std::uint32_t slot, Tokens length, const Fence& readers);
   /// The first `length` tokens of a slot that nobody is in are not kept any more.
   void put_back(std::uint32_t slot, Tokens length, const Fence& readers);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
@@ -144,6 +144,7 @@ class Slots final : public Growing {
 
  private:
   struct Slot {
+    std::uint64_t aside = 0;                  // tokens that were set aside when nobody was in it any more
     std::uint64_t passed = 0;                 // tokens when what windows do not reach was last given up
     std::atomic<std::uint64_t> kept{0};       // tokens, with the tail, whose pages are kept
     std::atomic<std::uint64_t> announced{0};  // tokens, with the tail
@@ -159,6 +160,7 @@ class Slots final : public Growing {
   Tokens without_tail(Tokens reach) const { return reach - std::min(reach, options_.tail); }
   Tokens room_in_pages_for(Tokens tokens) const;
   void set_length(std::uint32_t slot, Tokens length, Tokens before);
+  void let_go_beyond(std::uint32_t slot, Tokens length, const Fence& readers);
   /// Copies of pages of one part, in a lease of their own.
   struct Copies {
     const SlotPart* part;
@@ -225,6 +227,8 @@ class Slots::Needs {
   /// Of `at_most` tokens that a sequence begins with, how many this slot has of which nothing is missing that
   /// the sequence would need.
   Tokens holds(std::uint32_t slot, Tokens at_most) const;
+  /// Whether no page of the tail after so many tokens is on its way in or out.
+  bool tail_at_rest(std::uint32_t slot, Tokens length) const;
   /// Keeps what a sequence of so many tokens needs, and the slot holds.
   void keep(std::uint32_t slot, Tokens length);
   /// Where memory is short, the pages of this slot go after those that were used before it; or, again, as

@@ -24,6 +24,19 @@ Tokens Slots::Needs::holds(std::uint32_t number, Tokens at_most) const {
   return at_most;
 }
 
+bool Slots::Needs::tail_at_rest(std::uint32_t number, Tokens length) const {
+  for (const SlotPart& part : slots_.parts_) {
+    const Reservation& reservation = part.lease->reservation();
+    std::vector<PageRange> tail;
+    part.append_pages(number, part.pages_for(length), part.pages_for(slots_.reach(length)), tail);
+    for (PageIndex page : each_page(tail)) {
+      const PageRange one{page, {1}};
+      if (!pages_->unmapped(reservation, page) && pages_->resident(reservation, one).count == 0) return false;
+    }
+  }
+  return true;
+}
+
 void Slots::Needs::keep(std::uint32_t number, Tokens length) {
   for (const SlotPart& part : slots_.parts_) {
     const LivePages live = part.live_pages(length, length);
@@ -60,7 +73,8 @@ bool Slots::can_go_back(std::uint32_t number, Tokens to) const {
 
 void Slots::set_aside(std::uint32_t number, Tokens held, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
-  const Slot& slot = slots_.at(number);
+  Slot& slot = slots_.at(number);
+  slot.aside = held.count;
   const Tokens needed{std::max(slot.kept.load(), slot.announced.load())};
   for (const SlotPart& part : parts_) {
     Reservation& reservation = part.lease->reservation();
@@ -73,13 +87,20 @@ void Slots::set_aside(std::uint32_t number, Tokens held, const Fence& readers) {
   set_length(number, {}, {});
 }
 
-void Slots::let_go(std::uint32_t number, Tokens held, const Fence& readers) {
+void Slots::let_go(std::uint32_t number, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
+  let_go_beyond(number, {}, readers);
+}
+
+/// Nobody finds what was set aside of the pages that hold none of the first `length` tokens.
+void Slots::let_go_beyond(std::uint32_t number, Tokens length, const Fence& readers) {
+  Slot& slot = slots_.at(number);
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> pages;
-    part.append_pages(number, {}, part.pages_for(held), pages);
+    part.append_pages(number, part.pages_for(length), part.pages_for({slot.aside}), pages);
     pool().let_go(part.lease->reservation(), pages, readers);
   }
+  slot.aside = std::min(slot.aside, length.count);
 }
 
 void Slots::put_back(std::uint32_t number, Tokens length, const Fence& readers) {
@@ -92,13 +113,9 @@ void Slots::put_back(std::uint32_t number, Tokens length, const Fence& readers) 
   }
 }
 
-void Slots::adopt(std::uint32_t number, Tokens length, Tokens held, const Fence& readers) {
+void Slots::adopt(std::uint32_t number, Tokens length, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
-  for (const SlotPart& part : parts_) {
-    std::vector<PageRange> beyond;
-    part.append_pages(number, part.pages_for(length), part.pages_for(held), beyond);
-    pool().let_go(part.lease->reservation(), beyond, readers);
-  }
+  let_go_beyond(number, length, readers);
   std::vector<std::vector<PageRange>> tails;
   try {
     for (const SlotPart& part : parts_) {

@@ -16,11 +16,12 @@ class AttachCosts {
   void copied(Pages pages, Nanoseconds took) { copy_.add(pages, took); }
   bool knows_copy() const { return copy_.known; }
 
-  /// Whether a prefix with so many whole pages is to be copied, where `free` pages could be had without
-  /// taking anything from anybody. A copy saves time and costs memory, so it must leave most of what is free.
+  /// A copy saves time and costs memory. So it must leave most of the pages that are `free`, which can be had
+  /// without taking anything from anybody.
+  static bool may_copy(Pages whole, Pages free) { return whole.count * 4 <= free.count; }
+  /// Whether a prefix with so many whole pages is to be copied.
   bool copy(Pages whole, Pages free) const {
-    if (!alias_.known || !copy_.known) return false;
-    return copy_.each < alias_.each && whole.count * 4 <= free.count;
+    return alias_.known && copy_.known && copy_.each < alias_.each && may_copy(whole, free);
   }
 
  private:

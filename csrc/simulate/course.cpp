@@ -89,6 +89,7 @@ void Course::arrive() {
     preempted_.pop_back();
   }
   const std::uint64_t announced = sometimes(2) ? pick(prompt + 1) : prompt;
+  if (options_.prefixes && sometimes(2)) return open_with_text(prompt, announced);
   const std::size_t stream = pick(streams_.size());
   // If its first step is on another stream after all, that step has to wait for whoever was in the slot
   // before.
@@ -109,6 +110,7 @@ void Course::preempt(std::size_t i) {
 void Course::close(std::size_t i) {
   const Sequence sequence = running_[i];
   if (!tried([&] { cache_->close(sequence.slot, streams_[sequence.stream].handle); })) return;
+  remember(sequence);
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
 }
 

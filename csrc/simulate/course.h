@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "engine/kv_cache.h"
@@ -28,6 +29,7 @@ struct CourseOptions {
   Bytes budget = 40_GiB;
   std::vector<CoursePart> parts{{}};
   KvCacheOptions cache{.max_tokens = {4096}};
+  bool prefixes = false;                         // sequences begin with tokens of others
   std::uint32_t arrivals_per_million = 300'000;  // of iterations
   Nanoseconds longest_wake{};              // that the pager takes to wake up; 0: it always takes the same
   std::uint32_t failures_per_million = 0;  // of the driver's calls
@@ -43,7 +45,8 @@ WorldOptions world_options(const CourseOptions& options);
 CourseOptions drawn_options(std::uint64_t seed);
 
 struct CourseTotals {
-  std::uint64_t iterations = 0, steps = 0, opens = 0, forks = 0, refused = 0, preempted = 0, rests = 0;
+  std::uint64_t iterations = 0, steps = 0, opens = 0, forks = 0, attached = 0, refused = 0, preempted = 0,
+                rests = 0;
   std::uint64_t failures = 0;  // injected ones
   std::uint64_t pages_mapped = 0;
   Nanoseconds stalled{0};
@@ -65,6 +68,13 @@ class Course {
   CourseTotals totals() const;
 
  private:
+  /// The tokens of a sequence: of several sources, each from some token on. What two sequences have of the
+  /// same sources is the same.
+  struct Text {
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> sources = {};  // first token and number
+    PrefixIndex::Token token(std::uint64_t at) const;
+    void go_on_alone(std::uint64_t from, std::uint64_t source);
+  };
   /// A model of what the engine knows of a sequence.
   struct Sequence {
     std::uint32_t slot;
@@ -73,8 +83,10 @@ class Course {
     std::uint64_t length = 0;
     std::uint64_t previous = 0;  // length before its last step
     std::uint64_t computed = 0;  // tokens when it last came into a new page, which moved its windows on
-    // Of each part, by page of an extent: which contents it shares with forks; 0: none.
+    // Of each part, by page of an extent: which memory others may have, too; 0: none.
     std::vector<std::vector<std::uint64_t>> shared = {};
+    Text text = {};
+    std::uint64_t committed = 0;  // tokens that others may begin with
   };
   struct Stream {
     StreamHandle handle;
@@ -104,8 +116,12 @@ class Course {
   void truncate(std::size_t i, std::uint64_t to);
   template <class Action>
   bool tried_beside_others(Action action);
-  void share(Sequence& parent, Sequence& child);
+  void note_shared(Sequence& sequence);
   void check_shared(const Sequence& sequence);
+  // course_prefix.cpp
+  void open_with_text(std::uint64_t prompt, std::uint64_t announced);
+  void commit_text(Sequence& sequence);
+  void remember(const Sequence& sequence);
   void change_a_sequence();
   void change_the_world();
   void pass_time(std::size_t stream);
@@ -144,7 +160,8 @@ class Course {
   std::vector<std::uint64_t> preempted_;  // the lengths of sequences that are to be computed again
   Bytes ceiling_;  // no more than this may be created: the budget, or what was taken when it was lowered
   CourseTotals totals_;
-  std::uint64_t contents_ = 0;      // that were ever shared
+  std::uint64_t sources_ = 0;       // of text, so far
+  std::vector<Text> texts_;         // of some sequences that have ended
   std::vector<std::size_t> batch_;  // the next step's places in running_
   std::vector<std::int32_t> slots_, lengths_;
   std::vector<MemoryRange> new_pages_, writes_;

@@ -38,22 +38,25 @@ void Course::fork(std::size_t i) {
   if (!tried_beside_others([&] { made = cache_->fork(running_[i].slot, count, stream); })) return;
   totals_.forks += count;
   for (std::uint32_t slot : made) {
+    note_shared(running_[i]);
     Sequence child = running_[i];
     child.slot = slot;
-    share(running_[i], child);
+    child.text.go_on_alone(child.length, ++sources_);
     running_.push_back(std::move(child));
   }
 }
 
-void Course::share(Sequence& parent, Sequence& child) {
-  parent.shared.resize(parts_.size());
+/// Others may have this sequence's whole pages, too, from now on.
+void Course::note_shared(Sequence& sequence) {
+  sequence.shared.resize(parts_.size());
   for (std::size_t p = 0; p < parts_.size(); ++p) {
-    std::vector<std::uint64_t>& pages = parent.shared[p];
-    pages.resize(parts_[p].whole_pages({parent.length}).count);
-    for (std::uint64_t& content : pages)
-      if (content == 0) content = ++contents_;
+    const SlotPart& part = parts_[p];
+    const Address start = part.lease->base() + part.lease->shape().extent_bytes * part.first(sequence.slot);
+    std::vector<std::uint64_t>& pages = sequence.shared[p];
+    pages.resize(part.whole_pages({sequence.length}).count);
+    for (std::uint64_t page = part.behind_window({sequence.computed}).count; page < pages.size(); ++page)
+      pages[page] = world_.driver().page_at(start + part.page_bytes() * page).value;
   }
-  child.shared = parent.shared;
 }
 
 void Course::truncate(std::size_t i, std::uint64_t to) {
@@ -68,6 +71,8 @@ void Course::truncate(std::size_t i, std::uint64_t to) {
   to = length();
   if (!done && to == sequence.length) return;
   sequence.length = to;
+  sequence.committed = std::min(sequence.committed, to);
+  sequence.text.go_on_alone(to, ++sources_);
   sequence.computed = std::min(sequence.computed, to);
   for (std::size_t p = 0; p < sequence.shared.size(); ++p) {
     std::vector<std::uint64_t>& pages = sequence.shared[p];

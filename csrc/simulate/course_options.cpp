@@ -73,6 +73,7 @@ CourseOptions drawn_options(std::uint64_t seed) {
     out.delays_per_million = draw.of<std::uint32_t>({0, 10'000, 100'000});
     out.longest_delay = draw.of<Nanoseconds>({100us, 50ms});
   }
+  out.prefixes = draw.below(2) == 0;
   return out;
 }
 

@@ -81,6 +81,7 @@ void Course::commit(std::size_t number, Nanoseconds called) {
     const auto to = static_cast<std::uint64_t>(lengths_[i]);
     const std::uint64_t from = sequence.previous = std::exchange(sequence.length, to);
     append_reachable(sequence.slot, from, reach(to), stream.uses);
+    if (options_.prefixes) commit_text(sequence);
     if (options_.check)
       for (const SlotPart& part : parts_) append(part, sequence.slot, from, to, writes_);
     if (!comes_into_a_page(from, to)) continue;

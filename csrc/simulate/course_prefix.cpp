@@ -1,0 +1,73 @@
+// Sequences that begin with the tokens of others, in a course.
+#include <algorithm>
+
+#include "base/error.h"
+#include "simulate/course.h"
+
+namespace vmm {
+namespace {
+
+constexpr std::size_t most_texts = 8;
+
+}  // namespace
+
+PrefixIndex::Token Course::Text::token(std::uint64_t at) const {
+  std::uint64_t source = 0;
+  for (const auto& [from, number] : sources)
+    if (from <= at) source = number;
+  return static_cast<PrefixIndex::Token>((source * 1'000'003 + at) % 2'147'483'647);
+}
+
+void Course::Text::go_on_alone(std::uint64_t from, std::uint64_t source) {
+  std::erase_if(sources, [&](const auto& each) { return each.first >= from; });
+  sources.emplace_back(from, source);
+}
+
+void Course::open_with_text(std::uint64_t prompt, std::uint64_t announced) {
+  const std::size_t number = pick(streams_.size());
+  finish_epoch(number);  // what may be copied has been launched
+  Text text;
+  if (!texts_.empty()) text = texts_[pick(texts_.size())];
+  if (!running_.empty() && pick(2) == 0) text = running_[pick(running_.size())].text;
+  text.go_on_alone(pick(prompt + 1), ++sources_);
+  std::vector<PrefixIndex::Token> tokens;
+  for (std::uint64_t at = 0; at < prompt; ++at) tokens.push_back(text.token(at));
+  KvCache::Opened opened{};
+  if (!tried([&] { opened = cache_->open_prompt({tokens, ""}, {announced}, streams_[number].handle); }))
+    return;
+  ++totals_.opens;
+  const std::uint64_t cached = opened.cached.count;
+  Sequence sequence{opened.slot, number, prompt, cached, cached, cached};
+  sequence.text = std::move(text);
+  sequence.committed = cached;
+  running_.push_back(std::move(sequence));
+  if (cached == 0) return;
+  ++totals_.attached;
+  if (cached % PrefixIndex::block_tokens != 0 || cached >= prompt)
+    throw InvariantViolation("a sequence begins with " + std::to_string(cached) + " of " +
+                             std::to_string(prompt) + " tokens");
+  // Nobody has said whose they are.
+  for (Sequence& each : running_) note_shared(each);
+}
+
+/// Tells the cache what the sequence's tokens are, at times, and at times only some of them.
+void Course::commit_text(Sequence& sequence) {
+  if (sometimes(3)) return;
+  if (sequence.text.sources.empty()) sequence.text.go_on_alone(0, ++sources_);
+  std::uint64_t to = sequence.length;
+  if (sometimes(4)) to -= pick(to - sequence.committed + 1);
+  std::vector<PrefixIndex::Token> tokens;
+  for (std::uint64_t at = sequence.committed; at < to; ++at) tokens.push_back(sequence.text.token(at));
+  cache_->commit(sequence.slot, tokens);
+  sequence.committed = to;
+}
+
+void Course::remember(const Sequence& sequence) {
+  if (sequence.text.sources.empty()) return;
+  if (texts_.size() < most_texts)
+    texts_.push_back(sequence.text);
+  else
+    texts_[pick(most_texts)] = sequence.text;
+}
+
+}  // namespace vmm
