@@ -113,6 +113,8 @@ class Slots final : public Growing {
   /// Throws InvalidArgument, naming the argument, past max_tokens.
   void check_length(const char* argument, Tokens tokens) const;
   Pool& pool() const noexcept override;
+  /// The one that all parts belong to.
+  const Tenant& tenant() const noexcept { return parts_.front().lease->reservation().tenant; }
   /// Of bookkeeping, for each slot.
   static constexpr std::size_t bytes_per_slot();
   /// Work that may still use the slots' memory from when it was another's.

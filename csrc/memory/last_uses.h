@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "memory/fences.h"
@@ -21,8 +22,8 @@ class LastUses {
   std::uint16_t number(Fence fence);
   /// Whether the fence is complete, as far as the last refresh() has seen.
   bool over(std::uint16_t number) const { return !is_pending_[number]; }
-  /// Whether the fence will be complete by itself, once the next epoch of `stream` has begun.
-  bool ends(std::uint16_t number, StreamHandle stream) const;
+  /// Whether the fence will be complete by itself; where `stream` is given, once its next epoch has begun.
+  bool ends(std::uint16_t number, std::optional<StreamHandle> stream) const;
   /// Calls visit(number) for each that was not over when last looked at.
   template <class Visit>
   void for_each_not_over(Visit visit) const {
