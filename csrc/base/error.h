@@ -69,6 +69,7 @@ struct TenantFigures {
   std::string name;  // empty: of what belongs to no tenant
   Bytes charged;     // kept, or in use by work that is not over
   Bytes kept;
+  Bytes held;  // all physical memory that it has, also what others may take
   Bytes guaranteed;
   Bytes limit;
   Bytes room;  // how much more it may be charged now
@@ -87,9 +88,11 @@ struct MemoryFigures {
 };
 
 inline std::string described(const TenantFigures& tenant) {
+  constexpr std::uint64_t no_limit = std::uint64_t{1} << 62;
   return (tenant.name.empty() ? "; what belongs to no tenant is" : "; tenant '" + tenant.name + "' is") +
          (" charged " + std::to_string(tenant.charged.count)) + ", guaranteed " +
-         std::to_string(tenant.guaranteed.count) + ", limited to " + std::to_string(tenant.limit.count) +
+         std::to_string(tenant.guaranteed.count) +
+         (tenant.limit.count < no_limit ? ", limited to " + std::to_string(tenant.limit.count) : "") +
          " and may have " + std::to_string(tenant.room.count) + " more";
 }
 

@@ -11,7 +11,9 @@ Bytes Quotas::charged(const Tenant& tenant, const Moment& when) const {
   Bytes in_use;
   last_uses.for_each_not_over([&](std::uint16_t number) {
     const Bytes size = tenant.mapped.last_used(number);
-    if (size.count != 0 && !(when.soon && last_uses.ends(number, when.stream))) in_use += size;
+    if (size.count == 0) return;
+    const bool ends = when.stream ? last_uses.ends(number, *when.stream) : last_uses.ends(number);
+    if (!when.soon || !ends) in_use += size;
   });
   const Bytes coming = when.soon ? tables_.coming(tenant) : tenant.in_transit;
   return saturating_sub(tenant.held + in_use, tenant.mapped.reclaimable() + coming);
@@ -57,8 +59,13 @@ Bytes Quotas::price(const Reservation& reservation, std::span<const PageRange> r
 
 TenantFigures Quotas::figures(const Tenant& tenant) const {
   const std::int64_t left = std::max<std::int64_t>(0, room(tenant));
-  return {tenant.terms.name,       charged(tenant),    tenant.mapped.kept(),
-          tenant.terms.guaranteed, tenant.terms.limit, {static_cast<std::uint64_t>(left)}};
+  return {tenant.terms.name,
+          charged(tenant),
+          tenant.mapped.kept(),
+          tenant.held,
+          tenant.terms.guaranteed,
+          tenant.terms.limit,
+          {static_cast<std::uint64_t>(left)}};
 }
 
 }  // namespace vmm

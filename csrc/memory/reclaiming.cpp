@@ -12,7 +12,7 @@ void Reclaiming::make_room(Bytes asked, const Tenant& tenant, const Shortage& sh
                            Wait& wait) {
   // 1. Nothing is touched unless it is enough.
   ground_.epochs.poll();
-  require_obtainable(asked, tenant, whose);
+  require_obtainable(asked, tenant.id, whose);
   // 2. Idle reservations leave runs of whole windows, which the next attempt takes as they are where it can.
   // Other free pages go back to the driver here, in exchange for budget.
   Bytes made = unmapping_.release(shortage.nobodys);

@@ -37,7 +37,7 @@ class Reclaiming {
   // What may be had.
   /// Throws OutOfPages unless the tenant can have `asked` more bytes, if need be by reclaiming. Where they
   /// are to be kept, it first waits for memory that calls under way, or retired pages, are about to give up.
-  void require_obtainable(Bytes asked, const Tenant& tenant, Need whose = Need::kept);
+  void require_obtainable(Bytes asked, TenantId tenant = Tenants::nobody, Need whose = Need::kept);
   /// How much the tenant could keep besides what it keeps now, once the next epoch of `stream` has begun. It
   /// is negative while the budget is exceeded.
   std::int64_t obtainable(StreamHandle stream, TenantId tenant = Tenants::nobody) const;

@@ -18,8 +18,9 @@ MemoryFigures Reclaiming::figures(Bytes asked, const Tenant& tenant) const {
           quotas_.any() ? std::optional(quotas_.figures(tenant)) : std::nullopt};
 }
 
-void Reclaiming::require_obtainable(Bytes asked, const Tenant& tenant, Need whose) {
+void Reclaiming::require_obtainable(Bytes asked, TenantId id, Need whose) {
   std::unique_lock lock(ground_.mutex);
+  const Tenant& tenant = tables_.tenants()[id];
   for (Wait wait(ground_, "calls under way, and work that uses what was retired, end");; pause(lock, wait)) {
     if (whose == Need::kept && quotas_.any() &&
         quotas_.room_soon(tenant) < static_cast<std::int64_t>(asked.count))

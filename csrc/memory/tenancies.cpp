@@ -55,9 +55,4 @@ TenantFigures Tenancies::figures(TenantId id) const {
   return reclaiming_.quotas().figures(tables_.tenants()[id]);
 }
 
-Bytes Tenancies::held(TenantId id) const {
-  const auto lock = ground_.locked();
-  return tables_.tenants()[id].held;
-}
-
 }  // namespace vmm

@@ -20,7 +20,6 @@ class Tenancies {
   /// Its guarantee ends now. What its reservations hold stays its own until they end.
   void end(TenantId id) noexcept;
   TenantFigures figures(TenantId id) const;
-  Bytes held(TenantId id) const;
 
  private:
   Ground& ground_;
