@@ -15,8 +15,10 @@ constexpr Bytes page = 2_MiB;
 constexpr Bytes record = 128_KiB;  // of a token: Llama-3.1-8B's
 constexpr Bytes budget = 8_GiB;
 constexpr std::uint32_t max_tokens = 2048;
-constexpr std::uint32_t slots = 160;  // more than there is memory for
-constexpr std::uint64_t rest_after_refusal = 8;
+constexpr std::uint32_t slots = 160;             // more than there is memory for
+constexpr std::uint64_t rest_after_refusal = 8;  // iterations
+// The greedy one admits whatever fits but for so small a part of the budget, in which its sequences grow.
+constexpr std::uint64_t margin_fraction = 100;
 
 // An iteration's kernels take so long, and so much longer for each token that they compute.
 constexpr Nanoseconds launch = 8ms, per_token = 40us;
@@ -114,8 +116,13 @@ void Neighbours::admit(Engine& engine, bool announced) {
     --engine.rests;
     return;
   }
+  const bool greedy = engine.figures.guaranteed.count == 0;
+  std::int64_t left = world_.pool()->reclaiming().obtainable(engine.stream, engine.tenant);
+  left -= static_cast<std::int64_t>((budget / margin_fraction).count);
   while (!engine.waiting.empty() && engine.running.size() < slots) {
     Sequence next = engine.waiting.front();
+    left -= static_cast<std::int64_t>(bytes_of(next.prompt).count);
+    if (greedy && left < 0) return;
     engine.waiting.pop_front();
     next.slot = static_cast<std::int32_t>(
         engine.cache->open({next.prompt}, {announced ? next.prompt : 0}, engine.stream));
