@@ -139,8 +139,8 @@ class Pool(Closing):
         """The most physical memory this pool may hold; with a share, all pools of this process together. When
         it is lowered, the pool soon gives back what nobody needs. Setting it raises InvalidArgument for more
         than what is free and what the pool (and others of its share) hold already, unless that is less than
-        before, and for less than the minimum or what tenants are guaranteed; DriverError where the share's file fails; and Closed and
-        Forked."""
+        before, and for less than the minimum or what tenants are guaranteed; DriverError where the share's
+        file fails; and Closed and Forked."""
         return self._core.budget.limit_bytes
 
     @budget_bytes.setter
@@ -242,7 +242,8 @@ class Pool(Closing):
         belongs, has left there.
 
         Raises InvalidArgument for a size that does not parse or exceeds the pool's address space, for page
-        sizes the device does not have, and for what is no tenant of this pool; Closed, Forked and DriverError.
+        sizes the device does not have, and for what is no tenant of this pool; Closed, Forked and
+        DriverError.
         """
         from vmm.tenant import pool_for
 

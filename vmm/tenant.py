@@ -56,9 +56,9 @@ class Tenant(Closing):
 
     Raises InvalidArgument for a name other than 1 to 64 letters, digits, dots, ``_`` or ``-``, or one that
     another tenant of the pool has; for sizes that do not parse, guarantees that together exceed the pool's
-    budget, a limit below what is guaranteed, a priority other than −1,000 to 1,000, and more than 256 tenants;
-    OutOfPages where others keep what is to be guaranteed; Closed and Forked. Every method is safe from any
-    thread.
+    budget, a limit below what is guaranteed, a priority other than −1,000 to 1,000, and more than 64
+    tenants; OutOfPages where others keep what is to be guaranteed; Closed and Forked. Every method is safe
+    from any thread.
     """
 
     def __init__(

@@ -30,6 +30,7 @@ Reservation& Leases::reserve(const ReservationShape& shape, std::optional<Stream
   Lock lock(ground_.mutex);
   ground_.require_open();
   check_shape(shape);
+  tables_.tenants().for_reservation(shape.tenant);  // throws where it has ended
   if (Reservation* adopted = find_adoptable(shape, stream)) {
     adopted->leased = true;
     ground_.counters.reservations_adopted.add();

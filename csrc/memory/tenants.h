@@ -38,7 +38,7 @@ class Tenants {
  public:
   /// The one that owns what no tenant does.
   static constexpr TenantId nobody{0};
-  static constexpr std::size_t most = 256;
+  static constexpr std::size_t most = 64;  // each has sums of half a MiB: see MappedBytes
 
   Tenants();
 

@@ -169,14 +169,24 @@ TEST(a_tenant_adopts_its_own_reservations_with_their_bytes) {
   of_a.reset();
   of_a = test.lease(a);
   CHECK(test.pool->counters().reservations_adopted.get() == 1 && *bytes_at(*of_a, {}) == 77);
+  auto another = test.lease(a);
   test.pool->tenancies().end(a);
   of_a.reset();
+  CHECK_THROWS(Closed, "tenant is closed", test.lease(a));  // although there is one to adopt
+  another.reset();
   const TenantId again = test.tenant("a", 4);
   CHECK(again != a);
   of_a = test.lease(again);
   CHECK(test.pool->counters().reservations_adopted.get() == 1);
   map(*of_a, 0, 16);
   CHECK(*bytes_at(*of_a, {}) == 0);
+  test.pool->check();
+}
+
+TEST(a_pool_has_so_many_tenants_and_no_more) {
+  Owned test;
+  for (std::size_t i = 0; i < Tenants::most; ++i) test.tenant(std::to_string(i).c_str(), 0);
+  CHECK_THROWS(InvalidArgument, "pool: it has 64 tenants", test.tenant("one more", 0));
   test.pool->check();
 }
 

@@ -98,7 +98,7 @@ def test_a_tenant_of_another_pool(pool):
     ):
         with pytest.raises(InvalidArgument, match="tenant is 'a', of another pool"):
             make()
-    with pytest.raises(InvalidArgument, match="tenant is 'me'; expected a vmm.Tenant"):
+    with pytest.raises(InvalidArgument, match=r"tenant is 'me'; expected a vmm\.Tenant"):
         KVTensor(2, 64, tenant="me")
     with pytest.raises(InvalidArgument, match="budget and tenant"):
         KVCache(1, 1, 64, max_tokens=64, max_sequences=1, budget="1MiB", tenant=a)
