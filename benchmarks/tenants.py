@@ -1,12 +1,12 @@
 """Three engines on one device in simulated time, each a tenant of one pool: does each get what it is
 guaranteed, how soon, and what does that cost all of them together?
 
-8 GiB, 128 KiB a token (Llama-3.1-8B) in pages of 2 MiB. ``steady`` (guaranteed 3 GiB) gets a request in nine
-iterations; ``bursty`` (guaranteed 2 GiB) gets fourteen at once, unannounced, in every 400; ``greedy``, which
-is guaranteed nothing and has a lower priority, admits whatever fits. A request has 100 to 999 tokens of prompt
-and 20 to 219 of output; who is refused memory beyond its guarantee preempts its last sequence, and who is
-refused within it insists. Every seed is run twice: with tenants, and with all of it nobody's. Zeroing takes no simulated time;
-on a GPU it takes about a microsecond a page.
+8 GiB, 128 KiB a token (Llama-3.1-8B) in pages of 2 MiB. ``steady`` (guaranteed 3 GiB) gets a request in
+nine iterations; ``bursty`` (guaranteed 2 GiB) gets fourteen at once, unannounced, in every 400; ``greedy``,
+which is guaranteed nothing and has a lower priority, admits whatever fits. A request has 100 to 999 tokens of
+prompt and 20 to 219 of output. Who is refused memory beyond its guarantee preempts its last sequence; who is
+refused within it insists. Every seed is run twice: with tenants, and with all of it nobody's. Zeroing takes
+no simulated time; on a GPU we expect a microsecond a page.
 
 Metrics, over all seeds; those of the run without tenants end in ``_without``.
 

@@ -120,9 +120,7 @@ class Tenant(Closing):
         return f"<vmm.Tenant {self.name!r}, {state}>"
 
 
-def pool_for(
-    tenant: object, pool: object, budget: int | str | None = None, device: object = None
-) -> Pool:
+def pool_for(tenant: object, pool: object, budget: int | str | None = None, device: object = None) -> Pool:
     """The pool of a cache or tensor that was given these arguments: that of ``tenant``, else what
     `chosen_pool` says. Raises InvalidArgument for what is no tenant, one of another pool, and one beside a
     budget; Closed for a closed one; otherwise what `chosen_pool` does."""
