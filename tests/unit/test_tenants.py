@@ -209,3 +209,28 @@ def test_ranges_and_copies_belong_to_their_tenant(pool):
         assert r.tenant is a
     assert float(other[0, :256].sum()) == 256 * 64
     assert vmm.Tenant is Tenant
+
+
+def test_a_transformers_cache_and_its_copy_belong_to_their_tenant(pool):
+    transformers = pytest.importorskip("transformers")
+    from vmm.integrations.transformers import VmmCache
+
+    config = transformers.LlamaConfig(
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, hidden_size=128, head_dim=64
+    )
+    a, other = Tenant("a", 4 * PAGE, pool=pool), Pool(16 * PAGE)
+    with pytest.raises(InvalidArgument, match="tenant is 'a', of another pool"):
+        VmmCache(config, 512, pool=other, tenant=a)
+    with pytest.raises(InvalidArgument, match="tenant is 3"):
+        VmmCache(config, 512, tenant=3)
+    cache = VmmCache(config, 512, tenant=a)
+    assert cache.pool is pool
+    states = torch.ones(1, 2, 100, 64)
+    keys, _ = cache.update(states, states, 0)
+    kept = a.stats().kept_bytes
+    assert kept == pool.stats().kept_bytes > 0
+    copied = copy.deepcopy(cache)
+    assert a.stats().kept_bytes == pool.stats().kept_bytes == 2 * kept
+    assert torch.equal(keys, states)
+    del cache, copied, keys
+    other.close()
