@@ -17,6 +17,7 @@ from vmm.errors import (
     InvariantViolation,
     MappingLimit,
     OutOfPages,
+    TenantFigures,
 )
 from vmm.pool import Pool
 from vmm.pool_stats import PoolStats
@@ -24,6 +25,7 @@ from vmm.range import Blocks, Range
 from vmm.shares import Lease, leases
 from vmm.sharing import ExportedPage
 from vmm.stream import Stream
+from vmm.tenant import Tenant, TenantStats
 from vmm.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ __all__ = [
     "PoolStats",
     "Range",
     "Stream",
+    "Tenant",
+    "TenantFigures",
+    "TenantStats",
     "__version__",
     "configure",
     "default_pool",

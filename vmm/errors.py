@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -37,6 +38,19 @@ class InvariantViolation(Error):
     """The engine's tables contradict each other. That is a bug of vmm: please report it."""
 
 
+@dataclass(frozen=True)
+class TenantFigures:
+    """What the tenant that asked has, in bytes, when it is out of pages."""
+
+    name: str  #: empty: what was asked for would have belonged to no tenant
+    charged: int  #: kept, or in use by work that is not over
+    kept: int
+    held: int  #: all its physical memory, also what others may take
+    guaranteed: int
+    limit: int
+    room: int  #: how much more it may be charged now
+
+
 class OutOfPages(Error, MemoryError):
     """The budget, or the device behind it, cannot give the pages asked for. The call had no effect.
     For a GPU's memory it is a torch.OutOfMemoryError, too, where torch has been imported.
@@ -46,10 +60,12 @@ class OutOfPages(Error, MemoryError):
     ``budget`` is the pool's. After a KVCache's step, ``fitting`` has the slots that could have had what they
     need, in the order given, or the sequences where the step was given sequences. ``of_device`` says that the
     budget would have allowed the call, but the device had no more memory. By then vmm has emptied torch's
-    cache, unless torch does not use a GPU, its stream was being captured, or emptying failed.
+    cache, unless torch does not use a GPU, its stream was being captured, or emptying failed. ``tenant`` has
+    the figures of the tenant that asked; it is None where the pool has no tenants.
     """
 
     fitting: tuple[Any, ...] = ()
+    tenant: TenantFigures | None = None
 
     def __init__(  # noqa: PLR0917 - the engine passes by position
         self,

@@ -1,12 +1,14 @@
 """The pool: physical memory under a budget, shared by every cache and tensor of a device."""
 
+from __future__ import annotations
+
 import itertools
 import logging
 import operator
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vmm import _core, devices, shares, sharing
 from vmm.arguments import checked_number
@@ -18,6 +20,9 @@ from vmm.pool_stats import PoolStats
 from vmm.range import Range
 from vmm.sharing import ExportedPage
 from vmm.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from vmm.tenant import Tenant
 
 logger = logging.getLogger("vmm")
 logger.addHandler(logging.NullHandler())
@@ -134,8 +139,8 @@ class Pool(Closing):
         """The most physical memory this pool may hold; with a share, all pools of this process together. When
         it is lowered, the pool soon gives back what nobody needs. Setting it raises InvalidArgument for more
         than what is free and what the pool (and others of its share) hold already, unless that is less than
-        before, and for less than the minimum; DriverError where the share's file fails; and Closed and
-        Forked."""
+        before, and for less than the minimum or what tenants are guaranteed; DriverError where the share's
+        file fails; and Closed and Forked."""
         return self._core.budget.limit_bytes
 
     @budget_bytes.setter
@@ -222,16 +227,28 @@ class Pool(Closing):
             created += made
         return created
 
-    def range(self, size: int | str, page_bytes: int | None = None, *, zeroed: bool = True) -> Range:
+    def range(
+        self,
+        size: int | str,
+        page_bytes: int | None = None,
+        *,
+        zeroed: bool = True,
+        tenant: Tenant | None = None,
+    ) -> Range:
         """Reserves ``size`` bytes of addresses (or text like ``"64GiB"``; rounded up to whole pages), for a
         paged engine that says by number which blocks of it need memory: see `Range.blocks`. Pages have
         ``page_bytes`` (default: ``default_page_bytes``). With ``zeroed`` a page is zero whenever it has just
-        been mapped; without, it may hold what another such range of this pool has left there.
+        been mapped; without, it may hold what another such range of this pool and ``tenant``, to whom it
+        belongs, has left there.
 
-        Raises InvalidArgument for a size that does not parse or exceeds the pool's address space, and for
-        page sizes the device does not have; Closed, Forked and DriverError.
+        Raises InvalidArgument for a size that does not parse or exceeds the pool's address space, for page
+        sizes the device does not have, and for what is no tenant of this pool; Closed, Forked and
+        DriverError.
         """
-        return Range(self, size, page_bytes, zeroed=zeroed)
+        from vmm.tenant import pool_for
+
+        pool_for(tenant, self)
+        return Range(self, size, page_bytes, zeroed=zeroed, tenant=tenant)
 
     def export(self, address: int) -> ExportedPage:
         """Gives the mapped page that holds ``address`` (a tensor's ``data_ptr()``, say) to another process,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from vmm.pool import Pool
+    from vmm.tenant import Tenant
 
 _MOST = 2**62
 
@@ -28,11 +29,23 @@ class Range(Closing):
     forked child they raise Forked.
     """
 
-    def __init__(self, pool: Pool, size: int | str, page_bytes: int | None, *, zeroed: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        size: int | str,
+        page_bytes: int | None,
+        *,
+        zeroed: bool,
+        tenant: Tenant | None = None,
+    ) -> None:
         page = chosen_page_bytes(page_bytes, pool)
         self.size_bytes = rounded_up(parse_bytes(size, "size"), page)  #: whole pages
         self.pool = pool
-        self._core = _core.Range(pool._core, size=self.size_bytes, page_bytes=page, zeroed=zeroed)
+        self.tenant = tenant  #: whom it belongs to
+        owner = 0 if tenant is None else tenant._core.id
+        self._core = _core.Range(
+            pool._core, size=self.size_bytes, page_bytes=page, zeroed=zeroed, tenant=owner
+        )
         torch_stream(pool)  # what is dropped waits for torch's work
 
     @property

@@ -1,6 +1,7 @@
 // Every exception of the project; the bindings turn each into the Python class of the same name.
 #pragma once
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -63,6 +64,17 @@ class InvariantViolation : public Error {
   using Error::Error;
 };
 
+/// What a tenant has, in bytes.
+struct TenantFigures {
+  std::string name;  // empty: of what belongs to no tenant
+  Bytes charged;     // kept, or in use by work that is not over
+  Bytes kept;
+  Bytes held;  // all physical memory that it has, also what others may take
+  Bytes guaranteed;
+  Bytes limit;
+  Bytes room;  // how much more it may be charged now
+};
+
 /// What an OutOfPages is about, in bytes.
 struct MemoryFigures {
   Bytes asked;
@@ -72,7 +84,17 @@ struct MemoryFigures {
   bool of_gpu = false;       // what is lacking is a GPU's memory
   Bytes owed{};              // to a budget that was lowered below what is taken of it
   std::string refused = {};  // what the device said, where it gave less than the budget allows
+  std::optional<TenantFigures> tenant = {};  // who asked, where the pool has tenants
 };
+
+inline std::string described(const TenantFigures& tenant) {
+  constexpr std::uint64_t no_limit = std::uint64_t{1} << 62;
+  return (tenant.name.empty() ? "; what belongs to no tenant is" : "; tenant '" + tenant.name + "' is") +
+         (" charged " + std::to_string(tenant.charged.count)) + ", guaranteed " +
+         std::to_string(tenant.guaranteed.count) +
+         (tenant.limit.count < no_limit ? ", limited to " + std::to_string(tenant.limit.count) : "") +
+         " and may have " + std::to_string(tenant.room.count) + " more";
+}
 
 /// The budget, or the device behind it, cannot give the pages asked for. The call had no effect.
 class OutOfPages : public Error {
@@ -84,7 +106,7 @@ class OutOfPages : public Error {
               (figures.owed.count == 0
                    ? ""
                    : ", owed " + std::to_string(figures.owed.count) + " to a budget that was lowered") +
-              (why.empty() ? "" : " (" + why + ")") +
+              (figures.tenant ? described(*figures.tenant) : "") + (why.empty() ? "" : " (" + why + ")") +
               (figures.refused.empty()
                    ? ""
                    : " (the device gave less than the budget allows: " + figures.refused + ")")),

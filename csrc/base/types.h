@@ -48,6 +48,7 @@ using PageIndex = Id<struct PageIndexTag>;  // a virtual page's place in its res
 using PhysicalPageId = Id<struct PhysicalPageTag>;
 using ContentId = Id<struct ContentTag>;
 using RunId = Id<struct RunTag>;
+using TenantId = Id<struct TenantTag>;
 /// Bytes of one kind are never seen as another: a page is zeroed before it holds another kind. (One dtype's
 /// numbers, read as another's, may be infinite.)
 using ByteKind = Id<struct ByteKindTag>;

@@ -104,9 +104,13 @@ std::shared_ptr<Scratch> scratch(Blocks& blocks, py::handle ids) {
   return with_full_device(blocks.pool(), [&] { return ends_without_gil(blocks.scratch(wanted.get())); });
 }
 
-std::shared_ptr<Range> make_range(PoolHandle& pool, std::uint64_t size, std::uint64_t page, bool zeroed) {
-  auto lease = pool.pool().reserve(
-      {.page_bytes = {page}, .extent_bytes = round_up({size}, {page}), .kind = {0}, .zeroed = zeroed});
+std::shared_ptr<Range> make_range(PoolHandle& pool, std::uint64_t size, std::uint64_t page, bool zeroed,
+                                  std::uint32_t tenant) {
+  auto lease = pool.pool().reserve({.page_bytes = {page},
+                                    .extent_bytes = round_up({size}, {page}),
+                                    .kind = {0},
+                                    .zeroed = zeroed,
+                                    .tenant = {tenant}});
   return ends_without_gil(std::make_shared<Range>(pool.engine->pager(), ends_without_gil(std::move(lease))));
 }
 
@@ -115,7 +119,7 @@ std::shared_ptr<Range> make_range(PoolHandle& pool, std::uint64_t size, std::uin
 void bind_blocks(py::module_& m) {
   py::class_<Range, std::shared_ptr<Range>>(m, "Range")
       .def(py::init(&make_range), py::arg("pool"), py::kw_only(), py::arg("size"), py::arg("page_bytes"),
-           py::arg("zeroed"), NoGil())
+           py::arg("zeroed"), py::arg("tenant") = 0, NoGil())
       .def(
           "blocks",
           [](const std::shared_ptr<Range>& range, const std::vector<std::uint64_t>& starts,

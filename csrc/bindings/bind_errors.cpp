@@ -21,6 +21,11 @@ void bind_errors() {
       const py::object make = py::module_::import("vmm.errors").attr("out_of_pages");
       const py::object value = make(f.of_gpu, error.what(), f.asked.count, f.free.count, f.reclaimable.count,
                                     f.budget.count, !f.refused.empty());
+      if (const auto& t = f.tenant)
+        value.attr("tenant") =
+            py::module_::import("vmm.errors")
+                .attr("TenantFigures")(t->name, t->charged.count, t->kept.count, t->held.count,
+                                       t->guaranteed.count, t->limit.count, t->room.count);
       if (!error.fitting().empty()) value.attr("fitting") = py::tuple(py::cast(error.fitting()));
       PyErr_SetObject(py::type::of(value).ptr(), value.ptr());
     } catch (const InvalidArgument& error) {

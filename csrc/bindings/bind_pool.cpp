@@ -138,19 +138,20 @@ void bind_pool(py::module_& m) {
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
              std::uint32_t kind, bool zeroed, std::uint64_t longest_bytes,
-             std::optional<std::uint64_t> stream) {
+             std::optional<std::uint64_t> stream, std::uint32_t tenant) {
             const ReservationShape shape{.page_bytes = {page_bytes},
                                          .extent_bytes = {extent_bytes},
                                          .extents = extents,
                                          .kind = {kind},
                                          .longest = {longest_bytes},
-                                         .zeroed = zeroed};
+                                         .zeroed = zeroed,
+                                         .tenant = {tenant}};
             return ends_without_gil(
                 h.pool().reserve(shape, stream ? std::optional(StreamHandle{*stream}) : std::nullopt));
           },
           py::kw_only(), py::arg("page_bytes"), py::arg("extent_bytes"), py::arg("extents") = 1,
           py::arg("kind") = 0, py::arg("zeroed") = false, py::arg("longest_bytes") = 0,
-          py::arg("stream") = py::none(), NoGil())
+          py::arg("stream") = py::none(), py::arg("tenant") = 0, NoGil())
       .def("stats", &stats)
       .def(
           "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())

@@ -35,11 +35,15 @@ Sizes to_sizes(const py::tuple& numbers) {
 /// Rows with the type of their elements.
 class TypedRows {
  public:
-  TypedRows(PoolHandle& pool, const RowsShape& shape, Bytes page, std::uint8_t code, std::uint8_t bits)
+  TypedRows(PoolHandle& pool, const RowsShape& shape, Bytes page, std::uint8_t code, std::uint8_t bits,
+            TenantId tenant)
       : code_(code), bits_(bits), item_{std::uint64_t{bits} / 8u} {
     const Bytes size = shape.record_bytes * shape.tokens.count * shape.rows;
-    auto lease = pool.pool().reserve(
-        {.page_bytes = page, .extent_bytes = round_up(size, page), .kind = {0}, .zeroed = true});
+    auto lease = pool.pool().reserve({.page_bytes = page,
+                                      .extent_bytes = round_up(size, page),
+                                      .kind = {0},
+                                      .zeroed = true,
+                                      .tenant = tenant});
     rows_ = Rows::make(pool.engine->pager(), std::move(lease), shape);
   }
 
@@ -135,12 +139,14 @@ class TypedRows {
 void bind_rows(py::module_& m) {
   py::class_<TypedRows, std::unique_ptr<TypedRows, DeleteWithoutGil>>(m, "Rows")
       .def(py::init([](PoolHandle& pool, std::uint64_t rows, std::uint64_t tokens, std::uint64_t record_bytes,
-                       std::uint64_t page_bytes, std::uint8_t type_code, std::uint8_t type_bits) {
-             return std::unique_ptr<TypedRows, DeleteWithoutGil>(new TypedRows(
-                 pool, RowsShape{rows, {tokens}, {record_bytes}}, Bytes{page_bytes}, type_code, type_bits));
+                       std::uint64_t page_bytes, std::uint8_t type_code, std::uint8_t type_bits,
+                       std::uint32_t tenant) {
+             return std::unique_ptr<TypedRows, DeleteWithoutGil>(
+                 new TypedRows(pool, RowsShape{rows, {tokens}, {record_bytes}}, Bytes{page_bytes}, type_code,
+                               type_bits, {tenant}));
            }),
            py::arg("pool"), py::kw_only(), py::arg("rows"), py::arg("tokens"), py::arg("record_bytes"),
-           py::arg("page_bytes"), py::arg("type_code"), py::arg("type_bits"), NoGil())
+           py::arg("page_bytes"), py::arg("type_code"), py::arg("type_bits"), py::arg("tenant") = 0, NoGil())
       .def("base", &TypedRows::base, py::arg("sizes"), py::arg("strides"))
       .def("slice", &TypedRows::slice, py::arg("offset"), py::arg("sizes"), py::arg("strides"))
       .def("touch", &TypedRows::touch, py::arg("offset"), py::arg("sizes"), py::arg("strides"))

@@ -10,6 +10,7 @@
 #include "bindings/bindings.h"
 #include "simulate/counting_memory.h"
 #include "simulate/course.h"
+#include "simulate/neighbours.h"
 #include "simulate/replay.h"
 #include "simulate/vmm_memory.h"
 
@@ -77,6 +78,34 @@ void bind_course(py::module_& m) {
       .def("totals", &totals);
 }
 
+py::list engines(const Neighbours& neighbours) {
+  using namespace py::literals;
+  py::list out;
+  for (const NeighbourFigures& f : neighbours.figures())
+    out.append(py::dict("name"_a = f.name, "guaranteed_bytes"_a = f.guaranteed.count, "steps"_a = f.steps,
+                        "refused"_a = f.refused, "violations"_a = f.violations, "preempted"_a = f.preempted,
+                        "completed"_a = f.completed, "useful_tokens"_a = f.useful_tokens,
+                        "to_guarantee_ns"_a = list_of(f.to_guarantee)));
+  return out;
+}
+
+void bind_neighbours(py::module_& m) {
+  py::class_<Neighbours>(m, "Neighbours")
+      .def(py::init([](std::uint64_t seed, bool isolated, bool check) {
+             return std::make_unique<Neighbours>(NeighboursOptions{seed, isolated, check});
+           }),
+           py::arg("seed"), py::kw_only(), py::arg("isolated") = true, py::arg("check") = false)
+      .def(
+          "run",
+          [](Neighbours& neighbours, std::uint64_t iterations) {
+            for (std::uint64_t i = 0; i < iterations; ++i) neighbours.iterate();
+          },
+          py::arg("iterations"), NoGil())
+      .def_property_readonly("now_ns", [](const Neighbours& neighbours) { return neighbours.now().count(); })
+      .def_property_readonly("pages_zeroed", &Neighbours::pages_zeroed)
+      .def("figures", [](const Neighbours& neighbours) { return engines(neighbours); });
+}
+
 void bind_memories(py::module_& m) {
   py::class_<KvMemory, std::shared_ptr<KvMemory>>(m, "KvMemory")
       .def_property_readonly("capacity_bytes",
@@ -128,6 +157,7 @@ void bind_memories(py::module_& m) {
 void bind_simulate(py::module_& m) {
   bind_memories(m);
   bind_course(m);
+  bind_neighbours(m);
   using Requests = std::vector<std::tuple<std::int64_t, std::uint32_t, std::uint32_t>>;
   using Line = std::tuple<double, double, double, double, double, double, double>;
   py::class_<Replay>(m, "Replay")

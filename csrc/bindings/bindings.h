@@ -86,6 +86,7 @@ void bind_driver(pybind11::module_& m);
 void bind_sim_driver(pybind11::module_& m);
 void bind_budgets(pybind11::module_& m);  // before the pools, which take one
 void bind_pool(pybind11::module_& m);
+void bind_tenants(pybind11::module_& m);  // after the pools
 void bind_growth(pybind11::module_& m);
 void bind_kv_cache(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, m) {
   vmm::bind_sim_driver(m);
   vmm::bind_budgets(m);
   vmm::bind_pool(m);
+  vmm::bind_tenants(m);
   vmm::bind_growth(m);
   vmm::bind_kv_cache(m);
   vmm::bind_rows(m);

@@ -25,7 +25,8 @@ void admit(std::span<const std::shared_ptr<Growth>> growths, Tokens to) {
   }
   // Pages that are mapped but not kept count as obtainable. These growths need them themselves, so they are
   // part of what must be obtainable.
-  if (missing.count != 0) growths.front()->pool().reclaiming().require_obtainable(not_kept);
+  if (missing.count != 0)
+    growths.front()->pool().reclaiming().require_obtainable(not_kept, growths.front()->tenant().id);
   for (const auto& growth : growths) growth->announce(to);
 }
 

@@ -39,6 +39,7 @@ class Growth {
   /// The tokens that there are: the largest length since the last truncation.
   Tokens frontier() const { return frontier_; }
   Pool& pool() const noexcept { return slots_->pool(); }
+  const Tenant& tenant() const noexcept { return slots_->tenant(); }
 
  private:
   Tokens limit() const { return slots_->limits()[0]; }

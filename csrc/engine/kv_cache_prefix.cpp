@@ -133,10 +133,15 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
       if (!prefix.whole && !await_a_slot(lock, prefix.slot, stream)) break;
       if (!prefix.whole) continue;
     }
+    bool kept = true;
     {
       Slots::Needs needs(*slots_);
       if (needs.holds(prefix.slot, prefix.length) < prefix.length) continue;  // somebody has taken pages
-      if (!is_open(prefix.slot)) needs.keep(prefix.slot, prefix.length);
+      if (!is_open(prefix.slot)) kept = needs.keep(prefix.slot, prefix.length);
+    }
+    if (!kept) {
+      slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
+      break;
     }
     const std::uint32_t slot = own.value_or(prefix.slot);
     if (!(own ? fill(prefix, slot, stream) : adopt(prefix))) break;

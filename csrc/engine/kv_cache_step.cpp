@@ -101,7 +101,7 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
   try {
     slots_->advance(crossing_, read);
   } catch (const OutOfPages& error) {
-    std::int64_t left = slots_->pool().reclaiming().obtainable(stream);
+    std::int64_t left = slots_->pool().reclaiming().obtainable(stream, slots_->tenant().id);
     Bytes missing;
     std::vector<std::uint32_t> fitting;
     for (std::size_t i = 0; i < slots.size(); ++i) {

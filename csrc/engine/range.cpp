@@ -61,6 +61,7 @@ bool Range::keep_resident(std::span<const PageRange> pages) {
   Pool::Needs needs(pool());
   for (const PageRange& range : pages)
     if (needs.resident(reservation(), range) != range.count) return false;
+  if (!needs.may_keep(reservation(), pages)) return false;
   needs.set(reservation(), pages, Need::kept);
   return true;
 }

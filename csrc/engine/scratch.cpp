@@ -82,6 +82,7 @@ void Scratch::claim(std::vector<PageRange> pages) {
       throw InvalidArgument("ids: a page of these blocks was given up and is not unmapped yet; try again");
     append_page(resident ? kept_ : aliased_, page.value);
   }
+  if (!needs.may_keep(range_.reservation(), kept_)) throw needs.out_of_pages(range_.reservation(), kept_);
   // Nothing below throws.
   needs.set(range_.reservation(), kept_, Need::kept);
   for (const PageRange& each : kept_) range_.count(each, Use::kept, true, first);
@@ -92,7 +93,10 @@ void Scratch::alias() {
   if (aliased_.empty()) return;
   Pool& pool = range_.pool();
   const Bytes page_bytes = range_.page_bytes();
-  lease_ = pool.reserve({.page_bytes = page_bytes, .extent_bytes = page_bytes, .kind = {0}});
+  lease_ = pool.reserve({.page_bytes = page_bytes,
+                         .extent_bytes = page_bytes,
+                         .kind = {0},
+                         .tenant = range_.reservation().tenant.id});
   const PageRange only{{0}, {1}};
   pool.map(lease_->reservation(), std::span(&only, 1), {});
   const PageHandle handle = Pool::Needs(pool).physical(lease_->base());

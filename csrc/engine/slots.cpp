@@ -26,6 +26,7 @@ Slots::Slots(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std::uin
       throw InvalidArgument("first_extent, extents: not inside the lease, which has " +
                             std::to_string(part.lease->extents()) + " extents");
     if (&part.lease->pool() != &pool()) throw InvalidArgument("parts: of another pool");
+    if (&part.lease->reservation().tenant != &tenant()) throw InvalidArgument("parts: of several tenants");
     has_windows_ |= part.window.count != 0;
     max_tokens_ = std::min(max_tokens_, Tokens{part.lease->shape().extent_bytes / part.record_bytes});
   }

@@ -132,6 +132,8 @@ class Slots final : public Growing {
   /// Throws InvalidArgument, naming the argument, past max_tokens.
   void check_length(const char* argument, Tokens tokens) const;
   Pool& pool() const noexcept override;
+  /// The one that all parts belong to.
+  const Tenant& tenant() const noexcept { return parts_.front().lease->reservation().tenant; }
   /// Of bookkeeping, for each slot.
   static constexpr std::size_t bytes_per_slot();
   /// Work that may still use the slots' memory from when it was another's.
@@ -229,8 +231,9 @@ class Slots::Needs {
   Tokens holds(std::uint32_t slot, Tokens at_most) const;
   /// Whether no page of the tail after so many tokens is on its way in or out.
   bool tail_at_rest(std::uint32_t slot, Tokens length) const;
-  /// Keeps what a sequence of so many tokens needs, and the slot holds.
-  void keep(std::uint32_t slot, Tokens length);
+  /// Keeps what a sequence of so many tokens needs, and the slot holds. False where the tenant may not keep so
+  /// much: then only a part is kept.
+  bool keep(std::uint32_t slot, Tokens length);
   /// Where memory is short, the pages of this slot go after those that were used before it; or, again, as
   /// those of which nobody knows when they were used.
   void note_use(std::uint32_t slot);

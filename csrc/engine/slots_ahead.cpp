@@ -111,7 +111,7 @@ bool Slots::age() {
 bool Slots::have_memory(std::span<const std::uint32_t> slots, Need need) const {
   Pages sum;
   for (std::uint32_t number : slots) sum += not_kept(slots_[number], wanted_for(slots_[number], need));
-  return parts_.front().page_bytes() * sum.count <= pool().reclaiming().available(need);
+  return parts_.front().page_bytes() * sum.count <= pool().reclaiming().available(tenant(), need);
 }
 
 /// Lowers `at_most` by what it maps. Returns false when there is more to map than that.

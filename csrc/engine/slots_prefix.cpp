@@ -37,13 +37,15 @@ bool Slots::Needs::tail_at_rest(std::uint32_t number, Tokens length) const {
   return true;
 }
 
-void Slots::Needs::keep(std::uint32_t number, Tokens length) {
+bool Slots::Needs::keep(std::uint32_t number, Tokens length) {
   for (const SlotPart& part : slots_.parts_) {
     const LivePages live = part.live_pages(length, length);
     ranges_.clear();
     part.append_pages(number, live.first, live.end, ranges_);
+    if (!pages_->may_keep(part.lease->reservation(), ranges_)) return false;
     pages_->set(part.lease->reservation(), ranges_, Need::kept);
   }
+  return true;
 }
 
 void Slots::Needs::note_use(std::uint32_t number) {

@@ -28,6 +28,8 @@ class Allowance {
   Bytes taken() const noexcept { return taken_; }
   Bytes peak() const noexcept { return peak_; }
   Bytes limit() const { return budget_.limit(); }
+  /// What that may become, and tenants divide among them.
+  Bytes maximum() const { return budget_.maximum(); }
   /// What all owners of the budget have taken together.
   Bytes taken_by_all() const { return budget_.taken(); }
   /// What may still be created.

@@ -1,8 +1,25 @@
 #include "memory/budget.h"
 
+#include <string>
 #include <utility>
 
+#include "base/error.h"
+
 namespace vmm {
+
+void Promises::add(Bytes more, Bytes maximum) {
+  if (more > saturating_sub(maximum, sum_))
+    throw InvalidArgument("guaranteed is " + std::to_string(more.count) + " bytes; expected at most " +
+                          std::to_string(saturating_sub(maximum, sum_).count) + ", the budget of " +
+                          std::to_string(maximum.count) + " less what other tenants are guaranteed");
+  sum_ += more;
+}
+
+void Promises::require_kept(Bytes maximum) const {
+  if (maximum < sum_)
+    throw InvalidArgument("budget is " + std::to_string(maximum.count) + " bytes; expected at least " +
+                          std::to_string(sum_.count) + ", which its tenants are guaranteed");
+}
 
 Budget::ListenerId LocalBudget::listen(Listener listener) {
   std::lock_guard lock(mutex_);
@@ -43,9 +60,20 @@ Bytes LocalBudget::taken() const {
 
 void LocalBudget::set_limit(Bytes limit) {
   std::lock_guard lock(mutex_);
+  promises_.require_kept(limit);
   limit_ = limit;
   if (taken_ > limit_) listeners_.tell(taken_ - limit_);
   tell_of_room();
+}
+
+void LocalBudget::promise(Bytes more) {
+  std::lock_guard lock(mutex_);
+  promises_.add(more, limit_);
+}
+
+void LocalBudget::end_promise(Bytes size) noexcept {
+  std::lock_guard lock(mutex_);
+  promises_.end(size);
 }
 
 void LocalBudget::tell_of_room() {

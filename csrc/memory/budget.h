@@ -31,8 +31,25 @@ class Budget {
   /// What that may become without set_limit.
   virtual Bytes maximum() const { return limit(); }
   virtual Bytes taken() const = 0;
-  /// A limit below what is taken asks everybody to give back the difference; nothing is torn away.
+  /// A limit below what is taken asks everybody to give back the difference; nothing is torn away. Throws
+  /// InvalidArgument for less than what is promised.
   virtual void set_limit(Bytes limit) = 0;
+  /// So much more is promised to tenants. Throws InvalidArgument where all promises would be more than the
+  /// maximum.
+  virtual void promise(Bytes more) = 0;
+  virtual void end_promise(Bytes size) noexcept = 0;
+};
+
+/// What of a budget is promised to tenants. Not thread-safe: the budget's lock guards it.
+class Promises {
+ public:
+  void add(Bytes more, Bytes maximum);
+  void end(Bytes size) noexcept { sum_ -= size; }
+  /// Throws InvalidArgument for a maximum that is less than these.
+  void require_kept(Bytes maximum) const;
+
+ private:
+  Bytes sum_;
 };
 
 /// Who listens to a budget. Not thread-safe: the budget's lock guards it.
@@ -65,6 +82,8 @@ class LocalBudget final : public Budget {
   Bytes limit() const override;
   Bytes taken() const override;
   void set_limit(Bytes limit) override;
+  void promise(Bytes more) override;
+  void end_promise(Bytes size) noexcept override;
 
  private:
   void tell_of_room();
@@ -72,6 +91,7 @@ class LocalBudget final : public Budget {
   mutable Mutex mutex_{LockRank::budget};
   Bytes limit_;
   Bytes taken_;
+  Promises promises_;
   bool refused_ = false;  // somebody, since that was last told
   BudgetListeners listeners_;
 };

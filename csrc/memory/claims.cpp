@@ -40,7 +40,7 @@ bool Claims::pay(Need need) {
   paid_ = to_create_.count == 0 || (to_create_ <= left && allowance.take(to_create_, need > Need::guess));
   if (paid_) {
     if (need != Need::kept) soon_reclaimable_ = size();
-    tables_.add_in_transit(soon_reclaimable_);
+    tables_.add_in_transit(reservation_.tenant, soon_reclaimable_);
   } else {
     tables_.contents().give_up(claims_.size());
   }
@@ -78,7 +78,7 @@ void Claims::commit(Need need) {
 
 void Claims::end() noexcept {
   claims_.clear();
-  tables_.leave_transit(std::exchange(soon_reclaimable_, {}));
+  tables_.leave_transit(reservation_.tenant, std::exchange(soon_reclaimable_, {}));
   ground_.changed.notify_all();
 }
 

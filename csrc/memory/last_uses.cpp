@@ -35,7 +35,7 @@ std::uint16_t LastUses::number(Fence fence) {
   return last_number_;
 }
 
-bool LastUses::ends(std::uint16_t number, StreamHandle stream) const {
+bool LastUses::ends_but_for(std::uint16_t number, std::optional<StreamHandle> stream) const {
   const auto found = std::ranges::find(pending_, number, &Use::number);
   return found == pending_.end() || !epochs_.waits_for_open_epoch(found->fence, stream);
 }

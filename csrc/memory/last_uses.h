@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "memory/fences.h"
@@ -21,8 +22,9 @@ class LastUses {
   std::uint16_t number(Fence fence);
   /// Whether the fence is complete, as far as the last refresh() has seen.
   bool over(std::uint16_t number) const { return !is_pending_[number]; }
-  /// Whether the fence will be complete by itself, once the next epoch of `stream` has begun.
-  bool ends(std::uint16_t number, StreamHandle stream) const;
+  /// Whether the fence will be complete by itself; where `stream` is given, once its next epoch has begun.
+  bool ends(std::uint16_t number, StreamHandle stream) const { return ends_but_for(number, stream); }
+  bool ends(std::uint16_t number) const { return ends_but_for(number, {}); }
   /// Calls visit(number) for each that was not over when last looked at.
   template <class Visit>
   void for_each_not_over(Visit visit) const {
@@ -38,6 +40,8 @@ class LastUses {
     std::uint16_t number;
     Fence fence;
   };
+  bool ends_but_for(std::uint16_t number, std::optional<StreamHandle> stream) const;
+
   static constexpr std::uint16_t numbers = 65535;  // from 1
   static constexpr std::size_t most_pending = 256;
 

@@ -30,6 +30,7 @@ Reservation& Leases::reserve(const ReservationShape& shape, std::optional<Stream
   Lock lock(ground_.mutex);
   ground_.require_open();
   check_shape(shape);
+  tables_.tenants().for_reservation(shape.tenant);  // throws where it has ended
   if (Reservation* adopted = find_adoptable(shape, stream)) {
     adopted->leased = true;
     ground_.counters.reservations_adopted.add();
@@ -56,7 +57,7 @@ Reservation* Leases::find_adoptable(const ReservationShape& wanted, std::optiona
         tables_.retired().any_refused(*candidate) || shape.zeroed || shape.page_bytes != wanted.page_bytes ||
         shape.extent_bytes < wanted.extent_bytes ||
         shape.extent_bytes > std::max(wanted.extent_bytes, wanted.longest) ||
-        shape.extents < wanted.extents || shape.kind != wanted.kind ||
+        shape.extents < wanted.extents || shape.kind != wanted.kind || shape.tenant != wanted.tenant ||
         !ground_.epochs.complete(candidate->idle_fence, stream))
       continue;
     // The closest fit is best; among equals, the one with most pages mapped.
@@ -80,7 +81,7 @@ AddressRange Leases::allocate(Lock& lock, const ReservationShape& shape) {
     }
     if (!ended && !await_addresses(lock, wait))
       throw OutOfPages(
-          reclaiming_.figures(size),
+          reclaiming_.figures(size, tables_.tenants().for_reservation(shape.tenant)),
           "the pool's address space of " + std::to_string(arena_.size().count) + " bytes is used up");
   }
 }

@@ -19,8 +19,8 @@ class Leases {
 
   /// Returns an idle reservation that fits, with its pages still mapped, or else a new one; it is leased
   /// until recycle(). Where `stream` is given, the first use comes after all work on that stream so far, so
-  /// that work need not be waited for. Throws InvalidArgument, Closed, OutOfPages when the address space is
-  /// used up, or what the driver throws; then no addresses are taken.
+  /// that work need not be waited for. Throws InvalidArgument, Closed where the pool or the tenant is,
+  /// OutOfPages when the address space is used up, or what the driver throws; then no addresses are taken.
   Reservation& reserve(const ReservationShape& shape, std::optional<StreamHandle> stream);
   /// Its user has gone: the reservation is idle, still mapped, and may be adopted.
   void recycle(Reservation& reservation) noexcept;

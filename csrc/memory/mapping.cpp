@@ -53,13 +53,17 @@ MapResult Mapping::map(Reservation& reservation, std::span<const PageRange> rang
       if (!reclaiming_.relieve_mappings(options.need, wait)) throw;
       continue;
     } catch (const DriverOutOfMemory& error) {
-      note_refusal(tried, error);
+      note_refusal(reservation.tenant, tried, error);
       in_vain.add(tried.created);
       refused = true;
       continue;  // The next attempt finds a budget that is as short.
     }
+    if (tried.over_quota) {
+      reclaiming_.await_room(lock, reservation.tenant, *tried.over_quota, options.need, wait);
+      continue;
+    }
     if (tried.shortage) {
-      make_room(lock, tried, options.need, !refused, wait);
+      make_room(lock, reservation.tenant, tried, options.need, !refused, wait);
       continue;
     }
     result.mapped += tried.mapped;
@@ -78,6 +82,8 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
   // 1. Decide, and claim all that is missing or nothing.
   ground_.require_open();
   reservation.check(ranges);
+  tried.over_quota = over_quota(reservation, ranges, options);
+  if (tried.over_quota) return;
   Claims claims(ground_, tables_, reservation);
   tried.blocked = options.source.reservation == nullptr ? claim(ranges, options, raised, claims)
                                                         : claim_aliases(ranges, options, raised, claims);
@@ -105,6 +111,22 @@ void Mapping::attempt(Lock& lock, std::span<const PageRange> ranges, const MapOp
     ground_.counters.pages_created.add(created / created_.page_bytes);
   }
   if (options.need == Need::none) ground_.signals.note_idle();
+}
+
+/// What the tenant would be charged, where that is more than it may be. Pages that share the memory of
+/// others, which somebody keeps, cost nothing.
+std::optional<Bytes> Mapping::over_quota(const Reservation& reservation, std::span<const PageRange> ranges,
+                                         const MapOptions& options) {
+  const Quotas& quotas = reclaiming_.quotas();
+  if (!quotas.any() || options.source.reservation != nullptr) return {};
+  const Bytes price = quotas.price(reservation, ranges, options.need, options.at_most);
+  if (price.count == 0) return {};
+  const Tenant& tenant = reservation.tenant;
+  const std::int64_t room =
+      options.need == Need::kept ? quotas.room(tenant) : quotas.room_for(tenant, options.need);
+  if (room < static_cast<std::int64_t>(price.count)) return price;
+  if (options.need == Need::kept) tables_.note_admission(tables_.allowance().maximum());
+  return {};
 }
 
 /// Claims what is Unmapped, and raises the need for what is Resident already, so that making room for the
@@ -137,6 +159,7 @@ bool Mapping::claim_aliases(std::span<const PageRange> ranges, const MapOptions&
   from.check(source.ranges);
   if (from.shape.kind != reservation.shape.kind || from.shape.page_bytes != reservation.shape.page_bytes)
     throw InvalidArgument("source: expected pages of the same kind and size");
+  if (&from.tenant != &reservation.tenant) throw InvalidArgument("source: expected pages of the same tenant");
   std::vector<PageIndex> sources;
   for (PageIndex page : each_page(source.ranges)) sources.push_back(page);
   bool blocked = false;
@@ -214,9 +237,9 @@ void Mapping::zero_claims(const Claims& claims, const MapOptions& options) {
 
 /// Remembers that the device would not create so much. Throws OutOfPages where it refused something else,
 /// because no room that could be made would help.
-void Mapping::note_refusal(const Attempt& tried, const DriverOutOfMemory& error) {
+void Mapping::note_refusal(const Tenant& tenant, const Attempt& tried, const DriverOutOfMemory& error) {
   if (tried.created == tried.to_create) {
-    MemoryFigures figures = reclaiming_.figures(tried.asked);
+    MemoryFigures figures = reclaiming_.figures(tried.asked, tenant);
     figures.refused = error.what();
     throw OutOfPages(figures, "");
   }
@@ -224,12 +247,13 @@ void Mapping::note_refusal(const Attempt& tried, const DriverOutOfMemory& error)
   ground_.log.write(LogLevel::info, "the device has less than the budget allows: ", error.what());
 }
 
-void Mapping::make_room(Lock& lock, const Attempt& tried, Need need, bool ask_device_again, Wait& wait) {
+void Mapping::make_room(Lock& lock, const Tenant& tenant, const Attempt& tried, Need need,
+                        bool ask_device_again, Wait& wait) {
   if (need == Need::none)
-    throw OutOfPages(reclaiming_.figures(tried.asked), "nothing may be reclaimed for this");
+    throw OutOfPages(reclaiming_.figures(tried.asked, tenant), "nothing may be reclaimed for this");
   const Unlocked outside(lock);
   try {
-    reclaiming_.make_room(tried.asked, *tried.shortage, need, wait);
+    reclaiming_.make_room(tried.asked, tenant, *tried.shortage, need, wait);
   } catch (const OutOfPages& error) {
     // The device may have now what it refused somebody a while ago: whoever must have it asks again.
     if (!ask_device_again || need != Need::kept || error.figures().refused.empty()) throw;

@@ -46,6 +46,7 @@ class Mapping {
     Pages mapped{};
     bool blocked = false;                   // others are mapping or unmapping some of the pages
     std::optional<Shortage> shortage = {};  // if there is one, nothing was claimed
+    std::optional<Bytes> over_quota = {};   // the same: the tenant may not be charged so much more
   };
   class CreatedInVain;
   using Lock = std::unique_lock<Mutex>;
@@ -53,11 +54,12 @@ class Mapping {
   void attempt(Lock&, std::span<const PageRange>, const MapOptions&, Reservation&, RaisedNeeds&, Attempt&);
   bool claim(std::span<const PageRange>, const MapOptions&, RaisedNeeds&, Claims&);
   bool claim_aliases(std::span<const PageRange>, const MapOptions&, RaisedNeeds&, Claims&);
+  std::optional<Bytes> over_quota(const Reservation&, std::span<const PageRange>, const MapOptions&);
   Shortage shortage(const Claims&, Need) const;
   void drive(Claims&, const MapOptions&, Attempt&);
   void zero_claims(const Claims&, const MapOptions&);
-  void note_refusal(const Attempt&, const DriverOutOfMemory&);
-  void make_room(Lock&, const Attempt&, Need, bool ask_device_again, Wait&);
+  void note_refusal(const Tenant&, const Attempt&, const DriverOutOfMemory&);
+  void make_room(Lock&, const Tenant&, const Attempt&, Need, bool ask_device_again, Wait&);
   void await_others(Lock&, const Reservation&, std::span<const PageRange>, Wait&);
   std::optional<Filling> begin_filling(Bytes wanted, Bytes page_bytes);
   void end_filling(Filling&);

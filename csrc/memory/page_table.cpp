@@ -46,6 +46,7 @@ void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
   in ? resident_ += Pages{1} : resident_ -= Pages{1};
   if (!entry.counted) return;
   sums_.count(entry, page_bytes_, in);
+  owners_.count(entry, page_bytes_, in);
   if (!entry.kept()) reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
   if (in) return;
   idle_.set(page, false);

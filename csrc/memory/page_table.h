@@ -16,15 +16,16 @@ class Sharing;
 /// Not thread-safe: the pool's lock guards it.
 class PageTable {
  public:
-  /// `sums` are those of all tables of the pool: this table adds to them what it counts. `sharing` hears what
-  /// becomes of shared pages.
-  PageTable(Pages size, Bytes page_bytes, MappedBytes& sums, Sharing& sharing)
+  /// `sums` are those of all tables of the pool, `owners` those of its tenant's: this table adds to both what
+  /// it counts. `sharing` hears what becomes of shared pages.
+  PageTable(Pages size, Bytes page_bytes, MappedBytes& sums, MappedBytes& owners, Sharing& sharing)
       : pages_(size.count),
         reclaimable_{PageBits(size), PageBits(size), PageBits(size)},
         idle_(size),
         aged_(size),
         page_bytes_(page_bytes),
         sums_(sums),
+        owners_(owners),
         sharing_(sharing) {}
 
   Pages size() const noexcept { return {pages_.size()}; }
@@ -63,6 +64,7 @@ class PageTable {
   PageBits aged_;  // … nor when it was called before
   const Bytes page_bytes_;
   MappedBytes& sums_;
+  MappedBytes& owners_;
   Sharing& sharing_;
   Pages in_use_;
   Pages resident_;

@@ -33,6 +33,7 @@ struct PhysicalPage {
   PhysicalState state = PhysicalState::absent;
   bool exported = false;  // another process may have it, so it goes back to the driver and gets no new owner
   ByteKind holds;         // invalid while the page is as the driver made it
+  TenantId owner{};       // of what it holds
 };
 
 struct Run {

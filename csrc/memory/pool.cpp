@@ -47,7 +47,8 @@ Pool::Pool(std::unique_ptr<Driver> driver, std::shared_ptr<Budget> budget, std::
       streams_(ground_, tables_),
       reclaiming_(ground_, tables_, streams_),
       mapping_(ground_, tables_, reclaiming_),
-      leases_(ground_, tables_, reclaiming_, arena_) {
+      leases_(ground_, tables_, reclaiming_, arena_),
+      tenancies_(ground_, tables_, reclaiming_) {
   if (arena_.size() < options.arena_bytes)
     log().write(LogLevel::info, "address space is limited: the arena has only " +
                                     std::to_string(arena_.size().count) + " bytes");
@@ -143,6 +144,7 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
 Pool::Needs::Needs(Pool& pool)
     : signals_(pool.ground_.signals),
       tables_(pool.tables_),
+      reclaiming_(pool.reclaiming_),
       lock_((pool.ground_.require_parent(), pool.ground_.mutex)) {}
 
 Pool::Needs::~Needs() {
@@ -161,6 +163,19 @@ Pages Pool::Needs::resident(const Reservation& reservation, const PageRange& ran
   return count;
 }
 
+bool Pool::Needs::may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const {
+  const Quotas& quotas = reclaiming_.quotas();
+  if (!quotas.any()) return true;
+  const Bytes price = quotas.price(reservation, ranges, Need::kept, {});
+  return price.count == 0 || quotas.room(reservation.tenant) >= static_cast<std::int64_t>(price.count);
+}
+
+OutOfPages Pool::Needs::out_of_pages(const Reservation& reservation,
+                                     std::span<const PageRange> ranges) const {
+  const Bytes price = reclaiming_.quotas().price(reservation, ranges, Need::kept, {});
+  return {reclaiming_.figures(price, reservation.tenant), ""};
+}
+
 PageHandle Pool::Needs::physical(Address address) const {
   const std::optional<PhysicalPageId> page = tables_.page_at(address);
   if (!page) throw InvalidArgument("address: nothing of this pool is mapped there");
@@ -176,6 +191,7 @@ void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> range
     reservation.table.set_need(page, need);
   }
   nobody_s_ |= need == Need::none;
+  if (need == Need::kept && reclaiming_.quotas().any()) tables_.note_admission(tables_.allowance().maximum());
 }
 
 void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {

@@ -8,8 +8,9 @@
 //   mapping     makes pages Resident: it decides, calls the driver and commits. What it has claimed undoes
 //               itself (claims.h). It calls reclaiming;
 //   reclaiming  says what may be had and gets it back; it calls unmapping and streams, and asks
-//               policy/victim_policy.h which pages go;
+//               policy/borrowed_first.h which pages go;
 //   unmapping   does in the driver what reclaiming has decided, and calls nobody;
+//   tenancies   makes tenants, and calls reclaiming, which asks quotas.h how much each may have;
 //   streams     has the streams that the pool has made, and calls nobody.
 //
 // One lock guards the tables. Every operation runs in numbered phases: decide and claim under the lock, call
@@ -26,6 +27,7 @@
 #include "memory/mapping.h"
 #include "memory/pool_options.h"
 #include "memory/reclaiming.h"
+#include "memory/tenancies.h"
 
 namespace vmm {
 
@@ -102,6 +104,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Reclaiming& reclaiming() noexcept { return reclaiming_; }
   Mapping& mapping() noexcept { return mapping_; }
   Leases& leases() noexcept { return leases_; }
+  Tenancies& tenancies() noexcept { return tenancies_; }
 
   class Needs;
 
@@ -127,6 +130,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Reclaiming reclaiming_;
   Mapping mapping_;
   Leases leases_;
+  Tenancies tenancies_;
 };
 
 /// Several looks at which pages are Resident, and changes of how much they are needed, under the pool's lock,
@@ -145,9 +149,14 @@ class Pool::Needs {
   bool unmapped(const Reservation& reservation, PageIndex page) const {
     return reservation.table[page].state == VirtualState::unmapped;
   }
+  /// Whether the tenant may be charged for keeping these Resident pages, too.
+  bool may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const;
+  /// What to throw where it may not.
+  OutOfPages out_of_pages(const Reservation& reservation, std::span<const PageRange> ranges) const;
   /// The physical page that is Resident at the address. It stays that one only while it is kept.
   PageHandle physical(Address address) const;
-  /// From now on the Resident pages among these that are not kept are needed to this degree.
+  /// From now on the Resident pages among these that are not kept are needed to this degree; to keep them,
+  /// may_keep() must have said so.
   void set(Reservation& reservation, std::span<const PageRange> ranges, Need need);
   /// See Tables::note_use and forget_use.
   void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {
@@ -160,6 +169,7 @@ class Pool::Needs {
  private:
   Signals& signals_;
   Tables& tables_;
+  const Reclaiming& reclaiming_;
   std::lock_guard<Mutex> lock_;
   bool less_ = false;      // something is needed less
   bool nobody_s_ = false;  // something may be needed by nobody

@@ -8,10 +8,11 @@
 
 namespace vmm {
 
-void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wait& wait) {
+void Reclaiming::make_room(Bytes asked, const Tenant& tenant, const Shortage& shortage, Need whose,
+                           Wait& wait) {
   // 1. Nothing is touched unless it is enough.
   ground_.epochs.poll();
-  require_obtainable(asked, whose);
+  require_obtainable(asked, tenant.id, whose);
   // 2. Idle reservations leave runs of whole windows, which the next attempt takes as they are where it can.
   // Other free pages go back to the driver here, in exchange for budget.
   Bytes made = unmapping_.release(shortage.nobodys);
@@ -26,7 +27,7 @@ void Reclaiming::make_room(Bytes asked, const Shortage& shortage, Need whose, Wa
   });
   if (others_have || (whose == Need::kept && await_coming(whose, wait))) return;
   std::lock_guard lock(ground_.mutex);
-  throw OutOfPages(figures(asked), "what is reclaimable is still in use by unfinished work");
+  throw OutOfPages(figures(asked, tenant), "what is reclaimable is still in use by unfinished work");
 }
 
 bool Reclaiming::relieve_mappings(Need whose, Wait& wait) {
@@ -60,6 +61,11 @@ struct Reclaiming::View {
 Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
   View view;
   tables_.last_uses().refresh();
+  std::map<const Tenant*, std::size_t> places;
+  for (const auto& [id, tenant] : tables_.tenants().all()) {
+    places[tenant.get()] = places.size();
+    view.snapshot.owners.push_back({tenant->terms.priority, tenant->borrowed()});
+  }
   for (const auto& [id, entry] : tables_.reservations()) {
     Reservation& reservation = *entry;
     const PageTable& table = reservation.table;
@@ -75,7 +81,8 @@ Reclaiming::View Reclaiming::view(bool only_those_that_may_end) {
                     reservation.uses,
                     {},
                     &table.aged(),
-                    [&](PageIndex page) { return tables_.over(reservation, page); }};
+                    [&](PageIndex page) { return tables_.over(reservation, page); },
+                    places.at(&reservation.tenant)};
     for (Need need : reclaimable_needs)
       holding.reclaimable[static_cast<std::size_t>(need)] = &table.reclaimable(need);
     view.snapshot.holdings.push_back(std::move(holding));
@@ -117,7 +124,7 @@ Retirements Reclaiming::begin_retiring(const View& view, std::vector<Victim> vic
 Bytes Reclaiming::reclaim(Bytes wanted, Need whose) {
   return unmapping_.unmap_victims(ground_.under_lock([&] {
     const View seen = view();
-    return begin_retiring(seen, policy_.choose(seen.snapshot, wanted, whose));
+    return begin_retiring(seen, BorrowedFirst::choose(seen.snapshot, wanted, whose));
   }));
 }
 
@@ -152,7 +159,7 @@ bool Reclaiming::await_coming(Need whose, Wait& wait) {
   ground_.epochs.poll();  // A capture that has ended holds nothing back.
   {
     std::lock_guard lock(ground_.mutex);
-    if (!policy_.choose(view().snapshot, {1}, whose).empty()) return true;
+    if (!BorrowedFirst::choose(view().snapshot, {1}, whose).empty()) return true;
   }
   return await_moment(wait);
 }

@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "memory/ground.h"
+#include "memory/quotas.h"
 #include "memory/streams.h"
 #include "memory/tables.h"
 #include "memory/unmapping.h"
 #include "memory/waiting.h"
+#include "policy/borrowed_first.h"
 #include "policy/victim_policy.h"
 
 namespace vmm {
@@ -30,22 +32,29 @@ struct Shortage {
 class Reclaiming {
  public:
   Reclaiming(Ground& ground, Tables& tables, Streams& streams)
-      : ground_(ground), tables_(tables), streams_(streams), unmapping_(ground, tables) {}
+      : ground_(ground), tables_(tables), quotas_(tables), streams_(streams), unmapping_(ground, tables) {}
 
   // What may be had.
-  /// Throws OutOfPages unless `asked` more bytes can be had, if need be by reclaiming. Where they are to be
-  /// kept, it first waits for memory that calls under way, or retired pages, are about to give up.
-  void require_obtainable(Bytes asked, Need whose = Need::kept);
-  /// How much could be kept besides what is kept now, once the next epoch of `stream` has begun. It is
-  /// negative while the budget is exceeded.
-  std::int64_t obtainable(StreamHandle stream) const;
+  /// Throws OutOfPages unless the tenant can have `asked` more bytes, if need be by reclaiming. Where they
+  /// are to be kept, it first waits for memory that calls under way, or retired pages, are about to give up.
+  void require_obtainable(Bytes asked, TenantId tenant = Tenants::nobody, Need whose = Need::kept);
+  /// How much the tenant could keep besides what it keeps now, once the next epoch of `stream` has begun. It
+  /// is negative while the budget is exceeded.
+  std::int64_t obtainable(StreamHandle stream, TenantId tenant = Tenants::nobody) const;
   /// How much of that would be used up by keeping these ranges.
   std::int64_t cost(const Reservation& reservation, std::span<const PageRange> ranges,
                     StreamHandle stream) const;
-  /// What may be created, is free, or is mapped and needed less than `whose`.
-  Bytes available(Need whose) const;
+  /// What may be created, is free, or is mapped and needed less than `whose`; as much of it as the tenant may
+  /// have.
+  Bytes available(const Tenant& tenant, Need whose) const;
   /// The figures of an OutOfPages. Called under the lock.
-  MemoryFigures figures(Bytes asked) const;
+  MemoryFigures figures(Bytes asked, const Tenant& tenant) const;
+  /// Who may have how much. Called under the lock.
+  const Quotas& quotas() const noexcept { return quotas_; }
+  /// Waits until the tenant may be charged `price` more. The caller holds the lock, which this lets go of
+  /// meanwhile. Throws OutOfPages where nothing that ends by itself would help, or where the pages are not
+  /// for Need::kept: whoever maps ahead waits for nobody.
+  void await_room(std::unique_lock<Mutex>& lock, const Tenant& tenant, Bytes price, Need whose, Wait& wait);
   /// How much the pool can give back to a budget that was lowered below what is taken of it.
   Bytes owed() const;
   /// A number that changes when memory is given up, or when what was given up may be had at last.
@@ -58,7 +67,7 @@ class Reclaiming {
 
   // Making room.
   /// Frees something, or waits until others have. Where it throws OutOfPages it has touched nothing.
-  void make_room(Bytes asked, const Shortage& shortage, Need whose, Wait& wait);
+  void make_room(Bytes asked, const Tenant& tenant, const Shortage& shortage, Need whose, Wait& wait);
   /// Is called where the process has run out of mappings. It does the first of these that helps, and returns
   /// false when none does: it unmaps what was given up and is over; it ends idle reservations, the longest
   /// idle first, until a sixteenth of the mappings is free, so that this is not done for each call; it unmaps
@@ -101,6 +110,7 @@ class Reclaiming {
 
   Ground& ground_;
   Tables& tables_;
+  const Quotas quotas_;
   Streams& streams_;
   Unmapping unmapping_;
   const VictimPolicy policy_{};

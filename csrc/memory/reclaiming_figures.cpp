@@ -1,10 +1,12 @@
 // What may be had, and what is owed.
+#include <algorithm>
+
 #include "base/error.h"
 #include "memory/reclaiming.h"
 
 namespace vmm {
 
-MemoryFigures Reclaiming::figures(Bytes asked) const {
+MemoryFigures Reclaiming::figures(Bytes asked, const Tenant& tenant) const {
   const Allowance& allowance = tables_.allowance();
   return {asked,
           allowance.left() + tables_.physical().free_bytes(),
@@ -12,13 +14,18 @@ MemoryFigures Reclaiming::figures(Bytes asked) const {
           allowance.limit(),
           ground_.driver->capabilities().gpu,
           allowance.exceeded(),
-          allowance.device_words()};
+          allowance.device_words(),
+          quotas_.any() ? std::optional(quotas_.figures(tenant)) : std::nullopt};
 }
 
-void Reclaiming::require_obtainable(Bytes asked, Need whose) {
+void Reclaiming::require_obtainable(Bytes asked, TenantId id, Need whose) {
   std::unique_lock lock(ground_.mutex);
+  const Tenant& tenant = tables_.tenants()[id];
   for (Wait wait(ground_, "calls under way, and work that uses what was retired, end");; pause(lock, wait)) {
-    const MemoryFigures have = figures(asked);
+    if (whose == Need::kept && quotas_.any() &&
+        quotas_.room_soon(tenant) < static_cast<std::int64_t>(asked.count))
+      throw OutOfPages(figures(asked, tenant), "");
+    const MemoryFigures have = figures(asked, tenant);
     // A budget that has been lowered must be met first.
     const Bytes needed = asked + have.owed;
     if (have.free + have.reclaimable >= needed) return;
@@ -28,7 +35,21 @@ void Reclaiming::require_obtainable(Bytes asked, Need whose) {
   }
 }
 
-std::int64_t Reclaiming::obtainable(StreamHandle stream) const {
+void Reclaiming::await_room(std::unique_lock<Mutex>& lock, const Tenant& tenant, Bytes price, Need whose,
+                            Wait& wait) {
+  const auto asked = static_cast<std::int64_t>(price.count);
+  tables_.last_uses().refresh();
+  const bool kept = whose == Need::kept;
+  if ((kept ? quotas_.room(tenant) : quotas_.room_for(tenant, whose)) >= asked) return;
+  if (!kept || quotas_.room_soon(tenant) < asked) throw OutOfPages(figures(price, tenant), "");
+  {
+    const Unlocked outside(lock);
+    ground_.epochs.poll();
+  }
+  pause(lock, wait);
+}
+
+std::int64_t Reclaiming::obtainable(StreamHandle stream, TenantId tenant) const {
   const auto lock = ground_.locked();
   const Allowance& allowance = tables_.allowance();
   const LastUses& last_uses = tables_.last_uses();
@@ -38,7 +59,8 @@ std::int64_t Reclaiming::obtainable(StreamHandle stream) const {
   last_uses.for_each_not_over([&](std::uint16_t number) {
     if (!last_uses.ends(number, stream)) sum -= tables_.mapped().last_used(number);
   });
-  return static_cast<std::int64_t>(sum.count) - static_cast<std::int64_t>(taken.count);
+  const std::int64_t left = static_cast<std::int64_t>(sum.count) - static_cast<std::int64_t>(taken.count);
+  return quotas_.any() ? std::min(left, quotas_.room_soon(tables_.tenants()[tenant], stream)) : left;
 }
 
 std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const PageRange> ranges,
@@ -54,12 +76,14 @@ std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const Pa
   return static_cast<std::int64_t>((reservation.shape.page_bytes * count).count);
 }
 
-Bytes Reclaiming::available(Need whose) const {
+Bytes Reclaiming::available(const Tenant& tenant, Need whose) const {
   std::lock_guard lock(ground_.mutex);
   Bytes sum = tables_.allowance().left() + tables_.physical().free_bytes();
   for (Need need : reclaimable_needs)
     if (need < whose) sum += tables_.mapped().reclaimable(need);
-  return sum;
+  if (!quotas_.any()) return sum;
+  const std::int64_t room = std::max<std::int64_t>(0, quotas_.room_for(tenant, whose));
+  return std::min(sum, Bytes{static_cast<std::uint64_t>(room)});
 }
 
 Bytes Reclaiming::owed() const {

@@ -10,6 +10,7 @@
 #include "memory/fences.h"
 #include "memory/page_table.h"
 #include "memory/physical_pages.h"
+#include "memory/tenants.h"
 
 namespace vmm {
 
@@ -23,20 +24,24 @@ struct ReservationShape {
                         // many it has
   bool zeroed = false;  // it reads as zeros where nothing was written, also where no page is mapped if the
                         // driver can do that; such a reservation is never adopted
+  TenantId tenant = Tenants::nobody;
 };
 
 /// Its pool owns it, and the pool's lock guards all of it but the constants.
 struct Reservation {
-  Reservation(ReservationId id_, AddressRange addresses_, const ReservationShape& shape_,
+  Reservation(ReservationId id_, AddressRange addresses_, const ReservationShape& shape_, Tenant& tenant_,
               Pages pages_per_window_, MappedBytes& sums, Sharing& sharing)
       : id(id_),
+        tenant(tenant_),
         addresses(std::move(addresses_)),
         shape(shape_),
         pages_per_window(pages_per_window_),
-        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums, sharing),
+        table({shape_.extent_bytes * shape_.extents / shape_.page_bytes}, shape_.page_bytes, sums,
+              tenant_.mapped, sharing),
         window_runs((table.size().count + pages_per_window_.count - 1) / pages_per_window_.count) {}
 
   const ReservationId id;
+  Tenant& tenant;  // that all of it belongs to
   const AddressRange addresses;
   const ReservationShape shape;
   const Pages pages_per_window;

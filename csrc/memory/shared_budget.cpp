@@ -133,6 +133,7 @@ void SharedBudget::set_limit(Bytes limit) {
   std::lock_guard lock(mutex_);
   if (left_) return;
   if (limit >= largest_share) throw InvalidArgument("budget: expected less than 2^56 bytes");
+  promises_.require_kept(limit);
   if (limit < terms_.minimum)
     throw InvalidArgument("budget is " + std::to_string(limit.count) +
                           " bytes; expected at least the minimum of this share, " +
@@ -148,6 +149,16 @@ void SharedBudget::set_limit(Bytes limit) {
   limit_ = std::min(limit_, limit);
   tell_pressure();
   tell_of_room(false);
+}
+
+void SharedBudget::promise(Bytes more) {
+  std::lock_guard lock(mutex_);
+  promises_.add(more, terms_.maximum);
+}
+
+void SharedBudget::end_promise(Bytes size) noexcept {
+  std::lock_guard lock(mutex_);
+  promises_.end(size);
 }
 
 void SharedBudget::set_waker(std::function<void()> wake) {

@@ -39,8 +39,11 @@ class SharedBudget final : public Budget {
   Bytes limit() const override;
   Bytes maximum() const override;
   Bytes taken() const override;
-  /// Changes the maximum. Throws InvalidArgument for less than the minimum, and what the file's calls throw.
+  /// Changes the maximum. Throws InvalidArgument for less than the minimum or what is promised, and what the
+  /// file's calls throw.
   void set_limit(Bytes limit) override;
+  void promise(Bytes more) override;
+  void end_promise(Bytes size) noexcept override;
 
   /// Does what has become due: gives back what others ask for and is not taken, and what lies unused; ends
   /// wants that nobody repeats; buries the dead; tells the listeners. Never throws: what fails is logged.
@@ -86,6 +89,7 @@ class SharedBudget final : public Budget {
   mutable Mutex mutex_{LockRank::budget};
   Condition pressed_;
   ShareTerms terms_;
+  Promises promises_;
   std::unique_ptr<ShareFile> file_;
   std::uint32_t place_ = 0;
   std::uint64_t ticket_ = 0;

@@ -16,11 +16,14 @@ Tables::Tables(const Capabilities& driver, Bytes run_bytes, Epochs& epochs, Allo
       retired_(epochs) {}
 
 Reservation& Tables::add(AddressRange addresses, const ReservationShape& shape) {
+  Tenant& tenant = tenants_.for_reservation(shape.tenant);
   const ReservationId id{next_reservation_};
   const Pages per_run = physical_.pages_per_run(shape.page_bytes);
-  auto made = std::make_unique<Reservation>(id, std::move(addresses), shape, per_run, mapped_, sharing_);
+  auto made =
+      std::make_unique<Reservation>(id, std::move(addresses), shape, tenant, per_run, mapped_, sharing_);
   Reservation& reservation = *(reservations_[id.value] = std::move(made));
   ++next_reservation_;
+  tenants_.count_reservation(tenant, true);
   return reservation;
 }
 
@@ -39,7 +42,9 @@ void Tables::erase_if_empty(Reservation& reservation) {
   if (reservation.leased || reservation.table.in_use().count != 0) return;
   for (RunId run : reservation.window_runs)
     if (run.valid()) physical_.leave_behind(run);
+  Tenant& tenant = reservation.tenant;
   reservations_.erase(reservation.id.value);
+  tenants_.count_reservation(tenant, false);
 }
 
 Reservation* Tables::reservation_at(Address address) const {
@@ -65,7 +70,8 @@ std::optional<PhysicalPageId> Tables::mark_exported(Address address) {
 
 bool Tables::must_zero(const Reservation& reservation, const PhysicalPage& page) const {
   if (!page.holds.valid()) return !fresh_pages_are_zero_;
-  return page.holds != reservation.shape.kind || reservation.shape.zeroed;
+  return page.holds != reservation.shape.kind || page.owner != reservation.tenant.id ||
+         reservation.shape.zeroed;
 }
 
 /// The page's own place, in its window's run. A shared page that was mapped here before may still be in use
@@ -98,6 +104,7 @@ std::optional<Claim> Tables::claim(Reservation& reservation, PageIndex page) {
               {}};
   physical_.move(id, PhysicalState::busy);
   reservation.table.move(page, VirtualState::mapping);
+  reservation.tenant.held += reservation.shape.page_bytes;
   return claim;
 }
 
@@ -122,6 +129,7 @@ void Tables::unclaim(Reservation& reservation, Claim& claim) {
   if (claim.made) physical_[claim.physical].handle = std::move(claim.made);
   reservation.table.move(claim.page, VirtualState::unmapped);
   physical_.move(claim.physical, absent ? PhysicalState::absent : PhysicalState::free);
+  reservation.tenant.held -= reservation.shape.page_bytes;
   drop_run_if_unused(physical_[claim.physical].run);
 }
 
@@ -132,6 +140,7 @@ void Tables::become_resident(Reservation& reservation, Claim& claim, Need need) 
     PhysicalPage& physical = physical_[claim.physical];
     if (claim.made) physical.handle = std::move(claim.made);
     physical.holds = reservation.shape.kind;
+    physical.owner = reservation.tenant.id;
     physical_.move(claim.physical, PhysicalState::mapped);
     reservation.table.set_content(claim.page, contents_.add(claim.physical));
   }
@@ -141,9 +150,12 @@ void Tables::become_resident(Reservation& reservation, Claim& claim, Need need) 
 
 void Tables::become_refused(Reservation& reservation, std::span<Claim> claims, Retirements room) {
   for (Claim& claim : claims) {
-    const ByteKind holds = physical_[claim.physical].holds;  // It may not have been zeroed.
+    const PhysicalPage& page = physical_[claim.physical];
+    const ByteKind holds = page.holds;  // It may not have been zeroed.
+    const TenantId owner = page.owner;
     become_resident(reservation, claim, Need::none);
     physical_[claim.physical].holds = holds;
+    physical_[claim.physical].owner = owner;
     reservation.table.move(claim.page, VirtualState::retiring);
     room.back().pages.push_back(claim.page);
   }
@@ -184,6 +196,7 @@ bool Tables::drop_content(Reservation& reservation, PageIndex page) {
     saved_ -= reservation.shape.page_bytes;
     return false;
   }
+  reservation.tenant.held -= reservation.shape.page_bytes;
   drop_run_if_unused(physical_[physical].run);
   return true;
 }

@@ -16,6 +16,7 @@
 #include "memory/reservation.h"
 #include "memory/retirement.h"
 #include "memory/sharing.h"
+#include "memory/tenants.h"
 
 namespace vmm {
 
@@ -46,6 +47,7 @@ class Tables {
   Tables(const Capabilities& driver, Bytes run_bytes, Epochs& epochs, Allowance allowance);
 
   // Reservations.
+  /// Throws Closed where the shape's tenant has ended.
   Reservation& add(AddressRange addresses, const ReservationShape& shape);
   /// The reservation's lease has ended, and nothing of it is needed any more. Returns whether no work uses it
   /// either.
@@ -99,8 +101,16 @@ class Tables {
 
   /// How much memory cannot be had yet, but will come by itself.
   Bytes coming() const;
-  void add_in_transit(Bytes size) noexcept { in_transit_ += size; }
-  void leave_transit(Bytes size) noexcept { in_transit_ -= size; }
+  /// The part of that which is in the tenant's reservations.
+  Bytes coming(const Tenant& tenant) const;
+  void add_in_transit(Tenant& tenant, Bytes size) noexcept {
+    in_transit_ += size;
+    tenant.in_transit += size;
+  }
+  void leave_transit(Tenant& tenant, Bytes size) noexcept {
+    in_transit_ -= size;
+    tenant.in_transit -= size;
+  }
   /// How much of what is reclaimable may still be in use by unfinished work.
   Bytes waiting() const;
   /// Whether no work uses the page any more, nor any other Resident one that has its content, as far as
@@ -121,9 +131,15 @@ class Tables {
   Contents& contents() noexcept { return contents_; }
   const Sharing& sharing() const noexcept { return sharing_; }
   const Retired& retired() const noexcept { return retired_; }
+  Tenants& tenants() noexcept { return tenants_; }
+  const Tenants& tenants() const noexcept { return tenants_; }
   LastUses& last_uses() noexcept { return last_uses_; }
+  const LastUses& last_uses() const noexcept { return last_uses_; }
   Allowance& allowance() noexcept { return allowance_; }
   const Allowance& allowance() const noexcept { return allowance_; }
+
+  /// A tenant was charged more, or promised more, because a budget of this size covered it.
+  void note_admission(Bytes budget) noexcept { admitted_under_ = budget; }
 
   /// Throws InvariantViolation when the tables contradict each other or the budget.
   void check() const;
@@ -146,6 +162,7 @@ class Tables {
   void check_reservation(const Reservation& reservation, Census& census) const;
   void check_shared(ContentId id, std::uint64_t holders) const;
   void check_page(const Reservation& reservation, PageIndex page, Census& census) const;
+  void check_tenants(Census& census) const;
   void check_run(RunId run, Census& census) const;
 
   const bool fresh_pages_are_zero_;
@@ -158,12 +175,15 @@ class Tables {
   Sharing sharing_;
   Bytes saved_;
   MappedBytes mapped_;
+  Tenants tenants_;
   Reservations reservations_;
   std::uint32_t next_reservation_ = 0;
   std::uint64_t recyclings_ = 0;
   std::uint64_t uses_ = 0;
   Retired retired_;
-  Bytes in_transit_;  // neither free nor reclaimable while a driver call is under way, but soon to be
+  Bytes admitted_under_;  // the budget when a tenant was last admitted something: it may have been lowered
+                          // since
+  Bytes in_transit_;      // neither free nor reclaimable while a driver call is under way, but soon to be
 };
 
 }  // namespace vmm

@@ -22,6 +22,12 @@ struct Tables::Census {
   std::uint64_t filling = 0;                   // physical pages being created for nobody yet
   std::uint64_t in_use = 0;                    // physical pages
   MappedBytes mapped;
+  struct Owned {
+    MappedBytes mapped;
+    Bytes held;
+    std::uint64_t reservations = 0;
+  };
+  std::map<const Tenant*, Owned> owned;
   Bytes free, taken;
   std::map<Bytes, Bytes> recycled;
   std::vector<std::uint8_t> owners;  // of each run
@@ -49,6 +55,7 @@ void Tables::check() const {
   require(census.taken == allowance_.taken(), "I15: the pool took from the budget what it created", 0);
   require(allowance_.taken() <= allowance_.taken_by_all(), "I15: the budget knows what the pool took", 0);
   const std::uint64_t users = census.holders.size() + census.mapping + census.filling;
+  check_tenants(census);
   require(users + physical_.releasing() != 0 || in_transit_.count == 0,
           "I17: nothing is in transit when nothing moves", 0);
   require(census.in_use == users, "I16: every physical page in use has a user", 0);
@@ -56,6 +63,7 @@ void Tables::check() const {
 
 void Tables::check_reservation(const Reservation& reservation, Census& census) const {
   const PageTable& table = reservation.table;
+  ++census.owned[&reservation.tenant].reservations;
   Pages in_use, resident, shared;
   bool keeps = false;
   for (std::uint32_t i = 0; i < table.size().count; ++i) {
@@ -91,10 +99,16 @@ void Tables::check_page(const Reservation& reservation, PageIndex at, Census& ce
   for (Need need : reclaimable_needs)
     require(table.reclaimable(need).has(at) == (resident && page.counted && page.need == need),
             "I18: what is reclaimable is found", at.value);
-  if (resident && page.counted) census.mapped.count(page, reservation.shape.page_bytes, true);
-  census.mapping += page.state == VirtualState::mapping && !sharing_soon;
+  Census::Owned& owned = census.owned[&reservation.tenant];
+  if (resident && page.counted) {
+    census.mapped.count(page, reservation.shape.page_bytes, true);
+    owned.mapped.count(page, reservation.shape.page_bytes, true);
+  }
+  const bool mapping = page.state == VirtualState::mapping && !sharing_soon;
+  census.mapping += mapping;
+  if (mapping) owned.held += reservation.shape.page_bytes;
   if (!has_content) return;
-  ++census.holders[page.content];
+  if (++census.holders[page.content] == 1) owned.held += reservation.shape.page_bytes;
   require(static_cast<bool>(physical_[contents_[page.content].page].handle),
           "I6: a mapped physical page exists", at.value);
   require(page.shared == !sharing_.of(page.content).empty(), "I20: a page knows whether it is shared",
@@ -109,6 +123,8 @@ void Tables::check_shared(ContentId id, std::uint64_t holders) const {
     const VirtualPage& page = all[i].reservation->table[all[i].page];
     const VirtualPage& first = all[0].reservation->table[all[0].page];
     require(page.content == id && page.counted == (i == 0), "I20: one page stands for a content", id.value);
+    require(&all[i].reservation->tenant == &all[0].reservation->tenant, "I22: a content has one owner",
+            id.value);
     if (page.state == VirtualState::resident)
       require(first.state == VirtualState::resident && first.need >= page.need,
               "I20: it is needed as much as any that shares it", id.value);
@@ -116,6 +132,20 @@ void Tables::check_shared(ContentId id, std::uint64_t holders) const {
       require(all[0].reservation->use_of(all[0].page) >= all[i].reservation->use_of(all[i].page),
               "I20: and was used as late as any that is needed as much", id.value);
   }
+}
+
+void Tables::check_tenants(Census& census) const {
+  Bytes promised;
+  for (const auto& [id, tenant] : tenants_.all()) {
+    const Census::Owned& owned = census.owned[tenant.get()];
+    require(owned.mapped == tenant->mapped && owned.held == tenant->held &&
+                owned.reservations == tenant->reservations,
+            "I21: what a tenant has is true", id);
+    require(tenant->mapped.kept() <= tenant->terms.limit, "I23: nobody keeps more than his limit", id);
+    promised += std::max(tenant->terms.guaranteed, tenant->mapped.kept());
+  }
+  require(!tenants_.any() || promised <= std::max(allowance_.maximum(), admitted_under_),
+          "I23: the budget covers what tenants keep and are guaranteed", 0);
 }
 
 void Tables::check_run(RunId id, Census& census) const {

@@ -49,7 +49,8 @@ Bytes Tables::will_free(const Retirement& what) const {
 }
 
 void Tables::count_as_in_transit(Retirements& batch) {
-  for (Retirement& entry : batch) in_transit_ += entry.in_transit = will_free(entry);
+  for (Retirement& entry : batch)
+    add_in_transit(entry.reservation->tenant, entry.in_transit = will_free(entry));
 }
 
 void Tables::begin_retiring(Retirements& batch) {
@@ -68,6 +69,12 @@ Bytes Tables::coming() const {
   return in_transit_ + retired_.coming([this](const Retirement& entry) { return will_free(entry); });
 }
 
+Bytes Tables::coming(const Tenant& tenant) const {
+  return tenant.in_transit + retired_.coming([&](const Retirement& entry) {
+    return &entry.reservation->tenant == &tenant ? will_free(entry) : Bytes{};
+  });
+}
+
 void Tables::begin_unmapping(Retirement& what) {
   what.mappings.clear();
   what.done = 0;
@@ -84,7 +91,7 @@ void Tables::begin_unmapping(Retirement& what) {
 Unmapped Tables::end_unmapping(Retirements& batch) {
   Unmapped freed;
   for (auto entry = batch.begin(); entry != batch.end();) {
-    in_transit_ -= entry->in_transit;
+    leave_transit(entry->reservation->tenant, entry->in_transit);
     end_unmapping(*entry, freed);
     Reservation& reservation = *entry->reservation;
     entry = entry->pages.empty() ? batch.erase(entry) : std::next(entry);

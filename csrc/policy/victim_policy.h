@@ -29,12 +29,20 @@ struct Holding {
   std::array<const PageBits*, reclaimable_needs.size()> reclaimable;  // the pages of each need
   const PageBits* aged;                                               // nobody has needed these for a while
   std::function<bool(PageIndex)> over;  // whether no work uses the page any more
+  std::size_t owner = 0;                // its place among the snapshot's owners
+};
+
+/// A tenant, as a policy sees it.
+struct Owner {
+  int priority;
+  Bytes borrowed;  // what it holds beyond its guarantee
 };
 
 /// What a victim policy decides by. Whoever takes it holds the lock that keeps it true.
 struct Snapshot {
   std::vector<Holding> holdings;
   std::array<Bytes, reclaimable_needs.size()> reclaimable;  // of all holdings together, by need
+  std::vector<Owner> owners{};                              // one or none: no owner goes before another
 };
 
 struct Victim {
@@ -60,6 +68,19 @@ class VictimPolicy {
     add_idle(snapshot, lacking, out);
     for (Need need : reclaimable_needs)
       if (need < whose) add_leased(snapshot, need, lacking, out);
+    return out;
+  }
+
+  /// The part of that which idle reservations give.
+  static std::vector<Victim> idle(const Snapshot& snapshot, Bytes wanted) {
+    std::vector<Victim> out;
+    add_idle(snapshot, wanted, out);
+    return out;
+  }
+  /// The part which leased ones give of what is needed so much.
+  static std::vector<Victim> leased(const Snapshot& snapshot, Need need, Bytes wanted) {
+    std::vector<Victim> out;
+    add_leased(snapshot, need, wanted, out);
     return out;
   }
 

@@ -25,6 +25,7 @@ from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
 from vmm.pool import Pool
 from vmm.stream import release_after
+from vmm.tenant import Tenant, pool_for
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class VmmCache(DynamicCache):
     ``max_tokens`` bounds a sequence (default: the model's ``max_position_embeddings``); it costs addresses,
     not memory. ``budget`` (bytes or text like ``"12GiB"``) gives the cache a pool of its own; ``pool`` shares
     one; with neither, the cache shares the device's default pool. ``device`` is where the pool is (default:
-    where the first states are). When the cache dies its memory goes back to the pool, still mapped, and the
-    next cache of the same shape starts warm, unless it comes later than the pool's ``idle_seconds``.
+    where the first states are). The memory belongs to ``tenant``, if there is one. When the cache dies its
+    memory goes back to the pool, still mapped, and the next cache of the same shape and tenant starts warm,
+    unless it comes later than the pool's ``idle_seconds``.
 
     Sliding-window, linear-attention and other special layers stay the stock ones. All layers must be on one
     device.
@@ -65,6 +67,7 @@ class VmmCache(DynamicCache):
         pool: Pool | None = None,
         page_bytes: int | None = None,
         device: torch.device | str | None = None,
+        tenant: Tenant | None = None,
     ) -> None:
         if not isinstance(config, PreTrainedConfig):
             raise InvalidArgument(f"config is {type(config).__name__}; expected a model's config")
@@ -73,7 +76,8 @@ class VmmCache(DynamicCache):
             max_tokens = getattr(text_config, "max_position_embeddings", None)
         checked_number("max_tokens", max_tokens, 1, 2**31 - 1)
         heads = getattr(text_config, "num_key_value_heads", None) or 1
-        memory = CacheMemory(_pool_or_finder(pool, budget, device), max_tokens, page_bytes, heads)
+        where = _pool_or_finder(pool, budget, device, tenant)
+        memory = CacheMemory(where, max_tokens, page_bytes, heads, tenant)
         Cache.__init__(self, layers=_make_layers(text_config, memory))
         self._memory = memory
         memory.check()
@@ -178,12 +182,12 @@ class VmmCache(DynamicCache):
 
 
 def _pool_or_finder(
-    pool: Any, budget: int | str | None, device: Any
+    pool: Any, budget: int | str | None, device: Any, tenant: Any
 ) -> Pool | Callable[[torch.device], Pool]:
     """The pool or, where it depends on the device of the first states, what finds it then."""
-    if pool is None and device is None and torch.cuda.is_available():
+    if pool is None and tenant is None and device is None and torch.cuda.is_available():
         return lambda device: chosen_pool(None, budget, device)
-    return chosen_pool(pool, budget, device)
+    return pool_for(tenant, pool, budget, device)
 
 
 def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:

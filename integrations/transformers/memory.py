@@ -17,6 +17,7 @@ from vmm.limits import MOST_INT32_ELEMENTS, fits_int32, fits_mappings, too_many_
 from vmm.pool import Pool
 from vmm.records import LayoutName, part_of_one
 from vmm.stream import torch_stream
+from vmm.tenant import Tenant, owner_id
 from vmm.units import rounded_up
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ class CacheMemory:
         max_tokens: int,
         page_bytes: int | None,
         heads: int = 1,
+        tenant: Tenant | None = None,
     ) -> None:
         self.max_tokens = max_tokens
         self.page_bytes = page_bytes
         self.frontier = 0
         self._heads = heads
+        self.tenant = tenant
         self._has_warned = False
         # Strong references would make the cache a cycle, whose memory would wait for the garbage collector.
         self._layers: list[weakref.ref[VmmLayer]] = []
@@ -89,7 +92,9 @@ class CacheMemory:
 
     def empty_copy(self) -> CacheMemory:
         """The memory of another cache of the same kind, without layers."""
-        return CacheMemory(self._pool or self._find_pool, self.max_tokens, self.page_bytes, self._heads)
+        return CacheMemory(
+            self._pool or self._find_pool, self.max_tokens, self.page_bytes, self._heads, self.tenant
+        )
 
     def add(self, layer: VmmLayer) -> VmmLayer:
         """Counts ``layer``, which it returns, among the cache's own."""
@@ -129,6 +134,7 @@ class CacheMemory:
             extents=extents,
             longest_bytes=MOST_INT32_ELEMENTS * dtype.itemsize if self.pool._core.gpu else 2**62,
             stream=torch_stream(self.pool),
+            tenant=owner_id(self.tenant),
         )
         row, token, head, element = part.strides(lease.extent_bytes // dtype.itemsize, dim)
         space = tensor_over(

@@ -51,15 +51,15 @@ TEST(a_budget_is_all_or_nothing_and_presses_the_others) {
 }
 
 TEST(illegal_transitions_raise) {
-  MappedBytes sums;
+  MappedBytes sums, owners;
   Sharing sharing;
-  PageTable table({4}, 64_KiB, sums, sharing);
+  PageTable table({4}, 64_KiB, sums, owners, sharing);
   CHECK_THROWS(InvariantViolation, "Unmapped to Resident", table.move({0}, VirtualState::resident));
   CHECK_THROWS(InvariantViolation, "cannot be needed", table.set_need({0}, Need::kept));
   table.move({0}, VirtualState::mapping);
   table.move({0}, VirtualState::resident);
   table.set_need({0}, Need::kept);
-  CHECK(sums.kept() == 64_KiB && table.resident() == Pages{1});
+  CHECK(sums.kept() == 64_KiB && owners == sums && table.resident() == Pages{1});
   CHECK_THROWS(InvariantViolation, "Resident to Mapping", table.move({0}, VirtualState::mapping));
   table.move({0}, VirtualState::retiring);
   CHECK(sums.kept() == Bytes{} && table.resident() == Pages{0} && table.in_use() == Pages{1});

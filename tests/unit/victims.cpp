@@ -3,6 +3,7 @@
 #include <set>
 
 #include "check.h"
+#include "policy/borrowed_first.h"
 #include "policy/victim_policy.h"
 
 using namespace vmm;
@@ -34,6 +35,12 @@ struct Scene {
     const auto i = static_cast<std::size_t>(need);
     for (std::uint32_t page : which) sets.by_need[i].set({page}, true);
     snapshot.reclaimable[i] += 64_KiB * which.size();
+  }
+
+  /// The reservation that was added last belongs to a new owner.
+  void owned(int priority, Bytes borrowed) {
+    snapshot.holdings.back().owner = snapshot.owners.size();
+    snapshot.owners.push_back({priority, borrowed});
   }
 
   std::deque<Sets> all;
@@ -127,4 +134,49 @@ TEST(what_has_aged_goes_of_all_reservations_page_by_page) {
   CHECK(are(policy.aged(scene.snapshot, 64_KiB), {{0, {{5}}}}));
   CHECK(are(policy.aged(scene.snapshot, 192_KiB), {{0, {{4}, {5}}}, {1, {{5}}}}));
   CHECK(are(policy.aged(scene.snapshot, everything), {{0, {{4}, {5}}}, {1, {{4}, {5}}}}));
+}
+
+TEST(with_one_owner_nobody_has_borrowed_more_than_another) {
+  Scene scene;
+  scene.has(scene.add(true, 0), Need::none, {1, 2});
+  scene.owned(0, {});
+  scene.has(scene.add(false, 9), Need::none, {0});
+  CHECK(are(BorrowedFirst::choose(scene.snapshot, 128_KiB, Need::kept), {{1, {{0}}}, {0, {{2}}}}));
+}
+
+TEST(what_is_borrowed_goes_first_by_need_and_then_by_priority) {
+  Scene scene;
+  auto& low = scene.add(true, 0);
+  scene.owned(-1, 128_KiB);
+  auto& high = scene.add(true, 0);
+  scene.owned(1, 192_KiB);
+  auto& promised = scene.add(true, 0);
+  scene.owned(-5, {});  // the lowest priority, but it has borrowed nothing
+  scene.has(low, Need::none, {1, 2, 3});
+  scene.has(low, Need::announced, {8});
+  scene.has(high, Need::none, {4, 5});
+  scene.has(high, Need::announced, {9});
+  scene.has(promised, Need::none, {6});
+  const auto chosen = [&](Bytes wanted) { return BorrowedFirst::choose(scene.snapshot, wanted, Need::kept); };
+  CHECK(chosen({}).empty());
+  CHECK(are(chosen(64_KiB), {{0, {{3}}}}));
+  CHECK(are(chosen(192_KiB), {{0, {{2}, {3}}}, {1, {{5}}}}));
+  CHECK(are(chosen(320_KiB), {{0, {{2}, {3}}}, {1, {{4}, {5}, {9}}}}));  // all that is borrowed
+  CHECK(are(chosen(384_KiB), {{0, {{2}, {3}}}, {1, {{4}, {5}, {9}}}, {2, {{6}}}}));
+  CHECK(are(chosen(everything), {{0, {{1}, {2}, {3}, {8}}}, {1, {{4}, {5}, {9}}}, {2, {{6}}}}));
+  low.in_use = {2, 3};
+  CHECK(are(chosen(64_KiB), {{0, {{1}}}}));
+}
+
+TEST(of_equals_the_one_that_has_borrowed_most_goes_first_idle_or_not) {
+  Scene scene;
+  scene.has(scene.add(true, 0), Need::none, {1, 2});
+  scene.owned(0, 128_KiB);
+  scene.has(scene.add(true, 0), Need::none, {3, 4, 5});
+  scene.owned(0, 192_KiB);
+  scene.has(scene.add(false, 7), Need::none, {0, 1});
+  scene.owned(0, 64_KiB);
+  const auto chosen = [&](Bytes wanted) { return BorrowedFirst::choose(scene.snapshot, wanted, Need::kept); };
+  CHECK(are(chosen(64_KiB), {{2, {{0}, {1}}}}));  // idle ones before leased ones, and a whole window
+  CHECK(are(chosen(192_KiB), {{2, {{0}, {1}}}, {1, {{5}}}}));
 }

@@ -13,7 +13,6 @@ import torch
 from vmm import _core
 from vmm.arguments import checked_number, chosen_page_bytes
 from vmm.closing import Closing
-from vmm.default_pools import chosen_pool
 from vmm.dlpack import FLOATS, checked_float, tensor_over
 from vmm.errors import Closed, InvalidArgument, OutOfPages
 from vmm.kv_cache.arguments import checked_salt, checked_shapes, int32_numbers, token_ids
@@ -22,6 +21,7 @@ from vmm.kv_cache.sequence import Batch, Sequence, slots_of
 from vmm.pool import Pool
 from vmm.records import LayoutName, Part, Records, Where, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
+from vmm.tenant import Tenant, owner_id, pool_for
 
 # Kernels load whole tiles of K and V, of up to 256 tokens in FlashAttention 3 and 4. The first tile may begin
 # before the window does.
@@ -53,7 +53,8 @@ class KVCache(Closing):
     ``kv_heads``, ``head_dim`` and ``window`` take one number, or one for each layer. In a layer with a window
     a token attends only to the last ``window`` tokens, itself included (``None`` or 0: to all). The cache
     takes memory from ``pool``, or from a pool of its own with ``budget``, or from the device's default pool.
-    Only what running sequences need is mapped, in pages of ``page_bytes``.
+    Only what running sequences need is mapped, in pages of ``page_bytes``. The cache and all its sequences
+    belong to ``tenant``, if there is one.
 
     ``layout`` is ``"token-major"``, where ``layers_per_extent`` layers lie side by side in a token's record,
     or ``"head-major"``, with which attention on CPUs is faster. The default on a GPU is token-major, with as
@@ -89,6 +90,7 @@ class KVCache(Closing):
         tail_tokens: int = 0,
         tokens_per_step: int = 1,
         first_tokens: int = 0,
+        tenant: Tenant | None = None,
     ) -> None:
         shapes = checked_shapes(layers, kv_heads, head_dim, window)
         self.dtype = checked_float(dtype)
@@ -98,7 +100,8 @@ class KVCache(Closing):
         checked_number("tokens_per_step", tokens_per_step, 1, 2**16)
         checked_number("first_tokens", first_tokens, 0, 2**31 - 1)
         self._owns_pool = pool is None and budget is not None
-        self.pool = chosen_pool(pool, budget, device)
+        self.pool = pool_for(tenant, pool, budget, device)
+        self.tenant = tenant  #: whom it and its sequences belong to
         self._page_bytes = chosen_page_bytes(page_bytes, self.pool)
         more = max(self._tail, _TILE_TOKENS if self.pool._core.gpu else 0)
         self._shapes = [replace(shape, window=shape.window and shape.window + more) for shape in shapes]
@@ -298,6 +301,7 @@ class KVCache(Closing):
             extents=self.max_sequences * part.extents,
             kind=1 + FLOATS.index(self.dtype),  # else a tail might not be finite in this type
             stream=torch_stream(self.pool),
+            tenant=owner_id(self.tenant),
         )
 
     def _view(self, where: Where) -> torch.Tensor:

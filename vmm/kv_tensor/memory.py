@@ -18,6 +18,7 @@ from vmm.errors import Closed, Forked
 from vmm.kv_tensor.guarding import refuse_storage, refuse_writers
 from vmm.pool import Pool
 from vmm.stream import torch_stream
+from vmm.tenant import Tenant, owner_id
 
 _MOST_AT_ONCE = 2**20  # elements
 
@@ -29,10 +30,17 @@ class KVMemory:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, grow_dim: int, page_bytes: int, pool: Pool
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        grow_dim: int,
+        page_bytes: int,
+        pool: Pool,
+        *,
+        tenant: Tenant | None = None,
     ) -> None:
         self.shape, self.dtype, self.grow_dim = shape, dtype, grow_dim
-        self.pool = pool
+        self.pool, self.tenant = pool, tenant
         self.tokens = shape[grow_dim]
         self.record = math.prod(shape[grow_dim + 1 :])  # elements of a token in a row
         self.row = self.tokens * self.record
@@ -42,6 +50,7 @@ class KVMemory:
             tokens=self.tokens,
             record_bytes=self.record * dtype.itemsize,
             page_bytes=page_bytes,
+            tenant=owner_id(tenant),
             **type_of(dtype),
         )
         self.lock = threading.RLock()
@@ -198,8 +207,15 @@ class KVMemory:
             self.length = other.length
 
     def like(self, dtype: torch.dtype | None = None) -> KVMemory:
-        """Another memory on the same pool, with copies of the tokens."""
-        made = KVMemory(self.shape, dtype or self.dtype, self.grow_dim, self.rows.page_bytes, self.pool)
+        """Another memory on the same pool, and of the same tenant, with copies of the tokens."""
+        made = KVMemory(
+            self.shape,
+            dtype or self.dtype,
+            self.grow_dim,
+            self.rows.page_bytes,
+            self.pool,
+            tenant=self.tenant,
+        )
         made.copy_from(self)
         return made
 

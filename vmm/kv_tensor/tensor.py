@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 
-from vmm.default_pools import chosen_pool
 from vmm.errors import InvalidArgument
 from vmm.kv_tensor import arguments, indexing, operations, selecting
 from vmm.kv_tensor.compiling import keep_out_of_graphs
@@ -17,6 +16,7 @@ from vmm.kv_tensor.memory import KVMemory, marked, rebuild_memory
 from vmm.kv_tensor.reshaping import change_in_place, native
 from vmm.kv_tensor.selecting import item, set_item
 from vmm.pool import Pool
+from vmm.tenant import Tenant, pool_for
 from vmm.units import format_bytes
 
 
@@ -39,7 +39,8 @@ class KVTensor(Lifecycle, torch.Tensor):
 
     ``grow_dim`` is the dimension of tokens; the dimensions before it are rows, those after it the record of a
     token. ``pool`` holds the physical memory (default: ``vmm.default_pool()``), ``page_bytes`` is the unit
-    of mapping (default: what the pool's driver is best at; a power of two).
+    of mapping (default: what the pool's driver is best at; a power of two). The memory, and that of copies,
+    belongs to ``tenant``, if there is one.
 
     An index that ends somewhere on ``grow_dim`` (``t[:b, s:e]``, ``t[b, :n]``, ``narrow``, ``select``) maps
     that part and returns a plain tensor over it. Other views stay KVTensors and map nothing. Every other
@@ -67,16 +68,17 @@ class KVTensor(Lifecycle, torch.Tensor):
         grow_dim: int = 1,
         page_bytes: int | None = None,
         pool: Pool | None = None,
+        tenant: Tenant | None = None,
     ) -> Self:
         dtype = arguments.checked_dtype(dtype)
         sizes = arguments.checked_shape(shape, dtype)
         grow_dim = arguments.checked_grow_dim(grow_dim, sizes)
-        device = arguments.tensor_device(device, pool)
-        if pool is None and device is not None and device.type == "meta":
+        device = arguments.tensor_device(device, tenant if pool is None else pool)
+        if pool is None and tenant is None and device is not None and device.type == "meta":
             return torch.empty(sizes, dtype=dtype, device="meta")  # type: ignore[return-value]
-        pool = chosen_pool(pool, device=device)
+        pool = pool_for(tenant, pool, device=device)
         page_bytes = arguments.chosen_page_size(page_bytes, pool, sizes, dtype)
-        return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool))
+        return cls._over(KVMemory(sizes, dtype, grow_dim, page_bytes, pool, tenant=tenant))
 
     def __init__(self, *shape: Any, **options: Any) -> None: ...  # torch.Tensor's refuses keywords
 
