@@ -107,6 +107,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   ~Pool();
 
   void retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
+  void give_up_shared(Reservation& reservation) noexcept;
   void end_lease(Reservation& reservation) noexcept;
   void tear_down() noexcept;
   std::uint64_t await_streams();
@@ -137,6 +138,10 @@ class Pool::Needs {
   /// Whether the page is neither mapped nor on its way there or back.
   bool unmapped(const Reservation& reservation, PageIndex page) const {
     return reservation.table[page].state == VirtualState::unmapped;
+  }
+  /// Whether these Resident pages share one content.
+  bool same_content(const Reservation& reservation, PageIndex one, PageIndex other) const {
+    return reservation.table[one].content == reservation.table[other].content;
   }
   /// The physical page that is Resident at the address. It stays that one only while it is kept.
   PageHandle physical(Address address) const;

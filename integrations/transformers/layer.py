@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
 from transformers.cache_utils import DynamicLayer
 
-from vmm._core import Growth, Lease
-from vmm.errors import InvalidArgument
+from vmm._core import Growth, GrowthMove
+from vmm.errors import InvalidArgument, MappingLimit
 from vmm.integrations.transformers.memory import CacheMemory, with_garbage_collected
+from vmm.integrations.transformers.rows import Place, alike, shared_tokens
+from vmm.integrations.transformers.views import CacheView
 from vmm.stream import torch_stream
 
 logger = logging.getLogger("vmm")
-
-
-class CacheView(torch.Tensor):
-    """The live part of a layer's K or V, as models and callers see it: ``[batch, heads, length, dim]``.
-
-    It is an ordinary tensor, but its storage spans addresses where nothing is mapped, and the stock deepcopy
-    and pickle would walk through them. Here they copy what the view shows, and they do so for the usual views
-    of it (_VIEWS), too; rarer ones are plain tensors.
-    """
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        return self._compact()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._compact().__reduce_ex__(protocol)
-
-    def _compact(self) -> torch.Tensor:
-        return self.detach().as_subclass(torch.Tensor).clone()
-
-
-def _stays_a_cache_view(name: str) -> Callable[..., CacheView]:
-    method = getattr(torch.Tensor, name)
-
-    @functools.wraps(method)
-    def view(self: CacheView, *args: Any, **kwargs: Any) -> CacheView:
-        return method(self, *args, **kwargs).as_subclass(CacheView)
-
-    return view
-
-
-# This is not done by __torch_function__, because attention itself would pay for that.
-_VIEWS = "__getitem__ detach expand narrow permute select squeeze transpose unsqueeze view"
-for _name in _VIEWS.split():
-    setattr(CacheView, _name, _stays_a_cache_view(_name))
 
 
 def _kind(states: torch.Tensor) -> tuple[int, int, int, torch.dtype]:
@@ -68,8 +33,10 @@ class VmmLayer(DynamicLayer):
     values that an in-place write would replace.
     """
 
-    def __init__(self, memory: CacheMemory) -> None:
-        super().__init__()
+    window = 0  # a token attends to all before it
+
+    def __init__(self, memory: CacheMemory, **options: Any) -> None:
+        super().__init__(**options)
         self._memory = memory
         self._forget()
 
@@ -78,8 +45,9 @@ class VmmLayer(DynamicLayer):
         self.is_initialized = False
         self.growth: Growth | None = None  # None: nothing reserved
         self.length = 0
+        self._first = 0  # the first token that is held
         self._limit = 0  # tokens that may be written without asking
-        self._leases: list[Lease] = []
+        self._places: list[Place] = []  # of K and of V
         self._key_space: torch.Tensor | None = None
         self._value_space: torch.Tensor | None = None
         self._key_tail: torch.Tensor | None = None
@@ -91,16 +59,16 @@ class VmmLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int | None = None
     ) -> None:
         """Reserves addresses for states of these shapes (with another batch, if given); maps nothing."""
-        spaces, parts, kinds = [], [], []
+        spaces, places, kinds = [], [], []
         for states in (key_states, value_states):
             self._memory.require_device(states.device)
             rows, *row = _kind(states)
             kinds.append((rows if batch is None else batch, *row))
-            space, part = self._memory.allocate(*kinds[-1])
+            space, place = self._memory.allocate(*kinds[-1])
             spaces.append(space)
-            parts.append(part)
-        self.growth = Growth(self._memory.pool._core, parts)
-        self._leases = [part[0] for part in parts]
+            places.append(place)
+        self.growth = Growth(self._memory.pool._core, [place.part for place in places], self.window)
+        self._places = places
         self._key_space, self._value_space = spaces
         # Appending writes through these. Autograd need not know: views that it may have saved end before.
         self._key_tail, self._value_tail = (space.data for space in spaces)
@@ -138,16 +106,34 @@ class VmmLayer(DynamicLayer):
         rows, heads, value_count, dim = value_states.shape
         if (rows, heads, dim, value_states.dtype) != self._value_kind or value_count != count:
             self._refuse("value_states", value_states, self._value_kind)
+        like = None
         if end > self._limit:
-            self._allow(self._memory.grow(self, end))
+            shared = shared_tokens(self._places, self._limit, end)
+            if shared[0] < shared[1] and rows > 1:
+                like = alike(key_states, value_states)
+            self._allow(self._memory.grow(self, end, like))
         try:
-            self._key_tail.narrow(2, start, count).copy_(key_states)
-            self._value_tail.narrow(2, start, count).copy_(value_states)
+            if like is None:
+                self._key_tail.narrow(2, start, count).copy_(key_states)
+                self._value_tail.narrow(2, start, count).copy_(value_states)
+            else:
+                self._write_alike(key_states, value_states, like, shared)
         except BaseException:
             self.growth.scrub(start, end, torch_stream(self._memory.pool))
             raise
         self._show(end)
         return self.keys, self.values
+
+    def _write_alike(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, like: list[int], shared: tuple[int, int]
+    ) -> None:
+        """A row that is like another writes only what it does not share with that."""
+        start, end = self.length, self.length + key_states.shape[2]
+        for tail, states in ((self._key_tail, key_states), (self._value_tail, value_states)):
+            for row, first in enumerate(like):
+                pieces = [(start, end)] if first == row else [(start, shared[0]), (shared[1], end)]
+                for begin, stop in pieces:
+                    tail[row, :, begin:stop].copy_(states[row, :, begin - start : stop - start])
 
     def _start(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Initialises for a first update, which may be of another shape than what was reserved."""
@@ -181,26 +167,82 @@ class VmmLayer(DynamicLayer):
         self.keys, self.values, self.is_initialized = keys, values, True
         self.dtype, self.device = keys.dtype, keys.device
 
-    def rebatched(self, rows: torch.Tensor) -> VmmLayer:
-        """A layer whose row i is what row rows[i] is here, in addresses of its own."""
-        keys, values, length = self.keys, self.values, self.length
-        fresh = VmmLayer(self._memory)
-        fresh._reserve(keys, values, batch=len(rows))
-        fresh._allow(with_garbage_collected(lambda: fresh.growth.advance(length)))
-        # Row by row: a gather of all rows at once would need the layer's memory a third time.
-        for to, row in enumerate(rows.tolist()):
-            fresh._key_space[to, :, :length].copy_(keys[row])
-            fresh._value_space[to, :, :length].copy_(values[row])
-        fresh._show(length)
+    def rebatched(self, rows: list[int], memory: CacheMemory | None = None) -> VmmLayer:
+        """A layer whose row i is what row rows[i] is here, in addresses of its own. Whole pages are shared."""
+        fresh = type(self)(memory or self._memory, **self._options())
+        fresh._reserve(self.keys, self.values, batch=len(rows))
+        if not self._share_with(fresh, rows):
+            self._copy_to(fresh, rows)
+        fresh._first = self._first
+        fresh._show(self.length)
         fresh.is_initialized = True
         return fresh
+
+    def _share_with(self, fresh: VmmLayer, rows: list[int]) -> bool:
+        """False where nothing can be shared: the layouts differ, or mappings are short."""
+        places = list(zip(fresh._places, self._places, strict=True))
+        if not all(theirs.is_like(ours) for theirs, ours in places):
+            return False
+        try:
+            with_garbage_collected(lambda: fresh._take_rows(self, rows))
+        except MappingLimit:
+            # What shares pages lies in more pieces than what does not.
+            fresh._reserve(self.keys, self.values, batch=len(rows))
+            return False
+        source = torch.tensor(rows, device=self.device)
+        for theirs, ours in places:
+            rest = ours.rest(self.dtype, self._first, self.length)
+            theirs.rest(self.dtype, self._first, self.length).copy_(rest.index_select(0, source))
+        return True
+
+    def _take_rows(self, other: VmmLayer, rows: list[int]) -> None:
+        self._allow(self.growth.take_rows(other.growth, rows, other.length))
+
+    def _copy_to(self, fresh: VmmLayer, rows: list[int]) -> None:
+        first, length = self._first, self.length
+        fresh._grow_to(first, length)
+        # Row by row: a gather of all rows at once would need the layer's memory a third time.
+        for to, row in enumerate(rows):
+            fresh._key_space[to, :, first:length].copy_(self.keys[row])
+            fresh._value_space[to, :, first:length].copy_(self.values[row])
+
+    def _grow_to(self, first: int, length: int) -> None:
+        """Maps what tokens [first, length) of a layer without tokens need."""
+        self._allow(with_garbage_collected(lambda: self.growth.advance(length)))
+
+    def prepare_move(self, rows: list[int]) -> GrowthMove:
+        """Nothing has changed yet. Raises MappingLimit where pages cannot be shared any more."""
+        return self.growth.prepare_move(rows, self.length)
+
+    def finish_move(self, move: GrowthMove, rows: list[int]) -> None:
+        """Row i gets what row rows[i] has: whole pages by mapping, the rest by copying."""
+        to, source = (
+            torch.tensor(each, device=self.device)
+            for each in zip(*((to, row) for to, row in enumerate(rows) if to != row), strict=True)
+        )
+        torch_stream(self._memory.pool)
+        move.finish()
+        for place in self._places:
+            rest = place.rest(self.dtype, self._first, self.length)
+            rest.index_copy_(0, to, rest.index_select(0, source))
+        increment_version((self._key_space, self._value_space))
+
+    def saved(self) -> SavedLayer:
+        """What another layer, in any memory, needs to be as this one."""
+        tokens = self.get_seq_length()
+        states = tuple(each.detach().contiguous() for each in (self.keys, self.values)) if tokens else ()
+        return SavedLayer(type(self), self._options(), tokens, states)
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the class, besides the memory."""
+        return {}
 
     def become(self, other: VmmLayer) -> None:
         self.__dict__.update(other.__dict__)
 
     @property
     def mapped_bytes(self) -> int:
-        return sum(lease.mapped_bytes for lease in self._leases)
+        return sum(place.lease.mapped_bytes for place in self._places)
 
     # From here on: the rest of DynamicLayer's contract, in place.
 
@@ -217,37 +259,76 @@ class VmmLayer(DynamicLayer):
         self._memory.frontier = 0
         self._forget()
 
+    def prepare_crop(self, tokens_to_remove: int) -> None:
+        """Makes sure that the crop will not fail: what later tokens go to must be this layer's alone."""
+        if self.growth is None or tokens_to_remove >= 0:
+            return
+        to = min(max(0, self.length + tokens_to_remove), self.growth.frontier)
+        stream = torch_stream(self._memory.pool)
+        try:
+            with_garbage_collected(lambda: self.growth.make_private(to, stream))
+        except BaseException:
+            if self.growth.frontier == 0:  # the driver has lost the tokens
+                self._allow(0)
+                self._show(0)
+            raise
+
     def crop(self, tokens_to_remove: int) -> None:
         if self.growth is None or tokens_to_remove > 0:
             super().crop(tokens_to_remove)
         elif tokens_to_remove < 0:
-            torch_stream(self._memory.pool)
+            self.prepare_crop(tokens_to_remove)
             length = max(0, self.length + tokens_to_remove)
             # The growth was not told of tokens written within the limit, which end in the same page.
-            self._allow(self.growth.truncate(min(length, self.growth.frontier)))
+            to = min(length, self.growth.frontier)
+            self._allow(self.growth.truncate(to, torch_stream(self._memory.pool)))
             # What autograd has saved will be overwritten.
             increment_version((self._key_space, self._value_space))
             self._memory.frontier = length
             self._show(length)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Reorders rows in place, for beam search: new ``keys`` would leave our memory in the old order."""
         if self.growth is None:
             super().reorder_cache(beam_idx)
-        elif self.length and len(beam_idx) != len(self.keys):
-            self.become(self.rebatched(beam_idx))
         elif self.length:
-            self.keys.copy_(self.keys.index_select(0, beam_idx))
-            self.values.copy_(self.values.index_select(0, beam_idx))
+            self._choose(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.growth is None:
             super().batch_repeat_interleave(repeats)
         elif self.length:
-            self.become(self.rebatched(torch.arange(self.keys.shape[0]).repeat_interleave(repeats)))
+            self._choose(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.growth is None:
             super().batch_select_indices(indices)
         elif self.length:
-            self.become(self.rebatched(torch.arange(self.keys.shape[0])[indices.cpu()]))
+            self._choose(indices)
+
+    def _choose(self, indices: torch.Tensor) -> None:
+        self.become(self.rebatched(torch.arange(self.keys.shape[0])[indices.cpu()].tolist()))
+
+
+@dataclass(frozen=True)
+class SavedLayer:
+    """A layer outside of vmm's memory, for example in a file. ``states`` are K and V of the last tokens."""
+
+    kind: type[VmmLayer]
+    options: dict[str, Any]
+    tokens: int
+    states: tuple[torch.Tensor, ...]
+
+    def loaded(self, memory: CacheMemory) -> VmmLayer:
+        layer = self.kind(memory, **self.options)
+        if not self.states:
+            return layer
+        first, length = self.tokens - self.states[0].shape[2], self.tokens
+        with torch.no_grad():
+            layer._reserve(*self.states)
+            layer._grow_to(first, length)
+            for space, states in zip((layer._key_space, layer._value_space), self.states, strict=True):
+                space[:, :, first:length].copy_(states)
+            layer._first = first
+            layer._show(length)
+        layer.is_initialized = True
+        return layer
