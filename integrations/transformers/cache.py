@@ -23,6 +23,7 @@ from vmm.default_pools import chosen_pool, default_pool
 from vmm.errors import InvalidArgument, MappingLimit
 from vmm.integrations.transformers.layer import SavedLayer, VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
+from vmm.integrations.transformers.sliding import VmmSlidingLayer
 from vmm.pool import Pool
 from vmm.stream import release_after
 
@@ -92,12 +93,12 @@ class VmmCache(DynamicCache):
         tokens = live = mapped = 0
         layout = "none yet"
         for layer in self._memory.layers:
-            if layer.growth is None:
+            if layer.growth is None or layer.keys is None:
                 continue
             tokens = max(tokens, layer.length)
             for space in (layer._key_space, layer._value_space):
                 rows, heads, _, dim = space.shape
-                live += rows * heads * layer.length * dim * space.itemsize
+                live += rows * heads * layer.keys.shape[2] * dim * space.itemsize
                 layout = self._memory.layout(rows, heads)
             mapped += layer.mapped_bytes
         return CacheStats(tokens, live, mapped, len(self._memory.layers), layout)
@@ -219,6 +220,8 @@ def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:
         stock = DYNAMIC_LAYER_TYPE_MAPPING[kind]
         if stock is DynamicLayer:
             layers.append(memory.add(VmmLayer(memory)))
+        elif stock is DynamicSlidingWindowLayer and options["sliding_window"] > 1:
+            layers.append(memory.add(VmmSlidingLayer(memory, **options)))
         else:
             layers.append(stock(**options))
     return layers

@@ -154,8 +154,12 @@ class VmmLayer(DynamicLayer):
 
     def _show(self, length: int) -> None:
         self.length = length
-        self.keys = self._key_space.narrow(2, 0, length).as_subclass(CacheView)
-        self.values = self._value_space.narrow(2, 0, length).as_subclass(CacheView)
+        self.keys = self._view(self._key_space, slice(0, length))
+        self.values = self._view(self._value_space, slice(0, length))
+
+    @staticmethod
+    def _view(space: torch.Tensor, tokens: slice) -> torch.Tensor:
+        return space.narrow(2, tokens.start, tokens.stop - tokens.start).as_subclass(CacheView)
 
     def _leave(self) -> None:
         """Becomes a DynamicLayer that holds the same states."""
