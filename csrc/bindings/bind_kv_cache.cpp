@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <span>
-#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -46,35 +45,6 @@ void bind_kv_cache(py::module_& m) {
             return c.open({prompt}, {announced}, {stream});
           },
           py::arg("prompt"), py::arg("announced"), py::arg("stream") = 0, NoGil())
-      .def(
-          "open_prompt",
-          [](KvCache& c, std::uintptr_t tokens, std::size_t count, std::string salt, std::uint64_t announced,
-             std::uint64_t stream) {
-            KvCache::Opened out{};
-            with_full_device(c.slots().pool(), [&] {
-              out = c.open({numbers(tokens, count), std::move(salt)}, {announced}, {stream});
-            });
-            return std::pair(out.slot, out.cached.count);
-          },
-          py::arg("tokens"), py::arg("count"), py::arg("salt"), py::arg("announced"), py::arg("stream") = 0)
-      .def(
-          "commit",
-          [](KvCache& c, std::uint32_t slot, std::uintptr_t tokens, std::size_t count) {
-            c.commit(slot, numbers(tokens, count));
-          },
-          py::arg("slot"), py::arg("tokens"), py::arg("count"), NoGil())
-      .def("prefix_stats",
-           [](const KvCache& c) {
-             const PrefixStats stats = (py::gil_scoped_release(), c.prefix_stats());
-             py::dict out;
-             out["adopted"] = stats.adopted;
-             out["aliased"] = stats.aliased;
-             out["copied"] = stats.copied;
-             out["prompt_tokens"] = stats.looked_up.count;
-             out["cached_tokens"] = stats.found.count;
-             out["cached_sequences"] = stats.cached_slots;
-             return out;
-           })
       .def(
           "step",
           [](KvCache& c, std::uintptr_t slots, std::size_t slot_count, std::uintptr_t lengths,

@@ -50,7 +50,7 @@ class Growth {
   /// an open epoch may read them, or what Slots::make_private throws, and nothing has changed.
   void make_private(Tokens to, StreamHandle stream);
   /// Of the `length` tokens that there are, those before `first` are needed no more. Returns for which
-  /// `first` there is more to give up.
+  /// `first` there is something to do.
   Tokens slide(Tokens first, Tokens length);
 
   // Rows: see Slots.

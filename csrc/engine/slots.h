@@ -106,7 +106,7 @@ class Slots final : public Growing {
   /// Bytes of the pages that advance_alike() would have to map, or to keep although they are there.
   Bytes not_kept_alike(std::span<const std::uint32_t> like, Tokens to) const;
   /// Gives up, for others or for the system, what no window reaches any more once `before` tokens are there,
-  /// and unmaps it when `readers` are complete. Returns the next `before` at which there is more to give up.
+  /// and unmaps it when `readers` are complete. Returns the next `before` at which there is something to do.
   Tokens slide(std::uint32_t slot, Tokens before, const Fence& readers);
   /// Of the first part.
   Tokens window() const noexcept { return parts_.front().window; }
@@ -210,6 +210,7 @@ class Slots final : public Growing {
   std::vector<Tokens> covered_;               // written under due_mutex_
   std::vector<SlotLength> crossing_;          // scratch of advance()
   Bytes slid_;                                // what slide() has given up and the system has not got yet
+  int slide_attempts_ = 0;                    // to give it to the system
   Mutex ahead_mutex_{LockRank::slots_ahead};  // held while the pager works on it
   std::vector<std::uint32_t> at_hand_;        // what the pager works on
   mutable Mutex due_mutex_{LockRank::slots_due};

@@ -8,6 +8,11 @@
 #include "engine/slots.h"
 
 namespace vmm {
+namespace {
+
+constexpr int most_attempts = 64;
+
+}  // namespace
 
 Tokens Slots::slide(std::uint32_t number, Tokens before, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
@@ -23,12 +28,17 @@ Tokens Slots::slide(std::uint32_t number, Tokens before, const Fence& readers) {
     slot.passed = before.count;
   }
   // A page on its own is free for any other. One of a run is not, before the whole run is free.
-  if (slid_.count != 0 && pool().driver().capabilities().merges_neighbours) try {
-      pool().reclaiming().drain_retired();
-      slid_ -= std::min(slid_, pool().reclaiming().release_free(slid_));
-    } catch (const std::exception& error) {  // the next slide tries again
-      pool().log().write(LogLevel::warning, error.what());
-    }
+  if (slid_.count == 0 || !pool().driver().capabilities().merges_neighbours) return next_slide({slot.passed});
+  try {
+    pool().reclaiming().drain_retired();
+    slid_ -= std::min(slid_, pool().reclaiming().release_free(slid_));
+  } catch (const std::exception& error) {
+    pool().log().write(LogLevel::warning, error.what());
+  }
+  // The pager may be unmapping it just now. Or others have what it was, and it will not come.
+  if (slid_.count != 0 && ++slide_attempts_ < most_attempts) return before;
+  slid_ = {};
+  slide_attempts_ = 0;
   return next_slide({slot.passed});
 }
 

@@ -44,39 +44,6 @@ def int32_numbers(argument: str, array: Any) -> tuple[int, int]:
     return array.data_ptr(), array.numel()
 
 
-def token_ids(argument: str, tokens: Any) -> torch.Tensor:
-    """``tokens``, which are whole numbers in one dimension on the CPU, as int32. Raises InvalidArgument for
-    anything else, and for numbers that int32 does not hold."""
-    try:
-        ids = tokens if isinstance(tokens, torch.Tensor) else torch.as_tensor(tokens)
-        if ids.numel() == 0 and not isinstance(tokens, torch.Tensor):
-            ids = ids.to(torch.int32)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InvalidArgument(f"{argument} is {type(tokens).__name__}; expected token ids") from None
-    whole = not ids.is_floating_point() and not ids.is_complex() and ids.dtype is not torch.bool
-    if not whole or ids.dim() != 1 or not ids.is_cpu:
-        raise InvalidArgument(
-            f"{argument} is {tuple(ids.shape)} of {ids.dtype} on {ids.device}; expected token ids in one"
-            " dimension on the CPU"
-        )
-    if ids.dtype is not torch.int32 and ids.numel():
-        least, most = (int(each) for each in torch.aminmax(ids))
-        if least < -(2**31) or most >= 2**31:
-            raise InvalidArgument(f"{argument} has ids from {least} to {most}; expected int32")
-    return ids.to(torch.int32).contiguous()
-
-
-def checked_salt(salt: Any) -> bytes:
-    """``salt`` as bytes; none is no bytes. Raises InvalidArgument for anything but bytes, text and None."""
-    if salt is None:
-        return b""
-    if isinstance(salt, str):
-        return salt.encode()
-    if not isinstance(salt, bytes):
-        raise InvalidArgument(f"salt is {type(salt).__name__}; expected bytes, text, or None")
-    return salt
-
-
 def _as_tensor(argument: str, array: Any) -> torch.Tensor:
     try:
         view = memoryview(array)

@@ -16,7 +16,7 @@ from vmm.closing import Closing
 from vmm.default_pools import chosen_pool
 from vmm.dlpack import FLOATS, checked_float, tensor_over
 from vmm.errors import Closed, InvalidArgument, OutOfPages
-from vmm.kv_cache.arguments import checked_salt, checked_shapes, int32_numbers, token_ids
+from vmm.kv_cache.arguments import checked_shapes, int32_numbers
 from vmm.kv_cache.layout import chosen_records
 from vmm.kv_cache.sequence import Batch, Sequence, slots_of
 from vmm.pool import Pool
@@ -37,12 +37,6 @@ class CacheStats:
     running_bytes: int  #: of the pages that open sequences need, or will soon
     mapped_bytes: int  #: live, the rest of their pages, what was mapped ahead, and what closed ones left
     horizon: int  #: how many iterations ahead the pager is now asked for pages
-    prompt_tokens: int  #: that were looked for when sequences were opened with ``tokens``
-    cached_tokens: int  #: of these, that were found
-    adopted: int  #: sequences that began in the slot that had the tokens
-    aliased: int  #: in whose slot the pages were mapped a second time
-    copied: int  #: and in whose slot they were copied
-    cached_sequences: int  #: closed ones whose tokens may still be found
     layout: LayoutName
     bookkeeping_bytes: int  #: of ordinary memory, for each sequence that there can be
 
@@ -187,47 +181,15 @@ class KVCache(Closing):
 
     # Sequences.
 
-    def open(
-        self,
-        prompt_tokens: int = 0,
-        *,
-        tokens: Any = None,
-        salt: bytes | str | None = None,
-        announce: int | None = None,
-        stream: Any = None,
-    ) -> Sequence:
+    def open(self, prompt_tokens: int = 0, *, announce: int | None = None, stream: Any = None) -> Sequence:
         """Opens a sequence in the free slot that fits best. The pager maps what its first ``announce`` tokens
         need while it waits (default: the whole prompt; say less where the prompt comes in chunks). Its first
-        step will be on ``stream``.
-
-        ``tokens`` are the ids of the prompt, instead of their number: a list, or an array of whole numbers on
-        the CPU. Then the sequence begins with as many of them as other sequences have committed
-        (``Sequence.commit``), whether these are open or closed: ``cached_tokens`` says how many, and
-        ``length`` is that already. At least one token is left to compute. Sequences with another ``salt``
-        find none of each other's tokens. If tokens are found, but all slots are still read by work under way,
-        this waits for that work.
-
-        Raises InvalidArgument when all slots are taken, and for bad arguments; DriverError where the driver
-        fails when it maps what was found. Then nothing was opened."""
-        if tokens is None and salt is None:
-            announce = self._announced(
-                announce, checked_number("prompt_tokens", prompt_tokens, 0, self.max_tokens)
-            )
-            return Sequence(self, self._engine.open(prompt_tokens, announce, self._stream(stream)))
-        if prompt_tokens:
-            raise InvalidArgument("prompt_tokens: expected none beside tokens, which says how many there are")
-        ids = token_ids("tokens", [] if tokens is None else tokens)
-        secret = checked_salt(salt)
-        if len(ids) > self.max_tokens:
-            raise InvalidArgument(f"tokens has {len(ids)} ids; max_tokens is {self.max_tokens}")
-        announce = self._announced(announce, len(ids))
-        slot, cached = self._engine.open_prompt(
-            ids.data_ptr(), len(ids), secret, announce, self._stream(stream)
+        step will be on ``stream``. Raises InvalidArgument when all slots are taken."""
+        checked_number("prompt_tokens", prompt_tokens, 0, self.max_tokens)
+        announce = (
+            prompt_tokens if announce is None else checked_number("announce", announce, 0, prompt_tokens)
         )
-        return Sequence(self, slot, cached)
-
-    def _announced(self, announce: int | None, tokens: int) -> int:
-        return tokens if announce is None else checked_number("announce", announce, 0, tokens)
+        return Sequence(self, self._engine.open(prompt_tokens, announce, self._stream(stream)))
 
     def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of all slots: ``[max_sequences, tokens_per_slot, heads, dim]`` each, the last dimension
@@ -249,7 +211,6 @@ class KVCache(Closing):
             running_bytes=self._engine.held_bytes,
             mapped_bytes=sum(lease.mapped_bytes for lease in self._leases),
             horizon=self._engine.horizon,
-            **self._engine.prefix_stats(),
             layout=self._records.name,
             bookkeeping_bytes=_core.KvCache.bytes_per_slot,
         )

@@ -11,7 +11,6 @@ import torch
 from vmm.arguments import checked_number
 from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
-from vmm.kv_cache.arguments import token_ids
 from vmm.stream import release_after, torch_stream
 
 if TYPE_CHECKING:
@@ -30,9 +29,8 @@ class Batch:
 class Sequence(Closing):
     """A sequence, which ``cache.open()`` opens and ``close``, or the end of a ``with`` block, closes."""
 
-    def __init__(self, cache: KVCache, slot: int, cached_tokens: int = 0) -> None:
+    def __init__(self, cache: KVCache, slot: int) -> None:
         self.cache = cache
-        self.cached_tokens = cached_tokens  #: how many tokens it began with, because others had computed them
         self._slot: int | None = slot
 
     @property
@@ -62,18 +60,6 @@ class Sequence(Closing):
         """Tells the pager that tokens up to ``tokens`` will be needed soon, for the next chunk of a prompt,
         say. Waits for nothing."""
         self.cache._engine.announce(self.slot, checked_number("tokens", tokens, 0, self.cache.max_tokens))
-
-    def commit(self, tokens: Any) -> None:
-        """Makes tokens findable: sequences that are opened with the same tokens from the start, and the same
-        salt, begin with them. ``tokens`` are ids of this sequence that follow those of which it has been
-        said before (at first: its ``cached_tokens``), and work that computes their K and V is under way, or
-        done, on the stream that stepped the sequence. They are found in whole blocks of 16, also after the
-        sequence was closed, until memory is short or nobody has used them for the pool's ``idle_seconds``.
-
-        Raises InvalidArgument for more tokens than the sequence has, and for anything but ids. Takes a few
-        hundred nanoseconds for a block."""
-        ids = token_ids("tokens", tokens)
-        self.cache._engine.commit(self.slot, ids.data_ptr(), len(ids))
 
     def fork(self, n: int, *, stream: Any = None) -> list[Sequence]:
         """Opens ``n`` sequences with the same tokens, for samples or beams of one prompt, say. They share the
