@@ -114,7 +114,8 @@ def _sliding(report: Report, device: str, scale: Scale) -> None:
     for turn in range(scale.sliding_tokens // scale.turn):
         for name, cache in caches.items():
             seconds[name] += time_once(lambda cache=cache: grow(cache))
-            most = max(most, _memory(pool) if turn * scale.turn > scale.window else 0)
+            if name == "vmm" and turn * scale.turn > scale.window:
+                most = max(most, _memory(pool))
             cache.update(rest, rest, 0)
     window_bytes = 2 * scale.window * scale.heads * scale.dim * states.itemsize
     shown = [(cache.layers[0].keys, cache.layers[0].values) for cache in caches.values()]
