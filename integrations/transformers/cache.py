@@ -21,8 +21,9 @@ from transformers.cache_utils import (
 from vmm.arguments import checked_number
 from vmm.default_pools import chosen_pool, default_pool
 from vmm.errors import InvalidArgument, MappingLimit
-from vmm.integrations.transformers.layer import SavedLayer, VmmLayer
+from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
+from vmm.integrations.transformers.saved import SavedLayer
 from vmm.integrations.transformers.sliding import VmmSlidingLayer
 from vmm.pool import Pool
 from vmm.stream import release_after

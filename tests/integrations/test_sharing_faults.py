@@ -1,4 +1,4 @@
-"""Every driver call of what shares pages is made to fail: all or nothing, or no tokens, but never wrong ones."""
+"""Every driver call of what shares pages fails once: all or nothing, or no tokens, but never wrong ones."""
 
 import copy
 import itertools

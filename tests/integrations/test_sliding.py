@@ -1,4 +1,4 @@
-"""Layers with a sliding window: what they show is what the stock layer shows, and what they leave goes back."""
+"""Sliding layers show what the stock layer shows, and give back what their window has left."""
 
 import copy
 import pickle
@@ -18,7 +18,6 @@ from tiny import (
     assert_unchanged,
     cache_for,
     compare,
-    filled,
     generate,
     left_padding,
     model_of,
