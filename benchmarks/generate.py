@@ -1,22 +1,21 @@
-"""What a ``VmmCache`` saves where a ``DynamicCache`` copies: a sliding window and, with ``--beams``, beam search.
+"""What a ``VmmCache`` saves where a ``DynamicCache`` copies: a sliding window and, with ``--beams``, beams.
 
 - Sliding: one layer of 8 KV heads x 128 in bf16 with a window of 4,096 tokens grows to 65,536. The two caches
   take turns of 512 tokens: 64 one by one, and the rest at once. ``sliding_speedup`` (asked: at least 10): the
-  time of DynamicCache's updates by one token ÷ that of ours, which come into a new page in one of 64, although
-  pages have 256. ``sliding_resident_over_window`` (asked: at most 1.1): the most memory that our pool
-  had at the end of any 64 of
-  them, once a window was full ÷ the K and V of 4,096 tokens. ``sliding_states_identical``: what
-  both show at the end is the same, bit for bit.
-- With ``--beams``: ``generate(num_beams=8)`` of a 2-layer fp32 Llama (hidden 256, 4 KV heads x 64) goes on from
-  a prompt of 4,032 tokens to 4,096. ``beams_memory_ratio``: the most memory that our pool had at any step ÷ the
-  K and V that DynamicCache holds at the end, not counting what it holds beside them while it copies.
-  ``beams_memory_over_ideal`` divides by the prompt once and eight times the new tokens instead.
+  time of DynamicCache's updates by one token ÷ that of ours. One in 64 of them comes into a new page, although
+  a page has 256 tokens. ``sliding_resident_over_window`` (asked: at most 1.1): the most memory that our pool
+  had when 64 tokens had come one by one, once a window was full ÷ the K and V of 4,096 tokens.
+  ``sliding_states_identical``: what both show at the end is the same, bit for bit.
+- With ``--beams``: ``generate(num_beams=8)`` of a 2-layer fp32 Llama (hidden 256, 4 KV heads x 64) goes on
+  from a prompt of 4,032 tokens to 4,096. ``beams_memory_ratio``: the most memory that our pool had at the end
+  of any step ÷ the K and V that DynamicCache holds at the end, not counting what it holds beside them while
+  it copies. ``beams_memory_over_ideal`` divides by the prompt once and eight times the new tokens instead.
   ``beams_time_ratio``: our time of the whole call ÷ DynamicCache's. ``beams_step_ratio``: the same of the
   median step after the first. ``beams_tokens_identical``: 1 where sequences and scores are the same bits.
 
-Peers: ``transformers.DynamicCache`` on a heap that keeps what is freed (ENVIRONMENT), so that what is compared
-is copying, not page faults. Memory is the system's account of the pool's file on the host, and the pool's own
-on a GPU.
+Peer: ``transformers.DynamicCache`` on a heap that keeps what is freed (ENVIRONMENT), so that what is compared
+is copying and not page faults. Memory is the system's account of the pool's file on the host, and the pool's
+own on a GPU.
 """
 
 from __future__ import annotations

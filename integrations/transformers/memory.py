@@ -13,8 +13,8 @@ from vmm import _core
 from vmm.arguments import chosen_page_bytes
 from vmm.dlpack import checked_float, tensor_over
 from vmm.errors import InvalidArgument, OutOfPages
-from vmm.limits import MOST_INT32_ELEMENTS, fits_int32, fits_mappings, too_many_mappings, warn_of_int32
 from vmm.integrations.transformers.rows import Place
+from vmm.limits import MOST_INT32_ELEMENTS, fits_int32, fits_mappings, too_many_mappings, warn_of_int32
 from vmm.pool import Pool
 from vmm.records import LayoutName, part_of_one
 from vmm.stream import torch_stream
@@ -138,8 +138,8 @@ class CacheMemory:
         return space, Place(lease, batch, extents, record_bytes)
 
     def grow(self, layer: VmmLayer, to: int, like: list[int] | None = None) -> int:
-        """Makes tokens [0, to) of ``layer`` usable; returns its new limit. Where ``like`` says which rows will
-        be written alike, their whole pages are mapped once.
+        """Makes tokens [0, to) of ``layer`` usable; returns its new limit. Where ``like`` says which rows
+        will be written alike, their whole pages are mapped once.
 
         The first layer to get there asks for all layers. So a prompt that does not fit fails before any layer
         has changed, and the pager maps the other layers while the first ones compute.
