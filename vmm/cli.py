@@ -67,6 +67,7 @@ def bench(
     busy: Annotated[
         bool, typer.Option("--busy", help="Beside processes that keep the machine busy: step.")
     ] = False,
+    beams: Annotated[bool, typer.Option("--beams", help="Beam search, too: generate.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
 ) -> None:
     """Measure one thing, against a peer, in the same run."""
@@ -81,7 +82,7 @@ def bench(
     if device.partition(":")[0] not in module.DEVICES:
         known = ", ".join(module.DEVICES)
         raise typer.BadParameter(f"{device!r}; {name} runs on: {known}", param_hint="--device")
-    options = {"busy": True} if busy else {}
+    options = {name: True for name, given in (("busy", busy), ("beams", beams)) if given}
     if unknown := options.keys() - inspect.signature(module.run).parameters.keys():
         raise typer.BadParameter(f"{name} has no such option", param_hint=f"--{unknown.pop()}")
     _restart_with(getattr(module, "ENVIRONMENT", {}))

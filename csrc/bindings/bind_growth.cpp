@@ -18,6 +18,9 @@ namespace vmm {
 namespace {
 
 using Ranges = std::vector<std::pair<std::uint32_t, std::uint64_t>>;  // (first page, pages)
+using RowNumbers = std::vector<std::uint32_t>;
+// (lease, first extent, extents, bytes of a record)
+using GrowthPart = std::tuple<std::shared_ptr<Lease>, std::uint64_t, std::uint64_t, std::uint64_t>;
 
 std::vector<PageRange> to_ranges(const Ranges& ranges) {
   std::vector<PageRange> out;
@@ -84,16 +87,44 @@ void bind_lease(py::module_& m) {
           py::arg("type_bits"));
 }
 
+std::shared_ptr<Growth> make_growth(PoolHandle& handle, const std::vector<GrowthPart>& parts,
+                                    std::uint64_t window) {
+  std::vector<SlotPart> out;
+  for (const auto& [lease, first_extent, extents, record_bytes] : parts)
+    out.push_back({lease, first_extent, extents, {record_bytes}, {window}});
+  return ends_without_gil(Growth::make(handle.engine->pager(), std::move(out)));
+}
+
+void bind_growth_rows(py::class_<Growth, std::shared_ptr<Growth>>& growth) {
+  growth
+      .def(
+          "advance_alike",
+          [](Growth& g, const RowNumbers& like, std::uint64_t to) {
+            return with_full_device(g.pool(), [&] { return g.advance_alike(like, {to}).count; });
+          },
+          py::arg("like"), py::arg("to"))
+      .def(
+          "take_rows",
+          [](Growth& g, const Growth& from, const RowNumbers& rows, std::uint64_t length) {
+            return with_full_device(g.pool(), [&] { return g.take_rows(from, rows, {length}).count; });
+          },
+          py::arg("source"), py::arg("rows"), py::arg("length"))
+      .def(
+          "prepare_move",
+          [](Growth& g, const RowNumbers& rows, std::uint64_t length) {
+            return with_full_device(g.pool(), [&] {
+              return ends_without_gil(std::make_shared<GrowthMove>(g.prepare_move(rows, {length})));
+            });
+          },
+          py::arg("rows"), py::arg("length"));
+}
+
 void bind_growths(py::module_& m) {
-  using Part = std::tuple<std::shared_ptr<Lease>, std::uint64_t, std::uint64_t, std::uint64_t>;
-  py::class_<Growth, std::shared_ptr<Growth>>(m, "Growth")
-      .def(py::init([](PoolHandle& h, const std::vector<Part>& parts) {
-             std::vector<SlotPart> out;
-             for (const auto& [lease, first_extent, extents, record_bytes] : parts)
-               out.push_back({lease, first_extent, extents, {record_bytes}});
-             return ends_without_gil(Growth::make(h.engine->pager(), std::move(out)));
-           }),
-           py::arg("pool"), py::arg("parts"), NoGil())
+  py::class_<GrowthMove, std::shared_ptr<GrowthMove>>(m, "GrowthMove")
+      .def("finish", &GrowthMove::finish, NoGil());
+  py::class_<Growth, std::shared_ptr<Growth>> growth(m, "Growth");
+  bind_growth_rows(growth);
+  growth.def(py::init(&make_growth), py::arg("pool"), py::arg("parts"), py::arg("window") = 0, NoGil())
       .def(
           "advance",
           [](Growth& g, std::uint64_t to) {
@@ -103,8 +134,21 @@ void bind_growths(py::module_& m) {
       .def(
           "announce", [](Growth& g, std::uint64_t to) { g.announce({to}); }, py::arg("to"), NoGil())
       .def(
-          "truncate", [](Growth& g, std::uint64_t to) { return g.truncate({to}).count; }, py::arg("to"),
-          NoGil())
+          "truncate",
+          [](Growth& g, std::uint64_t to, std::uint64_t stream) { return g.truncate({to}, {stream}).count; },
+          py::arg("to"), py::arg("stream") = 0, NoGil())
+      .def(
+          "make_private",
+          [](Growth& g, std::uint64_t to, std::uint64_t stream) {
+            with_full_device(g.pool(), [&] { g.make_private({to}, {stream}); });
+          },
+          py::arg("to"), py::arg("stream") = 0)
+      .def(
+          "slide",
+          [](Growth& g, std::uint64_t first, std::uint64_t length) {
+            return g.slide({first}, {length}).count;
+          },
+          py::arg("first"), py::arg("length"), NoGil())
       .def(
           "scrub",
           [](Growth& g, std::uint64_t from, std::uint64_t to, std::uint64_t stream) {
@@ -122,6 +166,13 @@ void bind_growths(py::module_& m) {
         if (!growths.empty()) with_full_device(growths.front()->pool(), [&] { admit(growths, {to}); });
       },
       py::arg("growths"), py::arg("to"));
+  m.def(
+      "admit_alike",
+      [](const std::vector<std::shared_ptr<Growth>>& growths, const RowNumbers& like, std::uint64_t to) {
+        if (growths.empty()) return;
+        with_full_device(growths.front()->pool(), [&] { admit_alike(growths, like, {to}); });
+      },
+      py::arg("growths"), py::arg("like"), py::arg("to"));
 }
 
 }  // namespace

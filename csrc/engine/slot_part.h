@@ -51,11 +51,16 @@ struct SlotPart {
   }
   /// Appends pages [from, to) of each of the slot's extents, but no page beyond their end.
   void append_pages(std::uint32_t slot, Pages from, Pages to, std::vector<PageRange>& out) const {
-    const Pages extent{lease->shape().extent_bytes / page_bytes()};
-    to = std::min(to, extent);
+    for (std::uint64_t i = 0; i < extents; ++i) append_pages_of(slot, i, from, to, out);
+  }
+  /// The same for one of the slot's extents.
+  void append_pages_of(std::uint32_t slot, std::uint64_t extent, Pages from, Pages to,
+                       std::vector<PageRange>& out) const {
+    const Pages all{lease->shape().extent_bytes / page_bytes()};
+    to = std::min(to, all);
     if (from >= to) return;
-    for (std::uint64_t i = first(slot); i < first(slot) + extents; ++i)
-      out.push_back({{static_cast<std::uint32_t>(i * extent.count + from.count)}, to - from});
+    const std::uint64_t start = (first(slot) + extent) * all.count + from.count;
+    out.push_back({{static_cast<std::uint32_t>(start)}, to - from});
   }
   /// Appends the bytes of tokens [from, to) in each of the slot's extents.
   void append_bytes(std::uint32_t slot, Tokens from, Tokens to, std::vector<ByteRange>& out) const {

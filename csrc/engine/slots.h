@@ -100,6 +100,33 @@ class Slots final : public Growing {
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
 
+  // A slot whose extents belong to several rows of one length, each row to as many neighbouring extents
+  // (slots_rows.cpp, slots_alike.cpp). It must be the only slot.
+
+  /// Gives this slot, which has no tokens and which no work uses, in its row i the first `length` tokens of
+  /// row rows[i] of `from`. Whole pages are shared. Where the rest goes there are pages, and the caller
+  /// copies it. Throws InvalidArgument where the two differ in more than the number of rows, or what
+  /// Pool::map throws; then it has no tokens.
+  void take_rows(const Slots& from, std::span<const std::uint32_t> rows, Tokens length);
+  /// Whole pages of rows on their way to other rows.
+  class RowMove;
+  /// Prepares that row i gets the whole pages among the first `length` tokens of row rows[i], as far as it
+  /// does not share them already. Nothing has changed yet. Throws what Pool::map throws.
+  RowMove prepare_move(std::span<const std::uint32_t> rows, Tokens length);
+  /// Does it once `readers`, all who read these pages, are complete. False when the driver failed after pages
+  /// had gone: then the slot must be cut back to 0.
+  bool finish_move(const RowMove& move, const Fence& readers);
+  /// As advance(), where row i is about to be written what row like[i], which is like itself, is written,
+  /// too: pages that hold nothing else are mapped once.
+  void advance_alike(std::span<const std::uint32_t> like, const SlotLength& wanted, const Fence& earlier);
+  /// Bytes of the pages that advance_alike() would have to map, or to keep although they are there.
+  Bytes not_kept_alike(std::span<const std::uint32_t> like, Tokens to) const;
+  /// Gives up, for others or for the system, what no window reaches any more once `before` tokens are there,
+  /// and unmaps it when `readers` are complete. Returns the next `before` at which there is something to do.
+  Tokens slide(std::uint32_t slot, Tokens before, const Fence& readers);
+  /// Of the first part.
+  Tokens window() const noexcept { return parts_.front().window; }
+
   /// The owner uses its slots. True when nobody has since the pager ended all that was prepared, or last
   /// asked whether to: then it must be prepared anew.
   bool touch() noexcept { return !touched_.load(std::memory_order_relaxed) && !touched_.exchange(true); }
@@ -176,6 +203,10 @@ class Slots final : public Growing {
   void copy_rest(const SlotLength& from, std::uint32_t to, StreamHandle stream, bool share);
   bool map_after_all(Reservation& reservation, std::span<const PageRange> pages, const MapOptions& options);
   void move_windows(std::uint32_t slot, Tokens before, const Fence& readers);
+  void require_rows(std::size_t rows) const;
+  void keep_rows(Tokens length);
+  void call_off_ahead(std::uint32_t slot);
+  Tokens next_slide(Tokens before) const;
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
   void take_due();
@@ -202,6 +233,8 @@ class Slots final : public Growing {
   std::vector<Tokens> limits_;
   std::vector<Tokens> covered_;               // written under due_mutex_
   std::vector<SlotLength> crossing_;          // scratch of advance()
+  Bytes slid_;                                // what slide() has given up and the system has not got yet
+  int slide_attempts_ = 0;                    // to give it to the system
   Mutex ahead_mutex_{LockRank::slots_ahead};  // held while the pager works on it
   std::vector<std::uint32_t> at_hand_;        // what the pager works on
   mutable Mutex due_mutex_{LockRank::slots_due};
@@ -255,6 +288,24 @@ class Slots::Needs {
   std::optional<Pool::Needs> pages_;
   std::vector<PageRange> ranges_;  // scratch
   bool lacking_ = false;
+};
+
+/// While it lives, what the rows will get cannot be lost.
+class Slots::RowMove {
+ public:
+  bool empty() const noexcept { return pieces_.empty(); }
+
+ private:
+  friend class Slots;
+  /// The pages of one part that get other memory, one by one. Some get that of pages that go on being where
+  /// they are. Others get that of pages which themselves get other memory; it is parked meanwhile.
+  struct Piece {
+    const SlotPart* part;
+    std::vector<PageRange> direct, direct_sources;
+    std::vector<PageRange> parked;
+    std::shared_ptr<Lease> lease{};  // where they are parked, one by one
+  };
+  std::vector<Piece> pieces_;
 };
 
 constexpr std::size_t Slots::bytes_per_slot() {

@@ -74,8 +74,20 @@ std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape, std::optiona
   return lease;
 }
 
+/// Nobody could adopt the reservation while others share its pages.
+void Pool::give_up_shared(Reservation& reservation) noexcept {
+  try {
+    std::lock_guard lock(ground_.mutex);
+    const PageRange all{{0}, reservation.table.size()};
+    if (reservation.table.shared().count != 0)
+      retire_shared(reservation, std::span(&all, 1), ground_.epochs.fence());
+  } catch (const std::bad_alloc&) {  // then it is unmapped when it has aged
+  }
+}
+
 void Pool::end_lease(Reservation& reservation) noexcept {
   if (fork_guard().in_child()) return;
+  give_up_shared(reservation);
   leases_.recycle(reservation);
   if (closed()) tear_down();
 }

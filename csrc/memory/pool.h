@@ -117,6 +117,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   void retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   void end_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
+  void give_up_shared(Reservation& reservation) noexcept;
   void end_lease(Reservation& reservation) noexcept;
   void tear_down() noexcept;
   std::uint64_t await_streams();
@@ -153,6 +154,10 @@ class Pool::Needs {
   bool may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const;
   /// What to throw where it may not.
   OutOfPages out_of_pages(const Reservation& reservation, std::span<const PageRange> ranges) const;
+  /// Whether these Resident pages share one content.
+  bool same_content(const Reservation& reservation, PageIndex one, PageIndex other) const {
+    return reservation.table[one].content == reservation.table[other].content;
+  }
   /// The physical page that is Resident at the address. It stays that one only while it is kept.
   PageHandle physical(Address address) const;
   /// From now on the Resident pages among these that are not kept are needed to this degree; to keep them,

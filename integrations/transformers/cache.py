@@ -20,9 +20,11 @@ from transformers.cache_utils import (
 
 from vmm.arguments import checked_number
 from vmm.default_pools import chosen_pool, default_pool
-from vmm.errors import InvalidArgument
+from vmm.errors import InvalidArgument, MappingLimit
 from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
+from vmm.integrations.transformers.saved import SavedLayer
+from vmm.integrations.transformers.sliding import VmmSlidingLayer
 from vmm.pool import Pool
 from vmm.stream import release_after
 from vmm.tenant import Tenant, pool_for
@@ -96,12 +98,12 @@ class VmmCache(DynamicCache):
         tokens = live = mapped = 0
         layout = "none yet"
         for layer in self._memory.layers:
-            if layer.growth is None:
+            if layer.growth is None or layer.keys is None:
                 continue
             tokens = max(tokens, layer.length)
             for space in (layer._key_space, layer._value_space):
                 rows, heads, _, dim = space.shape
-                live += rows * heads * layer.length * dim * space.itemsize
+                live += rows * heads * layer.keys.shape[2] * dim * space.itemsize
                 layout = self._memory.layout(rows, heads)
             mapped += layer.mapped_bytes
         return CacheStats(tokens, live, mapped, len(self._memory.layers), layout)
@@ -109,7 +111,8 @@ class VmmCache(DynamicCache):
     def crop(self, tokens_to_remove: int, stream: Any = None) -> None:
         """Crops as ``DynamicCache`` does; layers that an interrupted forward left behind lose accordingly
         less. What is on ``stream`` now (a vmm.Stream, a CUDA stream, or its handle) may still
-        read the tokens.
+        read the tokens. Raises OutOfPages, with nothing cropped, where a page must be copied because other
+        rows or caches share it.
         """
         release_after(self.pool, stream)
         lengths = [
@@ -117,10 +120,16 @@ class VmmCache(DynamicCache):
             for layer in self.layers
         ]
         longest = max((length for length in lengths if length is not None), default=0)
+        crops = []
         for layer, length in zip(self.layers, lengths, strict=True):
             behind = 0 if length is None else longest - length
             if behind == 0 or tokens_to_remove + behind < 0:
-                layer.crop(tokens_to_remove + behind)
+                crops.append((layer, tokens_to_remove + behind))
+        for layer, tokens in crops:
+            if isinstance(layer, VmmLayer):
+                layer.prepare_crop(tokens)
+        for layer, tokens in crops:
+            layer.crop(tokens)
 
     def reset(self, stream: Any = None) -> None:
         """Forgets all tokens; ``stream`` as in ``crop``."""
@@ -133,23 +142,53 @@ class VmmCache(DynamicCache):
             layer.batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._rebatch(lambda rows: rows[indices])
+        self._rebatch(lambda rows: rows[indices.cpu()])
         for layer in self._stock_layers():
             layer.batch_select_indices(indices)
 
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorders rows in place, for beam search: pages that a row shares with its new self already stay."""
+        self._reorder(beam_idx.cpu())
+        for layer in self._stock_layers():
+            layer.reorder_cache(beam_idx)
+
+    def _reorder(self, beam_idx: torch.Tensor) -> None:
+        layers = self._layers_with_rows()
+        if not layers:
+            return
+        same = torch.arange(len(layers[0].keys))
+        rows = same[beam_idx].tolist()
+        if len(rows) != len(same):
+            return self._rebatch(lambda rows: rows[beam_idx])
+        if rows == same.tolist():
+            return None
+        try:
+            moves = [(layer, layer.prepare_move(rows)) for layer in layers]
+        except MappingLimit:
+            return self._rebatch(lambda rows: rows[beam_idx])
+        try:
+            for layer, move in moves:
+                layer.finish_move(move, rows)
+        except BaseException:
+            self.reset()  # rather no tokens than rows in two orders
+            raise
+
     def _rebatch(self, choose: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Copies all layers or, when memory runs out, none: the old rows stay until the last layer is
-        copied."""
+        """Gives all layers other rows or, when memory runs out, none: the old rows stay until the last layer
+        has its new ones."""
         changed: list[tuple[VmmLayer, VmmLayer]] = []
         try:
-            for layer in self._memory.layers:
-                if layer.growth is not None and layer.length:
-                    changed.append((layer, layer.rebatched(choose(torch.arange(len(layer.keys))))))
+            for layer in self._layers_with_rows():
+                rows = choose(torch.arange(len(layer.keys))).tolist()
+                changed.append((layer, layer.rebatched(rows)))
         except BaseException:
             changed.clear()  # else the traceback would keep their memory
             raise
         for layer, fresh in changed:
             layer.become(fresh)
+
+    def _layers_with_rows(self) -> list[VmmLayer]:
+        return [layer for layer in self._memory.layers if layer.growth is not None and layer.length]
 
     def _stock_layers(self) -> list[Any]:
         return [layer for layer in self.layers if not isinstance(layer, VmmLayer) or layer.growth is None]
@@ -161,24 +200,14 @@ class VmmCache(DynamicCache):
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VmmCache:
-        return _assemble(self._memory.empty_copy(), self._payload(), memo)
+        """Shares whole pages of tokens, and copies the rest."""
+        memory = self._memory.empty_copy()
+        return _assembled(memory, [_copied(layer, memory, memo) for layer in self.layers])
 
     def __reduce__(self) -> tuple:
         # Whoever loads it gets it in the default pool of its device.
-        payload = [
-            (kind, tuple(s.contiguous() for s in state) if kind == "vmm" else state)
-            for kind, state in self._payload()
-        ]
-        return _load, (self._memory.max_tokens, self._memory.page_bytes, payload)
-
-    def _payload(self) -> list[tuple[str, Any]]:
-        """Per layer: ("vmm", its states, if any) or ("stock", the layer)."""
-        return [
-            ("vmm", (layer.keys.detach(), layer.values.detach()) if layer.get_seq_length() else ())
-            if isinstance(layer, VmmLayer)
-            else ("stock", layer)
-            for layer in self.layers
-        ]
+        saved = [layer.saved() if isinstance(layer, VmmLayer) else layer for layer in self.layers]
+        return _load, (self._memory.max_tokens, self._memory.page_bytes, saved)
 
 
 def _pool_or_finder(
@@ -196,27 +225,33 @@ def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:
         stock = DYNAMIC_LAYER_TYPE_MAPPING[kind]
         if stock is DynamicLayer:
             layers.append(memory.add(VmmLayer(memory)))
+        elif stock is DynamicSlidingWindowLayer and options["sliding_window"] > 1:
+            layers.append(memory.add(VmmSlidingLayer(memory, **options)))
         else:
             layers.append(stock(**options))
     return layers
 
 
-def _assemble(memory: CacheMemory, payload: list[tuple[str, Any]], memo: dict[int, Any]) -> VmmCache:
+def _copied(layer: Any, memory: CacheMemory, memo: dict[int, Any]) -> Any:
+    if not isinstance(layer, VmmLayer):
+        return copy.deepcopy(layer, memo)
+    if layer.growth is not None and layer.length:
+        return layer.rebatched(list(range(len(layer.keys))), memory)
+    return layer.saved().loaded(memory)  # empty, or where gradients are recorded
+
+
+def _assembled(memory: CacheMemory, layers: list[Any]) -> VmmCache:
     cache = VmmCache.__new__(VmmCache)
-    layers: list[Any] = []
-    for kind, state in payload:
-        if kind == "stock":
-            layers.append(copy.deepcopy(state, memo))
-        else:
-            layers.append(memory.add(VmmLayer(memory)))
     Cache.__init__(cache, layers=layers)
     cache._memory = memory
-    with torch.no_grad():
-        for layer, (kind, state) in zip(layers, payload, strict=True):
-            if kind == "vmm" and state:
-                layer.update(*state)
+    for layer in layers:
+        if isinstance(layer, VmmLayer):
+            memory.add(layer)
+            memory.frontier = max(memory.frontier, layer.length)
     return cache
 
 
-def _load(max_tokens: int, page_bytes: int | None, payload: list[tuple[str, Any]]) -> VmmCache:
-    return _assemble(CacheMemory(default_pool, max_tokens, page_bytes), payload, {})
+def _load(max_tokens: int, page_bytes: int | None, saved: list[Any]) -> VmmCache:
+    memory = CacheMemory(default_pool, max_tokens, page_bytes)
+    layers = [each.loaded(memory) if isinstance(each, SavedLayer) else each for each in saved]
+    return _assembled(memory, layers)

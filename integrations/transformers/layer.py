@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
 from transformers.cache_utils import DynamicLayer
 
-from vmm._core import Growth, Lease
+from vmm._core import Growth
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.memory import CacheMemory, with_garbage_collected
+from vmm.integrations.transformers.rebatching import Rebatching
+from vmm.integrations.transformers.rows import Place, alike, shared_tokens
+from vmm.integrations.transformers.saved import SavedLayer
+from vmm.integrations.transformers.views import CacheView
 from vmm.stream import torch_stream
 
 logger = logging.getLogger("vmm")
-
-
-class CacheView(torch.Tensor):
-    """The live part of a layer's K or V, as models and callers see it: ``[batch, heads, length, dim]``.
-
-    It is an ordinary tensor, but its storage spans addresses where nothing is mapped, and the stock deepcopy
-    and pickle would walk through them. Here they copy what the view shows, and they do so for the usual views
-    of it (_VIEWS), too; rarer ones are plain tensors.
-    """
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        return self._compact()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._compact().__reduce_ex__(protocol)
-
-    def _compact(self) -> torch.Tensor:
-        return self.detach().as_subclass(torch.Tensor).clone()
-
-
-def _stays_a_cache_view(name: str) -> Callable[..., CacheView]:
-    method = getattr(torch.Tensor, name)
-
-    @functools.wraps(method)
-    def view(self: CacheView, *args: Any, **kwargs: Any) -> CacheView:
-        return method(self, *args, **kwargs).as_subclass(CacheView)
-
-    return view
-
-
-# This is not done by __torch_function__, because attention itself would pay for that.
-_VIEWS = "__getitem__ detach expand narrow permute select squeeze transpose unsqueeze view"
-for _name in _VIEWS.split():
-    setattr(CacheView, _name, _stays_a_cache_view(_name))
 
 
 def _kind(states: torch.Tensor) -> tuple[int, int, int, torch.dtype]:
@@ -61,15 +27,17 @@ def _kind(states: torch.Tensor) -> tuple[int, int, int, torch.dtype]:
     return rows, heads, dim, states.dtype
 
 
-class VmmLayer(DynamicLayer):
+class VmmLayer(Rebatching, DynamicLayer):
     """A ``DynamicLayer`` that grows in place: it copies nothing of the past and reserves no memory ahead.
 
     Where gradients are recorded it becomes a ``DynamicLayer``: backward through two cached forwards needs the
     values that an in-place write would replace.
     """
 
-    def __init__(self, memory: CacheMemory) -> None:
-        super().__init__()
+    window = 0  # a token attends to all before it
+
+    def __init__(self, memory: CacheMemory, **options: Any) -> None:
+        super().__init__(**options)
         self._memory = memory
         self._forget()
 
@@ -78,8 +46,9 @@ class VmmLayer(DynamicLayer):
         self.is_initialized = False
         self.growth: Growth | None = None  # None: nothing reserved
         self.length = 0
+        self._first = 0  # the first token that is held
         self._limit = 0  # tokens that may be written without asking
-        self._leases: list[Lease] = []
+        self._places: list[Place] = []  # of K and of V
         self._key_space: torch.Tensor | None = None
         self._value_space: torch.Tensor | None = None
         self._key_tail: torch.Tensor | None = None
@@ -91,16 +60,16 @@ class VmmLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int | None = None
     ) -> None:
         """Reserves addresses for states of these shapes (with another batch, if given); maps nothing."""
-        spaces, parts, kinds = [], [], []
+        spaces, places, kinds = [], [], []
         for states in (key_states, value_states):
             self._memory.require_device(states.device)
             rows, *row = _kind(states)
             kinds.append((rows if batch is None else batch, *row))
-            space, part = self._memory.allocate(*kinds[-1])
+            space, place = self._memory.allocate(*kinds[-1])
             spaces.append(space)
-            parts.append(part)
-        self.growth = Growth(self._memory.pool._core, parts)
-        self._leases = [part[0] for part in parts]
+            places.append(place)
+        self.growth = Growth(self._memory.pool._core, [place.part for place in places], self.window)
+        self._places = places
         self._key_space, self._value_space = spaces
         # Appending writes through these. Autograd need not know: views that it may have saved end before.
         self._key_tail, self._value_tail = (space.data for space in spaces)
@@ -138,16 +107,34 @@ class VmmLayer(DynamicLayer):
         rows, heads, value_count, dim = value_states.shape
         if (rows, heads, dim, value_states.dtype) != self._value_kind or value_count != count:
             self._refuse("value_states", value_states, self._value_kind)
+        like = None
         if end > self._limit:
-            self._allow(self._memory.grow(self, end))
+            shared = shared_tokens(self._places, self._limit, end)
+            if shared[0] < shared[1] and rows > 1:
+                like = alike(key_states, value_states)
+            self._allow(self._memory.grow(self, end, like))
         try:
-            self._key_tail.narrow(2, start, count).copy_(key_states)
-            self._value_tail.narrow(2, start, count).copy_(value_states)
+            if like is None:
+                self._key_tail.narrow(2, start, count).copy_(key_states)
+                self._value_tail.narrow(2, start, count).copy_(value_states)
+            else:
+                self._write_alike(key_states, value_states, like, shared)
         except BaseException:
             self.growth.scrub(start, end, torch_stream(self._memory.pool))
             raise
         self._show(end)
         return self.keys, self.values
+
+    def _write_alike(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, like: list[int], shared: tuple[int, int]
+    ) -> None:
+        """A row that is like another writes only what it does not share with that."""
+        start, end = self.length, self.length + key_states.shape[2]
+        for tail, states in ((self._key_tail, key_states), (self._value_tail, value_states)):
+            for row, first in enumerate(like):
+                pieces = [(start, end)] if first == row else [(start, shared[0]), (shared[1], end)]
+                for begin, stop in pieces:
+                    tail[row, :, begin:stop].copy_(states[row, :, begin - start : stop - start])
 
     def _start(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Initialises for a first update, which may be of another shape than what was reserved."""
@@ -168,8 +155,12 @@ class VmmLayer(DynamicLayer):
 
     def _show(self, length: int) -> None:
         self.length = length
-        self.keys = self._key_space.narrow(2, 0, length).as_subclass(CacheView)
-        self.values = self._value_space.narrow(2, 0, length).as_subclass(CacheView)
+        self.keys = self._view(self._key_space, slice(0, length))
+        self.values = self._view(self._value_space, slice(0, length))
+
+    @staticmethod
+    def _view(space: torch.Tensor, tokens: slice) -> torch.Tensor:
+        return space.narrow(2, tokens.start, tokens.stop - tokens.start).as_subclass(CacheView)
 
     def _leave(self) -> None:
         """Becomes a DynamicLayer that holds the same states."""
@@ -181,26 +172,23 @@ class VmmLayer(DynamicLayer):
         self.keys, self.values, self.is_initialized = keys, values, True
         self.dtype, self.device = keys.dtype, keys.device
 
-    def rebatched(self, rows: torch.Tensor) -> VmmLayer:
-        """A layer whose row i is what row rows[i] is here, in addresses of its own."""
-        keys, values, length = self.keys, self.values, self.length
-        fresh = VmmLayer(self._memory)
-        fresh._reserve(keys, values, batch=len(rows))
-        fresh._allow(with_garbage_collected(lambda: fresh.growth.advance(length)))
-        # Row by row: a gather of all rows at once would need the layer's memory a third time.
-        for to, row in enumerate(rows.tolist()):
-            fresh._key_space[to, :, :length].copy_(keys[row])
-            fresh._value_space[to, :, :length].copy_(values[row])
-        fresh._show(length)
-        fresh.is_initialized = True
-        return fresh
+    def _grow_to(self, first: int, length: int) -> None:
+        """Maps what tokens [first, length) of a layer without tokens need."""
+        self._allow(with_garbage_collected(lambda: self.growth.advance(length)))
 
-    def become(self, other: VmmLayer) -> None:
-        self.__dict__.update(other.__dict__)
+    def saved(self) -> SavedLayer:
+        """What another layer, in any memory, needs to be as this one."""
+        tokens = self.get_seq_length()
+        states = tuple(each.detach().contiguous() for each in (self.keys, self.values)) if tokens else ()
+        return SavedLayer(type(self), self._options(), tokens, states)
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the class, besides the memory."""
+        return {}
 
     @property
     def mapped_bytes(self) -> int:
-        return sum(lease.mapped_bytes for lease in self._leases)
+        return sum(place.lease.mapped_bytes for place in self._places)
 
     # From here on: the rest of DynamicLayer's contract, in place.
 
@@ -217,37 +205,30 @@ class VmmLayer(DynamicLayer):
         self._memory.frontier = 0
         self._forget()
 
+    def prepare_crop(self, tokens_to_remove: int) -> None:
+        """Makes sure that the crop will not fail: what later tokens go to must be this layer's alone."""
+        if self.growth is None or tokens_to_remove >= 0:
+            return
+        to = min(max(0, self.length + tokens_to_remove), self.growth.frontier)
+        stream = torch_stream(self._memory.pool)
+        try:
+            with_garbage_collected(lambda: self.growth.make_private(to, stream))
+        except BaseException:
+            if self.growth.frontier == 0:  # the driver has lost the tokens
+                self._allow(0)
+                self._show(0)
+            raise
+
     def crop(self, tokens_to_remove: int) -> None:
         if self.growth is None or tokens_to_remove > 0:
             super().crop(tokens_to_remove)
         elif tokens_to_remove < 0:
-            torch_stream(self._memory.pool)
+            self.prepare_crop(tokens_to_remove)
             length = max(0, self.length + tokens_to_remove)
             # The growth was not told of tokens written within the limit, which end in the same page.
-            self._allow(self.growth.truncate(min(length, self.growth.frontier)))
+            to = min(length, self.growth.frontier)
+            self._allow(self.growth.truncate(to, torch_stream(self._memory.pool)))
             # What autograd has saved will be overwritten.
             increment_version((self._key_space, self._value_space))
             self._memory.frontier = length
             self._show(length)
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Reorders rows in place, for beam search: new ``keys`` would leave our memory in the old order."""
-        if self.growth is None:
-            super().reorder_cache(beam_idx)
-        elif self.length and len(beam_idx) != len(self.keys):
-            self.become(self.rebatched(beam_idx))
-        elif self.length:
-            self.keys.copy_(self.keys.index_select(0, beam_idx))
-            self.values.copy_(self.values.index_select(0, beam_idx))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.growth is None:
-            super().batch_repeat_interleave(repeats)
-        elif self.length:
-            self.become(self.rebatched(torch.arange(self.keys.shape[0]).repeat_interleave(repeats)))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        if self.growth is None:
-            super().batch_select_indices(indices)
-        elif self.length:
-            self.become(self.rebatched(torch.arange(self.keys.shape[0])[indices.cpu()]))

@@ -13,6 +13,7 @@ from vmm import _core
 from vmm.arguments import chosen_page_bytes
 from vmm.dlpack import checked_float, tensor_over
 from vmm.errors import InvalidArgument, OutOfPages
+from vmm.integrations.transformers.rows import Place
 from vmm.limits import MOST_INT32_ELEMENTS, fits_int32, fits_mappings, too_many_mappings, warn_of_int32
 from vmm.pool import Pool
 from vmm.records import LayoutName, part_of_one
@@ -118,8 +119,8 @@ class CacheMemory:
         what = f"batch is {batch}: with {len(self._layers)} layers the cache"
         raise too_many_mappings(what, most, "fewer rows")
 
-    def allocate(self, batch: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, tuple]:
-        """A ``[batch, heads, max_tokens, dim]`` tensor with nothing mapped, and its part of a growth."""
+    def allocate(self, batch: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, Place]:
+        """A ``[batch, heads, max_tokens, dim]`` tensor with nothing mapped, and where it lies."""
         part = part_of_one(self.layout(batch, heads), heads, dim)
         record_bytes = part.record * checked_float(dtype).itemsize
         extent_bytes = rounded_up(self.max_tokens * record_bytes, self.page_bytes)
@@ -140,10 +141,11 @@ class CacheMemory:
         space = tensor_over(
             lease, dtype, shape=(batch, heads, self.max_tokens, dim), strides=(row, head, token, element)
         )
-        return space, (lease, 0, extents, record_bytes)
+        return space, Place(lease, batch, extents, record_bytes)
 
-    def grow(self, layer: VmmLayer, to: int) -> int:
-        """Makes tokens [0, to) of ``layer`` usable; returns its new limit.
+    def grow(self, layer: VmmLayer, to: int, like: list[int] | None = None) -> int:
+        """Makes tokens [0, to) of ``layer`` usable; returns its new limit. Where ``like`` says which rows
+        will be written alike, their whole pages are mapped once.
 
         The first layer to get there asks for all layers. So a prompt that does not fit fails before any layer
         has changed, and the pager maps the other layers while the first ones compute.
@@ -151,11 +153,18 @@ class CacheMemory:
         if to > self.max_tokens:
             raise InvalidArgument(f"max_tokens is {self.max_tokens}; the cache would grow to {to} tokens")
         if to > self.frontier:
-            with_garbage_collected(lambda: self._admit(layer.length, to))
-        limit = with_garbage_collected(lambda: layer.growth.advance(to))
+            with_garbage_collected(lambda: self._admit(layer.length, to, like))
+        advance = layer.growth.advance
+        limit = with_garbage_collected(
+            lambda: advance(to) if like is None else layer.growth.advance_alike(like, to)
+        )
         self.frontier = max(self.frontier, to)
         return limit
 
-    def _admit(self, pace: int, to: int) -> None:
+    def _admit(self, pace: int, to: int, like: list[int] | None) -> None:
         # Layers that did not keep pace are not used by this model: they get nothing.
-        _core.admit([layer.growth for layer in self.layers if layer.growth and layer.length == pace], to)
+        growths = [layer.growth for layer in self.layers if layer.growth and layer.length == pace]
+        if like is None:
+            _core.admit(growths, to)
+        else:  # the pager would not know what to share
+            _core.admit_alike(growths, like, to)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import (
     FAMILIES,
+    LAYERS,
     assert_in_place,
     assert_same_output,
     assert_same_states,
@@ -19,6 +20,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from vmm.integrations.transformers import VmmCache
 from vmm.integrations.transformers.layer import VmmLayer
+from vmm.integrations.transformers.sliding import VmmSlidingLayer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -42,16 +44,15 @@ def test_greedy_with_eager_attention(pool):
 
 
 @pytest.mark.parametrize(
-    ("family", "in_vmm"),
-    [("llama", 3), ("mistral", 3), ("mistral-sliding", 0), ("qwen2-mixed", 2), ("qwen3", 3)],
+    ("family", "sliding"),
+    [("llama", 0), ("mistral", 0), ("mistral-sliding", 3), ("qwen2-mixed", 1), ("gemma2", 2), ("gemma3", 2)],
 )
-def test_only_full_attention_is_in_our_memory(pool, family, in_vmm):
-    model = model_of(family)
-    cache = VmmCache(model.config, pool=pool)
-    assert sum(isinstance(layer, VmmLayer) for layer in cache.layers) == cache.stats().layers == in_vmm
-    assert all(
-        type(layer).__module__.startswith("transformers.") for layer in cache.layers if layer.is_sliding
-    )
+def test_sliding_layers_are_in_our_memory_too(pool, family, sliding):
+    cache = VmmCache(model_of(family).config, pool=pool)
+    assert all(isinstance(layer, VmmLayer) for layer in cache.layers)
+    assert sum(isinstance(layer, VmmSlidingLayer) for layer in cache.layers) == sliding
+    assert cache.is_sliding == DynamicCache(config=model_of(family).config).is_sliding
+    assert cache.stats().layers == LAYERS
 
 
 def test_over_many_pages(pool):

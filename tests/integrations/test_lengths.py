@@ -54,7 +54,7 @@ def test_a_longer_idle_extent_serves_a_shorter_cache(pool, lengths):
         adopted += bool(fitting)
         size = fitting[0] if fitting else extent_bytes(tokens)
         for layer in cache.layers:
-            assert [lease.extent_bytes for lease in layer._leases] == [size, size]
+            assert [place.lease.extent_bytes for place in layer._places] == [size, size]
             assert layer.keys.transpose(1, 2).stride() == PART.strides(size // 4, DIM)
         idle += [] if fitting else [size]
         del cache, layer

@@ -9,6 +9,10 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -44,14 +48,31 @@ _FAMILIES = {
             "layer_types": ["full_attention", _SLIDING, "full_attention"],
         },
     ),
+    "gemma2": (
+        Gemma2ForCausalLM,
+        Gemma2Config,
+        {
+            "sliding_window": WINDOW,
+            "layer_types": [_SLIDING, "full_attention", _SLIDING],
+            "attn_implementation": "eager",  # it has no other
+        },
+    ),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        {"sliding_window": WINDOW, "layer_types": [_SLIDING, _SLIDING, "full_attention"]},
+    ),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
 }
 FAMILIES = tuple(_FAMILIES)
 
 
 @functools.cache
-def model_of(family="llama", dtype=torch.float32, attention="sdpa"):
+def model_of(family="llama", dtype=torch.float32, attention="sdpa", window=WINDOW):
     make_model, make_config, options = _FAMILIES[family]
+    options = {"attn_implementation": attention} | options
+    if options.get("sliding_window"):
+        options["sliding_window"] = window
     config = make_config(
         hidden_size=64,
         intermediate_size=96,
@@ -65,7 +86,6 @@ def model_of(family="llama", dtype=torch.float32, attention="sdpa"):
         initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=None,
-        attn_implementation=attention,
         **options,
     )
     torch.manual_seed(0)

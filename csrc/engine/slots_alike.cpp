@@ -1,0 +1,77 @@
+// Rows that are written alike: samples and beams of one prompt, which the model computes in every row.
+#include <algorithm>
+
+#include "base/error.h"
+#include "engine/slots.h"
+
+namespace vmm {
+
+/// Makes sure that the pager maps nothing here until something is announced again.
+void Slots::call_off_ahead(std::uint32_t number) {
+  std::lock_guard until_it_is_done(ahead_mutex_);
+  std::lock_guard lock(due_mutex_);
+  Slot& slot = slots_.at(number);
+  slot.announced = slot.kept.load();
+  covered_[number] = limits_[number];
+  slot.due = false;
+  slot.asked = never;
+  std::erase(due_, number);
+}
+
+Bytes Slots::not_kept_alike(std::span<const std::uint32_t> like, Tokens to) const {
+  require_rows(like.size());
+  const Tokens kept{slots_.front().kept.load()};
+  Bytes sum;
+  for (const SlotPart& part : parts_) {
+    const Pages from = part.pages_for(kept), end = std::max(from, part.pages_for(reach(to)));
+    const Pages own = end - std::clamp(part.whole_pages(to), from, end);
+    for (std::uint32_t row = 0; row < like.size(); ++row) {
+      const Pages pages = like[row] == row ? end - from : own;
+      sum += part.page_bytes() * (pages.count * part.extents / like.size());
+    }
+  }
+  return sum;
+}
+
+void Slots::advance_alike(std::span<const std::uint32_t> like, const SlotLength& wanted,
+                          const Fence& earlier) {
+  check_length("length", wanted.length);
+  require_rows(like.size());
+  for (std::uint32_t row : like)
+    if (row >= like.size() || like[row] != row) throw InvalidArgument("like: expected rows like themselves");
+  if (wanted.length <= limits_.front()) return;
+  std::lock_guard owner(owner_mutex_);
+  call_off_ahead(0);
+  const Tokens kept{slots_.front().kept.load()};
+  std::vector<std::vector<PageRange>> all(parts_.size());
+  try {
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      const SlotPart& part = parts_[i];
+      const std::uint64_t each = part.extents / like.size();
+      const Pages from = part.pages_for(kept), end = part.pages_for(reach(wanted.length));
+      const Pages whole = std::max(from, part.whole_pages(wanted.length));
+      std::vector<PageRange> own, source, target;
+      for (std::uint32_t row = 0; row < like.size(); ++row)
+        for (std::uint64_t extent = row * each; extent < (row + 1) * each; ++extent) {
+          part.append_pages_of(0, extent, like[row] == row ? from : whole, end, own);
+          if (like[row] == row) continue;
+          part.append_pages_of(0, like[row] * each + extent % each, from, whole, source);
+          part.append_pages_of(0, extent, from, whole, target);
+        }
+      Reservation& reservation = part.lease->reservation();
+      pool().retire(reservation, target, earlier);
+      all[i] = own;
+      all[i].insert(all[i].end(), target.begin(), target.end());
+      pool().map(reservation, own, {});
+      MapOptions options;
+      options.source = {&reservation, source};
+      if (!target.empty()) pool().map(reservation, target, options);
+    }
+  } catch (...) {
+    for (std::size_t i = 0; i < parts_.size(); ++i) pool().unkeep(parts_[i].lease->reservation(), all[i], {});
+    throw;
+  }
+  keep_rows(wanted.length);
+}
+
+}  // namespace vmm
