@@ -280,8 +280,8 @@ TEST(a_path_of_a_hundred_thousand_blocks_ends_without_a_deep_stack) {
     index.copy(0, 1, {blocks * block / 2});
     index.begin(2, "");
     index.append(2, tokens);
-    CHECK((find(index, "", tokens) ==
-           std::vector<Found>{{blocks * block, {0, 2}}, {blocks * block / 2, {1}}}));
+    CHECK(
+        (find(index, "", tokens) == std::vector<Found>{{blocks * block, {0, 2}}, {blocks * block / 2, {1}}}));
     if (!end) continue;
     index.end(2);
     index.cut(0, {16});
