@@ -216,6 +216,7 @@ void KvCache::close_slot(std::uint32_t slot, StreamHandle stream) {
     slots_->set_aside(slot, held, fences_[slot]);
     Slots::Needs(*slots_).note_use(slot);
     cached_.use(slot);
+    lengths_[slot] = static_cast<std::uint32_t>(held.count);
     states_[slot] = SlotState::cached;
     return;
   }

@@ -186,7 +186,7 @@ class KvCache {
   PrefixStats prefixes_{};
   // By slot; what every step looks at is in arrays of its own.
   std::vector<SlotState> states_;
-  std::vector<std::uint32_t> lengths_;
+  std::vector<std::uint32_t> lengths_;   // of a cached one: tokens whose pages it has not let go
   std::vector<std::uint32_t> previous_;  // lengths before the last step
   std::vector<std::uint32_t> seen_;      // the number of the last step that named it
   std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped its sequence

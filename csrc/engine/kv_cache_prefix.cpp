@@ -98,11 +98,17 @@ KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, S
     std::ranges::partition(slots, whole);
     for (std::uint32_t slot : slots) {
       if (!(is_open(slot) ? over_elsewhere(slot, stream) : epochs.complete(fences_[slot], stream))) continue;
+      // What the window of a running sequence has left may be there, but not for long.
+      if (is_open(slot) && !slots_->can_go_back(slot, length)) continue;
       const Tokens holds = needs.holds(slot, length);
       // What a window needs at another length may be there all the same.
       if (holds < length && !is_open(slot) && !slots_->has_windows()) lost.emplace_back(slot, holds);
-      if (const Tokens blocks = holds - holds % block; blocks > best.length)
-        best = {slot, blocks, blocks == length && whole(slot)};
+      Tokens blocks = holds - holds % block;
+      for (Tokens more = holds; blocks != more;) {  // for fewer tokens a window needs others
+        more = needs.holds(slot, blocks);
+        blocks = more - more % block;
+      }
+      if (blocks > best.length) best = {slot, blocks, blocks == length && whole(slot)};
       if (best.length == length) return false;
     }
     return true;
@@ -149,7 +155,7 @@ bool KvCache::adopt(const Prefix& prefix) {
   const Fence& readers = fences_[prefix.slot];
   if (!has_memory_for(
           slots_->pool().log(),
-          [&] { slots_->adopt(prefix.slot, prefix.length, index_.findable(prefix.slot), readers); },
+          [&] { slots_->adopt(prefix.slot, prefix.length, {lengths_[prefix.slot]}, readers); },
           [&] { slots_->put_back(prefix.slot, prefix.length, readers); }))
     return false;
   Slots::Needs(*slots_).forget_use(prefix.slot);
@@ -207,6 +213,7 @@ void KvCache::measure_copy() {
   const Bytes page = slots_->page_bytes();
   const PageRange all{{0}, {2 * pages}};
   try {
+    if (pool.reclaiming().available(Need::none) < page * (2 * pages)) return;  // others keep what they have
     const auto lease = pool.reserve({.page_bytes = page, .extent_bytes = page * (2 * pages), .longest = {}});
     pool.map(lease->reservation(), std::span(&all, 1), {});
     const StreamHandle stream = driver.create_stream();
@@ -253,12 +260,12 @@ std::optional<std::uint32_t> KvCache::slot_to_fill(std::uint32_t but) {
 
 /// A cached slot is free from here on: nobody finds its tokens any more.
 void KvCache::evict(std::uint32_t slot) {
-  const Tokens held = index_.findable(slot);
+  const Tokens held{lengths_[slot]};
   slots_->let_go(slot, held, fences_[slot]);
   Slots::Needs(*slots_).forget_use(slot);
   cached_.take(slot);
+  free_.put(slot, static_cast<std::uint32_t>(index_.findable(slot).count));
   index_.end(slot);
-  free_.put(slot, static_cast<std::uint32_t>(held.count));
   states_[slot] = SlotState::free;
 }
 

@@ -34,8 +34,9 @@ void Slots::Needs::keep(std::uint32_t number, Tokens length) {
 }
 
 void Slots::Needs::note_use(std::uint32_t number) {
+  const std::uint64_t use = pages_->new_use();  // one, so that all parts give up the same tokens
   for (const SlotPart& part : slots_.parts_)
-    pages_->note_use(part.lease->reservation(), part.first(number), part.extents);
+    pages_->note_use(part.lease->reservation(), part.first(number), part.extents, use);
 }
 
 void Slots::Needs::forget_use(std::uint32_t number) {
