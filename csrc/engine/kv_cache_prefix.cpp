@@ -191,6 +191,7 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
           },
           [&] {
             fences_[slot] = slots_->fence_after(stream);  // copies into it may be under way
+            slots_->truncate(slot, {}, fences_[slot]);    // where only the last call failed
             leave_source();
           }))
     return false;
