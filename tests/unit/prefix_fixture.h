@@ -133,11 +133,16 @@ struct PrefixCache : TestPool {
     return right;
   }
 
+  /// What was copied is there.
+  void finish(StreamHandle stream) {
+    finish_work();
+    if (stream.value != 0) pool->streams().synchronize(stream);
+    pool->check();
+  }
   /// It has those of its tokens that others have committed, and they are right.
   Sequence open(const TokenList& tokens, const std::string& salt = "", StreamHandle stream = {}) {
     const KvCache::Opened opened = cache->open_prompt({tokens, salt}, {}, stream);
-    finish_work();
-    pool->check();
+    finish(stream);
     Sequence made{opened.slot, first_of(tokens, opened.cached.count), opened.cached.count};
     CHECK(opened.cached.count < std::max<std::size_t>(tokens.size(), 1) && opened.cached.count % 16 == 0);
     CHECK(opened.cached.count == 0 || cache->length(opened.slot) == opened.cached);
@@ -166,14 +171,12 @@ struct PrefixCache : TestPool {
   }
   Sequence fork(const Sequence& from, StreamHandle stream = {}) {
     const std::uint32_t slot = cache->fork(from.slot, 1, stream)[0];
-    finish_work();
-    pool->check();
+    finish(stream);
     return {slot, from.tokens};
   }
-  void truncate(Sequence& sequence, std::uint64_t to) {
-    cache->truncate(sequence.slot, {to}, {});
-    finish_work();
-    pool->check();
+  void truncate(Sequence& sequence, std::uint64_t to, StreamHandle stream = {}) {
+    cache->truncate(sequence.slot, {to}, stream);
+    finish(stream);
     sequence.tokens.resize(to);
   }
   void close(const Sequence& sequence, StreamHandle stream = {}) {
