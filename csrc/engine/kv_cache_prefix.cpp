@@ -97,14 +97,18 @@ KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, S
     const auto whole = [&](std::uint32_t slot) { return !is_open(slot) && index_.findable(slot) == length; };
     std::ranges::partition(slots, whole);
     for (std::uint32_t slot : slots) {
-      // What its windows have passed is not kept any more, although it may still be there.
-      if (is_open(slot) && !slots_->can_go_back(slot, length)) continue;
       if (!(is_open(slot) ? over_elsewhere(slot, stream) : epochs.complete(fences_[slot], stream))) continue;
+      // What the window of a running sequence has left may be there, but not for long.
+      if (is_open(slot) && !slots_->can_go_back(slot, length)) continue;
       const Tokens holds = needs.holds(slot, length);
       // What a window needs at another length may be there all the same.
       if (holds < length && !is_open(slot) && !slots_->has_windows()) lost.emplace_back(slot, holds);
-      if (const Tokens blocks = holds - holds % block; blocks > best.length)
-        best = {slot, blocks, blocks == length && whole(slot)};
+      Tokens blocks = holds - holds % block;
+      for (Tokens more = holds; blocks != more;) {  // for fewer tokens a window needs others
+        more = needs.holds(slot, blocks);
+        blocks = more - more % block;
+      }
+      if (blocks > best.length) best = {slot, blocks, blocks == length && whole(slot)};
       if (best.length == length) return false;
     }
     return true;
@@ -121,15 +125,12 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
     slots_->pool().epochs().poll();
     Prefix prefix = find(Slots::Needs(*slots_), prompt, stream);
     if (prefix.length.count == 0) break;
-    const auto can_go_on = [&] {
-      return !slots_->shares_pages_beyond(prefix.slot, prefix.length) &&
-             Slots::Needs(*slots_).tail_at_rest(prefix.slot, prefix.length);
-    };
-    prefix.whole = prefix.whole && can_go_on();
+    prefix.whole = prefix.whole && !slots_->shares_pages_beyond(prefix.slot, prefix.length);
     std::optional<std::uint32_t> own;
     if (!prefix.whole) own = slot_to_fill(prefix.slot);
     if (!prefix.whole && !own) {
-      prefix.whole = not_open() == 1 && !is_open(prefix.slot) && can_go_on();
+      prefix.whole = not_open() == 1 && !is_open(prefix.slot) &&
+                     !slots_->shares_pages_beyond(prefix.slot, prefix.length);
       if (!prefix.whole && !await_a_slot(lock, prefix.slot, stream)) break;
       if (!prefix.whole) continue;
     }
@@ -194,6 +195,7 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
           },
           [&] {
             fences_[slot] = slots_->fence_after(stream);  // copies into it may be under way
+            slots_->truncate(slot, {}, fences_[slot]);    // where only the last call failed
             leave_source();
           }))
     return false;
@@ -216,6 +218,7 @@ void KvCache::measure_copy() {
   const Bytes page = slots_->page_bytes();
   const PageRange both{{0}, {2}};
   try {
+    if (pool.reclaiming().available(Need::none) < page * 2) return;  // others keep what they have
     const auto lease = pool.reserve({.page_bytes = page, .extent_bytes = page * 2, .longest = {}});
     pool.map(lease->reservation(), std::span(&both, 1), {});
     const StreamHandle stream = driver.create_stream();
@@ -262,12 +265,11 @@ std::optional<std::uint32_t> KvCache::slot_to_fill(std::uint32_t but) {
 
 /// A cached slot is free from here on: nobody finds its tokens any more.
 void KvCache::evict(std::uint32_t slot) {
-  const Tokens held = index_.findable(slot);
   slots_->let_go(slot, fences_[slot]);
   Slots::Needs(*slots_).forget_use(slot);
   cached_.take(slot);
+  free_.put(slot, static_cast<std::uint32_t>(index_.findable(slot).count));
   index_.end(slot);
-  free_.put(slot, static_cast<std::uint32_t>(held.count));
   states_[slot] = SlotState::free;
 }
 

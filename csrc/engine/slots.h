@@ -262,10 +262,8 @@ class Slots::Needs {
   /// Of `at_most` tokens that a sequence begins with, how many this slot has of which nothing is missing that
   /// the sequence would need.
   Tokens holds(std::uint32_t slot, Tokens at_most) const;
-  /// Whether no page of the tail after so many tokens is on its way in or out.
-  bool tail_at_rest(std::uint32_t slot, Tokens length) const;
-  /// Keeps what a sequence of so many tokens needs, and the slot holds. False where the tenant may not keep so
-  /// much: then only a part is kept.
+  /// Keeps what a sequence of so many tokens needs, and the slot holds. False where the tenant may not keep
+  /// so much: then only a part is kept.
   bool keep(std::uint32_t slot, Tokens length);
   /// Where memory is short, the pages of this slot go after those that were used before it; or, again, as
   /// those of which nobody knows when they were used.

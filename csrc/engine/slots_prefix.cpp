@@ -24,19 +24,6 @@ Tokens Slots::Needs::holds(std::uint32_t number, Tokens at_most) const {
   return at_most;
 }
 
-bool Slots::Needs::tail_at_rest(std::uint32_t number, Tokens length) const {
-  for (const SlotPart& part : slots_.parts_) {
-    const Reservation& reservation = part.lease->reservation();
-    std::vector<PageRange> tail;
-    part.append_pages(number, part.pages_for(length), part.pages_for(slots_.reach(length)), tail);
-    for (PageIndex page : each_page(tail)) {
-      const PageRange one{page, {1}};
-      if (!pages_->unmapped(reservation, page) && pages_->resident(reservation, one).count == 0) return false;
-    }
-  }
-  return true;
-}
-
 bool Slots::Needs::keep(std::uint32_t number, Tokens length) {
   for (const SlotPart& part : slots_.parts_) {
     const LivePages live = part.live_pages(length, length);
@@ -49,8 +36,9 @@ bool Slots::Needs::keep(std::uint32_t number, Tokens length) {
 }
 
 void Slots::Needs::note_use(std::uint32_t number) {
+  const std::uint64_t use = pages_->new_use();  // one, so that all parts give up the same tokens
   for (const SlotPart& part : slots_.parts_)
-    pages_->note_use(part.lease->reservation(), part.first(number), part.extents);
+    pages_->note_use(part.lease->reservation(), part.first(number), part.extents, use);
 }
 
 void Slots::Needs::forget_use(std::uint32_t number) {

@@ -223,7 +223,8 @@ void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle
 
 bool Pool::shared(const Reservation& reservation, PageIndex page) const {
   const auto lock = ground_.locked();
-  return reservation.table[page].shared && reservation.table[page].state == VirtualState::resident;
+  const VirtualPage& entry = reservation.table[page];
+  return entry.shared && (entry.state == VirtualState::resident || entry.state == VirtualState::retiring);
 }
 
 Bytes Pool::missing(const Reservation& reservation, std::span<const PageRange> ranges) const {

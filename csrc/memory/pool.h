@@ -69,7 +69,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 
-  /// Whether another page has the memory of this Resident page, too.
+  /// Whether another page has the memory of this one, too, be it only until this one is unmapped.
   bool shared(const Reservation& reservation, PageIndex page) const;
   /// Bytes in these ranges that are not Resident.
   Bytes missing(const Reservation& reservation, std::span<const PageRange> ranges) const;
@@ -163,9 +163,11 @@ class Pool::Needs {
   /// From now on the Resident pages among these that are not kept are needed to this degree; to keep them,
   /// may_keep() must have said so.
   void set(Reservation& reservation, std::span<const PageRange> ranges, Need need);
-  /// See Tables::note_use and forget_use.
-  void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {
-    tables_.note_use(reservation, first_extent, count);
+  /// See Tables::new_use, note_use and forget_use.
+  std::uint64_t new_use() noexcept { return tables_.new_use(); }
+  void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count,
+                std::uint64_t use) {
+    tables_.note_use(reservation, first_extent, count, use);
   }
   void forget_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {
     tables_.forget_use(reservation, first_extent, count);

@@ -282,8 +282,9 @@ bool Tables::over(const Reservation& reservation, PageIndex page) const {
   });
 }
 
-void Tables::note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {
-  set_use(reservation, first_extent, count, ++uses_);
+void Tables::note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count,
+                      std::uint64_t use) {
+  set_use(reservation, first_extent, count, use);
 }
 
 void Tables::forget_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count) {

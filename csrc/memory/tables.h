@@ -116,8 +116,10 @@ class Tables {
   /// Whether no work uses the page any more, nor any other Resident one that has its content, as far as
   /// LastUses has seen.
   bool over(const Reservation& reservation, PageIndex page) const;
-  /// The extents are used now: of what is needed as little, theirs goes last.
-  void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count);
+  /// A use of extents, which may be of several reservations: of what is needed as little, theirs goes after
+  /// that of all uses before.
+  std::uint64_t new_use() noexcept { return ++uses_; }
+  void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count, std::uint64_t use);
   /// They may go first again.
   void forget_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count);
   /// What the page's content counts as: this page, or the one that stands for it.

@@ -1,7 +1,9 @@
 // A pool over the driver under test, whose calls can be made to fail and whose events can be held back.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "driver_under_test.h"
@@ -12,11 +14,17 @@
 
 namespace vmm {
 
+/// Puts another driver around the one under test.
+using WrapDriver = std::function<std::unique_ptr<Driver>(std::unique_ptr<Driver>, ManualClock&)>;
+
 struct TestPool {
-  explicit TestPool(Bytes budget_bytes, std::shared_ptr<LocalBudget> shared = nullptr)
+  explicit TestPool(Bytes budget_bytes, std::shared_ptr<LocalBudget> shared = nullptr,
+                    const WrapDriver& wrap = {})
       : budget(shared ? shared : std::make_shared<LocalBudget>(budget_bytes)),
         clock(std::make_shared<ManualClock>()) {
-    auto fault_driver = std::make_unique<FaultDriver>(make_bare_driver());
+    std::unique_ptr<Driver> driver = make_bare_driver();
+    if (wrap) driver = wrap(std::move(driver), *clock);
+    auto fault_driver = std::make_unique<FaultDriver>(std::move(driver));
     faults = fault_driver.get();
     PoolOptions options;
     options.arena_bytes = 8_GiB;  // small enough for ThreadSanitizer's address space

@@ -1,4 +1,4 @@
-// The order of the free slots.
+// The order of the free slots, and of those whose tokens may be found.
 #include "engine/free_slots.h"
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.h"
+#include "engine/cached_slots.h"
 
 using namespace vmm;
 
@@ -84,5 +85,26 @@ TEST(any_course_is_as_a_look_at_all) {
       if (!taken[each] && (best == count || rank(each) < rank(best))) best = each;
     if (best == count) continue;
     CHECK(slots.best_fit(wanted, [&](std::uint32_t each) { return bool(may_take[each]); }) == best);
+  }
+}
+
+TEST(cached_slots_are_in_the_order_of_their_last_use) {
+  std::mt19937 random(2);
+  constexpr std::uint32_t count = 8;
+  CachedSlots slots(count);
+  std::vector<std::uint32_t> expected;
+  for (int i = 0; i < 5'000; ++i) {
+    const std::uint32_t slot = random() % count;
+    std::erase(expected, slot);  // a slot that is not there may be taken, too
+    slots.take(slot);
+    for (std::uint32_t uses = random() % 3; uses != 0; --uses) {
+      const std::uint32_t used = random() % count;
+      slots.use(used);
+      std::erase(expected, used);
+      expected.push_back(used);
+    }
+    std::vector<std::uint32_t> order;
+    for (const auto& [use, each] : slots.oldest_first()) order.push_back(each);
+    CHECK(order == expected && slots.count() == expected.size());
   }
 }

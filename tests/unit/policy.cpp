@@ -1,5 +1,6 @@
 // The policies that predict. They are pure objects, which are told what was measured.
 #include "check.h"
+#include "policy/attach_costs.h"
 #include "policy/batch_size.h"
 #include "policy/growth_predictor.h"
 
@@ -132,4 +133,41 @@ TEST(a_batch_that_was_not_full_says_only_that_it_was_too_much) {
   CHECK(batch.bytes() == BatchSize::least);
   for (int i = 0; i < 100; ++i) batch.took(1ns, true);
   CHECK(batch.bytes() == BatchSize::most);
+}
+
+TEST(a_prefix_is_aliased_until_a_copy_is_known_to_be_cheaper) {
+  AttachCosts costs;
+  const auto copy = [&] { return costs.copy({10}, {1'000}); };
+  CHECK(!copy() && !costs.knows_copy());
+  costs.copied({8}, 8us);
+  CHECK(!copy() && costs.knows_copy());  // nobody knows what an alias costs
+  costs.aliased({}, 1s);                 // no page says nothing
+  CHECK(!copy());
+  costs.aliased({4}, 4us);
+  CHECK(!copy());  // as cheap
+  costs.aliased({4}, 8us);
+  CHECK(copy());
+  AttachCosts other;
+  other.aliased({1}, 1s);
+  CHECK(!other.copy({10}, {1'000}) && !other.knows_copy());
+}
+
+TEST(a_copy_leaves_most_of_what_is_free) {
+  AttachCosts costs;
+  costs.aliased({1}, 2us);
+  costs.copied({1}, 1us);
+  CHECK(costs.copy({10}, {40}) && !costs.copy({10}, {39}) && !costs.copy({1}, {}));
+  CHECK(costs.copy({}, {}));
+}
+
+TEST(costs_that_change_are_followed_and_one_slow_call_is_not_taken_for_the_rule) {
+  AttachCosts costs;
+  costs.copied({1}, 4us);
+  costs.aliased({1}, 1us);
+  costs.aliased({1}, 9us);
+  CHECK(!costs.copy({1}, {100}));
+  for (int i = 0; i < 20; ++i) costs.aliased({2}, 18us);
+  CHECK(costs.copy({1}, {100}));
+  for (int i = 0; i < 20; ++i) costs.aliased({100}, 100us);
+  CHECK(!costs.copy({1}, {100}));
 }

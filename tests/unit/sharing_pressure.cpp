@@ -1,4 +1,7 @@
 // Shared pages where memory, or address space, is short.
+#include <array>
+#include <utility>
+
 #include "base/error.h"
 #include "check.h"
 #include "sharing_fixture.h"
@@ -187,4 +190,111 @@ TEST(a_shared_page_costs_nothing_while_another_keeps_it) {
   const PageRange all{{0}, {4}};
   CHECK(test.pool->reclaiming().cost(idle, std::span(&all, 1), {}) == 2 * 65'536);
   CHECK(cost(*test.b, 5, 2) == 0);
+}
+
+namespace {
+
+/// The extents [first, first + count) of the lease are used now, or nobody knows when they were.
+void use(const Lease& lease, std::uint64_t first, std::uint64_t count, bool known = true) {
+  {
+    Pool::Needs needs(lease.pool());
+    if (known)
+      needs.note_use(lease.reservation(), first, count, needs.new_use());
+    else
+      needs.forget_use(lease.reservation(), first, count);
+  }
+  lease.pool().check();
+}
+
+/// Whether the page is among those that may be taken, or another stands for its content.
+bool counted(const Lease& lease, std::uint32_t page) {
+  return lease.reservation().table.reclaimable(Need::none).last_before(page + 1) == PageIndex{page};
+}
+
+/// Two extents each, whose first pages are one content that nobody needs.
+struct Used : TestPool {
+  Used() : TestPool(4_MiB), a(reserve(512_KiB, 2)), b(reserve(512_KiB, 2)) {
+    map(*a, 8, 1);
+    share(*b, 8, *a, 8, 1);
+    share(*b, 0, *a, 8, 1);
+    for (const auto& [lease, page] : {std::pair(a, 8U), std::pair(b, 8U), std::pair(b, 0U)}) {
+      const PageRange one{{page}, {1}};
+      pool->set_aside(lease->reservation(), std::span(&one, 1), {});
+    }
+    pool->check();
+  }
+  std::array<bool, 3> standing() const { return {counted(*a, 8), counted(*b, 8), counted(*b, 0)}; }
+
+  std::shared_ptr<Lease> a, b;
+};
+
+using Standing = std::array<bool, 3>;
+
+}  // namespace
+
+TEST(what_is_set_aside_stays_mapped_and_shared_until_it_is_let_go) {
+  Used test;
+  CHECK(test.pool->stats().kept == Bytes{} && test.pool->stats().saved == 128_KiB);
+  drain(test);
+  CHECK(state_of(*test.b, 0) == VirtualState::resident && test.pool->stats().reclaimable == 64_KiB);
+  const PageRange all{{0}, {16}};
+  test.pool->let_go(test.b->reservation(), std::span(&all, 1), {});
+  test.pool->check();
+  drain(test);
+  CHECK(state_of(*test.b, 0) == VirtualState::unmapped && state_of(*test.b, 8) == VirtualState::unmapped);
+  CHECK(state_of(*test.a, 8) == VirtualState::resident && test.pool->stats().saved == Bytes{});
+  test.pool->let_go(test.a->reservation(), std::span(&all, 1), {});  // nobody shares it: it stays
+  drain(test);
+  CHECK(state_of(*test.a, 8) == VirtualState::resident && test.pool->stats().reclaimable == 64_KiB);
+}
+
+TEST(the_alias_that_was_used_last_stands_for_the_content) {
+  Used test;
+  use(*test.b, 0, 1);
+  CHECK((test.standing() == Standing{false, false, true}));
+  use(*test.a, 0, 1);  // another extent of that lease
+  CHECK((test.standing() == Standing{false, false, true}));
+  use(*test.a, 1, 1);
+  CHECK((test.standing() == Standing{true, false, false}));
+  use(*test.b, 1, 1);
+  CHECK((test.standing() == Standing{false, true, false}));
+  use(*test.b, 1, 1, false);
+  CHECK((test.standing() == Standing{true, false, false}));
+  use(*test.a, 0, 2, false);
+  CHECK((test.standing() == Standing{false, false, true}));
+  use(*test.b, 0, 1, false);
+  CHECK(test.pool->stats().reclaimable == 64_KiB);
+  CHECK_THROWS(InvalidArgument, "beyond the end", use(*test.b, 1, 2));
+}
+
+TEST(who_needs_the_content_more_stands_for_it_however_long_ago_it_was_used) {
+  Used test;
+  use(*test.b, 1, 1);
+  const PageRange page{{8}, {1}};
+  {
+    Pool::Needs(*test.pool).set(test.a->reservation(), std::span(&page, 1), Need::kept);
+  }
+  test.pool->check();
+  CHECK((test.standing() == Standing{}) && test.pool->stats().kept == 64_KiB);
+  use(*test.b, 0, 1);
+  CHECK((test.standing() == Standing{}) && test.pool->stats().kept == 64_KiB);
+  test.pool->set_aside(test.a->reservation(), std::span(&page, 1), {});
+  test.pool->check();
+  CHECK((test.standing() == Standing{false, false, true}) && test.pool->stats().kept == Bytes{});
+}
+
+TEST(when_who_stood_for_a_content_goes_the_next_by_use_does) {
+  Used test;
+  use(*test.b, 0, 1);
+  use(*test.a, 1, 1);
+  use(*test.b, 1, 1);
+  retire(*test.b, 8, 1);
+  test.pool->check();
+  CHECK((test.standing() == Standing{true, false, false}));
+  test.a.reset();  // its reservation is idle, and its use forgotten
+  test.pool->check();
+  drain(test);
+  CHECK(counted(*test.b, 0));
+  test.b.reset();
+  require_nothing_left(test);
 }

@@ -1,4 +1,6 @@
 // The victim policy: who gives up memory first.
+#include <algorithm>
+#include <array>
 #include <deque>
 #include <set>
 
@@ -112,6 +114,83 @@ TEST(the_parts_of_a_cache_give_up_the_same_tokens) {
             {{0, {{12}, {13}}}, {1, {{24}, {25}, {26}, {27}}}}));
   CHECK(are(policy.choose(scene.snapshot, 576_KiB, Need::kept),
             {{0, {{2}, {12}, {13}}}, {1, {{4}, {5}, {24}, {25}, {26}, {27}}}}));
+}
+
+TEST(extents_that_were_used_go_last_the_one_used_longest_ago_first_and_from_its_end) {
+  Scene scene;  // four extents of four pages
+  scene.has(scene.add(true, 0), Need::none, {0, 1, 4, 5, 8, 9, 12, 13});
+  const std::array<std::uint64_t, 4> uses{7, 0, 9, 5};
+  scene.snapshot.holdings[0].extent = {4};
+  scene.snapshot.holdings[0].uses = uses;
+  const PageList order{{5}, {4}, {13}, {12}, {1}, {0}, {9}, {8}};
+  for (std::size_t count = 0; count <= order.size(); ++count) {
+    PageList expected(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count));
+    std::ranges::sort(expected);
+    const auto chosen = policy.choose(scene.snapshot, 64_KiB * count, Need::kept);
+    CHECK(count == 0 ? chosen.empty() : are(chosen, {{0, expected}}));
+  }
+}
+
+TEST(extents_of_one_use_give_up_the_same_tokens) {
+  Scene scene;  // two slots of two extents each, and two of one extent with twice as many pages
+  scene.has(scene.add(true, 0), Need::none, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13});
+  scene.has(scene.add(true, 0), Need::none, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11});
+  const std::array<std::uint64_t, 4> uses{3, 3, 8, 8};
+  const std::array<std::uint64_t, 2> uses_of_larger{3, 8};
+  scene.snapshot.holdings[0].extent = {4};
+  scene.snapshot.holdings[0].uses = uses;
+  scene.snapshot.holdings[1].extent = {8};
+  scene.snapshot.holdings[1].uses = uses_of_larger;
+  // The slot with use 3 is full, and gives up half of it, all of it; then that with use 8, which is half
+  // full.
+  CHECK(are(policy.choose(scene.snapshot, 64_KiB * 8, Need::kept),
+            {{0, {{2}, {3}, {6}, {7}}}, {1, {{4}, {5}, {6}, {7}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 64_KiB * 16, Need::kept),
+            {{0, {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}}}, {1, {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 64_KiB * 20, Need::kept),
+            {{0, {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}, {9}, {13}}},
+             {1, {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}, {10}, {11}}}}));
+}
+
+TEST(extents_without_a_use_go_in_the_order_of_their_whole_reservation) {
+  for (const bool told : {false, true}) {  // that nobody knows of a use of any extent changes nothing
+    Scene scene;
+    scene.has(scene.add(true, 0), Need::none, {0, 1, 2, 12, 13});
+    scene.has(scene.add(true, 0, {32}), Need::none, {0, 1, 2, 3, 4, 5, 24, 25, 26, 27});
+    const std::array<std::uint64_t, 4> unknown{};
+    for (Holding& each : scene.snapshot.holdings) {
+      each.extent = {each.size.count / 4};
+      if (told) each.uses = unknown;
+    }
+    CHECK(are(policy.choose(scene.snapshot, 64_KiB, Need::kept), {{0, {{13}}}}));
+    CHECK(are(policy.choose(scene.snapshot, 192_KiB, Need::kept), {{0, {{13}}}, {1, {{26}, {27}}}}));
+    CHECK(are(policy.choose(scene.snapshot, 576_KiB, Need::kept),
+              {{0, {{2}, {12}, {13}}}, {1, {{4}, {5}, {24}, {25}, {26}, {27}}}}));
+  }
+}
+
+TEST(a_use_protects_only_against_what_is_needed_as_little) {
+  Scene scene;
+  auto& used = scene.add(true, 0);
+  scene.has(used, Need::none, {1});
+  scene.has(used, Need::guess, {5});
+  const std::array<std::uint64_t, 1> uses{3};
+  scene.snapshot.holdings[0].uses = uses;
+  scene.has(scene.add(true, 0), Need::guess, {9});
+  CHECK(are(policy.choose(scene.snapshot, 64_KiB, Need::kept), {{0, {{1}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 128_KiB, Need::kept), {{0, {{1}}}, {1, {{9}}}}));
+  CHECK(are(policy.choose(scene.snapshot, 192_KiB, Need::kept), {{0, {{1}}}, {0, {{5}}}, {1, {{9}}}}));
+}
+
+TEST(what_work_may_still_use_of_a_used_extent_is_passed_over) {
+  Scene scene;
+  auto& sets = scene.add(true, 0);
+  scene.has(sets, Need::none, {0, 1, 2, 3, 4, 5});
+  sets.in_use = {3, 1, 0, 5, 4};
+  const std::array<std::uint64_t, 4> uses{2, 1, 0, 0};
+  scene.snapshot.holdings[0].extent = {4};
+  scene.snapshot.holdings[0].uses = uses;
+  CHECK(are(policy.choose(scene.snapshot, 256_KiB, Need::kept), {{0, {{2}}}}));
 }
 
 TEST(what_work_may_still_use_is_passed_over) {
