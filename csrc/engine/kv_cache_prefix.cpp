@@ -169,8 +169,6 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
     if (is_open(prefix.slot)) return;
     fences_[prefix.slot] = readers(users_[prefix.slot], stream);
     slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
-    Slots::Needs(*slots_).note_use(prefix.slot);
-    cached_.use(prefix.slot);
   };
   const Pages whole = slots_->whole_pages(prefix.length);
   if (!costs_.knows_copy()) measure_copy();
