@@ -67,6 +67,9 @@ def bench(
     busy: Annotated[
         bool, typer.Option("--busy", help="Beside processes that keep the machine busy: step.")
     ] = False,
+    prefix_sharing: Annotated[
+        bool, typer.Option("--prefix-sharing", help="Prompts that begin with what others computed: replay.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
 ) -> None:
     """Measure one thing, against a peer, in the same run."""
@@ -81,9 +84,12 @@ def bench(
     if device.partition(":")[0] not in module.DEVICES:
         known = ", ".join(module.DEVICES)
         raise typer.BadParameter(f"{device!r}; {name} runs on: {known}", param_hint="--device")
-    options = {"busy": True} if busy else {}
+    given = {"busy": busy, "prefix_sharing": prefix_sharing}
+    options = {option: True for option, wanted in given.items() if wanted}
     if unknown := options.keys() - inspect.signature(module.run).parameters.keys():
-        raise typer.BadParameter(f"{name} has no such option", param_hint=f"--{unknown.pop()}")
+        raise typer.BadParameter(
+            f"{name} has no such option", param_hint=f"--{unknown.pop().replace('_', '-')}"
+        )
     _restart_with(getattr(module, "ENVIRONMENT", {}))
     report = module.run(lambda stage: typer.echo(f"{name}: {stage} …", err=True), device, **options)
     if as_json:

@@ -62,8 +62,9 @@ def test_a_benchmark_names_the_devices_it_runs_on():
     assert "cpu" in result.output
 
 
+@pytest.mark.parametrize(("option", "of"), [("busy", "step"), ("prefix_sharing", "replay")])
 @pytest.mark.parametrize("name", cli._benchmark_names())
-def test_busy_is_an_option_of_step_only(monkeypatch, name):
+def test_an_option_is_of_one_benchmark_only(monkeypatch, name, option, of):
     module = importlib.import_module(f"vmm.benchmarks.{name}")
     asked = []
 
@@ -74,9 +75,9 @@ def test_busy_is_an_option_of_step_only(monkeypatch, name):
 
     monkeypatch.setattr(module, "run", run)
     monkeypatch.setattr(module, "ENVIRONMENT", {}, raising=False)
-    result = invoke("bench", name, "--busy")
-    if name == "step":
-        assert (result.exit_code, asked) == (0, [{"busy": True}])
+    result = invoke("bench", name, f"--{option.replace('_', '-')}")
+    if name == of:
+        assert (result.exit_code, asked) == (0, [{option: True}])
     else:
         assert (result.exit_code, asked) == (2, [])
         assert f"{name} has no such option" in " ".join(result.output.split())
