@@ -22,6 +22,9 @@ all, as ``{metric}``. Ratios over several runs are geometric means, beside which
   first 32 requests alone, with 80 GiB, whole prompts in one step (up to 8,192 tokens) and a KVCache that was
   not told ``first_tokens``; ``…_warm``: the same after ``Pool.warm`` of 8 GiB.
 - ``pages_mapped_per_1000_tokens``, and ``…_without_reuse``: if every sequence had mapped all of its pages.
+
+``--prefix-sharing`` measures something else, on those of the traces that have hash ids: see
+replay_prefixes.py.
 """
 
 from __future__ import annotations
@@ -34,9 +37,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from vmm.benchmarks import replay_prefixes
 from vmm.benchmarks.report import Report, environment, rounded
 from vmm.errors import InvalidArgument
 from vmm.simulate import ALLOCATORS, Settings, Trace, find_gpu, find_model, read_trace, replay
+from vmm.simulate.settings import MEMORY_FRACTION, WORKSPACE_BYTES
 
 DEVICES = ("simulation",)
 
@@ -57,9 +62,14 @@ Metrics = dict[str, float]
 Runs = dict[str, Metrics]  # by allocator
 
 
-def run(progress: Callable[[str], None], device: str) -> Report:
+def run(progress: Callable[[str], None], device: str, prefix_sharing: bool = False) -> Report:
     report = Report("replay", "simulation", environment=environment())
     report.environment |= {"model": MODEL.name, "gpu": GPU.name, "call_times": GPU.call_times.source}
+    if prefix_sharing:
+        measured = replay_prefixes.measure(progress, read_traces(), settings_for, settings_with(80))
+        report.metrics = rounded(measured.items(), 5)
+        report.peers = dict.fromkeys(("unlimited blocks", "paged16-prefix"), "simulated bookkeeping")
+        return report
     everything: list[Runs] = []
     for name, trace in read_traces().items():
         of_trace: list[Runs] = []
@@ -86,6 +96,12 @@ def _tell(progress: Callable[[str], None], name: str, what: str) -> None:
 def settings_with(gib: int, **options: int) -> Settings:
     """``MODEL`` on ``GPU``, as if that had so many GiB of memory."""
     return Settings(MODEL, GPU, gib * 2**30, MODEL.max_tokens, GPU.call_times, **options)
+
+
+def settings_for(kv_bytes: int) -> Settings:
+    """The same, with so much memory for K and V."""
+    memory_bytes = math.ceil((kv_bytes + MODEL.weight_bytes + WORKSPACE_BYTES) / MEMORY_FRACTION)
+    return Settings(MODEL, GPU, memory_bytes, MODEL.max_tokens, GPU.call_times)
 
 
 def read_traces() -> dict[str, Trace]:

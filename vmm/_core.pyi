@@ -366,6 +366,9 @@ class CountingMemory(KvMemory):
         create_unit_ns: int = 0,
     ) -> None: ...
 
+class BlockCacheMemory(KvMemory):
+    def __init__(self, *, capacity: int, places: int, record_bytes: int, block_tokens: int) -> None: ...
+
 class VmmMemory(KvMemory):
     def __init__(
         self,
@@ -379,7 +382,11 @@ class VmmMemory(KvMemory):
         wake_ns: int,
         first_tokens: int = 0,
         warm: int = 0,
+        cached: int = 0,
+        copied_bytes_per_s: float = 0.0,
+        idle_ns: int = 60_000_000_000,
     ) -> None: ...
+    def prefixes(self) -> dict[str, int]: ...
 
 class Replay:
     def __init__(
@@ -392,6 +399,7 @@ class Replay:
         max_tokens: int,
         watermark: float,
         sample_every_ns: int,
+        prompts: Sequence[tuple[int, Sequence[int]]] = (),
     ) -> None: ...
     def run(self, iterations: int) -> bool: ...
     @property

@@ -68,6 +68,9 @@ def bench(
         bool, typer.Option("--busy", help="Beside processes that keep the machine busy: step.")
     ] = False,
     beams: Annotated[bool, typer.Option("--beams", help="Beam search, too: generate.")] = False,
+    prefix_sharing: Annotated[
+        bool, typer.Option("--prefix-sharing", help="Prompts that begin with what others computed: replay.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
 ) -> None:
     """Measure one thing, against a peer, in the same run."""
@@ -82,9 +85,12 @@ def bench(
     if device.partition(":")[0] not in module.DEVICES:
         known = ", ".join(module.DEVICES)
         raise typer.BadParameter(f"{device!r}; {name} runs on: {known}", param_hint="--device")
-    options = {name: True for name, given in (("busy", busy), ("beams", beams)) if given}
+    given = {"busy": busy, "beams": beams, "prefix_sharing": prefix_sharing}
+    options = {option: True for option, wanted in given.items() if wanted}
     if unknown := options.keys() - inspect.signature(module.run).parameters.keys():
-        raise typer.BadParameter(f"{name} has no such option", param_hint=f"--{unknown.pop()}")
+        raise typer.BadParameter(
+            f"{name} has no such option", param_hint=f"--{unknown.pop().replace('_', '-')}"
+        )
     _restart_with(getattr(module, "ENVIRONMENT", {}))
     report = module.run(lambda stage: typer.echo(f"{name}: {stage} …", err=True), device, **options)
     if as_json:

@@ -7,7 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "bindings/bindings.h"
+#include "simulate/block_cache_memory.h"
 #include "simulate/counting_memory.h"
 #include "simulate/course.h"
 #include "simulate/neighbours.h"
@@ -32,6 +34,7 @@ py::dict figures(const Replay& replay) {
   return py::dict("completed"_a = f.completed, "rejected"_a = f.rejected, "preempted"_a = f.preempted,
                   "iterations"_a = f.iterations, "prompt_tokens"_a = f.prompt_tokens,
                   "output_tokens"_a = f.output_tokens, "computed_tokens"_a = f.computed_tokens,
+                  "looked_up_tokens"_a = f.looked_up_tokens, "found_tokens"_a = f.found_tokens,
                   "most_running"_a = f.most_running, "over_at_ns"_a = f.over_at.count(),
                   "longest_stall_ns"_a = f.longest_stall.count(), "stalled_ns"_a = counts.stalled.count(),
                   "pages_mapped"_a = counts.pages_mapped, "pages_first_used"_a = counts.pages_first_used,
@@ -125,13 +128,22 @@ void bind_memories(py::module_& m) {
            py::kw_only(), py::arg("capacity"), py::arg("places"), py::arg("record_bytes"),
            py::arg("tokens_per_unit"), py::arg("unit_bytes"), py::arg("map_unit_ns") = 0,
            py::arg("create_unit_ns") = 0);
+  py::class_<BlockCacheMemory, KvMemory, std::shared_ptr<BlockCacheMemory>>(m, "BlockCacheMemory")
+      .def(py::init([](std::uint64_t capacity, std::uint32_t places, std::uint64_t record_bytes,
+                       std::uint32_t block_tokens) {
+             return std::make_shared<BlockCacheMemory>(
+                 BlockCacheOptions{{capacity}, places, {record_bytes}, block_tokens});
+           }),
+           py::kw_only(), py::arg("capacity"), py::arg("places"), py::arg("record_bytes"),
+           py::arg("block_tokens"));
   using Times = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                            std::int64_t>;
   py::class_<VmmMemory, KvMemory, std::shared_ptr<VmmMemory>>(m, "VmmMemory")
       .def(py::init([](std::uint64_t budget, std::uint32_t places, std::uint64_t max_tokens,
                        std::uint64_t page_bytes, const std::vector<std::uint64_t>& records_bytes,
                        const Times& times, std::int64_t wake_latency, std::uint64_t first_tokens,
-                       std::uint64_t warm) {
+                       std::uint64_t warm, std::uint32_t cached, double copied_bytes_per_s,
+                       std::int64_t idle_ns) {
              VmmMemoryOptions options;
              options.world.budget = {budget};
              options.world.wake_latency = Nanoseconds{wake_latency};
@@ -144,12 +156,22 @@ void bind_memories(py::module_& m) {
              options.page_bytes = {page_bytes};
              options.first_tokens = {first_tokens};
              options.warm = {warm};
+             options.cached = cached;
+             options.world.idle_time = Nanoseconds{idle_ns};
+             options.world.driver.copied_bytes_per_second = copied_bytes_per_s;
              for (std::uint64_t bytes : records_bytes) options.records.push_back({bytes});
              return std::make_shared<VmmMemory>(options);
            }),
            py::kw_only(), py::arg("budget"), py::arg("places"), py::arg("max_tokens"), py::arg("page_bytes"),
            py::arg("records_bytes"), py::arg("call_times_ns"), py::arg("wake_ns"),
-           py::arg("first_tokens") = 0, py::arg("warm") = 0);
+           py::arg("first_tokens") = 0, py::arg("warm") = 0, py::arg("cached") = 0,
+           py::arg("copied_bytes_per_s") = 0.0, py::arg("idle_ns") = PagerOptions{}.idle_time.count())
+      .def("prefixes", [](const VmmMemory& memory) {
+        const PrefixStats stats = memory.prefixes();
+        using namespace py::literals;
+        return py::dict("adopted"_a = stats.adopted, "aliased"_a = stats.aliased, "copied"_a = stats.copied,
+                        "cached_slots"_a = stats.cached_slots);
+      });
 }
 
 }  // namespace
@@ -159,14 +181,19 @@ void bind_simulate(py::module_& m) {
   bind_course(m);
   bind_neighbours(m);
   using Requests = std::vector<std::tuple<std::int64_t, std::uint32_t, std::uint32_t>>;
+  using Prompts = std::vector<std::tuple<std::uint32_t, std::vector<std::int32_t>>>;
   using Line = std::tuple<double, double, double, double, double, double, double>;
   py::class_<Replay>(m, "Replay")
       .def(py::init([](const Requests& requests, const Line& line, std::shared_ptr<KvMemory> memory,
                        std::uint32_t batch_tokens, std::uint32_t max_tokens, double watermark,
-                       std::int64_t sample_every) {
+                       std::int64_t sample_every, const Prompts& prompts) {
              std::vector<Request> out;
              for (const auto& [arrival, prompt, output] : requests)
                out.push_back({Nanoseconds{arrival}, prompt, output});
+             if (!prompts.empty() && prompts.size() != out.size())
+               throw InvalidArgument("prompts: expected one for each request");
+             for (std::size_t i = 0; i < prompts.size(); ++i)
+               std::tie(out[i].block_tokens, out[i].blocks) = prompts[i];
              const auto [weights, kv, flops, attention, bandwidth, rate, launch] = line;
              return std::make_unique<Replay>(
                  std::move(out), Roofline{weights, kv, flops, attention, bandwidth, rate, launch},
@@ -174,7 +201,8 @@ void bind_simulate(py::module_& m) {
                  std::move(memory));
            }),
            py::arg("requests"), py::arg("roofline"), py::arg("memory"), py::kw_only(),
-           py::arg("batch_tokens"), py::arg("max_tokens"), py::arg("watermark"), py::arg("sample_every_ns"))
+           py::arg("batch_tokens"), py::arg("max_tokens"), py::arg("watermark"), py::arg("sample_every_ns"),
+           py::arg("prompts") = Prompts{})
       .def("run", &Replay::run, py::arg("iterations"), NoGil())
       .def_property_readonly("over", &Replay::over)
       .def("figures", &figures)

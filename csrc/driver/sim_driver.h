@@ -31,6 +31,7 @@ struct SimOptions {
   Bytes capacity{};  // how much can be created; 0 for no limit
   Bytes granularity = 2_MiB;
   CallTimes times{};
+  double copied_bytes_per_second = 0;  // by copy(), on its stream; 0: a copy takes no time
   SimFaultOptions faults{};
 };
 

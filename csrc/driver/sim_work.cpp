@@ -28,7 +28,9 @@ bool overlap(std::span<const MemoryRange> a, std::span<const MemoryRange> b) {
 /// beside an iteration.
 void SimDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) {
   std::lock_guard lock(mutex_);
-  queue(stream, {}, {{to, size}, {from, size}});
+  const double rate = options_.copied_bytes_per_second;
+  const double seconds = rate == 0 ? 0 : static_cast<double>(size.count) / rate;
+  queue(stream, Nanoseconds{static_cast<Nanoseconds::rep>(1e9 * seconds)}, {{to, size}, {from, size}});
 }
 
 void SimDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {

@@ -159,7 +159,7 @@ class KvCache {
   bool fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream);
   void measure_copy();
   bool await_a_slot(std::unique_lock<Mutex>& lock, std::uint32_t but, StreamHandle stream);
-  std::optional<std::uint32_t> slot_to_fill(std::uint32_t but = no_slot);
+  std::optional<std::uint32_t> slot_to_fill(Tokens length = {}, std::uint32_t but = no_slot);
   void evict(std::uint32_t slot);
   void make_way(Tokens first, StreamHandle stream);
   bool make_private(std::uint32_t slot, Tokens to, StreamHandle stream);

@@ -127,7 +127,7 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
     if (prefix.length.count == 0) break;
     prefix.whole = prefix.whole && !slots_->shares_pages_beyond(prefix.slot, prefix.length);
     std::optional<std::uint32_t> own;
-    if (!prefix.whole) own = slot_to_fill(prefix.slot);
+    if (!prefix.whole) own = slot_to_fill(prefix.length, prefix.slot);
     if (!prefix.whole && !own) {
       prefix.whole = not_open() == 1 && !is_open(prefix.slot) &&
                      !slots_->shares_pages_beyond(prefix.slot, prefix.length);
@@ -179,8 +179,6 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
     if (is_open(prefix.slot)) return;
     fences_[prefix.slot] = readers(users_[prefix.slot], stream);
     slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
-    Slots::Needs(*slots_).note_use(prefix.slot);
-    cached_.use(prefix.slot);
   };
   const Pages whole = slots_->whole_pages(prefix.length);
   const Pages free{pool.reclaiming().available(Need::none) / slots_->page_bytes()};
@@ -247,11 +245,16 @@ bool KvCache::await_a_slot(std::unique_lock<Mutex>& lock, std::uint32_t but, Str
   return true;
 }
 
-/// A free slot that no work reads any more, with as few pages as possible, which would be in the way; or
-/// else, evicted, the cached one that was used longest ago, but not `but`.
-std::optional<std::uint32_t> KvCache::slot_to_fill(std::uint32_t but) {
+/// A free slot that no work reads any more, for a sequence that has `length` tokens already. Their pages
+/// would be in the way there, but those after them are what its first step needs: so one that is ready,
+/// unless most of it would be in the way; or else the one with the fewest pages; or else, evicted, the cached
+/// one that was used longest ago, but not `but`.
+std::optional<std::uint32_t> KvCache::slot_to_fill(Tokens length, std::uint32_t but) {
   const Epochs& epochs = slots_->pool().epochs();
   const auto over = [&](std::uint32_t slot) { return epochs.complete(fences_[slot]); };
+  if (length.count != 0)
+    for (std::uint32_t slot : ready_)
+      if (free_.tokens(slot) >= 2 * length.count && over(slot)) return slot;
   if (free_.count() != 0)
     if (const std::uint32_t slot = free_.best_fit(0, over); over(slot)) return slot;
   for (const auto& [use, slot] : cached_.oldest_first()) {

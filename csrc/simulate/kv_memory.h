@@ -38,6 +38,18 @@ class KvMemory {
 
   /// Returns a place for a sequence with `prompt` tokens, of which the first `announced` will come soon.
   virtual std::uint32_t open(Tokens prompt, Tokens announced) = 0;
+  using Token = std::int32_t;
+  struct Opened {
+    std::uint32_t place;
+    Tokens cached;  // so many of its tokens need not be computed
+  };
+  /// Does the same where it is known which tokens the prompt has.
+  virtual Opened open_prompt(std::span<const Token> prompt, Tokens announced) {
+    return {open({prompt.size()}, announced), {}};
+  }
+  /// These are the tokens of an open sequence after those that it had, and work that computes them is under
+  /// way. Others may begin with them.
+  virtual void commit(std::uint32_t, std::span<const Token>) {}
   virtual void announce(std::uint32_t place, Tokens to) = 0;
   /// Begins the next iteration, after which the sequences in `places` have `lengths` tokens. Returns false,
   /// with nothing changed, when there is no memory for it.

@@ -21,7 +21,8 @@ bool Replay::run(std::uint64_t iterations) {
 bool Replay::iterate() {
   take_arrivals();
   if (running_.empty() && waiting_.empty() && !idle_until_arrival()) return false;
-  admit(plan(true));
+  while (admit(plan(true))) {
+  }
   if (running_.empty()) return true;  // all that arrived were rejected
   if (!step_or_preempt()) return true;
   wait_until(launch());
@@ -70,19 +71,42 @@ std::size_t Replay::plan(bool may_admit) {
     taken += memory_->bytes_for({each.target + std::uint64_t{1}});
     const bool alone = running_.empty() && count == 0;
     if (taken + (alone ? Bytes{} : spare) > capacity) break;
-    each.chunk = std::min(each.target, left);
+    each.chunk = std::min(each.target - each.length, left);
     left -= each.chunk;
   }
   return count;
 }
 
-void Replay::admit(std::size_t count) {
+/// Returns whether tokens were found that the plan did not know of: then more may fit into the iteration.
+bool Replay::admit(std::size_t count) {
+  bool found = false;
   for (; count != 0; --count) {
     Sequence& each = waiting_.front();
-    if (each.place == no_place) each.place = memory_->open({each.target}, {});
+    if (each.place == no_place) found |= open(each, 0);
+    each.chunk = std::min(each.chunk, each.target - each.length);
+    const Request& request = requests_[each.request];
+    if (!std::exchange(each.admitted, true) && !request.blocks.empty()) {
+      figures_.looked_up_tokens += request.prompt;
+      figures_.found_tokens += each.length;
+    }
     running_.push_back(each);
     waiting_.pop_front();
   }
+  return found;
+}
+
+/// Gives the sequence a place, and what others have computed of its tokens. Returns whether that is anything.
+bool Replay::open(Sequence& sequence, std::uint32_t announced) {
+  const Request& request = requests_[sequence.request];
+  if (request.blocks.empty()) {
+    sequence.place = memory_->open({sequence.target}, {announced});
+    return false;
+  }
+  tokens_of(request, sequence.request, 0, sequence.target, tokens_);
+  const KvMemory::Opened opened = memory_->open_prompt(tokens_, {announced});
+  sequence.place = opened.place;
+  sequence.length = static_cast<std::uint32_t>(opened.cached.count);
+  return sequence.length != 0;
 }
 
 bool Replay::step() {
@@ -120,7 +144,7 @@ void Replay::preempt_last() {
   for (Sequence& each : waiting_) {  // a sequence that has its place already gives way, too
     if (each.place == no_place) break;
     memory_->close(std::exchange(each.place, no_place));
-    each.announced = 0;
+    each.length = each.announced = 0;
   }
   waiting_.push_front(last);
 }
@@ -138,29 +162,43 @@ Nanoseconds Replay::launch() {
     figures_.computed_tokens += each.chunk;
   }
   const Nanoseconds over = memory_->run(roofline_.time(work));
+  commit();
   foresee();
   return over;
+}
+
+/// The iteration's tokens are on their way: whoever begins with them may have them in the next.
+void Replay::commit() {
+  for (const Sequence& each : running_) {
+    const Request& request = requests_[each.request];
+    if (request.blocks.empty() || each.chunk == 0) continue;
+    tokens_of(request, each.request, each.length - each.chunk, each.length, tokens_);
+    memory_->commit(each.place, tokens_);
+  }
 }
 
 /// Announces what the next iteration will need if nobody finishes: the next chunks of prompts, and the
 /// requests that will be admitted then.
 void Replay::foresee() {
-  const std::size_t coming = plan(true);
   const auto slack = static_cast<std::uint32_t>(running_.size());  // tokens that those who finish leave
   auto soon = [&](const Sequence& each) { return std::min(each.length + each.chunk + slack, each.target); };
-  for (Sequence& each : running_)
-    if (each.length < each.target) announce(each, soon(each));
-  for (std::size_t i = 0; i < coming; ++i) announce(waiting_[i], soon(waiting_[i]));
+  for (bool found = true; found;) {  // where tokens are, the next iteration has room for more requests
+    found = false;
+    const std::size_t coming = plan(true);
+    for (Sequence& each : running_)
+      if (each.length < each.target) announce(each, soon(each));
+    for (std::size_t i = 0; i < coming; ++i) found |= announce(waiting_[i], soon(waiting_[i]));
+  }
   account();
 }
 
-void Replay::announce(Sequence& sequence, std::uint32_t to) {
-  if (to <= sequence.announced) return;
-  if (sequence.place == no_place)
-    sequence.place = memory_->open({sequence.target}, {to});
-  else
-    memory_->announce(sequence.place, {to});
+/// Returns whether tokens of the sequence were found that nobody knew of.
+bool Replay::announce(Sequence& sequence, std::uint32_t to) {
+  if (to <= sequence.announced) return false;
   sequence.announced = to;
+  if (sequence.place == no_place) return open(sequence, to);
+  memory_->announce(sequence.place, {to});
+  return false;
 }
 
 void Replay::wait_until(Nanoseconds over) {

@@ -8,15 +8,10 @@
 #include <vector>
 
 #include "simulate/kv_memory.h"
+#include "simulate/request_tokens.h"
 #include "simulate/roofline.h"
 
 namespace vmm {
-
-struct Request {
-  Nanoseconds arrival;
-  std::uint32_t prompt;  // tokens
-  std::uint32_t output;  // tokens; the prompt's last chunk gives the first of them
-};
 
 struct ReplayOptions {
   std::uint32_t batch_tokens = 2048;  // the most that an iteration computes
@@ -37,6 +32,8 @@ struct ReplayFigures {
   std::uint64_t completed = 0, rejected = 0, preempted = 0, iterations = 0;
   std::uint64_t prompt_tokens = 0, output_tokens = 0;  // of completed requests
   std::uint64_t computed_tokens = 0;                   // including those computed again after a preemption
+  // Tokens of prompts that were looked up when they were first admitted, and of these the ones found.
+  std::uint64_t looked_up_tokens = 0, found_tokens = 0;
   std::uint32_t most_running = 0;
   Nanoseconds over_at{};  // since the first request arrived
   Nanoseconds longest_stall{};
@@ -66,11 +63,12 @@ class Replay {
   struct Sequence {
     std::uint32_t request;
     std::uint32_t target;      // tokens to compute before the next one is known
-    std::uint32_t length = 0;  // computed
+    std::uint32_t length = 0;  // computed, or found
     std::uint32_t generated = 0;
     std::uint32_t chunk = 0;  // tokens to compute in the iteration that is planned
     std::uint32_t announced = 0;
     std::uint32_t place = no_place;
+    bool admitted = false;  // before, too
     Nanoseconds first_token{};
   };
 
@@ -78,13 +76,15 @@ class Replay {
   bool idle_until_arrival();
   void take_arrivals();
   std::size_t plan(bool may_admit);
-  void admit(std::size_t count);
+  bool admit(std::size_t count);
+  bool open(Sequence& sequence, std::uint32_t announced);
+  void commit();
   bool step();
   bool step_or_preempt();
   void preempt_last();
   Nanoseconds launch();
   void foresee();
-  void announce(Sequence& sequence, std::uint32_t to);
+  bool announce(Sequence& sequence, std::uint32_t to);
   void wait_until(Nanoseconds over);
   void sample_tokens();
   void finish(Sequence& sequence);
@@ -98,6 +98,7 @@ class Replay {
   std::deque<Sequence> waiting_;
   std::vector<Sequence> running_;  // in the order of their admission
   std::vector<std::int32_t> places_, lengths_;
+  std::vector<std::int32_t> tokens_;  // scratch
   ReplayFigures figures_;
   KvUsage usage_{};
   Nanoseconds accounted_{}, next_sample_{};

@@ -11,7 +11,9 @@ Bytes extent_bytes(const VmmMemoryOptions& options, Bytes record) {
   return round_up(record * options.max_tokens.count, options.page_bytes);
 }
 
-std::uint32_t slots(const VmmMemoryOptions& options) { return options.places + options.places / 16; }
+std::uint32_t slots(const VmmMemoryOptions& options) {
+  return options.places + options.places / 16 + options.cached;
+}
 
 VmmMemoryOptions completed(VmmMemoryOptions options) {
   options.world.driver.capacity = options.world.budget;
@@ -57,6 +59,12 @@ Bytes VmmMemory::bytes_for(Tokens tokens) const {
 
 std::uint32_t VmmMemory::open(Tokens prompt, Tokens announced) {
   return cache_->open(prompt, announced, stream_);
+}
+
+KvMemory::Opened VmmMemory::open_prompt(std::span<const Token> prompt, Tokens announced) {
+  const KvCache::Opened opened = cache_->open_prompt({prompt, ""}, announced, stream_);
+  lengths_[opened.slot] = opened.cached.count;
+  return {opened.slot, opened.cached};
 }
 
 MemoryRange VmmMemory::tokens(const SlotPart& part, std::uint64_t place, std::uint64_t from,

@@ -14,6 +14,9 @@ struct VmmMemoryOptions {
   WorldOptions world{};  // whose budget is the capacity
   // The cache has a few slots more than this, which can be made ready while all places are taken.
   std::uint32_t places = 256;
+  // And so many more, in which sequences that have ended may lie, for others to begin with their tokens. They
+  // cost addresses and bookkeeping; memory is theirs only where nobody needs it more.
+  std::uint32_t cached = 0;
   Tokens max_tokens;
   Tokens first_tokens;  // the most that a sequence's first step computes; 0: the cache learns it
   Bytes warm;           // so much memory is created before the first request
@@ -33,6 +36,8 @@ class VmmMemory final : public KvMemory {
   Bytes bytes_for(Tokens tokens) const override;
 
   std::uint32_t open(Tokens prompt, Tokens announced) override;
+  Opened open_prompt(std::span<const Token> prompt, Tokens announced) override;
+  void commit(std::uint32_t place, std::span<const Token> tokens) override { cache_->commit(place, tokens); }
   void announce(std::uint32_t place, Tokens to) override { cache_->announce_tokens(place, to); }
   bool step(std::span<const std::int32_t> places, std::span<const std::int32_t> lengths) override;
   Nanoseconds run(Nanoseconds takes) override;
@@ -40,6 +45,7 @@ class VmmMemory final : public KvMemory {
 
   KvUsage usage() const override;
   KvCounts counts() const override;
+  PrefixStats prefixes() const { return cache_->prefix_stats(); }
 
  private:
   MemoryRange tokens(const SlotPart& part, std::uint64_t place, std::uint64_t from, std::uint64_t to) const;

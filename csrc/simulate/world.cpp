@@ -20,7 +20,7 @@ World::World(const WorldOptions& options)
   PoolOptions pool_options;
   pool_options.arena_bytes = options.arena_bytes;
   pool_ = Pool::make(std::make_unique<CheckedDriver>(std::move(driver)), budget_, clock_, pool_options);
-  pager_ = std::make_shared<Pager>(pool_, PagerOptions{});
+  pager_ = std::make_shared<Pager>(pool_, PagerOptions{.idle_time = options.idle_time});
   pager_->set_waker([this] { wake(clock_->now() + wake_latency()); });
   clock_->on_wait([this] {
     count_wait();

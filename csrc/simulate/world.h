@@ -17,6 +17,7 @@ struct WorldOptions {
   Nanoseconds wake_latency{126'000};  // from asking the pager until it runs: the slowest of DESIGN §4
   Nanoseconds longest_wake{};         // if this is more, each latency is drawn between the two, from the seed
   Bytes arena_bytes{};                // as in PoolOptions
+  Nanoseconds idle_time = PagerOptions{}.idle_time;
 };
 
 /// For one thread. The caller acts, and the pager catches up with it whenever the caller's time passes.

@@ -4,8 +4,9 @@ import math
 from itertools import pairwise
 
 import pytest
+from conversations import conversations
 
-from vmm.benchmarks import pages, replay
+from vmm.benchmarks import pages, replay, replay_prefixes
 from vmm.errors import InvalidArgument
 
 
@@ -40,6 +41,33 @@ def test_replay(traces):
     cold, warm = (metrics[f"burst_first_prompts_stall_ms{suffix}"] for suffix in ("", "_warm"))
     assert 0 < warm < cold / 2
     assert 0 < metrics["burst_first_prompts_longest_stall_ms_warm"] <= warm
+
+
+def test_prefix_sharing(tmp_path, monkeypatch):
+    for name, chats in (("few", 6), ("many", 24)):
+        (tmp_path / f"{name}.jsonl").write_text(conversations(chats))
+    monkeypatch.setenv("VMM_TRACES", f"{tmp_path}/few.jsonl:{tmp_path}/many.jsonl")
+    monkeypatch.setattr(replay_prefixes, "MEMORY_TOKENS", 30_000)
+    told = []
+    report = replay.run(told.append, "simulation", prefix_sharing=True)
+    metrics = report.metrics
+    assert told[:2] == ["few with memory for everything", "few with memory for 30,000 tokens"]
+    assert all(math.isfinite(value) for value in metrics.values())
+    for name in ("few_", "many_", ""):
+        assert metrics[f"{name}prefix_hit_fraction_over_unlimited"] == pytest.approx(1)
+        assert 0.3 < metrics[f"{name}prefix_hit_fraction_unlimited"] < 0.7
+        assert metrics[f"{name}80gib_throughput_with_over_without"] > 0.99
+    # 24 chats do not fit into 30,000 tokens, in neither cache.
+    for kind in ("", "lru_"):
+        assert 0 < metrics[f"many_3m_{kind}prefix_hit_fraction"] < 0.9 * metrics["many_prefix_hit_fraction"]
+    assert metrics["many_3m_prefix_hit_fraction_over_lru"] > 0.7
+    assert not any(key.endswith("vs_static") for key in metrics)
+    assert "paged16-prefix" in report.peers
+
+
+def test_prefix_sharing_without_hash_ids(traces):
+    with pytest.raises(InvalidArgument, match="none has hash ids"):
+        replay.run(lambda what: None, "simulation", prefix_sharing=True)
 
 
 def test_a_trace_that_is_not_there(monkeypatch, tmp_path):

@@ -62,7 +62,9 @@ def test_a_benchmark_names_the_devices_it_runs_on():
     assert "cpu" in result.output
 
 
-@pytest.mark.parametrize(("option", "of"), [("busy", "step"), ("beams", "generate")])
+@pytest.mark.parametrize(
+    ("option", "of"), [("busy", "step"), ("beams", "generate"), ("prefix_sharing", "replay")]
+)
 @pytest.mark.parametrize("name", cli._benchmark_names())
 def test_some_options_are_of_one_benchmark_only(monkeypatch, name, option, of):
     module = importlib.import_module(f"vmm.benchmarks.{name}")
@@ -75,7 +77,7 @@ def test_some_options_are_of_one_benchmark_only(monkeypatch, name, option, of):
 
     monkeypatch.setattr(module, "run", run)
     monkeypatch.setattr(module, "ENVIRONMENT", {}, raising=False)
-    result = invoke("bench", name, f"--{option}")
+    result = invoke("bench", name, f"--{option.replace('_', '-')}")
     if name == of:
         assert (result.exit_code, asked) == (0, [{option: True}])
     else:

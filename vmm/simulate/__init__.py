@@ -1,6 +1,6 @@
 """The engine in simulated time: traces of requests, served on GPUs that are not there."""
 
-from vmm.simulate.allocators import ALLOCATORS
+from vmm.simulate.allocators import ALLOCATORS, SHARING_PREFIXES
 from vmm.simulate.gpus import GPUS, CallTimes, Gpu, find_gpu, read_call_times
 from vmm.simulate.models import PRESETS, Model, find_model, read_config
 from vmm.simulate.replay import Replayed, Sample, replay
@@ -11,6 +11,7 @@ __all__ = [
     "ALLOCATORS",
     "GPUS",
     "PRESETS",
+    "SHARING_PREFIXES",
     "CallTimes",
     "Gpu",
     "Model",

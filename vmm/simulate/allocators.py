@@ -10,10 +10,12 @@ from vmm.simulate.settings import Settings
 
 BLOCK_TOKENS = 16  # of vLLM's paged blocks
 PAGE_BYTES = 2**21  # of vAttention's, one for K and one for V of each layer
+CACHED_TOKENS = 1024
+MOST_ADDRESSES_BYTES = 2**46
 _CALLS = ("reserve", "create", "map", "set_access", "unmap", "release", "event")  # in the core's order
 
 
-def _vmm(settings: Settings, times: CallTimes) -> _core.KvMemory:
+def _vmm(settings: Settings, times: CallTimes, **options: int) -> _core.KvMemory:
     return _core.VmmMemory(
         budget=settings.kv_bytes,
         places=settings.max_sequences,
@@ -24,7 +26,15 @@ def _vmm(settings: Settings, times: CallTimes) -> _core.KvMemory:
         wake_ns=round(1000 * times.wake_us),
         first_tokens=min(settings.batch_tokens, settings.max_tokens) if settings.first_tokens_known else 0,
         warm=settings.warm_bytes,
+        copied_bytes_per_s=settings.gpu.bandwidth_bytes_per_s / 2,  # each byte is read and written
+        **options,
     )
+
+
+def _vmm_prefix(settings: Settings) -> _core.KvMemory:
+    """Like vmm, and prompts find what others have computed. What nobody uses is not given back to the system
+    after a while (Pool(idle_seconds=None)): a paged allocator never gives it back either."""
+    return _vmm(settings, settings.call_times, cached=_cached_sequences(settings), idle_ns=0)
 
 
 def _counting(
@@ -67,10 +77,36 @@ def _per_layer(settings: Settings) -> _core.KvMemory:
     )
 
 
+def _cached_sequences(settings: Settings) -> int:
+    """How many slots are left for sequences that have ended, whose tokens others begin with. Enough that
+    memory runs out first where they have 1,024 tokens or more on average; but all slots have at most half of
+    a process's addresses."""
+    slot_bytes = settings.max_tokens * settings.model.kv_bytes_per_token
+    by_memory = settings.kv_bytes // (CACHED_TOKENS * settings.model.kv_bytes_per_token)
+    return max(min(by_memory, MOST_ADDRESSES_BYTES // slot_bytes - settings.max_sequences), 0)
+
+
+def _block_cache(settings: Settings) -> _core.KvMemory:
+    """Like paged16, and prompts find the blocks that others have computed; the least recently used go first.
+    vLLM's prefix cache does the same."""
+    return _core.BlockCacheMemory(
+        capacity=settings.kv_bytes,
+        places=settings.max_sequences,
+        record_bytes=settings.model.kv_bytes_per_token,
+        block_tokens=BLOCK_TOKENS,
+    )
+
+
 ALLOCATORS: dict[str, Callable[[Settings], _core.KvMemory]] = {
     "vmm": lambda settings: _vmm(settings, settings.call_times),
     "vmm-zero-cost": lambda settings: _vmm(settings, ZERO_COST),
     "paged16": _paged,
     "per-layer-sync": _per_layer,
     "static": _static,
+}
+
+#: Those with which requests begin with what others have computed, where the trace has hash ids.
+SHARING_PREFIXES: dict[str, Callable[[Settings], _core.KvMemory]] = {
+    "vmm-prefix": _vmm_prefix,
+    "paged16-prefix": _block_cache,
 }

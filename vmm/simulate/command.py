@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from vmm.errors import InvalidArgument
-from vmm.simulate.allocators import ALLOCATORS
+from vmm.simulate.allocators import ALLOCATORS, SHARING_PREFIXES
 from vmm.simulate.gpus import find_gpu, read_call_times
 from vmm.simulate.models import find_model, read_config
 from vmm.simulate.replay import Replayed, replay
@@ -58,9 +58,10 @@ def run(options: Options) -> None:
 
 def _run(options: Options) -> None:
     names = options.allocators or list(ALLOCATORS)
+    known = ALLOCATORS | SHARING_PREFIXES
     for name in names:
-        if name not in ALLOCATORS:
-            raise InvalidArgument(f"allocator is {name!r}; expected one of: {'; '.join(ALLOCATORS)}")
+        if name not in known:
+            raise InvalidArgument(f"allocator is {name!r}; expected one of: {'; '.join(known)}")
     settings = settings_of(options)
     trace = read_trace(options.trace, seed=options.seed, session_gap_s=options.session_gap_s)
     trace = trace.at_load(options.load)

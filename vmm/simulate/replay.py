@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vmm import _core
-from vmm.simulate.allocators import ALLOCATORS
+from vmm.errors import InvalidArgument
+from vmm.simulate.allocators import ALLOCATORS, SHARING_PREFIXES
 from vmm.simulate.settings import WATERMARK, Settings
 from vmm.simulate.traces import Trace
 
 ITERATIONS_BETWEEN_REPORTS = 2000
+MOST_TOKENS = 2**31  # different ones: the core has 32 bits for each
 SAMPLES = 1000  # of memory over time, about
 
 
@@ -41,16 +43,19 @@ def replay(
     trace: Trace, settings: Settings, allocator: str, progress: Callable[[int], None] = lambda over: None
 ) -> Replayed:
     """Serves ``trace`` until its last request is over. ``progress`` is told how many requests are over.
-    Deterministic. Raises KeyError for an allocator that is not in ``ALLOCATORS``."""
+    Deterministic. Raises KeyError for an allocator that is neither in ``ALLOCATORS`` nor in
+    ``SHARING_PREFIXES``."""
     requests = [(round(1e9 * r.arrival_s), r.prompt_tokens, r.output_tokens) for r in trace.requests]
+    memory = (ALLOCATORS | SHARING_PREFIXES)[allocator](settings)
     run = _core.Replay(
         requests,
         settings.roofline,
-        ALLOCATORS[allocator](settings),
+        memory,
         batch_tokens=settings.batch_tokens,
         max_tokens=settings.max_tokens,
         watermark=WATERMARK,
         sample_every_ns=max(1, round(1e9 * trace.duration_s / SAMPLES)),
+        prompts=_prompts(trace) if allocator in SHARING_PREFIXES else (),
     )
     while run.run(ITERATIONS_BETWEEN_REPORTS):
         progress(run.over)
@@ -59,7 +64,23 @@ def replay(
         Sample(at_ns / 1e6, live, held, mapped, reclaimable, running, waiting, stalled_ns / 1e6)
         for at_ns, live, held, mapped, reclaimable, running, waiting, stalled_ns in run.samples()
     ]
-    return Replayed(allocator, _metrics(run.figures(), settings), samples)
+    metrics = _metrics(run.figures(), settings)
+    if allocator in SHARING_PREFIXES and isinstance(memory, _core.VmmMemory):
+        metrics |= {f"prefixes_{name}": count for name, count in memory.prefixes().items()}
+    return Replayed(allocator, metrics, samples)
+
+
+def _prompts(trace: Trace) -> list[tuple[int, list[int]]]:
+    """For each request the tokens of a block, and the first token of each block. Token i of block h is
+    h × (tokens of a block) + i."""
+    requests = trace.requests
+    apart = max(each.block_tokens for each in requests)
+    most = max((max(each.hash_ids) for each in requests if each.hash_ids), default=0)
+    if (most + 1) * apart >= MOST_TOKENS:
+        raise InvalidArgument(
+            f"{trace.name} has {most + 1} different blocks of {apart} tokens; expected fewer than 2^31 tokens"
+        )
+    return [(each.block_tokens, [apart * id for id in each.hash_ids]) for each in requests]
 
 
 def _metrics(figures: dict[str, Any], settings: Settings) -> dict[str, float]:
@@ -88,6 +109,12 @@ def _metrics(figures: dict[str, Any], settings: Settings) -> dict[str, float]:
         "held_byte_seconds": figures["held_seconds"],
         "live_byte_seconds": figures["live_seconds"],
     }
+    if figures["looked_up_tokens"]:
+        found |= {
+            "looked_up_tokens": figures["looked_up_tokens"],
+            "found_tokens": figures["found_tokens"],
+            "prefix_hit_fraction": figures["found_tokens"] / figures["looked_up_tokens"],
+        }
     if figures["pages_mapped"]:
         used = figures["pages_first_used"]
         found |= {

@@ -21,15 +21,22 @@ _COLUMNS = {
     "mooncake": ("timestamp", "input_length", "output_length"),
 }
 _MOST_TOKENS = 2**31 - 1
+_BLOCK_TOKENS = {"mooncake": 512, "agentic": 64}  # that a hash id stands for
 MOST_TIME = 2**53  # s or ms; beyond it a float does not tell them apart
 
 
+_Numbers = dict[tuple[int, int], int]  # of hash ids, each within its session or file
+
+
 class Row(NamedTuple):
-    """A request as the file has it. ``arrival_s`` counts from where the file does."""
+    """A request as the file has it. ``arrival_s`` counts from where the file does; ``hash_ids`` are numbered
+    anew, as they come, so that no two sessions have the same."""
 
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    hash_ids: tuple[int, ...] = ()
+    block_tokens: int = 0
 
 
 def lines_of(path: Path) -> list[str]:
@@ -77,6 +84,7 @@ def rows_of(
 def _flat_rows(records: Iterator[_Record], format: str) -> Iterator[Row]:
     time, prompt, output = _COLUMNS[format]
     first = None
+    numbers: _Numbers = {}
     for record in records:
         if format == "azure":
             moment = record.moment(time)
@@ -84,23 +92,27 @@ def _flat_rows(records: Iterator[_Record], format: str) -> Iterator[Row]:
             arrival_s = (moment - first).total_seconds()
         else:
             arrival_s = record.time(time) / (1000 if format == "mooncake" else 1)
-        yield Row(arrival_s, record.tokens(prompt), record.tokens(output))
+        row = Row(arrival_s, record.tokens(prompt), record.tokens(output))
+        yield row if format != "mooncake" else row._replace(**record.blocks(numbers, _BLOCK_TOKENS[format]))
 
 
 def _agentic_rows(sessions: Iterator[_Record], chances: random.Random, session_gap_s: float) -> Iterator[Row]:
     start_s = 0.0
+    numbers: _Numbers = {}
     for session in sessions:
-        yield from _rows_within(session, start_s)
+        yield from _rows_within(session, start_s, numbers, session.block_tokens())
         start_s += session_gap_s * chances.expovariate(1)
 
 
-def _rows_within(holder: _Record, start_s: float) -> Iterator[Row]:
+def _rows_within(holder: _Record, start_s: float, numbers: _Numbers, block_tokens: int) -> Iterator[Row]:
     for record in holder.nested("requests"):
         if "requests" not in record.values:
-            yield Row(start_s + record.time("t"), record.tokens("in"), record.tokens("out"))
+            row = Row(start_s + record.time("t"), record.tokens("in"), record.tokens("out"))
+            yield row._replace(**record.blocks(numbers, block_tokens, record.line))
             continue
         lasted_s = record.time("duration_ms") / 1000 if record.values.get("duration_ms") is not None else 0
-        yield from _rows_within(record, start_s + max(record.time("t") - lasted_s, 0))
+        since_s = start_s + max(record.time("t") - lasted_s, 0)
+        yield from _rows_within(record, since_s, numbers, block_tokens)
 
 
 class _Record(NamedTuple):
@@ -128,6 +140,21 @@ class _Record(NamedTuple):
         value = self.values.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST_TIME:
             raise self.refusal(name, "a number, 0 or more")
+        return value
+
+    def blocks(self, numbers: _Numbers, block_tokens: int, scope: int = 0) -> dict[str, Any]:
+        """The hash ids, where there are any, and what they stand for, as fields of a Row."""
+        ids = self.values.get("hash_ids") or []
+        if not isinstance(ids, list) or not all(type(each) is int for each in ids):
+            raise self.refusal("hash_ids", "a list of whole numbers")
+        found = tuple(numbers.setdefault((scope, each), len(numbers)) for each in ids)
+        return {"hash_ids": found, "block_tokens": block_tokens} if found else {}
+
+    def block_tokens(self) -> int:
+        """That each hash id of a session stands for."""
+        value = self.values.get("block_size", _BLOCK_TOKENS["agentic"])
+        if type(value) is not int or not 0 < value <= _MOST_TOKENS:
+            raise self.refusal("block_size", f"a whole number from 1 to {_MOST_TOKENS}")
         return value
 
     def moment(self, name: str) -> datetime:

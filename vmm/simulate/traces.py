@@ -4,8 +4,12 @@ Four formats, told apart by content and not by name, each plain or gzip:
 
 ``azure``     CSV with TIMESTAMP (ISO 8601; without a zone it is UTC), ContextTokens and GeneratedTokens.
 ``csv``       one's own, with arrival_s, prompt_tokens and output_tokens.
-``mooncake``  JSON lines with timestamp (ms), input_length and output_length (tokens).
-``agentic``   JSON lines, one session each, with requests that have t (s from its start), in and out (tokens).
+``mooncake``  JSON lines with timestamp (ms), input_length and output_length (tokens); maybe hash_ids.
+``agentic``   JSON lines, one session each, with requests that have t (s from its start), in and out (tokens);
+              maybe hash_ids.
+
+Hash ids say what prompts begin with: each stands for a block of 512 tokens (mooncake) or 64 (agentic, or the
+session's block_size) and all before them. The last one of a prompt may stand for less than a block.
 
 A sub-agent is an entry among a session's requests that has requests of its own. Its t is its end, and it
 started duration_ms before: the published ones then all start within 1 s after an answer to their parent, and
@@ -27,11 +31,14 @@ SESSION_GAP_S = 60.0  # the 43 published agentic sessions then start within the 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``arrival_s`` is in seconds from the trace's first arrival."""
+    """``arrival_s`` is in seconds from the trace's first arrival. ``hash_ids``, of ``block_tokens`` tokens
+    each, are numbered from 0 as they come in the file; there are none where it has none."""
 
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    hash_ids: tuple[int, ...] = ()
+    block_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,13 @@ def _from_first_arrival(found: list[Row]) -> list[Request]:
     found.sort(key=lambda each: each.arrival_s)  # stable: within a tick, the file's order
     first_s = found[0].arrival_s
     return [
-        Request(each.arrival_s - first_s, max(each.prompt_tokens, 1), max(each.output_tokens, 1))
+        Request(
+            each.arrival_s - first_s,
+            max(each.prompt_tokens, 1),
+            max(each.output_tokens, 1),
+            each.hash_ids,
+            each.block_tokens,
+        )
         for each in found
     ]
 
