@@ -61,6 +61,7 @@ def demo(
 @app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="Which benchmark; without it they are listed.")] = None,
+    *,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1. Default: the first that the benchmark knows.")
     ] = None,

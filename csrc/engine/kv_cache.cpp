@@ -28,6 +28,7 @@ KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std:
       previous_(count),
       seen_(count),
       users_(count),
+      copiers_(count),
       fences_(count, slots_->earlier_work()) {
   if (slots_->max_tokens().count >= std::uint64_t{1} << 31)
     throw InvalidArgument("max_tokens: expected fewer than 2^31 tokens");
@@ -130,7 +131,7 @@ std::uint32_t KvCache::open_anew(Tokens prompt, Tokens announced, StreamHandle s
     if (states_[slot] == SlotState::ready) std::erase(ready_, slot);
     states_[slot] = SlotState::fresh;
     ++fresh_;
-    lengths_[slot] = previous_[slot] = users_[slot] = 0;
+    lengths_[slot] = previous_[slot] = users_[slot] = copiers_[slot] = 0;
     prepare(needs);
   }
   slots_->announce(slot, announced);
@@ -184,6 +185,7 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   if (slots_->has_windows() && to.count != 0 && to.count < previous_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
+  if (to.count < lengths_[slot]) require_copied(slot);
   const bool lost =
       to.count < lengths_[slot] && slots_->shares_pages_beyond(slot, to) && !make_private(slot, to, stream);
   if (lost) to = {};

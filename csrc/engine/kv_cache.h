@@ -152,6 +152,8 @@ class KvCache {
   std::uint32_t fork_one(std::uint32_t slot, StreamHandle stream);
   std::uint32_t open_anew(Tokens prompt, Tokens announced, StreamHandle stream);
   bool over_elsewhere(std::uint32_t slot, StreamHandle stream) const;
+  void note_copier(std::uint32_t slot, StreamHandle stream);
+  void require_copied(std::uint32_t slot);
   struct Prefix;
   Prefix find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream);
   std::optional<Opened> attach(std::unique_lock<Mutex>& lock, const Prompt& prompt, StreamHandle stream);
@@ -189,7 +191,8 @@ class KvCache {
   std::vector<std::uint32_t> lengths_;
   std::vector<std::uint32_t> previous_;  // lengths before the last step
   std::vector<std::uint32_t> seen_;      // the number of the last step that named it
-  std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped its sequence
+  std::vector<std::uint32_t> users_;     // a bit for each of streams_ that stepped its sequence, or copied it
+  std::vector<std::uint32_t> copiers_;   // and for those among them that only copied it
   std::vector<Fence> fences_;            // the work that may read it for the last sequence, until the next
                                          // one's first step
   std::vector<StreamHandle> streams_;    // all that this cache has stepped
@@ -200,7 +203,7 @@ class KvCache {
 };
 
 constexpr std::size_t KvCache::bytes_per_slot() {
-  return 4 * sizeof(std::uint32_t) + sizeof(SlotState) + sizeof(Fence) + FreeSlots::bytes_per_slot() +
+  return 5 * sizeof(std::uint32_t) + sizeof(SlotState) + sizeof(Fence) + FreeSlots::bytes_per_slot() +
          CachedSlots::bytes_per_slot() + PrefixIndex::bytes_per_slot() + Slots::bytes_per_slot();
 }
 

@@ -19,6 +19,29 @@ bool KvCache::over_elsewhere(std::uint32_t slot, StreamHandle stream) const {
   return slots_->pool().epochs().complete(elsewhere);
 }
 
+/// Work on the stream copies the slot's tokens.
+void KvCache::note_copier(std::uint32_t slot, StreamHandle stream) {
+  const std::uint32_t bit = users_bit(stream);
+  if ((users_[slot] & bit) == 0) copiers_[slot] |= bit;
+  users_[slot] |= bit;
+}
+
+/// Throws Error where a stream that has not stepped the slot still copies its tokens: those that take their
+/// place would be copied instead.
+void KvCache::require_copied(std::uint32_t slot) {
+  if (copiers_[slot] == 0) return;
+  Epochs& epochs = slots_->pool().epochs();
+  epochs.poll();
+  Fence copies = epochs.fence(
+      [&](StreamHandle each) { return (copiers_[slot] & known_bit(each)) != 0 ? Work::all : Work::marked; });
+  std::erase_if(copies,
+                [&](const StreamEpoch& each) { return (copiers_[slot] & known_bit(each.stream)) == 0; });
+  if (!epochs.complete(copies))
+    throw Error("slot " + std::to_string(slot) +
+                " is copied on another stream, and that work is not over: call end() there and wait");
+  copiers_[slot] = 0;
+}
+
 void KvCache::require_over_elsewhere(std::uint32_t slot, StreamHandle stream) const {
   if (!over_elsewhere(slot, stream))
     throw Error("slot " + std::to_string(slot) +
@@ -82,7 +105,7 @@ std::vector<std::uint32_t> KvCache::fork(std::uint32_t slot, std::uint32_t count
   std::unique_lock lock(mutex_);
   await_slots_for_fork(lock, slot, count, stream);
   require_over_elsewhere(slot, stream);
-  users_[slot] |= users_bit(stream);  // the copies read it there
+  note_copier(slot, stream);
   std::vector<std::uint32_t> out;
   out.reserve(count);
   try {
@@ -113,6 +136,7 @@ std::uint32_t KvCache::fork_one(std::uint32_t slot, StreamHandle stream) {
   lengths_[child] = lengths_[slot];
   previous_[child] = previous_[slot];
   users_[child] = users_[slot];
+  copiers_[child] = 0;
   fences_[child].clear();
   index_.copy(slot, child, {lengths_[slot]});
   return child;

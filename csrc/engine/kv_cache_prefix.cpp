@@ -174,14 +174,14 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
   Pool& pool = slots_->pool();
   Slots::Needs(*slots_).take(slot, {});
   free_.set_tokens(slot, 0);
-  users_[prefix.slot] |= users_bit(stream);  // the copies read it there
+  note_copier(prefix.slot, stream);
   const auto leave_source = [&] {
     if (is_open(prefix.slot)) return;
     fences_[prefix.slot] = readers(users_[prefix.slot], stream);
     slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
   };
   const Pages whole = slots_->whole_pages(prefix.length);
-  const Pages free{pool.reclaiming().available(Need::none) / slots_->page_bytes()};
+  const Pages free{pool.reclaiming().available(slots_->tenant(), Need::none) / slots_->page_bytes()};
   if (!costs_.knows_copy() && AttachCosts::may_copy(whole, free)) measure_copy();
   const bool copy = costs_.copy(whole, free);
   const Nanoseconds start = pool.clock().now();
@@ -202,7 +202,7 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
   leave_source();
   free_.take(slot);
   if (states_[slot] == SlotState::ready) std::erase(ready_, slot);
-  users_[slot] = 0;
+  users_[slot] = copiers_[slot] = 0;
   index_.copy(prefix.slot, slot, prefix.length);
   return true;
 }
@@ -216,7 +216,8 @@ void KvCache::measure_copy() {
   const Bytes page = slots_->page_bytes();
   const PageRange both{{0}, {2}};
   try {
-    if (pool.reclaiming().available(Need::none) < page * 2) return;  // others keep what they have
+    if (pool.reclaiming().available(slots_->tenant(), Need::none) < page * 2)
+      return;  // others keep what they have
     const auto lease = pool.reserve({.page_bytes = page, .extent_bytes = page * 2, .longest = {}});
     pool.map(lease->reservation(), std::span(&both, 1), {});
     const StreamHandle stream = driver.create_stream();
@@ -287,7 +288,9 @@ void KvCache::make_way(Tokens first, StreamHandle stream) {
       return false;
     });
     if (free_.tokens(largest) >= first.count) return;
-    if (slots_->not_kept(largest, first) <= slots_->pool().reclaiming().available(Need::none)) return;
+    if (slots_->not_kept(largest, first) <=
+        slots_->pool().reclaiming().available(slots_->tenant(), Need::none))
+      return;
   }
   const Epochs& epochs = slots_->pool().epochs();
   const auto& cached = cached_.oldest_first();

@@ -215,3 +215,30 @@ TEST(a_sequence_takes_a_closed_slot_that_is_read_where_there_is_no_other) {
   CHECK(test.intact(next));
   test.pool->streams().destroy(other);
 }
+
+TEST(a_sequence_is_not_cut_back_while_another_stream_copies_its_tokens) {
+  for (const bool slow : {false, true}) {
+    PrefixCache test({.record = Bytes{1'000}, .slots = 5, .slow_maps = slow});
+    const StreamHandle other = test.pool->streams().create();
+    const TokenList tokens = tokens_from(0, 250);
+    Sequence first = test.serve(tokens);
+    test.end();
+    test.close(test.open(joined(tokens, {1})));
+    test.end();
+    Sequence third = test.open(tokens_from(7'000, 20), "", other);
+    test.step(third, tokens_from(7'000, 20), other);
+    const auto opened = test.cache->open_prompt({first_of(tokens, 230), ""}, {}, other);
+    CHECK(opened.cached == Tokens{224});
+    Sequence second{opened.slot, first_of(tokens, 224)};
+    CHECK_THROWS(Error, "is copied on another stream", test.cache->truncate(first.slot, {210}, {}));
+    test.finish(other);
+    test.end(other);
+    test.cache->truncate(first.slot, {210}, {});
+    first.tokens.resize(210);
+    test.step(first, tokens_from(900, 20));
+    CHECK(test.intact(first) && test.intact(second));
+    for (const Sequence* each : {&first, &second, &third}) test.close(*each);
+    test.end();
+    test.pool->streams().destroy(other);
+  }
+}

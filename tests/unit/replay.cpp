@@ -217,7 +217,7 @@ TEST(a_short_prefix_does_not_cost_the_pages_that_are_ready) {
   options.first_tokens = {512};
   VmmMemory memory(options);
   const Engine engine{memory};
-  CHECK(engine.serve(count_from(0, 65)) == 0);  // it has more, so it is not adopted
+  CHECK(engine.serve(count_from(0, 65)) == 0);                    // it has more, so it is not adopted
   memory.sleep_until(memory.now() + Nanoseconds{1'000'000'000});  // the pager makes slots ready
   TokenList tokens = count_from(0, 32);
   tokens.resize(400, -1);
