@@ -2,8 +2,8 @@
 
 - Sliding: one layer of 8 KV heads x 128 in bf16 with a window of 4,096 tokens grows to 65,536. The two caches
   take turns of 512 tokens: 64 one by one, and the rest at once. ``sliding_speedup`` (asked: at least 10): the
-  time of DynamicCache's updates by one token ÷ that of ours. One in 64 of them comes into a new page,
-  although a page has 256 tokens. ``sliding_resident_over_window`` (asked: at most 1.1): the most memory that our pool
+  time of DynamicCache's updates by one token ÷ that of ours. One in 64 of them comes into a new page, while
+  a page has 256 tokens. ``sliding_resident_over_window`` (asked: at most 1.1): the most memory that our pool
   had when 64 tokens had come one by one, once a window was full ÷ the K and V of 4,096 tokens.
   ``sliding_states_identical``: what both show at the end is the same, bit for bit.
 - With ``--beams``: ``generate(num_beams=8)`` of a 2-layer fp32 Llama (hidden 256, 4 KV heads x 64) goes on

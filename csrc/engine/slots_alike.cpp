@@ -63,6 +63,7 @@ void Slots::advance_alike(std::span<const std::uint32_t> like, const SlotLength&
       all[i] = own;
       all[i].insert(all[i].end(), target.begin(), target.end());
       pool().map(reservation, own, {});
+      part.lease->end_without_shared();
       MapOptions options;
       options.source = {&reservation, source};
       if (!target.empty()) pool().map(reservation, target, options);

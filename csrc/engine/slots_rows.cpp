@@ -68,6 +68,8 @@ void Slots::take_rows(const Slots& from, std::span<const std::uint32_t> rows, To
       pool().retire(part.lease->reservation(), target, part.lease->reservation().idle_fence);
       all[i] = target;
       all[i].insert(all[i].end(), own.begin(), own.end());
+      other.lease->end_without_shared();
+      part.lease->end_without_shared();
       MapOptions options;
       options.source = {&other.lease->reservation(), source};
       if (!target.empty()) pool().map(part.lease->reservation(), target, options);
@@ -129,6 +131,7 @@ Slots::RowMove Slots::prepare_move(std::span<const std::uint32_t> rows, Tokens l
       options.source = {&reservation, to_park};
       pool().map(park, std::span(&places, 1), options);
     }
+    part.lease->end_without_shared();
     move.pieces_.push_back(std::move(piece));
   }
   return move;

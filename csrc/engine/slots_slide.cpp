@@ -27,11 +27,12 @@ Tokens Slots::slide(std::uint32_t number, Tokens before, const Fence& readers) {
     }
     slot.passed = before.count;
   }
-  // A page on its own is free for any other. One of a run is not, before the whole run is free.
-  if (slid_.count == 0 || !pool().driver().capabilities().merges_neighbours) return next_slide({slot.passed});
+  if (slid_.count == 0) return next_slide({slot.passed});
   try {
     pool().reclaiming().drain_retired();
-    slid_ -= std::min(slid_, pool().reclaiming().release_free(slid_));
+    // A page on its own is free for any other now. One of a run is not, before the whole run is free.
+    const bool of_run = pool().driver().capabilities().merges_neighbours;
+    slid_ -= of_run ? std::min(slid_, pool().reclaiming().release_free(slid_)) : slid_;
   } catch (const std::exception& error) {
     pool().log().write(LogLevel::warning, error.what());
   }

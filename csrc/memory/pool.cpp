@@ -74,7 +74,6 @@ std::shared_ptr<Lease> Pool::reserve(const ReservationShape& shape, std::optiona
   return lease;
 }
 
-/// Nobody could adopt the reservation while others share its pages.
 void Pool::give_up_shared(Reservation& reservation) noexcept {
   try {
     std::lock_guard lock(ground_.mutex);
@@ -85,9 +84,9 @@ void Pool::give_up_shared(Reservation& reservation) noexcept {
   }
 }
 
-void Pool::end_lease(Reservation& reservation) noexcept {
+void Pool::end_lease(Reservation& reservation, bool whole) noexcept {
   if (fork_guard().in_child()) return;
-  give_up_shared(reservation);
+  if (whole) give_up_shared(reservation);
   leases_.recycle(reservation);
   if (closed()) tear_down();
 }

@@ -18,6 +18,7 @@
 // everybody else away from it meanwhile.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -118,7 +119,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   void end_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
   void give_up_shared(Reservation& reservation) noexcept;
-  void end_lease(Reservation& reservation) noexcept;
+  void end_lease(Reservation& reservation, bool whole) noexcept;
   void tear_down() noexcept;
   std::uint64_t await_streams();
   void log_impatience(std::uint64_t streams);
@@ -187,7 +188,7 @@ class Lease {
  public:
   Lease(std::shared_ptr<Pool> pool, std::uint64_t extents) : pool_(std::move(pool)), extents_(extents) {}
   ~Lease() {
-    if (reservation_ != nullptr) pool_->end_lease(*reservation_);
+    if (reservation_ != nullptr) pool_->end_lease(*reservation_, ends_without_shared_);
   }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
@@ -199,6 +200,9 @@ class Lease {
   /// As asked for; an adopted reservation may have more.
   std::uint64_t extents() const noexcept { return extents_; }
   Bytes size() const noexcept { return shape().extent_bytes * extents_; }
+  /// When this lease ends, pages that others share are to be unmapped, so that the reservation can be
+  /// adopted.
+  void end_without_shared() noexcept { ends_without_shared_ = true; }
 
  private:
   friend class Pool;
@@ -206,6 +210,7 @@ class Lease {
   std::shared_ptr<Pool> pool_;
   Reservation* reservation_ = nullptr;  // none only while Pool::reserve looks for one
   std::uint64_t extents_;
+  std::atomic<bool> ends_without_shared_{false};
 };
 
 }  // namespace vmm
