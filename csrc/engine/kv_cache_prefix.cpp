@@ -207,12 +207,12 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
   return true;
 }
 
-/// Copies some pages for no other purpose than to know how long that takes. On a GPU nothing else tells: a
-/// copy is over long after the call has returned.
+/// Copies a page some times for no other purpose than to know how long that takes. On a GPU nothing else
+/// tells: a copy is over long after the call has returned. So there it has a stream of its own, which beside
+/// all other work can be waited for.
 void KvCache::measure_copy() {
   constexpr std::uint64_t times = 8;
   Pool& pool = slots_->pool();
-  Driver& driver = pool.driver();
   const Bytes page = slots_->page_bytes();
   const PageRange both{{0}, {2}};
   try {
@@ -220,11 +220,19 @@ void KvCache::measure_copy() {
       return;  // others keep what they have
     const auto lease = pool.reserve({.page_bytes = page, .extent_bytes = page * 2, .longest = {}});
     pool.map(lease->reservation(), std::span(&both, 1), {});
-    const StreamHandle stream = driver.create_stream();
-    const Nanoseconds start = pool.clock().now();
-    for (std::uint64_t i = 0; i < times; ++i) driver.copy(lease->base() + page, lease->base(), page, stream);
-    driver.destroy_stream(stream);  // waits for the work on it
-    costs_.copied({times}, pool.clock().now() - start);
+    const bool own = pool.driver().capabilities().gpu;
+    const StreamHandle stream = own ? pool.streams().create() : StreamHandle{};
+    try {
+      const Nanoseconds start = pool.clock().now();
+      for (std::uint64_t i = 0; i < times; ++i)
+        pool.driver().copy(lease->base() + page, lease->base(), page, stream);
+      if (own) pool.streams().destroy(stream);  // waits for the work on it
+      costs_.copied({times}, pool.clock().now() - start);
+    } catch (...) {
+      slots_->fence_after(stream);  // whoever gets these pages must wait for the copies
+      pool.streams().end(stream);
+      throw;
+    }
   } catch (const std::exception& error) {  // then they are aliased
     pool.log().write(LogLevel::debug, "the time of a copy was not measured: ", error.what());
   }

@@ -172,7 +172,7 @@ TEST(where_copies_are_cheaper_and_memory_is_plenty_tokens_are_copied) {
 }
 
 TEST(a_copy_that_would_take_most_of_the_memory_is_not_made) {
-  PrefixCache test({.budget = 64_KiB * 20, .slow_maps = true});
+  PrefixCache test({.budget = 64_KiB * 17, .slow_maps = true});
   const TokenList tokens = tokens_from(0, 200);
   const Sequence first = test.serve(tokens);
   const Sequence second = test.open(tokens), third = test.open(tokens);

@@ -55,15 +55,19 @@ TEST(closed_sequences_give_memory_back_the_one_used_longest_ago_first_and_from_i
   CHECK(whole.cached == 256);
 }
 
-TEST(a_use_makes_a_closed_sequence_the_last_to_go) {
+/// Whoever began with it keeps it in a slot of its own, so what follows in the old slot is not used by that.
+TEST(what_was_used_of_a_closed_sequence_goes_last_and_its_end_first) {
   PrefixCache test({.budget = 64_KiB * 13});
   const TokenList a = tokens_from(0, 256), b = tokens_from(1'000, 256);
   test.leave(a);
   test.leave(b);
-  CHECK(test.found(first_of(a, 129)) == 128);  // in a slot of its own
+  const Sequence used = test.open(first_of(a, 129));  // in a slot of its own
+  CHECK(used.cached == 128);
+  test.close(used);
+  test.end();
   const Eater eater(test, 8);
-  CHECK(test.found(joined(a, {1})) == 256);
-  CHECK(test.found(joined(b, {1})) == 64);
+  CHECK(test.found(joined(a, {1})) == 128);
+  CHECK(test.found(joined(b, {1})) == 192);
 }
 
 /// Two that share 128 tokens: the pages of these go after those of either that follow.
