@@ -1,4 +1,4 @@
-"""What sequences that share pages save, and what a fork costs: ``Sequence.fork``, in Llama-3.1-8B's shapes.
+"""What sequences that share pages save, and what a fork and a prefix cost, in Llama-3.1-8B's shapes.
 
 A token takes 128 KiB: 32 layers of 8 KV heads x 128 in bf16, all side by side in one record.
 
@@ -10,6 +10,11 @@ A token takes 128 KiB: 32 layers of 8 KV heads x 128 in bf16, all side by side i
   into a slot where nothing lies; the median. ``fork_us_per_page`` is that of 4,096 tokens ÷ the pages shared.
   ``fork_over_copy_4k`` and ``_32k`` divide by the peer. ``fork_4k_used_slot_ms`` is the same into a slot in
   which the last fork still lies and has to be unmapped first. All of them come with ``_2mib``, too.
+- ``attach_adopt_us_4k``, ``attach_alias_us_4k``, ``attach_copy_us_4k``, and ``_32k``: ``open(tokens=)`` of a
+  prompt of which so many tokens are found, in the way that the name says; the median. The
+  cache chooses the way: one that it never chose is missing. The first alias of a cache includes the time in
+  which it measures what a copy costs. With ``_over_copy`` they are divided by the peer's time for as many
+  layers: fewer than 32 where memory for seven such sequences is short.
 - ``step_us_256``: what ``KVCache.step`` takes for 256 sequences that share nothing and grow by a token in
   each step; the mean, beside a caller that computes, as in ``vmm bench step`` (one layer, 4 KiB a token,
   pages of 64 KiB). ``step_us_256_forked``: the same for 256 forks of one prompt; they take turns. Both have
@@ -31,6 +36,7 @@ from time import perf_counter
 
 import torch
 
+from vmm.benchmarks import sharing_attach
 from vmm.benchmarks.report import Report, device_name, environment, rounded, time_once
 from vmm.benchmarks.step import STEP_SECONDS, WARM_UP_STEPS, computing_until, note
 from vmm.host_memory import available_bytes
@@ -71,6 +77,8 @@ def run(progress: Callable[[str], None], device: str, scale: Scale = FULL) -> Re
         for name, tokens in scale.forks.items():
             progress(f"forks and copies of {tokens} tokens, pages of {size}")
             bench.forks(name, tokens, page_bytes)
+            progress(f"prefixes of {tokens} tokens, pages of {size}")
+            bench.attaches(name, tokens, page_bytes)
     progress(f"{scale.running} sequences that grow, forked or not")
     bench.steps()
     report.environment["skipped"] = ", ".join(bench.skipped) or "nothing"
@@ -110,6 +118,7 @@ class _Bench:
         self.metrics = report.metrics
         self.peers: dict[str, float] = {}
         self.skipped: list[str] = []
+        self._layers: dict[str, int] = {}  # that were copied, by name
         self._report, self._device, self._scale = report, device, scale
 
     def parallel(self, page_bytes: int | None) -> None:
@@ -141,6 +150,7 @@ class _Bench:
         while layers > 1 and _two_and_a_half(tokens, layers) > _available_bytes(self._device):
             layers //= 2
         self._skip(scale.layers, layers, f"layers of {name}{ending}")
+        self._layers[f"{name}{ending}"] = layers
         with Pool(_two_and_a_half(tokens, layers) + 64 * TWO_MIB, device=self._device) as pool:
             slots = scale.rounds + 3  # one for each fork
             with _cache(pool, layers, tokens, max_sequences=slots, page_bytes=page_bytes) as cache:
@@ -154,6 +164,26 @@ class _Bench:
                 with _cache(pool, layers, tokens, max_sequences=3, page_bytes=page_bytes) as cache:
                     forks, _, _ = self._rounds(cache, tokens)
                 self.metrics[f"fork_{name}_used_slot{ending}_ms"] = 1e3 * statistics.median(forks)
+
+    def attaches(self, name: str, tokens: int, page_bytes: int | None) -> None:
+        layers, ending = self._scale.layers, _ending(page_bytes)
+        each = tokens * LAYER_BYTES
+        while layers > 1 and sharing_attach.PARTS * each * layers > _available_bytes(self._device):
+            layers //= 2
+        self._skip(self._scale.layers, layers, f"layers of prefixes of {name}{ending}")
+        budget = sharing_attach.PARTS * each * layers + 64 * TWO_MIB
+        with Pool(budget, device=self._device) as pool:
+            most = sharing_attach.SEQUENCES
+            found = sharing_attach.attach_seconds(
+                lambda: _cache(pool, layers, tokens + 16, max_sequences=most, page_bytes=page_bytes),
+                tokens,
+                min(3, self._scale.rounds),
+                lambda: _synchronize(self._device),
+            )
+        copy = self.peers[f"copy_{name}{ending}_ms"] * 1e3 * layers / self._layers[f"{name}{ending}"]
+        for way, seconds in found.items():
+            self.metrics[f"attach_{way}_us_{name}{ending}"] = 1e6 * seconds
+            self.metrics[f"attach_{way}_over_copy_{name}{ending}"] = 1e6 * seconds / copy
 
     def _rounds(self, cache: KVCache, tokens: int) -> tuple[list[float], list[float], int]:
         """The seconds of ``fork(1)``, and those of a copy of the same bytes into another sequence's slot; and

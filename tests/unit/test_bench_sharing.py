@@ -47,6 +47,13 @@ def test_forks_copies_and_steps_are_measured(report):
             )
             assert fork > 0
             assert report.metrics[f"fork_over_copy_{tokens}{ending}"] == pytest.approx(fork / copy, rel=0.01)
+    for ending in ("4k", "32k", "4k_2mib", "32k_2mib"):
+        copy_us = 1e3 * report.peers[f"copy_{ending}_ms"]
+        for way in ("adopt", "alias"):  # whether a copy is cheaper depends on the machine
+            took = report.metrics[f"attach_{way}_us_{ending}"]
+            assert took > 0
+            over = report.metrics[f"attach_{way}_over_copy_{ending}"]
+            assert over == pytest.approx(took / copy_us, rel=0.01)
     pages = 1024 * 8 // 64
     of_all = report.metrics["fork_us_per_page"] * pages / 1e3
     assert of_all == pytest.approx(report.metrics["fork_4k_ms"], rel=0.01)
