@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -16,6 +16,7 @@ from vmm.closing import Closing
 from vmm.dlpack import FLOATS, checked_float, tensor_over
 from vmm.errors import Closed, InvalidArgument, OutOfPages
 from vmm.kv_cache.arguments import checked_salt, checked_shapes, int32_numbers, token_ids
+from vmm.kv_cache.cache_stats import CacheStats
 from vmm.kv_cache.layout import chosen_records
 from vmm.kv_cache.sequence import Batch, Sequence, slots_of
 from vmm.pool import Pool
@@ -26,25 +27,6 @@ from vmm.tenant import Tenant, owner_id, pool_for
 # Kernels load whole tiles of K and V, of up to 256 tokens in FlashAttention 3 and 4. The first tile may begin
 # before the window does.
 _TILE_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """One cache at one moment. Its pool has stats of its own: ``cache.pool.stats()``."""
-
-    sequences: int  #: open
-    live_bytes: int  #: of the K and V of tokens in open sequences, as far as windows reach
-    running_bytes: int  #: of the pages that open sequences need, or will soon
-    mapped_bytes: int  #: live, the rest of their pages, what was mapped ahead, and what closed ones left
-    horizon: int  #: how many iterations ahead the pager is now asked for pages
-    prompt_tokens: int  #: that were looked for when sequences were opened with ``tokens``
-    cached_tokens: int  #: of these, that were found
-    adopted: int  #: sequences that began in the slot that had the tokens
-    aliased: int  #: in whose slot the pages were mapped a second time
-    copied: int  #: and in whose slot they were copied
-    cached_sequences: int  #: closed ones whose tokens may still be found
-    layout: LayoutName
-    bookkeeping_bytes: int  #: of ordinary memory, for each sequence that there can be
 
 
 class KVCache(Closing):
