@@ -53,7 +53,8 @@ def test_nothing_is_ever_violated():
     print(f"{seeds} seeds:", ", ".join(f"{count} {name}" for name, count in totals.items()))
     if not {"VMM_SEED", "VMM_SECONDS"} & os.environ.keys():
         assert totals["steps"] >= ENGINE_STEPS
-        assert all(count > 1000 for name, count in totals.items() if name != "rests")
+        rare = {"attached": 100, "rests": 100}
+        assert all(count > rare.get(name, 1000) for name, count in totals.items())
 
 
 def test_a_violation_says_how_to_replay_it(monkeypatch):
