@@ -123,27 +123,27 @@ std::int64_t try_all(Way way, Tokens tail, std::int64_t times, Fault fault) {
 
 TEST(a_lost_driver_call_while_adopting_changes_nothing) {
   CHECK(try_all(Way::adopt, {}, 1, Fault::error) == 0);  // it calls no driver
-  for (const std::int64_t times : {1, 2, 1'000}) CHECK(try_all(Way::adopt, {70}, times, Fault::error) > 1);
+  for (const std::int64_t times : {1, 1'000}) CHECK(try_all(Way::adopt, {70}, times, Fault::error) > 1);
 }
 
 TEST(a_lost_driver_call_while_aliasing_a_running_sequence_changes_nothing) {
-  for (const std::int64_t times : {1, 2, 1'000}) {
+  for (const std::int64_t times : {1, 1'000}) {
     CHECK(try_all(Way::alias, {}, times, Fault::error) > 8);
     CHECK(try_all(Way::alias, {10}, times, Fault::error) > 8);
   }
 }
 
 TEST(a_lost_driver_call_while_aliasing_a_closed_sequence_changes_nothing) {
-  for (const std::int64_t times : {1, 2, 1'000})
+  for (const std::int64_t times : {1, 1'000})
     CHECK(try_all(Way::alias_closed, {10}, times, Fault::error) > 8);
 }
 
 TEST(a_lost_driver_call_while_copying_changes_nothing) {
-  for (const std::int64_t times : {1, 2, 1'000}) CHECK(try_all(Way::copy, {10}, times, Fault::error) > 8);
+  for (const std::int64_t times : {1, 1'000}) CHECK(try_all(Way::copy, {10}, times, Fault::error) > 8);
 }
 
 TEST(a_device_without_memory_or_mappings_changes_nothing) {
   for (const Fault fault : {Fault::out_of_memory, Fault::mapping_limit})
     for (const Way way : {Way::adopt, Way::alias, Way::alias_closed, Way::copy})
-      for (const std::int64_t times : {1, 1'000}) CHECK(try_all(way, {70}, times, fault) > 1);
+      CHECK(try_all(way, {70}, 1, fault) > 1);
 }
