@@ -197,7 +197,8 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
             leave_source();
           }))
     return false;
-  if (!copy) costs_.aliased(whole, pool.clock().now() - start);
+  // What is copied needs pages, too, which can cost more than the copy.
+  copy ? costs_.copied(whole, pool.clock().now() - start) : costs_.aliased(whole, pool.clock().now() - start);
   ++(copy ? prefixes_.copied : prefixes_.aliased);
   leave_source();
   free_.take(slot);
