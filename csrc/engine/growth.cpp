@@ -96,7 +96,7 @@ void admit_alike(std::span<const std::shared_ptr<Growth>> growths, std::span<con
     growth->check_length("to", to);
     not_kept += growth->not_kept_alike(like, to);
   }
-  growths.front()->pool().reclaiming().require_obtainable(not_kept);
+  growths.front()->pool().reclaiming().require_obtainable(not_kept, growths.front()->tenant().id);
 }
 
 }  // namespace vmm

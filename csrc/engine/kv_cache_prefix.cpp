@@ -219,7 +219,8 @@ void KvCache::measure_copy() {
   try {
     if (pool.reclaiming().available(slots_->tenant(), Need::none) < page * 2)
       return;  // others keep what they have
-    const auto lease = pool.reserve({.page_bytes = page, .extent_bytes = page * 2, .longest = {}});
+    const auto lease = pool.reserve(
+        {.page_bytes = page, .extent_bytes = page * 2, .longest = {}, .tenant = slots_->tenant().id});
     pool.map(lease->reservation(), std::span(&both, 1), {});
     const bool own = pool.driver().capabilities().gpu;
     const StreamHandle stream = own ? pool.streams().create() : StreamHandle{};

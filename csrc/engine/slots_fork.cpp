@@ -111,7 +111,8 @@ std::vector<Slots::Copies> Slots::copy_shared(std::uint32_t number, Tokens to, S
                                    .extent_bytes = part.page_bytes(),
                                    .extents = all.count.count,
                                    .kind = part.lease->shape().kind,
-                                   .longest = {}});
+                                   .longest = {},
+                                   .tenant = tenant().id});
       pool().map(made.lease->reservation(), std::span(&all, 1), {});
       for (std::size_t i = 0; i < made.pages.size(); ++i)
         pool().driver().copy(made.lease->base() + part.page_bytes() * i,

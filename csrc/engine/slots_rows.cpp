@@ -123,7 +123,8 @@ Slots::RowMove Slots::prepare_move(std::span<const std::uint32_t> rows, Tokens l
                                     .extent_bytes = part.page_bytes(),
                                     .extents = to_park.size(),
                                     .kind = part.lease->shape().kind,
-                                    .longest = {}});
+                                    .longest = {},
+                                    .tenant = tenant().id});
       const PageRange places{{0}, {to_park.size()}};
       Reservation& park = piece.lease->reservation();
       pool().retire(park, std::span(&places, 1), park.idle_fence);
