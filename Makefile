@@ -76,11 +76,13 @@ simulate-long: setup ## random courses of the engine with fresh seeds: make simu
 gpu: ## everything that needs a GPU: checks, probes, benchmarks
 	benchmarks/gpu/run.sh
 
-lint: build/.environment ## ruff, mypy, clang-format
+lint: build/.environment ## ruff, mypy, clang-format, and names of test files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	@! find tests -path tests/vllm -prune -o -name 'test_*.py' -printf '%f\n' | sort | uniq -d | grep . \
+	  || { echo "pytest wants another name for one of each pair of test files above"; exit 1; }
 
 format: build/.environment ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
