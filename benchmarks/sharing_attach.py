@@ -12,7 +12,8 @@ from vmm.benchmarks.report import time_once
 from vmm.kv_cache import KVCache, Sequence
 
 # In each round one sequence has a prompt of its own, two more begin with it, and one adopts the slot
-# when all have ended. A cache aliases first, and copies when it knows that this is cheaper here.
+# when all have ended. A cache aliases first, into a slot without pages. Then it copies, into the slot whose
+# pages are left of another sequence, if it knows that this is cheaper here.
 SEQUENCES = 3
 # Memory for so many sequences: beside two, a copy needs four times its size free.
 PARTS = 7
@@ -47,9 +48,11 @@ def attach_seconds(
 
     for _ in range(rounds):
         with make_cache() as cache:
-            first = cache.open(tokens)
-            cache.step({first: tokens})
+            first, other = cache.open(tokens), cache.open(tokens)
+            cache.step({first: tokens, other: tokens})
             first.commit(prompt[:-1])
+            other.close()
+            cache.end()
             sequences = [first, open_one(cache), open_one(cache)]
             for sequence in sequences:
                 sequence.close()

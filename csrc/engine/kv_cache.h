@@ -158,7 +158,9 @@ class KvCache {
   Prefix find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream);
   std::optional<Opened> attach(std::unique_lock<Mutex>& lock, const Prompt& prompt, StreamHandle stream);
   bool adopt(const Prefix& prefix);
-  bool fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream);
+  struct Target;
+  std::optional<Target> target_for(const Prefix& prefix);
+  bool fill(const Prefix& prefix, const Target& target, StreamHandle stream);
   void measure_copy();
   bool await_a_slot(std::unique_lock<Mutex>& lock, std::uint32_t but, StreamHandle stream);
   std::optional<std::uint32_t> slot_to_fill(Tokens length = {}, std::uint32_t but = no_slot);

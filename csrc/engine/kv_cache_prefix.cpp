@@ -45,6 +45,13 @@ struct KvCache::Prefix {
   bool whole = false;  // nobody is in the slot, and it holds nothing else that could be found
 };
 
+/// A free slot that a prefix goes to, and how.
+struct KvCache::Target {
+  std::uint32_t slot;
+  bool copy;
+  Pages whole, missing;  // pages that hold nothing but the prefix, and those of them that are not mapped here
+};
+
 KvCache::Opened KvCache::open_prompt(const Prompt& prompt, Tokens announced, StreamHandle stream) {
   Pool& pool = slots_->pool();
   pool.fork_guard().require_parent("this cache");
@@ -126,8 +133,8 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
     Prefix prefix = find(Slots::Needs(*slots_), prompt, stream);
     if (prefix.length.count == 0) break;
     prefix.whole = prefix.whole && !slots_->shares_pages_beyond(prefix.slot, prefix.length);
-    std::optional<std::uint32_t> own;
-    if (!prefix.whole) own = slot_to_fill(prefix.length, prefix.slot);
+    std::optional<Target> own;
+    if (!prefix.whole) own = target_for(prefix);
     if (!prefix.whole && !own) {
       prefix.whole = not_open() == 1 && !is_open(prefix.slot) &&
                      !slots_->shares_pages_beyond(prefix.slot, prefix.length);
@@ -144,8 +151,8 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
       slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
       break;
     }
-    const std::uint32_t slot = own.value_or(prefix.slot);
-    if (!(own ? fill(prefix, slot, stream) : adopt(prefix))) break;
+    const std::uint32_t slot = own ? own->slot : prefix.slot;
+    if (!(own ? fill(prefix, *own, stream) : adopt(prefix))) break;
     states_[slot] = SlotState::running;
     lengths_[slot] = previous_[slot] = static_cast<std::uint32_t>(prefix.length.count);
     users_[slot] |= users_bit(stream);
@@ -169,9 +176,33 @@ bool KvCache::adopt(const Prefix& prefix) {
   return true;
 }
 
+/// Whether the prefix is to be aliased or copied, and where to. None where no slot is free.
+std::optional<KvCache::Target> KvCache::target_for(const Prefix& prefix) {
+  const Epochs& epochs = slots_->pool().epochs();
+  const Pages whole = slots_->whole_pages(prefix.length);
+  const Pages free{slots_->pool().reclaiming().available(slots_->tenant(), Need::none) /
+                   slots_->page_bytes()};
+  if (!costs_.knows_copy() && AttachCosts::may_copy(whole, free)) measure_copy();
+  const auto target = [&](std::uint32_t slot) {
+    const Pages missing = slots_->whole_pages_missing(slot, prefix.length);
+    return Target{slot, costs_.copy(whole, missing, free), whole, missing};
+  };
+  if (free_.count() != 0) {  // whose pages are there, if any are
+    const auto tokens = static_cast<std::uint32_t>(prefix.length.count);
+    const std::uint32_t slot =
+        free_.best_fit(tokens, [&](std::uint32_t each) { return epochs.complete(fences_[each]); });
+    if (epochs.complete(fences_[slot]))
+      if (const Target largest = target(slot); largest.copy) return largest;
+  }
+  const std::optional<std::uint32_t> slot = slot_to_fill(prefix.length, prefix.slot);
+  if (!slot) return std::nullopt;
+  return target(*slot);
+}
+
 /// Gives the tokens to the slot, which is free. False where there is no memory for what must be copied.
-bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream) {
+bool KvCache::fill(const Prefix& prefix, const Target& target, StreamHandle stream) {
   Pool& pool = slots_->pool();
+  const std::uint32_t slot = target.slot;
   Slots::Needs(*slots_).take(slot, {});
   free_.set_tokens(slot, 0);
   note_copier(prefix.slot, stream);
@@ -180,15 +211,11 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
     fences_[prefix.slot] = readers(users_[prefix.slot], stream);
     slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
   };
-  const Pages whole = slots_->whole_pages(prefix.length);
-  const Pages free{pool.reclaiming().available(slots_->tenant(), Need::none) / slots_->page_bytes()};
-  if (!costs_.knows_copy() && AttachCosts::may_copy(whole, free)) measure_copy();
-  const bool copy = costs_.copy(whole, free);
   const Nanoseconds start = pool.clock().now();
   if (!has_memory_for(
           pool.log(),
           [&] {
-            slots_->fork({prefix.slot, prefix.length, prefix.length}, slot, stream, !copy);
+            slots_->fork({prefix.slot, prefix.length, prefix.length}, slot, stream, !target.copy);
             pool.epochs().cover(stream);
           },
           [&] {
@@ -197,9 +224,14 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
             leave_source();
           }))
     return false;
-  // What is copied needs pages, too, which can cost more than the copy.
-  copy ? costs_.copied(whole, pool.clock().now() - start) : costs_.aliased(whole, pool.clock().now() - start);
-  ++(copy ? prefixes_.copied : prefixes_.aliased);
+  const Nanoseconds took = pool.clock().now() - start;
+  if (target.copy) {
+    costs_.copied(target.whole, target.missing, took);
+    ++prefixes_.copied;
+  } else {
+    costs_.aliased(target.whole, took);
+    ++prefixes_.aliased;
+  }
   leave_source();
   free_.take(slot);
   if (states_[slot] == SlotState::ready) std::erase(ready_, slot);
@@ -229,7 +261,7 @@ void KvCache::measure_copy() {
       for (std::uint64_t i = 0; i < times; ++i)
         pool.driver().copy(lease->base() + page, lease->base(), page, stream);
       if (own) pool.streams().destroy(stream);  // waits for the work on it
-      costs_.copied({times}, pool.clock().now() - start);
+      costs_.copied({times}, {}, pool.clock().now() - start);
     } catch (...) {
       slots_->fence_after(stream);  // whoever gets these pages must wait for the copies
       pool.streams().end(stream);

@@ -68,8 +68,9 @@ class Slots final : public Growing {
   void truncate(std::uint32_t slot, Tokens to, const Fence& readers);
   /// Gives `to`, a slot that nobody is in and no work uses, the first tokens of another: `from` says of which
   /// and how many, and how many of them were there before the last step. Whole pages of them are shared,
-  /// unless all is to be copied; what lies beyond is copied on `stream`. What is shared must be kept. Throws
-  /// what Pool::map and Driver::copy throw; then `to` has no tokens.
+  /// unless all is to be copied; what lies beyond is copied on `stream`, into the pages of `to` that are
+  /// there already and others. What is shared must be kept. Throws what Pool::map and Driver::copy throw;
+  /// then `to` has no tokens.
   void fork(const SlotLength& from, std::uint32_t to, StreamHandle stream, bool share = true);
   /// How many tokens had been there before the step after which the slot's windows were last moved.
   Tokens passed(std::uint32_t slot) const { return {slots_.at(slot).passed}; }
@@ -153,6 +154,8 @@ class Slots final : public Growing {
   Bytes page_bytes() const { return parts_.front().page_bytes(); }
   /// Pages of a slot that hold nothing but its first `length` tokens, as far as windows reach.
   Pages whole_pages(Tokens length) const;
+  /// How many of them are not mapped in this slot.
+  Pages whole_pages_missing(std::uint32_t slot, Tokens length) const;
   std::uint32_t count() const noexcept { return static_cast<std::uint32_t>(slots_.size()); }
   Tokens max_tokens() const noexcept { return max_tokens_; }
   bool has_windows() const noexcept { return has_windows_; }

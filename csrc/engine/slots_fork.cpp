@@ -16,15 +16,18 @@ constexpr int attempts = 3;
 
 void Slots::fork(const SlotLength& from, std::uint32_t to, StreamHandle stream, bool share) {
   std::lock_guard owner(owner_mutex_);
-  const Tokens wanted = reach(from.length);
-  // 1. Unmap what lies there. Nobody prepares the slot any more, but the pager may still be mapping what was.
+  // 1. Unmap what lies where pages will be shared, and where a window has passed: nothing goes there, and
+  // what is mapped of a slot counts as its tokens. What is copied goes to the pages that are there. Nobody
+  // prepares the slot any more, but the pager may still be mapping what was.
   {
     const std::lock_guard until_it_is_done(ahead_mutex_);
   }
-  std::vector<std::vector<PageRange>> ranges(parts_.size());
-  for (std::size_t i = 0; i < parts_.size(); ++i) {
-    parts_[i].append_pages(to, {}, parts_[i].pages_for(wanted), ranges[i]);
-    pool().retire(parts_[i].lease->reservation(), ranges[i], {});
+  std::vector<PageRange> ranges;
+  for (const SlotPart& part : parts_) {
+    const Pages own = part.behind_window(from.before);
+    ranges.clear();
+    part.append_pages(to, {}, share ? std::max(own, part.whole_pages(from.length)) : own, ranges);
+    pool().retire(part.lease->reservation(), ranges, {});
   }
   try {
     // 2. Share whole pages, and copy the rest into pages of its own.
@@ -32,8 +35,11 @@ void Slots::fork(const SlotLength& from, std::uint32_t to, StreamHandle stream, 
     copy_rest(from, to, stream, share);
   } catch (...) {
     const Fence copies = fence_after(stream);
-    for (std::size_t i = 0; i < parts_.size(); ++i)
-      pool().unkeep(parts_[i].lease->reservation(), ranges[i], copies);
+    for (const SlotPart& part : parts_) {
+      ranges.clear();
+      part.append_pages(to, {}, part.pages_for(reach(from.length)), ranges);
+      pool().unkeep(part.lease->reservation(), ranges, copies);
+    }
     throw;
   }
   // 3. Commit.

@@ -55,6 +55,16 @@ Pages Slots::whole_pages(Tokens length) const {
   return sum;
 }
 
+Pages Slots::whole_pages_missing(std::uint32_t number, Tokens length) const {
+  Bytes sum;
+  for (const SlotPart& part : parts_) {
+    std::vector<PageRange> pages;
+    part.append_pages(number, part.behind_window(length), part.whole_pages(length), pages);
+    sum += pool().missing(part.lease->reservation(), pages);
+  }
+  return {sum / page_bytes()};
+}
+
 bool Slots::can_go_back(std::uint32_t number, Tokens to) const {
   const Tokens passed{slots_.at(number).passed};
   return std::ranges::all_of(

@@ -151,6 +151,7 @@ TEST(where_copies_are_cheaper_and_memory_is_plenty_tokens_are_copied) {
   for (const Tokens tail : {Tokens{}, Tokens{10}}) {
     PrefixCache test({.slots = 5, .extents = 2, .tail = tail, .slow_maps = true});
     const TokenList tokens = tokens_from(0, 200);
+    test.leave_pages(200, 4);
     Sequence first = test.serve(tokens);
     Sequence second = test.open(tokens);  // nobody knows what it costs
     CHECK(test.stats().aliased == 1 && test.stats().copied == 0);
@@ -171,6 +172,36 @@ TEST(where_copies_are_cheaper_and_memory_is_plenty_tokens_are_copied) {
   }
 }
 
+TEST(a_copy_needs_pages_that_are_there) {
+  PrefixCache test({.slots = 5, .slow_maps = true});
+  const TokenList tokens = tokens_from(0, 200);
+  const Sequence first = test.serve(tokens);
+  const Sequence second = test.open(tokens), third = test.open(tokens);  // mapping costs as much as an alias
+  CHECK(test.stats().aliased == 2 && test.stats().copied == 0);
+  test.leave_pages(200, 1);
+  const Bytes created = test.pool->stats().created;
+  const Sequence fourth = test.open(tokens);
+  CHECK(test.stats().copied == 1 && test.pool->stats().created == created);
+  CHECK(fourth.cached == 192 && test.intact(fourth) && test.intact(third) && test.intact(second));
+}
+
+TEST(where_a_window_has_passed_what_lay_there_is_not_taken_for_the_sequence_s_tokens) {
+  for (const bool copied : {false, true}) {
+    PrefixCache test({.slots = 4, .window = {65}, .slow_maps = copied});
+    const TokenList tokens = tokens_from(0, 256);
+    test.leave_pages(256, 4);
+    Sequence first = test.serve(tokens);
+    if (copied) test.open(tokens);  // an alias, which is dear
+    const Sequence second = test.open(tokens);
+    CHECK(second.cached == 240 && test.stats().copied == (copied ? 1U : 0U));
+    test.truncate(first, 0);
+    test.close(first);
+    test.close(second);
+    test.end();
+    CHECK(test.found(first_of(tokens, 177)) == 0);  // and it looks whether what it finds is right
+  }
+}
+
 TEST(a_copy_that_would_take_most_of_the_memory_is_not_made) {
   PrefixCache test({.budget = 64_KiB * 17, .slow_maps = true});
   const TokenList tokens = tokens_from(0, 200);
@@ -184,6 +215,7 @@ TEST(records_that_straddle_pages_are_found_whole) {
   for (const bool slow : {false, true}) {
     PrefixCache test({.record = Bytes{1'000}, .slots = 5, .extents = 2, .leases = 2, .slow_maps = slow});
     const TokenList tokens = tokens_from(0, 300);
+    if (slow) test.leave_pages(300, 4);
     Sequence first = test.serve(tokens);
     std::vector<Sequence> others;
     for (const std::size_t count : {70, 140, 300}) {

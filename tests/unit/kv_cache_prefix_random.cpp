@@ -27,6 +27,7 @@ class Course {
       : random_(seed), plenty_(options.budget >= 16_MiB), test_(options), eaten_(test_.reserve(1_MiB)) {
     streams_.push_back({});
     if (two_streams) streams_.push_back(test_.pool->streams().create());
+    if (options.slow_maps) test_.leave_pages(150, 2);
   }
   ~Course() {
     for (const Running& each : running_) test_.close(each.sequence, each.stream);
@@ -216,7 +217,7 @@ TEST(any_course_with_plenty_of_memory_finds_all_that_runs_and_mixes_nothing_up) 
 }
 
 TEST(any_course_where_copies_are_cheap_mixes_nothing_up) {
-  const Sums sums = run({.record = Bytes{1'000}, .slots = 6, .tail = {10}, .slow_maps = true});
+  const Sums sums = run({.record = Bytes{2'000}, .slots = 6, .tail = {10}, .slow_maps = true});
   CHECK(sums.adopted > 0 && sums.copied > 0);
 }
 

@@ -137,9 +137,9 @@ TEST(a_batch_that_was_not_full_says_only_that_it_was_too_much) {
 
 TEST(a_prefix_is_aliased_until_a_copy_is_known_to_be_cheaper) {
   AttachCosts costs;
-  const auto copy = [&] { return costs.copy({10}, {1'000}); };
+  const auto copy = [&] { return costs.copy({10}, {}, {1'000}); };
   CHECK(!copy() && !costs.knows_copy());
-  costs.copied({8}, 8us);
+  costs.copied({8}, {}, 8us);
   CHECK(!copy() && costs.knows_copy());  // nobody knows what an alias costs
   costs.aliased({}, 1s);                 // no page says nothing
   CHECK(!copy());
@@ -149,25 +149,46 @@ TEST(a_prefix_is_aliased_until_a_copy_is_known_to_be_cheaper) {
   CHECK(copy());
   AttachCosts other;
   other.aliased({1}, 1s);
-  CHECK(!other.copy({10}, {1'000}) && !other.knows_copy());
+  CHECK(!other.copy({10}, {}, {1'000}) && !other.knows_copy());
 }
 
 TEST(a_copy_leaves_most_of_what_is_free) {
   AttachCosts costs;
   costs.aliased({1}, 2us);
-  costs.copied({1}, 1us);
-  CHECK(costs.copy({10}, {40}) && !costs.copy({10}, {39}) && !costs.copy({1}, {}));
-  CHECK(costs.copy({}, {}));
+  costs.copied({1}, {}, 1us);
+  CHECK(costs.copy({10}, {}, {40}) && !costs.copy({10}, {}, {39}) && !costs.copy({1}, {}, {}));
+  CHECK(!costs.copy({}, {}, {}));  // nothing to win
+}
+
+TEST(a_page_that_a_copy_lacks_costs_as_much_as_an_alias) {
+  AttachCosts costs;
+  costs.aliased({10}, 40us);
+  costs.copied({10}, {}, 10us);
+  CHECK(costs.copy({10}, {7}, {100}) && !costs.copy({10}, {8}, {100}));
+  for (int i = 0; i < 20; ++i) costs.copied({10}, {5}, 30us);  // 10 of them for the copy
+  CHECK(costs.copy({10}, {7}, {100}) && !costs.copy({10}, {8}, {100}));
+  for (int i = 0; i < 10; ++i) costs.copied({10}, {10}, 80us);  // mapping took longer than was thought
+  CHECK(costs.copy({10}, {}, {100}) && !costs.copy({10}, {4}, {100}));
+}
+
+TEST(after_many_copies_an_alias_shows_whether_it_still_costs_as_much) {
+  AttachCosts costs;
+  costs.aliased({1}, 9us);
+  int copies = 0;
+  for (; costs.copy({1}, {}, {100}) || copies == 0; ++copies) costs.copied({1}, {}, 2us);
+  CHECK(copies == AttachCosts::copies_in_a_row);
+  costs.aliased({1}, 9us);
+  CHECK(costs.copy({1}, {}, {100}));
 }
 
 TEST(costs_that_change_are_followed_and_one_slow_call_is_not_taken_for_the_rule) {
   AttachCosts costs;
-  costs.copied({1}, 4us);
+  costs.copied({1}, {}, 4us);
   costs.aliased({1}, 1us);
   costs.aliased({1}, 9us);
-  CHECK(!costs.copy({1}, {100}));
+  CHECK(!costs.copy({1}, {}, {100}));
   for (int i = 0; i < 20; ++i) costs.aliased({2}, 18us);
-  CHECK(costs.copy({1}, {100}));
+  CHECK(costs.copy({1}, {}, {100}));
   for (int i = 0; i < 20; ++i) costs.aliased({100}, 100us);
-  CHECK(!costs.copy({1}, {100}));
+  CHECK(!costs.copy({1}, {}, {100}));
 }

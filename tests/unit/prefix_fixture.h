@@ -198,6 +198,17 @@ struct PrefixCache : TestPool {
     close(serve(tokens, salt));
     end();
   }
+  /// Leaves so many free slots whose pages hold as many tokens, which nobody can find.
+  void leave_pages(std::size_t tokens, std::size_t count) {
+    std::vector<Sequence> made;
+    for (std::size_t i = 0; i < count; ++i) {
+      const TokenList own = tokens_from(static_cast<PrefixIndex::Token>(20'000 + 1'000 * i), tokens);
+      made.push_back(open(own));
+      step(made.back(), own);
+    }
+    for (const Sequence& each : made) close(each);
+    end();
+  }
   /// How many tokens a sequence would find. Afterwards the same can be found as before.
   std::uint64_t found(const TokenList& tokens, const std::string& salt = "") {
     const std::uint64_t adopted = stats().adopted;
