@@ -16,7 +16,7 @@ class AttachCosts {
  public:
   void aliased(Pages pages, Nanoseconds took) {
     alias_.add(pages, took);
-    copies_since_ = 0;
+    if (pages.count != 0) copies_since_ = 0;
   }
   /// Of these pages, so many were mapped first.
   void copied(Pages pages, Pages mapped, Nanoseconds took) {
