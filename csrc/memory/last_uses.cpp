@@ -35,6 +35,14 @@ std::uint16_t LastUses::number(Fence fence) {
   return last_number_;
 }
 
+std::uint16_t LastUses::number_of_all(std::span<const std::uint16_t> numbers) {
+  if (numbers.size() == 1) return numbers.front();
+  Fence all;
+  for (const Use& use : pending_)
+    if (std::ranges::find(numbers, use.number) != numbers.end()) include(all, use.fence);
+  return number(std::move(all));
+}
+
 bool LastUses::ends_but_for(std::uint16_t number, std::optional<StreamHandle> stream) const {
   const auto found = std::ranges::find(pending_, number, &Use::number);
   return found == pending_.end() || !epochs_.waits_for_open_epoch(found->fence, stream);

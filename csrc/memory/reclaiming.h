@@ -41,6 +41,8 @@ class Reclaiming {
   /// How much the tenant could keep besides what it keeps now, once the next epoch of `stream` has begun. It
   /// is negative while the budget is exceeded.
   std::int64_t obtainable(StreamHandle stream, TenantId tenant = Tenants::nobody) const;
+  /// Whether keeping pages that are mapped uses some of that up, too: tenants are charged for it.
+  bool charges_for_mapped() const;
   /// How much of that would be used up by keeping these ranges.
   std::int64_t cost(const Reservation& reservation, std::span<const PageRange> ranges,
                     StreamHandle stream) const;

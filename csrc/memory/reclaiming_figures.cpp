@@ -63,6 +63,11 @@ std::int64_t Reclaiming::obtainable(StreamHandle stream, TenantId tenant) const 
   return quotas_.any() ? std::min(left, quotas_.room_soon(tables_.tenants()[tenant], stream)) : left;
 }
 
+bool Reclaiming::charges_for_mapped() const {
+  std::lock_guard lock(ground_.mutex);
+  return quotas_.any();
+}
+
 std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const PageRange> ranges,
                               StreamHandle stream) const {
   const auto lock = ground_.locked();

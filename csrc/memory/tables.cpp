@@ -30,7 +30,7 @@ Reservation& Tables::add(AddressRange addresses, const ReservationShape& shape) 
 bool Tables::recycle(Reservation& reservation) {
   reservation.idle_fence = epochs_.fence();
   const std::uint16_t last_use = last_uses_.number(reservation.idle_fence);
-  for (std::uint32_t i = 0; i < reservation.table.size().count; ++i) reservation.table.unkeep({i}, last_use);
+  for (std::uint32_t i = 0; i < reservation.table.size().count; ++i) unkeep(reservation, {i}, last_use);
   reservation.leased = false;
   forget_use(reservation, 0, reservation.uses.size());
   reservation.idle_since = ++recyclings_;
@@ -278,7 +278,7 @@ bool Tables::over(const Reservation& reservation, PageIndex page) const {
   if (!entry.shared) return last_uses_.over(entry.last_use);
   return std::ranges::all_of(sharing_.of(entry.content), [&](const Alias& each) {
     const VirtualPage& other = each.reservation->table[each.page];
-    return other.state != VirtualState::resident || last_uses_.over(other.last_use);
+    return other.state == VirtualState::mapping || last_uses_.over(other.last_use);
   });
 }
 

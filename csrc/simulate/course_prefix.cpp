@@ -23,7 +23,7 @@ void Course::Text::go_on_alone(std::uint64_t from, std::uint64_t source) {
   sources.emplace_back(from, source);
 }
 
-void Course::open_with_text(std::uint64_t prompt, std::uint64_t announced) {
+void Course::open_with_text(std::size_t cache, std::uint64_t prompt, std::uint64_t announced) {
   const std::size_t number = pick(streams_.size());
   finish_epoch(number);  // what may be copied has been launched
   Text text;
@@ -33,11 +33,13 @@ void Course::open_with_text(std::uint64_t prompt, std::uint64_t announced) {
   std::vector<PrefixIndex::Token> tokens;
   for (std::uint64_t at = 0; at < prompt; ++at) tokens.push_back(text.token(at));
   KvCache::Opened opened{};
-  if (!tried([&] { opened = cache_->open_prompt({tokens, ""}, {announced}, streams_[number].handle); }))
+  if (!tried([&] {
+        opened = caches_[cache].kv->open_prompt({tokens, ""}, {announced}, streams_[number].handle);
+      }))
     return;
   ++totals_.opens;
   const std::uint64_t cached = opened.cached.count;
-  Sequence sequence{opened.slot, number, prompt, cached, cached, cached};
+  Sequence sequence{cache, opened.slot, number, prompt, cached, cached, cached};
   sequence.text = std::move(text);
   sequence.committed = cached;
   running_.push_back(std::move(sequence));
@@ -47,7 +49,8 @@ void Course::open_with_text(std::uint64_t prompt, std::uint64_t announced) {
     throw InvariantViolation("a sequence begins with " + std::to_string(cached) + " of " +
                              std::to_string(prompt) + " tokens");
   // Nobody has said whose they are.
-  for (Sequence& each : running_) note_shared(each);
+  for (Sequence& each : running_)
+    if (each.cache == cache) note_shared(each);
 }
 
 /// Tells the cache what the sequence's tokens are, at times, and at times only some of them.
@@ -58,7 +61,7 @@ void Course::commit_text(Sequence& sequence) {
   if (sometimes(4)) to -= pick(to - sequence.committed + 1);
   std::vector<PrefixIndex::Token> tokens;
   for (std::uint64_t at = sequence.committed; at < to; ++at) tokens.push_back(sequence.text.token(at));
-  cache_->commit(sequence.slot, tokens);
+  cache_of(sequence).commit(sequence.slot, tokens);
   sequence.committed = to;
 }
 
