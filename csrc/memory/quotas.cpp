@@ -57,8 +57,7 @@ Bytes Quotas::price(const Reservation& reservation, std::span<const PageRange> r
     if (state == VirtualState::unmapped && missing < at_most.count) ++missing;
     if (need != Need::kept) continue;
     // One that is about to be unmapped may be called back, and is charged already while work uses it.
-    const bool back = state == VirtualState::retiring && !reservation.table[at].shared;
-    if (state != VirtualState::resident && !back) continue;
+    if (!tables_.may_come_back(reservation, at)) continue;
     const VirtualPage& page = tables_.counted(reservation, at);
     raised += !page.kept() && tables_.last_uses().over(page.last_use);
   }

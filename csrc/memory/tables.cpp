@@ -11,7 +11,7 @@ Tables::Tables(const Capabilities& driver, Bytes run_bytes, Epochs& epochs, Allo
     : fresh_pages_are_zero_(driver.fresh_pages_are_zero),
       epochs_(epochs),
       allowance_(std::move(allowance)),
-      last_uses_(epochs),
+      last_uses_(epochs, mapped_),
       physical_(run_bytes, driver.merges_neighbours),
       retired_(epochs) {}
 
@@ -302,6 +302,11 @@ void Tables::set_use(Reservation& reservation, std::uint64_t first_extent, std::
   const PageRange pages{{static_cast<std::uint32_t>(first_extent * extent)}, {count * extent}};
   for (PageIndex page : each_page(std::span(&pages, 1)))
     if (reservation.table[page].shared) sharing_.recount(reservation.table[page].content);
+}
+
+bool Tables::may_come_back(const Reservation& reservation, PageIndex page) const {
+  const VirtualPage& entry = reservation.table[page];
+  return entry.state == VirtualState::resident || (entry.state == VirtualState::retiring && !entry.shared);
 }
 
 const VirtualPage& Tables::counted(const Reservation& reservation, PageIndex page) const {

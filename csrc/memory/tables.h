@@ -125,6 +125,8 @@ class Tables {
   void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count, std::uint64_t use);
   /// They may go first again.
   void forget_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count);
+  /// Whether the page is Resident, or Retiring and its own, so that it would become Resident again as it is.
+  bool may_come_back(const Reservation& reservation, PageIndex page) const;
   /// What the page's content counts as: this page, or the one that stands for it.
   const VirtualPage& counted(const Reservation& reservation, PageIndex page) const;
   /// How much memory the sharing of contents saves.

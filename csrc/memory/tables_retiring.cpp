@@ -24,8 +24,7 @@ void Tables::share_last_use(ContentId content) {
     if (given_up && !last_uses_.over(page.last_use) && std::ranges::find(uses, page.last_use) == uses.end())
       uses.push_back(page.last_use);
   }
-  if (uses.empty()) return;
-  const std::uint16_t all = last_uses_.number_of_all(uses);
+  const std::uint16_t all = uses.empty() ? LastUses::none : last_uses_.number_of_all(uses);
   for (const Alias& each : sharing_.of(content)) {
     const VirtualPage& page = each.reservation->table[each.page];
     if (page.state == VirtualState::resident && !page.kept())

@@ -87,7 +87,7 @@ void Course::arrive() {
     preempted_.pop_back();
   }
   const std::uint64_t announced = sometimes(2) ? pick(prompt + 1) : prompt;
-  if (options_.prefixes && sometimes(2)) return open_with_text(cache, prompt, announced);
+  if (options_.prefixes && !sometimes(4)) return open_with_text(cache, prompt, announced);
   const std::size_t stream = pick(streams_.size());
   // If its first step is on another stream after all, that step has to wait for whoever was in the slot
   // before.

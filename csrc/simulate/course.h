@@ -135,6 +135,7 @@ class Course {
   void check_shared(const Sequence& sequence);
   // course_prefix.cpp
   void open_with_text(std::size_t cache, std::uint64_t prompt, std::uint64_t announced);
+  Text another_text(std::size_t cache);
   void commit_text(Sequence& sequence);
   void remember(const Sequence& sequence);
   void change_a_sequence();
@@ -199,10 +200,10 @@ class Course {
   Bytes ceiling_;  // no more than this may be created: the budget, or what was taken when it was lowered
   Bytes promised_ceiling_;  // the same for what the budget has to cover for all tenants
   CourseTotals totals_;
-  std::uint64_t sources_ = 0;       // of text, so far
-  std::vector<Text> texts_;         // of some sequences that have ended
-  std::size_t stepped_ = 0;         // the cache of the next step, or of the last
-  std::vector<std::size_t> batch_;  // the next step's places in running_
+  std::uint64_t sources_ = 0;                        // of text, so far
+  std::vector<std::pair<std::size_t, Text>> texts_;  // of some sequences that have ended, and their caches
+  std::size_t stepped_ = 0;                          // the cache of the next step, or of the last
+  std::vector<std::size_t> batch_;                   // the next step's places in running_
   std::vector<std::int32_t> slots_, lengths_;
   std::vector<MemoryRange> new_pages_, writes_;
   std::vector<std::uint32_t> fitting_;  // what the last step said would fit, if it was refused

@@ -82,7 +82,8 @@ CourseOptions drawn_options(std::uint64_t seed) {
   out.plain = false;
   out.slots = static_cast<std::uint32_t>(2 + draw.below(11));
   out.streams = draw.of<std::uint32_t>({1, 1, 2});
-  out.cache.max_tokens = {16 + draw.below(120)};
+  out.prefixes = draw.below(4) != 0;
+  out.cache.max_tokens = {out.prefixes ? 64 + draw.below(72) : 16 + draw.below(120)};
   out.cache.tail = {draw.of<std::uint64_t>({0, 0, 1, 16})};
   out.cache.tokens_per_step = {draw.of<std::uint64_t>({1, 1, 4})};
   out.cache.first_tokens = {draw.of<std::uint64_t>({0, 0, 8})};
@@ -97,13 +98,13 @@ CourseOptions drawn_options(std::uint64_t seed) {
   out.budget = std::max(64_MiB, Bytes{all.count / 100 * (15 + draw.below(100))});
   draw_terms(draw, out);
   out.arrivals_per_million = static_cast<std::uint32_t>(draw.of({20'000, 100'000, 500'000}));
+  if (out.prefixes) out.arrivals_per_million = std::max(out.arrivals_per_million, 300'000U);
   out.longest_wake = draw.of<Nanoseconds>({0ms, 1ms, 30ms});
   if (draw.below(3) != 0) {
     out.failures_per_million = draw.of<std::uint32_t>({0, 1'000, 30'000});
     out.delays_per_million = draw.of<std::uint32_t>({0, 10'000, 100'000});
     out.longest_delay = draw.of<Nanoseconds>({100us, 50ms});
   }
-  out.prefixes = draw.below(2) == 0;
   return out;
 }
 
