@@ -46,11 +46,11 @@ std::uint16_t LastUses::number(Fence fence) {
   return last_number_;
 }
 
-std::uint16_t LastUses::number_of_all(std::span<const std::uint16_t> numbers) {
-  if (numbers.size() == 1) return numbers.front();
+std::uint16_t LastUses::number_of_all(std::span<const std::uint16_t> shared) {
+  if (shared.size() == 1) return shared.front();
   Fence all;
   for (const Use& use : pending_)
-    if (std::ranges::find(numbers, use.number) != numbers.end()) include(all, use.fence);
+    if (std::ranges::find(shared, use.number) != shared.end()) include(all, use.fence);
   return number(std::move(all));
 }
 

@@ -24,7 +24,7 @@ class LastUses {
   /// The number of a fence. Fences that are equal and not over share one.
   std::uint16_t number(Fence fence);
   /// The number of a fence that is complete when the fences of all these are.
-  std::uint16_t number_of_all(std::span<const std::uint16_t> numbers);
+  std::uint16_t number_of_all(std::span<const std::uint16_t> shared);
   /// Whether the fence is complete, as far as the last refresh() has seen.
   bool over(std::uint16_t number) const { return !is_pending_[number]; }
   /// Whether the fence will be complete by itself; where `stream` is given, once its next epoch has begun.

@@ -45,7 +45,7 @@ class TenantsMachine(KVCacheMachine):
             raise
 
     def check_refusal(self, owner, error):
-        """What is within a guarantee is never refused, but while more is kept than a lowered budget covers."""
+        """What is within a guarantee is never refused, but while a lowered budget is exceeded."""
         assert error.tenant.name == owner.name
         if self.has_failed or self.failing:
             return
