@@ -58,9 +58,9 @@ py::dict totals(const Course& course) {
   using namespace py::literals;
   return py::dict("iterations"_a = t.iterations, "steps"_a = t.steps, "opens"_a = t.opens,
                   "forks"_a = t.forks, "attached"_a = t.attached, "refused"_a = t.refused,
-                  "preempted"_a = t.preempted, "rests"_a = t.rests, "failures"_a = t.failures,
-                  "pages_mapped"_a = t.pages_mapped, "stalled_ns"_a = t.stalled.count(),
-                  "digest"_a = t.digest);
+                  "preempted"_a = t.preempted, "rests"_a = t.rests, "tenants"_a = t.tenants,
+                  "within"_a = t.within, "failures"_a = t.failures, "pages_mapped"_a = t.pages_mapped,
+                  "stalled_ns"_a = t.stalled.count(), "digest"_a = t.digest);
 }
 
 void bind_course(py::module_& m) {

@@ -87,6 +87,10 @@ class SimDriver final : public Driver {
   void require_sole(std::span<const MemoryRange> ranges) const;
   /// The page that is mapped there. Throws InvariantViolation where none is.
   PageHandle page_at(Address address) const;
+  /// What work under way uses.
+  std::vector<MemoryRange> used() const;
+  /// The pages under these ranges, as far as any are mapped there, and how large they are.
+  std::map<PageHandle, Bytes> pages_under(std::span<const MemoryRange> ranges) const;
   /// Throws InvariantViolation if anybody has ever tried to unmap what work was using, even where the refusal
   /// was caught.
   void check() const;

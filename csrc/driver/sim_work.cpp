@@ -161,6 +161,28 @@ PageHandle SimDriver::page_at(Address address) const {
   return found;
 }
 
+std::vector<MemoryRange> SimDriver::used() const {
+  std::lock_guard lock(mutex_);
+  std::vector<MemoryRange> out;
+  for (const auto& [handle, stream] : streams_)
+    for (const Work& work : stream.under_way)
+      if (work.over_at > known_until()) out.insert(out.end(), work.uses.begin(), work.uses.end());
+  return out;
+}
+
+std::map<PageHandle, Bytes> SimDriver::pages_under(std::span<const MemoryRange> ranges) const {
+  std::lock_guard lock(mutex_);
+  std::map<PageHandle, Bytes> out;
+  for (const MemoryRange& range : ranges) {
+    auto page = mapped_.upper_bound(range.start.value);
+    if (page != mapped_.begin()) --page;
+    for (; page != mapped_.end() && page->first < (range.start + range.size).value; ++page)
+      if (page->first + page->second.size.count > range.start.value)
+        out.emplace(page->second.page, page->second.size);
+  }
+  return out;
+}
+
 void SimDriver::require_sole(std::span<const MemoryRange> ranges) const {
   std::lock_guard lock(mutex_);
   std::set<PageHandle> once, twice;

@@ -75,16 +75,18 @@ void GrowthMove::finish() {
 
 void admit(std::span<const std::shared_ptr<Growth>> growths, Tokens to) {
   if (growths.empty()) return;
-  Bytes missing, not_kept;
+  Bytes missing, not_kept, price;
   for (const auto& growth : growths) {
     growth->check_length("to", to);
     missing += growth->missing(to);
     not_kept += growth->not_kept(to);
+    price += growth->price(to);
   }
   // Pages that are mapped but not kept count as obtainable. These growths need them themselves, so they are
-  // part of what must be obtainable.
-  if (missing.count != 0)
-    growths.front()->pool().reclaiming().require_obtainable(not_kept, growths.front()->tenant().id);
+  // part of what must be obtainable. A tenant is not charged anew for those that work still uses.
+  const Bytes asked = missing.count == 0 ? Bytes{} : not_kept;
+  growths.front()->pool().reclaiming().require_obtainable(asked, price, growths.front()->tenant().id,
+                                                          Need::kept);
   for (const auto& growth : growths) growth->announce(to);
 }
 

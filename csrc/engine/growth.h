@@ -62,6 +62,8 @@ class Growth {
   void scrub(Tokens from, Tokens to, StreamHandle stream = {}) { slots_->scrub(0, from, to, stream); }
   Bytes missing(Tokens to) const { return slots_->missing(0, to); }
   Bytes not_kept(Tokens to) const { return slots_->not_kept(0, to); }
+  /// What advance() would take of what the tenant may have.
+  Bytes price(Tokens to) const { return {static_cast<std::uint64_t>(slots_->cost(0, to, {}))}; }
   Bytes not_kept_alike(std::span<const std::uint32_t> like, Tokens to) const {
     return slots_->not_kept_alike(like, to);
   }

@@ -101,7 +101,9 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
   try {
     slots_->advance(crossing_, read);
   } catch (const OutOfPages& error) {
-    std::int64_t left = slots_->pool().reclaiming().obtainable(stream, slots_->tenant().id);
+    const Reclaiming& reclaiming = slots_->pool().reclaiming();
+    std::int64_t left = reclaiming.obtainable(stream, slots_->tenant().id);
+    const bool charged = reclaiming.charges_for_mapped();
     Bytes missing;
     std::vector<std::uint32_t> fitting;
     for (std::size_t i = 0; i < slots.size(); ++i) {
@@ -109,8 +111,9 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
       const Tokens length{static_cast<std::uint64_t>(lengths[i])};
       const std::int64_t cost = slots_->cost(slot, length, stream);
       const Bytes missing_with = missing + slots_->missing(slot, length);
-      // A slot that misses no page fits even where the budget is exceeded.
-      if (cost > left && missing_with.count != 0) continue;
+      // A slot that misses no page, or one that costs nothing, fits even where the budget is exceeded.
+      const bool needs_some = missing_with.count != 0 || (charged && cost > 0);
+      if (cost > left && needs_some) continue;
       left -= cost;
       missing = missing_with;
       fitting.push_back(slot);

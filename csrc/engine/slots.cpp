@@ -108,7 +108,7 @@ Pages Slots::not_kept(const Slot& slot, Tokens wanted) const {
   return sum;
 }
 
-std::int64_t Slots::cost(std::uint32_t slot, Tokens to, StreamHandle stream) const {
+std::int64_t Slots::cost(std::uint32_t slot, Tokens to, std::optional<StreamHandle> stream) const {
   const SlotLength wanted{slot, to};
   std::int64_t sum = 0;
   for (const SlotPart& part : parts_)

@@ -139,7 +139,7 @@ class Slots final : public Growing {
   /// Bytes of the pages that advance() would have to map, or to keep although they are there.
   Bytes not_kept(std::uint32_t slot, Tokens to) const;
   /// What advance() would take of Reclaiming::obtainable().
-  std::int64_t cost(std::uint32_t slot, Tokens to, StreamHandle stream) const;
+  std::int64_t cost(std::uint32_t slot, Tokens to, std::optional<StreamHandle> stream) const;
   /// Bytes of the pages that are kept for a slot, or announced.
   Bytes held(std::uint32_t slot) const;
   /// Bytes of K and V of so many tokens, as far as windows reach.

@@ -19,6 +19,18 @@ void include(Fence& fence, const Fence& other) {
 
 }  // namespace
 
+/// The next that is not pending, and that no page has, if there is one.
+std::uint16_t LastUses::unused_number() const {
+  std::uint16_t not_pending = none, at = last_number_;
+  for (std::uint32_t i = 0; i < numbers; ++i) {
+    at = at == numbers ? 1 : at + 1;
+    if (is_pending_[at]) continue;
+    if (mapped_.last_used(at).count == 0) return at;
+    if (not_pending == none) not_pending = at;
+  }
+  return not_pending;
+}
+
 std::uint16_t LastUses::number(Fence fence) {
   refresh();
   if (fence.empty()) return none;
@@ -28,11 +40,18 @@ std::uint16_t LastUses::number(Fence fence) {
     include(pending_.back().fence, fence);
     return pending_.back().number;
   }
-  do last_number_ = last_number_ == numbers ? 1 : last_number_ + 1;
-  while (is_pending_[last_number_]);
+  last_number_ = unused_number();
   pending_.push_back({last_number_, std::move(fence)});
   is_pending_[last_number_] = true;
   return last_number_;
+}
+
+std::uint16_t LastUses::number_of_all(std::span<const std::uint16_t> shared) {
+  if (shared.size() == 1) return shared.front();
+  Fence all;
+  for (const Use& use : pending_)
+    if (std::ranges::find(shared, use.number) != shared.end()) include(all, use.fence);
+  return number(std::move(all));
 }
 
 bool LastUses::ends_but_for(std::uint16_t number, std::optional<StreamHandle> stream) const {

@@ -4,22 +4,27 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "memory/fences.h"
+#include "memory/mapped_bytes.h"
 
 namespace vmm {
 
-/// Not thread-safe: the pool's lock guards it. Numbers are used again, so that an old page may for a while
-/// wait for a fence that is not its own.
+/// Not thread-safe: the pool's lock guards it. Numbers are used again, but none while a page that `mapped`
+/// counts has it: only where pages have all of them may an old page wait for a fence that is not its own.
 class LastUses {
  public:
   static constexpr std::uint16_t none = 0;  // never used
 
-  explicit LastUses(Epochs& epochs) : epochs_(epochs), is_pending_(std::size_t{numbers} + 1) {}
+  LastUses(Epochs& epochs, const MappedBytes& mapped)
+      : epochs_(epochs), mapped_(mapped), is_pending_(std::size_t{numbers} + 1) {}
 
   /// The number of a fence. Fences that are equal and not over share one.
   std::uint16_t number(Fence fence);
+  /// The number of a fence that is complete when the fences of all these are.
+  std::uint16_t number_of_all(std::span<const std::uint16_t> shared);
   /// Whether the fence is complete, as far as the last refresh() has seen.
   bool over(std::uint16_t number) const { return !is_pending_[number]; }
   /// Whether the fence will be complete by itself; where `stream` is given, once its next epoch has begun.
@@ -40,12 +45,14 @@ class LastUses {
     std::uint16_t number;
     Fence fence;
   };
+  std::uint16_t unused_number() const;
   bool ends_but_for(std::uint16_t number, std::optional<StreamHandle> stream) const;
 
   static constexpr std::uint16_t numbers = 65535;  // from 1
   static constexpr std::size_t most_pending = 256;
 
   Epochs& epochs_;
+  const MappedBytes& mapped_;
   std::vector<Use> pending_;      // the oldest first
   std::vector<bool> is_pending_;  // by number
   std::uint64_t ended_ = 0;

@@ -125,7 +125,7 @@ std::optional<Bytes> Mapping::over_quota(const Reservation& reservation, std::sp
   const std::int64_t room =
       options.need == Need::kept ? quotas.room(tenant) : quotas.room_for(tenant, options.need);
   if (room < static_cast<std::int64_t>(price.count)) return price;
-  if (options.need == Need::kept) tables_.note_admission(tables_.allowance().maximum());
+  if (options.need == Need::kept) tables_.note_admission(quotas.admitted_under());
   return {};
 }
 

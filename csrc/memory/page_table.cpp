@@ -88,6 +88,14 @@ void PageTable::set_counted(PageIndex page, bool counted) {
   count(page, entry, true);
 }
 
+void PageTable::set_last_use(PageIndex page, std::uint16_t last_use) {
+  VirtualPage& entry = pages_.at(page.value);
+  if (entry.last_use == last_use) return;
+  count(page, entry, false);
+  entry.last_use = last_use;
+  count(page, entry, true);
+}
+
 void PageTable::unkeep(PageIndex page, std::uint16_t last_use) {
   VirtualPage& entry = pages_.at(page.value);
   if (entry.kept()) entry.last_use = last_use;

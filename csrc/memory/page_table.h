@@ -40,6 +40,7 @@ class PageTable {
   /// Ends the need for the page, if there is one. If the page was kept, the work of `last_use` may still use
   /// it.
   void unkeep(PageIndex page, std::uint16_t last_use);
+  void set_last_use(PageIndex page, std::uint16_t last_use);
 
   /// For Sharing.
   void set_shared(PageIndex page, bool shared);

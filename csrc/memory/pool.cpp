@@ -127,7 +127,7 @@ void Pool::end_need(Reservation& reservation, std::span<const PageRange> ranges,
   bool any = false, at_once = false;
   for (PageIndex page : each_page(ranges)) {
     if (reservation.table[page].need == Need::none) continue;
-    reservation.table.unkeep(page, last_use);
+    tables_.unkeep(reservation, page, last_use);
     any = true;
     at_once |= last_uses.over(reservation.table[page].last_use);
   }
@@ -195,6 +195,8 @@ PageHandle Pool::Needs::physical(Address address) const {
 
 void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
   reservation.check(ranges);
+  const Quotas& quotas = reclaiming_.quotas();
+  if (need == Need::kept && quotas.any()) tables_.note_admission(quotas.admitted_under());
   for (PageIndex page : each_page(ranges)) {
     const VirtualPage& entry = reservation.table[page];
     if (entry.state != VirtualState::resident || entry.kept()) continue;
@@ -202,7 +204,6 @@ void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> range
     reservation.table.set_need(page, need);
   }
   nobody_s_ |= need == Need::none;
-  if (need == Need::kept && reclaiming_.quotas().any()) tables_.note_admission(tables_.allowance().maximum());
 }
 
 void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {

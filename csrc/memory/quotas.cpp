@@ -15,7 +15,7 @@ Bytes Quotas::charged(const Tenant& tenant, const Moment& when) const {
     const bool ends = when.stream ? last_uses.ends(number, *when.stream) : last_uses.ends(number);
     if (!when.soon || !ends) in_use += size;
   });
-  const Bytes coming = when.soon ? tables_.coming(tenant) : tenant.in_transit;
+  const Bytes coming = when.soon ? tables_.coming(tenant) : tables_.on_its_way(tenant);
   return saturating_sub(tenant.held + in_use, tenant.mapped.reclaimable() + coming);
 }
 
@@ -25,6 +25,11 @@ Bytes Quotas::promised(const Tenant* but, const Moment& when) const {
   for (const auto& [id, each] : tables_.tenants().all())
     if (each.get() != but) sum += std::max(each->terms.guaranteed, charged(*each, when));
   return sum;
+}
+
+Bytes Quotas::admitted_under() const {
+  const Bytes budget = tables_.allowance().maximum(), before = tables_.admitted_under();
+  return before <= budget ? budget : std::max(budget, std::min(before, promised()));
 }
 
 std::int64_t Quotas::room(const Tenant& tenant, const Moment& when) const {
@@ -50,7 +55,9 @@ Bytes Quotas::price(const Reservation& reservation, std::span<const PageRange> r
   for (PageIndex at : each_page(ranges)) {
     const VirtualState state = reservation.table[at].state;
     if (state == VirtualState::unmapped && missing < at_most.count) ++missing;
-    if (state != VirtualState::resident || need != Need::kept) continue;
+    if (need != Need::kept) continue;
+    // One that is about to be unmapped may be called back, and is charged already while work uses it.
+    if (!tables_.may_come_back(reservation, at)) continue;
     const VirtualPage& page = tables_.counted(reservation, at);
     raised += !page.kept() && tables_.last_uses().over(page.last_use);
   }

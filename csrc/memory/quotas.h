@@ -34,6 +34,9 @@ class Quotas {
               Pages at_most) const;
   /// What the budget has to cover for all tenants; with `soon`, once what ends by itself has ended.
   Bytes promised(bool soon = false) const { return promised(nullptr, {soon, {}}); }
+  /// The budget under which all that is promised now has been admitted, if a tenant is admitted more now. A
+  /// budget that was lowered does not cover what was admitted before.
+  Bytes admitted_under() const;
 
   TenantFigures figures(const Tenant& tenant) const;
 

@@ -37,13 +37,20 @@ class Reclaiming {
   // What may be had.
   /// Throws OutOfPages unless the tenant can have `asked` more bytes, if need be by reclaiming. Where they
   /// are to be kept, it first waits for memory that calls under way, or retired pages, are about to give up.
-  void require_obtainable(Bytes asked, TenantId tenant = Tenants::nobody, Need whose = Need::kept);
+  void require_obtainable(Bytes asked, TenantId tenant = Tenants::nobody, Need whose = Need::kept) {
+    require_obtainable(asked, asked, tenant, whose);
+  }
+  /// The same where the tenant would be charged another amount, `price`. With nothing asked, only that
+  /// counts.
+  void require_obtainable(Bytes asked, Bytes price, TenantId tenant, Need whose);
   /// How much the tenant could keep besides what it keeps now, once the next epoch of `stream` has begun. It
   /// is negative while the budget is exceeded.
   std::int64_t obtainable(StreamHandle stream, TenantId tenant = Tenants::nobody) const;
+  /// Whether keeping pages that are mapped uses some of that up, too: tenants are charged for it.
+  bool charges_for_mapped() const;
   /// How much of that would be used up by keeping these ranges.
   std::int64_t cost(const Reservation& reservation, std::span<const PageRange> ranges,
-                    StreamHandle stream) const;
+                    std::optional<StreamHandle> stream) const;
   /// What may be created, is free, or is mapped and needed less than `whose`; as much of it as the tenant may
   /// have.
   Bytes available(const Tenant& tenant, Need whose) const;

@@ -18,13 +18,14 @@ MemoryFigures Reclaiming::figures(Bytes asked, const Tenant& tenant) const {
           quotas_.any() ? std::optional(quotas_.figures(tenant)) : std::nullopt};
 }
 
-void Reclaiming::require_obtainable(Bytes asked, TenantId id, Need whose) {
+void Reclaiming::require_obtainable(Bytes asked, Bytes price, TenantId id, Need whose) {
   std::unique_lock lock(ground_.mutex);
   const Tenant& tenant = tables_.tenants()[id];
   for (Wait wait(ground_, "calls under way, and work that uses what was retired, end");; pause(lock, wait)) {
     if (whose == Need::kept && quotas_.any() &&
-        quotas_.room_soon(tenant) < static_cast<std::int64_t>(asked.count))
-      throw OutOfPages(figures(asked, tenant), "");
+        quotas_.room_soon(tenant) < static_cast<std::int64_t>(price.count))
+      throw OutOfPages(figures(price, tenant), "");
+    if (asked.count == 0) return;
     const MemoryFigures have = figures(asked, tenant);
     // A budget that has been lowered must be met first.
     const Bytes needed = asked + have.owed;
@@ -63,15 +64,22 @@ std::int64_t Reclaiming::obtainable(StreamHandle stream, TenantId tenant) const 
   return quotas_.any() ? std::min(left, quotas_.room_soon(tables_.tenants()[tenant], stream)) : left;
 }
 
+bool Reclaiming::charges_for_mapped() const {
+  std::lock_guard lock(ground_.mutex);
+  return quotas_.any();
+}
+
 std::int64_t Reclaiming::cost(const Reservation& reservation, std::span<const PageRange> ranges,
-                              StreamHandle stream) const {
+                              std::optional<StreamHandle> stream) const {
   const auto lock = ground_.locked();
   reservation.check(ranges);
+  const LastUses& last_uses = tables_.last_uses();
   std::uint64_t count = 0;
   for (PageIndex at : each_page(ranges)) {
-    const bool resident = reservation.table[at].state == VirtualState::resident;
     const VirtualPage& page = tables_.counted(reservation, at);
-    count += !resident || (!page.kept() && tables_.last_uses().ends(page.last_use, stream));
+    // What work still uses is not part of what may be had, and comes back for nothing.
+    const bool ends = stream ? last_uses.ends(page.last_use, *stream) : last_uses.ends(page.last_use);
+    count += !tables_.may_come_back(reservation, at) || (!page.kept() && ends);
   }
   return static_cast<std::int64_t>((reservation.shape.page_bytes * count).count);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <list>
 #include <optional>
@@ -31,7 +32,8 @@ struct Retirement {
 
   Reservation* reservation;
   std::vector<PageIndex> pages;
-  Fence fence;         // when it is complete, they may be unmapped
+  Fence fence;                 // when it is complete, they may be unmapped
+  std::uint16_t last_use = 0;  // the fence's number: see LastUses
   bool intact = true;  // mapped and accessible as before, so that they may become Resident again; else the
                        // driver has refused to unmap them: that is tried again, but nobody waits for it
   std::vector<PageMapping> mappings;

@@ -11,7 +11,7 @@ Tables::Tables(const Capabilities& driver, Bytes run_bytes, Epochs& epochs, Allo
     : fresh_pages_are_zero_(driver.fresh_pages_are_zero),
       epochs_(epochs),
       allowance_(std::move(allowance)),
-      last_uses_(epochs),
+      last_uses_(epochs, mapped_),
       physical_(run_bytes, driver.merges_neighbours),
       retired_(epochs) {}
 
@@ -30,7 +30,7 @@ Reservation& Tables::add(AddressRange addresses, const ReservationShape& shape) 
 bool Tables::recycle(Reservation& reservation) {
   reservation.idle_fence = epochs_.fence();
   const std::uint16_t last_use = last_uses_.number(reservation.idle_fence);
-  for (std::uint32_t i = 0; i < reservation.table.size().count; ++i) reservation.table.unkeep({i}, last_use);
+  for (std::uint32_t i = 0; i < reservation.table.size().count; ++i) unkeep(reservation, {i}, last_use);
   reservation.leased = false;
   forget_use(reservation, 0, reservation.uses.size());
   reservation.idle_since = ++recyclings_;
@@ -278,7 +278,7 @@ bool Tables::over(const Reservation& reservation, PageIndex page) const {
   if (!entry.shared) return last_uses_.over(entry.last_use);
   return std::ranges::all_of(sharing_.of(entry.content), [&](const Alias& each) {
     const VirtualPage& other = each.reservation->table[each.page];
-    return other.state != VirtualState::resident || last_uses_.over(other.last_use);
+    return other.state == VirtualState::mapping || last_uses_.over(other.last_use);
   });
 }
 
@@ -302,6 +302,11 @@ void Tables::set_use(Reservation& reservation, std::uint64_t first_extent, std::
   const PageRange pages{{static_cast<std::uint32_t>(first_extent * extent)}, {count * extent}};
   for (PageIndex page : each_page(std::span(&pages, 1)))
     if (reservation.table[page].shared) sharing_.recount(reservation.table[page].content);
+}
+
+bool Tables::may_come_back(const Reservation& reservation, PageIndex page) const {
+  const VirtualPage& entry = reservation.table[page];
+  return entry.state == VirtualState::resident || (entry.state == VirtualState::retiring && !entry.shared);
 }
 
 const VirtualPage& Tables::counted(const Reservation& reservation, PageIndex page) const {

@@ -74,6 +74,8 @@ class Tables {
   // Out of mappings: Resident → Retiring → Unmapped.
   /// The Resident pages among these become Retiring, and wait for `fence`.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
+  /// Ends the need for the page, if there is one. If it was kept, the work of `last_use` may still use it.
+  void unkeep(Reservation& reservation, PageIndex page, std::uint16_t last_use);
   /// A Retiring page that its owner wants back becomes Resident again, with its bytes, where that is still
   /// possible: not where others share them, because the owner may write. Whoever ordered the old reads orders
   /// the new writes, too. Throws what Retired::fence_of throws.
@@ -103,6 +105,8 @@ class Tables {
   Bytes coming() const;
   /// The part of that which is in the tenant's reservations.
   Bytes coming(const Tenant& tenant) const;
+  /// The part of that which no work uses any more.
+  Bytes on_its_way(const Tenant& tenant) const;
   void add_in_transit(Tenant& tenant, Bytes size) noexcept {
     in_transit_ += size;
     tenant.in_transit += size;
@@ -113,8 +117,7 @@ class Tables {
   }
   /// How much of what is reclaimable may still be in use by unfinished work.
   Bytes waiting() const;
-  /// Whether no work uses the page any more, nor any other Resident one that has its content, as far as
-  /// LastUses has seen.
+  /// Whether no work uses the page any more, nor any other that has its content, as far as LastUses has seen.
   bool over(const Reservation& reservation, PageIndex page) const;
   /// A use of extents, which may be of several reservations: of what is needed as little, theirs goes after
   /// that of all uses before.
@@ -122,6 +125,8 @@ class Tables {
   void note_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count, std::uint64_t use);
   /// They may go first again.
   void forget_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count);
+  /// Whether the page is Resident, or Retiring and its own, so that it would become Resident again as it is.
+  bool may_come_back(const Reservation& reservation, PageIndex page) const;
   /// What the page's content counts as: this page, or the one that stands for it.
   const VirtualPage& counted(const Reservation& reservation, PageIndex page) const;
   /// How much memory the sharing of contents saves.
@@ -142,6 +147,7 @@ class Tables {
 
   /// A tenant was charged more, or promised more, because a budget of this size covered it.
   void note_admission(Bytes budget) noexcept { admitted_under_ = budget; }
+  Bytes admitted_under() const noexcept { return admitted_under_; }
 
   /// Throws InvariantViolation when the tables contradict each other or the budget.
   void check() const;
@@ -154,6 +160,7 @@ class Tables {
   PhysicalPageId place_for(Reservation& reservation, PageIndex page);
   void drop_run_if_unused(RunId run);
   void settle(ContentId content);
+  void share_last_use(ContentId content);
   bool drop_content(Reservation& reservation, PageIndex page);
   Bytes will_free(const Reservation& reservation, PageIndex page) const;
   Bytes will_free(const Retirement& what) const;

@@ -125,6 +125,9 @@ void Tables::check_shared(ContentId id, std::uint64_t holders) const {
     require(page.content == id && page.counted == (i == 0), "I20: one page stands for a content", id.value);
     require(&all[i].reservation->tenant == &all[0].reservation->tenant, "I22: a content has one owner",
             id.value);
+    if (first.state == VirtualState::resident && !first.kept() && page.state != VirtualState::mapping)
+      require(last_uses_.over(page.last_use) || !last_uses_.over(first.last_use),
+              "I20: and is in use while work uses any of them", id.value);
     if (page.state == VirtualState::resident)
       require(first.state == VirtualState::resident && first.need >= page.need,
               "I20: it is needed as much as any that shares it", id.value);

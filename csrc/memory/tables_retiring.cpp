@@ -7,6 +7,31 @@
 
 namespace vmm {
 
+void Tables::unkeep(Reservation& reservation, PageIndex page, std::uint16_t last_use) {
+  if (reservation.table[page].need == Need::none) return;
+  reservation.table.unkeep(page, last_use);
+  if (reservation.table[page].shared) share_last_use(reservation.table[page].content);
+}
+
+/// Memory can be taken when all work that was told of is over, at whichever of its addresses that is. So
+/// until then each page that may come to stand for the content says so.
+void Tables::share_last_use(ContentId content) {
+  std::vector<std::uint16_t> uses;
+  for (const Alias& each : sharing_.of(content)) {
+    const VirtualPage& page = each.reservation->table[each.page];
+    const bool given_up =
+        page.state == VirtualState::retiring || (page.state == VirtualState::resident && !page.kept());
+    if (given_up && !last_uses_.over(page.last_use) && std::ranges::find(uses, page.last_use) == uses.end())
+      uses.push_back(page.last_use);
+  }
+  const std::uint16_t all = uses.empty() ? LastUses::none : last_uses_.number_of_all(uses);
+  for (const Alias& each : sharing_.of(content)) {
+    const VirtualPage& page = each.reservation->table[each.page];
+    if (page.state == VirtualState::resident && !page.kept())
+      each.reservation->table.set_last_use(each.page, all);
+  }
+}
+
 void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
   std::vector<PageIndex> pages;
   for (PageIndex page : each_page(ranges))
@@ -16,8 +41,15 @@ void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges,
   if (pages.empty()) return;
   Retirements batch;
   batch.emplace_back(reservation, std::move(pages), std::move(fence));
-  for (PageIndex page : batch.back().pages) reservation.table.move(page, VirtualState::retiring);
+  Retirement& gone = batch.back();
+  gone.last_use = last_uses_.number(gone.fence);
+  for (PageIndex page : gone.pages) {
+    reservation.table.move(page, VirtualState::retiring);
+    reservation.table.set_last_use(page, gone.last_use);
+  }
   retired_.add(batch);
+  for (PageIndex page : gone.pages)
+    if (reservation.table[page].shared) share_last_use(reservation.table[page].content);
 }
 
 void Tables::rescue(Reservation& reservation, PageIndex page) {
@@ -69,6 +101,13 @@ Bytes Tables::coming() const {
   return in_transit_ + retired_.coming([this](const Retirement& entry) { return will_free(entry); });
 }
 
+Bytes Tables::on_its_way(const Tenant& tenant) const {
+  return tenant.in_transit + retired_.coming([&](const Retirement& entry) {
+    const bool takable = &entry.reservation->tenant == &tenant && last_uses_.over(entry.last_use);
+    return takable ? will_free(entry) : Bytes{};
+  });
+}
+
 Bytes Tables::coming(const Tenant& tenant) const {
   return tenant.in_transit + retired_.coming([&](const Retirement& entry) {
     return &entry.reservation->tenant == &tenant ? will_free(entry) : Bytes{};
@@ -110,6 +149,7 @@ void Tables::end_unmapping(Retirement& what, Unmapped& freed) {
     const PhysicalPageId id = contents_[content].page;
     contents_.end_unmapping(content);
     if (i >= what.done) {
+      reservation.table.set_last_use(page, LastUses::none);
       settle(content);
       continue;
     }

@@ -19,14 +19,11 @@ Course::Course(CourseOptions options)
     : options_(std::move(options)),
       random_(options_.seed),
       world_(world_options(options_)),
-      ceiling_(options_.budget) {
-  for (const CoursePart& part : options_.parts) {
-    auto lease = world_.pool()->reserve({.page_bytes = part.page_bytes,
-                                         .extent_bytes = extent_bytes(options_, part),
-                                         .extents = part.extents * options_.slots});
-    parts_.push_back({std::move(lease), 0, part.extents, part.record_bytes, part.window});
-  }
-  cache_ = std::make_unique<KvCache>(world_.pager(), parts_, options_.slots, options_.cache);
+      owners_(1 + options_.tenants.size()),
+      ceiling_(options_.budget),
+      promised_ceiling_(options_.budget) {
+  for (std::size_t owner : options_.owners) caches_.push_back({owner});
+  for (std::size_t owner = 0; owner < owners_.size(); ++owner) begin_tenant(owner);
   for (std::uint32_t i = 0; i < options_.streams; ++i)
     streams_.push_back({world_.driver().create_stream(), false, {}});
   world_.driver().faults().go_on();
@@ -34,8 +31,8 @@ Course::Course(CourseOptions options)
 
 Course::~Course() {
   world_.driver().faults().stop();
-  cache_.reset();
-  parts_.clear();
+  for (Cache& cache : caches_) cache.kv.reset();
+  caches_.clear();
 }
 
 CourseTotals Course::totals() const {
@@ -61,7 +58,7 @@ void Course::iterate() {
   guarded([this] {
     const std::size_t stream = pick(streams_.size());
     arrive();
-    step(stream);
+    step(stream, pick(caches_.size()));
     change_a_sequence();
     if (!options_.plain) change_the_world();
     pass_time(stream);
@@ -81,7 +78,8 @@ void Course::rest() {
 }
 
 void Course::arrive() {
-  if (running_.size() == options_.slots || !chance(options_.arrivals_per_million)) return;
+  const std::size_t cache = pick(caches_.size());
+  if (free_slots(cache) == 0 || !chance(options_.arrivals_per_million)) return;
   std::uint64_t prompt =
       1 + pick(sometimes(2) ? max_tokens() : std::max<std::uint64_t>(1, max_tokens() * 3 / 8));
   if (!preempted_.empty()) {
@@ -89,14 +87,14 @@ void Course::arrive() {
     preempted_.pop_back();
   }
   const std::uint64_t announced = sometimes(2) ? pick(prompt + 1) : prompt;
-  if (options_.prefixes && sometimes(2)) return open_with_text(prompt, announced);
+  if (options_.prefixes && !sometimes(4)) return open_with_text(cache, prompt, announced);
   const std::size_t stream = pick(streams_.size());
   // If its first step is on another stream after all, that step has to wait for whoever was in the slot
   // before.
   const StreamHandle said = streams_[sometimes(8) ? pick(streams_.size()) : stream].handle;
   std::uint32_t slot = 0;
-  if (!tried([&] { slot = cache_->open({prompt}, {announced}, said); })) return;
-  running_.push_back({slot, stream, prompt});
+  if (!tried([&] { slot = caches_[cache].kv->open({prompt}, {announced}, said); })) return;
+  running_.push_back({cache, slot, stream, prompt});
   ++totals_.opens;
 }
 
@@ -107,16 +105,19 @@ void Course::preempt(std::size_t i) {
   close(i);
 }
 
-void Course::close(std::size_t i) {
+/// False where the driver has failed too often.
+bool Course::close(std::size_t i) {
   const Sequence sequence = running_[i];
-  if (!tried([&] { cache_->close(sequence.slot, streams_[sequence.stream].handle); })) return;
+  if (!tried([&] { cache_of(sequence).close(sequence.slot, streams_[sequence.stream].handle); }))
+    return false;
   remember(sequence);
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
+  return true;
 }
 
 void Course::end(std::size_t stream) {
   finish_epoch(stream);
-  if (tried([&] { cache_->end(streams_[stream].handle); })) streams_[stream].open = false;
+  if (tried([&] { caches_.front().kv->end(streams_[stream].handle); })) streams_[stream].open = false;
 }
 
 void Course::change_a_sequence() {
@@ -124,18 +125,18 @@ void Course::change_a_sequence() {
   const std::size_t i = pick(running_.size());
   Sequence& sequence = running_[i];
   const std::uint64_t what = pick(40);
-  if (what == 0) return close(i);
+  if (what == 0) return void(close(i));
   if (options_.plain) return;
   if (what < 4) {
     const bool back = pick(8) == 0;
     const std::uint64_t least =
-        cache_->slots().has_windows() ? std::min(sequence.previous, sequence.length) : 0;
+        cache_of(sequence).slots().has_windows() ? std::min(sequence.previous, sequence.length) : 0;
     std::uint64_t to = sequence.length - std::min(sequence.length, pick(back ? max_tokens() : 8));
     to = pick(8) == 0 ? 0 : std::max(to, least);
     truncate(i, to);
   } else if (what < 8) {
     const std::uint64_t to = std::min(sequence.length + pick(64), max_tokens());
-    tried([&] { cache_->announce_tokens(sequence.slot, {to}); });
+    tried([&] { cache_of(sequence).announce_tokens(sequence.slot, {to}); });
   } else if (what == 8) {
     preempt(i);
   } else if (what == 9) {
@@ -151,13 +152,15 @@ void Course::change_a_sequence() {
 void Course::change_the_world() {
   switch (pick(60)) {
     case 0: {
-      const Bytes limit = options_.budget / 100 * (20 + pick(80));
+      const Bytes limit = std::max(guaranteed(), options_.budget / 100 * (20 + pick(80)));
+      promised_ceiling_ = std::max(limit, std::min(promised_ceiling_, promised()));
       ceiling_ = std::max(limit, std::min(ceiling_, world_.pool()->stats().created));
       return world_.budget().set_limit(limit);
     }
     case 1:
     case 2:
       ceiling_ = std::max(ceiling_, options_.budget);
+      promised_ceiling_ = std::max(promised_ceiling_, options_.budget);
       return world_.budget().set_limit(options_.budget);
     case 3:
     case 4:
@@ -168,6 +171,9 @@ void Course::change_the_world() {
       tried([&] { world_.pool()->trim(wanted, wait); });
       return;
     }
+    case 6:
+      if (owners_.size() > 1) end_tenant(1 + pick(owners_.size() - 1));
+      return;
     default:
       return;
   }

@@ -1,6 +1,6 @@
-// A random course of one engine in simulated time. Requests come, grow, are truncated, preempted and closed;
-// driver calls fail or take long; the pager wakes up late. All of it follows from one seed, so that a failure
-// can be replayed.
+// A random course of one pool in simulated time. Requests come, grow, are truncated, preempted and closed;
+// driver calls fail or take long; the pager wakes up late; tenants come, share the pool, and go. All of it
+// follows from one seed, so that a failure can be replayed.
 #pragma once
 
 #include <cstdint>
@@ -21,21 +21,24 @@ struct CoursePart {
   Tokens window{};
 };
 
-/// The defaults make a plain course, in which sequences come, are decoded to their end, and go.
+/// The defaults make a plain course of one cache, in which sequences come, are decoded to their end, and go.
 struct CourseOptions {
   std::uint64_t seed = 0;
-  std::uint32_t slots = 64;
+  std::uint32_t slots = 64;  // of each cache
   std::uint32_t streams = 1;
   Bytes budget = 40_GiB;
   std::vector<CoursePart> parts{{}};
   KvCacheOptions cache{.max_tokens = {4096}};
-  bool prefixes = false;                         // sequences begin with tokens of others
+  std::vector<TenantTerms> tenants{};
+  std::vector<std::size_t> owners{0};  // of each cache: 0 for nobody, else the number of a tenant, from 1
+  bool prefixes = false;               // sequences begin with tokens of others
   std::uint32_t arrivals_per_million = 300'000;  // of iterations
   Nanoseconds longest_wake{};              // that the pager takes to wake up; 0: it always takes the same
   std::uint32_t failures_per_million = 0;  // of the driver's calls
   std::uint32_t delays_per_million = 0;
   Nanoseconds longest_delay{};
-  bool plain = true;   // nobody truncates, preempts at random, calls off an announcement or lowers the budget
+  bool plain = true;   // nobody truncates, preempts at random, calls off an announcement, lowers the budget
+                       // or ends a tenant
   bool check = false;  // everything is checked after every iteration
 };
 
@@ -47,6 +50,8 @@ CourseOptions drawn_options(std::uint64_t seed);
 struct CourseTotals {
   std::uint64_t iterations = 0, steps = 0, opens = 0, forks = 0, attached = 0, refused = 0, preempted = 0,
                 rests = 0;
+  std::uint64_t tenants = 0;   // that were added
+  std::uint64_t within = 0;    // steps after which a tenant kept no more than its guarantee
   std::uint64_t failures = 0;  // injected ones
   std::uint64_t pages_mapped = 0;
   Nanoseconds stalled{0};
@@ -77,6 +82,7 @@ class Course {
   };
   /// A model of what the engine knows of a sequence.
   struct Sequence {
+    std::size_t cache;
     std::uint32_t slot;
     std::size_t stream;
     std::uint64_t prompt;
@@ -93,6 +99,15 @@ class Course {
     bool open = false;              // its epoch
     std::vector<MemoryRange> uses;  // by the second half of the open epoch, which is not launched yet
   };
+  struct Owner {
+    TenantTerms terms{};
+    TenantId id = Tenants::nobody;  // also while others keep too much for it to be added
+  };
+  struct Cache {
+    std::size_t owner;
+    std::vector<SlotPart> parts{};
+    std::unique_ptr<KvCache> kv{};
+  };
   enum class Stepped : std::uint8_t { yes, refused, failed, blocked };
 
   std::uint64_t pick(std::uint64_t n) { return random_() % n; }
@@ -102,15 +117,15 @@ class Course {
   template <class Action>
   void guarded(Action action);
   void arrive();
-  void step(std::size_t stream);
-  void choose_batch(std::size_t stream);
+  void step(std::size_t stream, std::size_t cache);
+  void choose_batch(std::size_t stream, std::size_t cache);
   Stepped try_step(std::size_t stream);
   void commit(std::size_t stream, Nanoseconds called);
   void settle_for(std::span<const std::uint32_t> fitting);
   void preempt(std::size_t i);
   void finish_epoch(std::size_t stream);
   void end(std::size_t stream);
-  void close(std::size_t i);
+  bool close(std::size_t i);
   // course_fork.cpp
   void fork(std::size_t i);
   void truncate(std::size_t i, std::uint64_t to);
@@ -119,7 +134,8 @@ class Course {
   void note_shared(Sequence& sequence);
   void check_shared(const Sequence& sequence);
   // course_prefix.cpp
-  void open_with_text(std::uint64_t prompt, std::uint64_t announced);
+  void open_with_text(std::size_t cache, std::uint64_t prompt, std::uint64_t announced);
+  Text another_text(std::size_t cache);
   void commit_text(Sequence& sequence);
   void remember(const Sequence& sequence);
   void change_a_sequence();
@@ -129,45 +145,71 @@ class Course {
   bool tried(Action action);
   std::uint64_t failures() { return world_.driver().faults().failures(); }
 
+  // course_tenants.cpp
+  void open_cache(Cache& cache);
+  void begin_tenant(std::size_t owner);
+  void end_tenant(std::size_t owner);
+  Bytes kept(TenantId tenant) const;
+  Bytes guaranteed() const;
+  Bytes promised(const Owner* but = nullptr) const;
+  bool may_keep(const Owner& owner, Bytes size) const;
+  std::vector<MemoryRange> memory_in_use(const Owner& owner);
+  void check_tenants();
+  void check_guarantee(const OutOfPages& error) const;
+  TenantFigures figures(const Owner& owner) const { return world_.pool()->tenancies().figures(owner.id); }
+  const Owner& owner_of(std::size_t cache) const { return owners_[caches_[cache].owner]; }
+
   // course_check.cpp
   void check();
+  void check_cache(std::size_t cache);
   void check_sequences();
   void check_refusal(const OutOfPages& error) const;
   void check_writes(std::size_t stream);
   void rest_unguarded();
   Bytes kept_for(const Sequence& sequence, std::uint64_t length) const;
+  Bytes kept_by(std::size_t cache) const;
   Bytes kept() const;
-  Bytes live() const;
+  Bytes grown_by_step() const;
 
   // Appends the memory of tokens [from, to) in every extent of the part.
   static void append(const SlotPart& part, std::uint32_t slot, std::uint64_t from, std::uint64_t to,
                      std::vector<MemoryRange>& out);
   /// Appends what a step that begins with `before` tokens may read of the tokens before `to`.
-  void append_reachable(std::uint32_t slot, std::uint64_t before, std::uint64_t to,
+  void append_reachable(const Sequence& sequence, std::uint64_t before, std::uint64_t to,
                         std::vector<MemoryRange>& out) const;
   std::uint64_t reach(std::uint64_t length) const { return length == 0 ? 0 : length + tail(); }
-  bool comes_into_a_page(std::uint64_t from, std::uint64_t to) const;
+  bool comes_into_a_page(const Sequence& sequence, std::uint64_t from, std::uint64_t to) const;
+  KvCache& cache_of(const Sequence& sequence) const { return *caches_[sequence.cache].kv; }
+  const std::vector<SlotPart>& parts_of(const Sequence& sequence) const {
+    return caches_[sequence.cache].parts;
+  }
+  std::uint32_t free_slots(std::size_t cache) const {
+    return options_.slots - caches_[cache].kv->open_slots();
+  }
   std::uint64_t tail() const { return options_.cache.tail.count; }
   std::uint64_t max_tokens() const { return options_.cache.max_tokens.count; }
 
   const CourseOptions options_;
   std::mt19937_64 random_;
   World world_;
-  std::vector<SlotPart> parts_;
-  std::unique_ptr<KvCache> cache_;
+  std::vector<Owner> owners_;  // the first is nobody
+  std::vector<Cache> caches_;
   std::vector<Stream> streams_;
   std::vector<Sequence> running_;
   std::vector<std::uint64_t> preempted_;  // the lengths of sequences that are to be computed again
   Bytes ceiling_;  // no more than this may be created: the budget, or what was taken when it was lowered
+  Bytes promised_ceiling_;  // the same for what the budget has to cover for all tenants
   CourseTotals totals_;
-  std::uint64_t sources_ = 0;       // of text, so far
-  std::vector<Text> texts_;         // of some sequences that have ended
-  std::vector<std::size_t> batch_;  // the next step's places in running_
+  std::uint64_t sources_ = 0;                        // of text, so far
+  std::vector<std::pair<std::size_t, Text>> texts_;  // of some sequences that have ended, and their caches
+  std::size_t stepped_ = 0;                          // the cache of the next step, or of the last
+  std::vector<std::size_t> batch_;                   // the next step's places in running_
   std::vector<std::int32_t> slots_, lengths_;
   std::vector<MemoryRange> new_pages_, writes_;
   std::vector<std::uint32_t> fitting_;  // what the last step said would fit, if it was refused
   bool sure_ = false;  // only its own demands can explain why the last step was refused: no call failed, and
                        // no other epoch was open
+  bool undisturbed_ = false;  // no call failed in it
 };
 
 /// Does what an engine would do when a driver call failed: the same again. False when that does not help.

@@ -31,23 +31,23 @@ void Course::append(const SlotPart& part, std::uint32_t slot, std::uint64_t from
                    part.record_bytes * (to - from)});
 }
 
-void Course::append_reachable(std::uint32_t slot, std::uint64_t before, std::uint64_t to,
+void Course::append_reachable(const Sequence& sequence, std::uint64_t before, std::uint64_t to,
                               std::vector<MemoryRange>& out) const {
-  for (const SlotPart& part : parts_) {
+  for (const SlotPart& part : parts_of(sequence)) {
     const std::uint64_t window = part.window.count == 0 ? ~std::uint64_t{0} : part.window.count;
-    append(part, slot, before + 1 > window ? before + 1 - window : 0, to, out);
+    append(part, sequence.slot, before + 1 > window ? before + 1 - window : 0, to, out);
   }
 }
 
-bool Course::comes_into_a_page(std::uint64_t from, std::uint64_t to) const {
-  return std::ranges::any_of(parts_, [&](const SlotPart& part) {
+bool Course::comes_into_a_page(const Sequence& sequence, std::uint64_t from, std::uint64_t to) const {
+  return std::ranges::any_of(parts_of(sequence), [&](const SlotPart& part) {
     return part.pages_for({reach(to)}) > part.pages_for({reach(from)});
   });
 }
 
 Bytes Course::kept_for(const Sequence& sequence, std::uint64_t length) const {
   Bytes sum;
-  for (const SlotPart& part : parts_) {
+  for (const SlotPart& part : parts_of(sequence)) {
     const Pages pages = part.pages_for({reach(length)}) - part.behind_window({sequence.computed});
     sum += part.page_bytes() * (pages.count * part.extents);
   }
@@ -55,13 +55,14 @@ Bytes Course::kept_for(const Sequence& sequence, std::uint64_t length) const {
 }
 
 /// What sequences share counts once.
-Bytes Course::kept() const {
+Bytes Course::kept_by(std::size_t cache) const {
   Bytes sum;
   std::set<std::tuple<std::size_t, std::uint64_t, std::uint64_t>> seen;  // part, page and content
   for (const Sequence& sequence : running_) {
+    if (sequence.cache != cache) continue;
     sum += kept_for(sequence, sequence.length);
     for (std::size_t p = 0; p < sequence.shared.size(); ++p) {
-      const SlotPart& part = parts_[p];
+      const SlotPart& part = parts_of(sequence)[p];
       const std::vector<std::uint64_t>& pages = sequence.shared[p];
       for (std::uint64_t page = part.behind_window({sequence.computed}).count; page < pages.size(); ++page)
         if (pages[page] != 0 && !seen.insert({p, page, pages[page]}).second)
@@ -71,10 +72,19 @@ Bytes Course::kept() const {
   return sum;
 }
 
-Bytes Course::live() const {
+Bytes Course::kept() const {
   Bytes sum;
-  for (const Sequence& sequence : running_)
-    for (const SlotPart& part : parts_) sum += part.live({sequence.length});
+  for (std::size_t cache = 0; cache < caches_.size(); ++cache) sum += kept_by(cache);
+  return sum;
+}
+
+/// What the cache of the step would keep after it, beside what it keeps now.
+Bytes Course::grown_by_step() const {
+  Bytes sum;
+  for (std::size_t i = 0; i < batch_.size(); ++i) {
+    const Sequence& sequence = running_[batch_[i]];
+    sum += kept_for(sequence, static_cast<std::uint64_t>(lengths_[i])) - kept_for(sequence, sequence.length);
+  }
   return sum;
 }
 
@@ -92,21 +102,34 @@ void Course::check() {
   require(stats.mapped + stats.free <= stats.created, "more is mapped and free than was created");
   if (stats.retirements_waiting == 0)
     require_equal(stats.mapped + stats.free, stats.created, "bytes mapped and free");
+  for (std::size_t cache = 0; cache < caches_.size(); ++cache) check_cache(cache);
   check_sequences();
+  check_tenants();
+}
+
+void Course::check_cache(std::size_t cache) {
+  std::uint32_t open = 0;
+  Bytes live;
+  for (const Sequence& sequence : running_) {
+    if (sequence.cache != cache) continue;
+    ++open;
+    for (const SlotPart& part : parts_of(sequence)) live += part.live({sequence.length});
+  }
+  const KvCache& kv = *caches_[cache].kv;
+  require(kv.open_slots() == open, "open slots");
+  require_equal(kv.live(), live, "live bytes");
+  require(kv.held() >= kept_by(cache), "less is held than kept");
 }
 
 void Course::check_sequences() {
-  require(cache_->open_slots() == running_.size(), "open slots");
-  require_equal(cache_->live(), live(), "live bytes");
-  require(cache_->held() >= kept(), "less is held than kept");
   std::vector<MemoryRange> needed;
   for (const Sequence& sequence : running_) {
-    require(cache_->length(sequence.slot).count == sequence.length, "a length");
+    require(cache_of(sequence).length(sequence.slot).count == sequence.length, "a length");
     check_shared(sequence);
-    require(cache_->previous_length(sequence.slot).count == sequence.previous, "a previous length");
+    require(cache_of(sequence).previous_length(sequence.slot).count == sequence.previous,
+            "a previous length");
     // The next step may be on top of a sequence that was cut back by one step.
-    append_reachable(sequence.slot, std::min(sequence.previous, sequence.length), reach(sequence.length),
-                     needed);
+    append_reachable(sequence, std::min(sequence.previous, sequence.length), reach(sequence.length), needed);
   }
   for (const Stream& stream : streams_) needed.insert(needed.end(), stream.uses.begin(), stream.uses.end());
   world_.driver().require_accessible(needed);
@@ -117,14 +140,11 @@ void Course::check_sequences() {
 /// can explain the refusal.
 void Course::check_refusal(const OutOfPages& error) const {
   require(error.figures().asked.count != 0, "refused, though nothing was asked for");
+  check_guarantee(error);
   if (!sure_) return;
-  Bytes needed = kept();
-  for (std::size_t i = 0; i < batch_.size(); ++i) {
-    const Sequence& sequence = running_[batch_[i]];
-    needed +=
-        kept_for(sequence, static_cast<std::uint64_t>(lengths_[i])) - kept_for(sequence, sequence.length);
-  }
-  if (needed <= world_.pool()->budget().limit())
+  const Bytes needed = kept() + grown_by_step();
+  const Owner& owner = owner_of(stepped_);
+  if (needed <= world_.pool()->budget().limit() && may_keep(owner, kept(owner.id) + grown_by_step()))
     throw InvariantViolation("refused, though all that is needed are " + std::to_string(needed.count) +
                              " bytes: " + error.what());
 }
@@ -141,7 +161,7 @@ void Course::check_writes(std::size_t number) {
 void Course::rest_unguarded() {
   ++totals_.rests;
   world_.driver().faults().stop();
-  while (!running_.empty()) close(running_.size() - 1);
+  while (!running_.empty()) (void)close(running_.size() - 1);
   for (std::size_t i = 0; i < streams_.size(); ++i) end(i);
   for (const Stream& stream : streams_) world_.sleep_until(world_.driver().over_at(stream.handle));
   require(world_.settle(), "the pager never comes to rest");

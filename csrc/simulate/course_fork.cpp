@@ -29,13 +29,14 @@ bool Course::tried_beside_others(Action action) {
 }
 
 void Course::fork(std::size_t i) {
-  const std::uint64_t free = options_.slots - running_.size();
+  const std::uint64_t free = free_slots(running_[i].cache);
   if (free == 0) return;
   const auto count = static_cast<std::uint32_t>(1 + pick(std::min<std::uint64_t>(free, 3)));
   const StreamHandle stream = streams_[running_[i].stream].handle;
   finish_epoch(running_[i].stream);  // what is copied has been launched
   std::vector<std::uint32_t> made;
-  if (!tried_beside_others([&] { made = cache_->fork(running_[i].slot, count, stream); })) return;
+  if (!tried_beside_others([&] { made = cache_of(running_[i]).fork(running_[i].slot, count, stream); }))
+    return;
   totals_.forks += count;
   for (std::uint32_t slot : made) {
     note_shared(running_[i]);
@@ -48,9 +49,10 @@ void Course::fork(std::size_t i) {
 
 /// Others may have this sequence's whole pages, too, from now on.
 void Course::note_shared(Sequence& sequence) {
-  sequence.shared.resize(parts_.size());
-  for (std::size_t p = 0; p < parts_.size(); ++p) {
-    const SlotPart& part = parts_[p];
+  const std::vector<SlotPart>& parts = parts_of(sequence);
+  sequence.shared.resize(parts.size());
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const SlotPart& part = parts[p];
     const Address start = part.lease->base() + part.lease->shape().extent_bytes * part.first(sequence.slot);
     std::vector<std::uint64_t>& pages = sequence.shared[p];
     pages.resize(part.whole_pages({sequence.length}).count);
@@ -64,9 +66,9 @@ void Course::truncate(std::size_t i, std::uint64_t to) {
   finish_epoch(sequence.stream);
   const StreamHandle stream = streams_[sequence.stream].handle;
   // If the driver fails at the last moment, the sequence has lost tokens.
-  const auto length = [&] { return cache_->length(sequence.slot).count; };
+  const auto length = [&] { return cache_of(sequence).length(sequence.slot).count; };
   const bool done = tried_beside_others([&] {
-    if (to <= length()) cache_->truncate(sequence.slot, {to}, stream);
+    if (to <= length()) cache_of(sequence).truncate(sequence.slot, {to}, stream);
   });
   to = length();
   if (!done && to == sequence.length) return;
@@ -76,7 +78,7 @@ void Course::truncate(std::size_t i, std::uint64_t to) {
   sequence.computed = std::min(sequence.computed, to);
   for (std::size_t p = 0; p < sequence.shared.size(); ++p) {
     std::vector<std::uint64_t>& pages = sequence.shared[p];
-    pages.resize(std::min<std::size_t>(pages.size(), parts_[p].whole_pages({to}).count));
+    pages.resize(std::min<std::size_t>(pages.size(), parts_of(sequence)[p].whole_pages({to}).count));
   }
 }
 
@@ -84,7 +86,7 @@ void Course::truncate(std::size_t i, std::uint64_t to) {
 /// the address where it was made, that is still there, but nobody reads it.)
 void Course::check_shared(const Sequence& sequence) {
   if (!world_.pool()->reclaiming().refused() &&
-      cache_->slots().shares_pages_beyond(sequence.slot, {sequence.length}))
+      cache_of(sequence).slots().shares_pages_beyond(sequence.slot, {sequence.length}))
     throw InvariantViolation("a page that will be written is shared");
 }
 

@@ -1,4 +1,8 @@
 // Draws the options of the engine and of its world from a seed.
+#include <algorithm>
+#include <string>
+#include <utility>
+
 #include "simulate/course.h"
 
 namespace vmm {
@@ -29,6 +33,27 @@ CoursePart draw_part(Draw& draw, bool windowed) {
   return part;
 }
 
+/// Two or three tenants, each with a cache, and at times with another; at times nobody has one, too.
+void draw_tenants(Draw& draw, CourseOptions& out) {
+  const std::uint64_t count = 2 + draw.below(2);
+  out.owners.clear();
+  for (std::size_t owner = draw.below(3) == 0 ? 0 : 1; owner <= count; ++owner) out.owners.push_back(owner);
+  if (draw.below(3) == 0) out.owners.push_back(1 + draw.below(count));
+  out.slots = 2 + out.slots / 2;
+}
+
+/// On what terms, once the budget is known.
+void draw_terms(Draw& draw, CourseOptions& out) {
+  const std::uint64_t count = *std::ranges::max_element(out.owners);
+  for (std::uint64_t i = 0; i < count; ++i) {
+    TenantTerms terms{.name = "tenant " + std::to_string(i + 1)};
+    if (draw.below(3) != 0) terms.guaranteed = out.budget / 100 * draw.below(90 / count);
+    if (draw.below(3) == 0) terms.limit = terms.guaranteed + out.budget / 100 * draw.below(60);
+    terms.priority = static_cast<int>(draw.below(3));
+    out.tenants.push_back(std::move(terms));
+  }
+}
+
 }  // namespace
 
 Bytes extent_bytes(const CourseOptions& options, const CoursePart& part) {
@@ -42,8 +67,11 @@ WorldOptions world_options(const CourseOptions& options) {
   out.driver.faults = {options.seed, options.failures_per_million, options.delays_per_million,
                        options.longest_delay};
   out.arena_bytes = 1_GiB;
+  // Where a tenant has ended, its reservations may be idle for a while beside those of the next.
+  const std::uint64_t times = options.owners.size() * (options.tenants.empty() ? 1 : 4);
   for (const CoursePart& part : options.parts)
-    out.arena_bytes += extent_bytes(options, part) * (part.extents * options.slots) + part.page_bytes;
+    out.arena_bytes +=
+        (extent_bytes(options, part) * (part.extents * options.slots) + part.page_bytes) * times;
   return out;
 }
 
@@ -54,26 +82,29 @@ CourseOptions drawn_options(std::uint64_t seed) {
   out.plain = false;
   out.slots = static_cast<std::uint32_t>(2 + draw.below(11));
   out.streams = draw.of<std::uint32_t>({1, 1, 2});
-  out.cache.max_tokens = {16 + draw.below(120)};
+  out.prefixes = draw.below(4) != 0;
+  out.cache.max_tokens = {out.prefixes ? 64 + draw.below(72) : 16 + draw.below(120)};
   out.cache.tail = {draw.of<std::uint64_t>({0, 0, 1, 16})};
   out.cache.tokens_per_step = {draw.of<std::uint64_t>({1, 1, 4})};
   out.cache.first_tokens = {draw.of<std::uint64_t>({0, 0, 8})};
   const bool windowed = draw.below(4) == 0;
   out.parts = {draw_part(draw, windowed && draw.below(2) == 0)};
   if (windowed || draw.below(3) == 0) out.parts.push_back(draw_part(draw, windowed));
+  if (draw.below(2) == 0) draw_tenants(draw, out);
   Bytes all;  // the most that the slots could use
   for (const CoursePart& part : out.parts)
     all += round_up(part.record_bytes * (out.cache.max_tokens + out.cache.tail).count, part.page_bytes) *
-           (part.extents * out.slots);
+           (part.extents * out.slots * out.owners.size());
   out.budget = std::max(64_MiB, Bytes{all.count / 100 * (15 + draw.below(100))});
+  draw_terms(draw, out);
   out.arrivals_per_million = static_cast<std::uint32_t>(draw.of({20'000, 100'000, 500'000}));
+  if (out.prefixes) out.arrivals_per_million = std::max(out.arrivals_per_million, 300'000U);
   out.longest_wake = draw.of<Nanoseconds>({0ms, 1ms, 30ms});
   if (draw.below(3) != 0) {
     out.failures_per_million = draw.of<std::uint32_t>({0, 1'000, 30'000});
     out.delays_per_million = draw.of<std::uint32_t>({0, 10'000, 100'000});
     out.longest_delay = draw.of<Nanoseconds>({100us, 50ms});
   }
-  out.prefixes = draw.below(2) == 0;
   return out;
 }
 

@@ -23,21 +23,44 @@ void Course::Text::go_on_alone(std::uint64_t from, std::uint64_t source) {
   sources.emplace_back(from, source);
 }
 
-void Course::open_with_text(std::uint64_t prompt, std::uint64_t announced) {
+/// Of a sequence that has ended, or, at times, of one that runs; of the same cache where one is found soon.
+Course::Text Course::another_text(std::size_t cache) {
+  constexpr int tries = 3;
+  Text text;
+  const bool of_running = !running_.empty() && pick(2) == 0;
+  for (int i = 0; i < tries; ++i) {
+    if (of_running) {
+      const Sequence& each = running_[pick(running_.size())];
+      text = each.text;
+      if (each.cache == cache && each.committed >= PrefixIndex::block_tokens) break;
+    } else if (!texts_.empty()) {
+      const auto& [owner, ended] = texts_[pick(texts_.size())];
+      text = ended;
+      if (owner == cache) break;
+    }
+  }
+  return text;
+}
+
+void Course::open_with_text(std::size_t cache, std::uint64_t prompt, std::uint64_t announced) {
   const std::size_t number = pick(streams_.size());
   finish_epoch(number);  // what may be copied has been launched
-  Text text;
-  if (!texts_.empty()) text = texts_[pick(texts_.size())];
-  if (!running_.empty() && pick(2) == 0) text = running_[pick(running_.size())].text;
-  text.go_on_alone(pick(prompt + 1), ++sources_);
+  Text text = another_text(cache);
+  // Most prompts are long enough for a block, and like another's until near their end.
+  if (pick(4) != 0)
+    prompt = std::min(max_tokens(), std::max(prompt, PrefixIndex::block_tokens + 1 + pick(32)));
+  text.go_on_alone(pick(4) == 0 ? pick(prompt + 1) : prompt - pick(std::min<std::uint64_t>(prompt, 16)),
+                   ++sources_);
   std::vector<PrefixIndex::Token> tokens;
   for (std::uint64_t at = 0; at < prompt; ++at) tokens.push_back(text.token(at));
   KvCache::Opened opened{};
-  if (!tried([&] { opened = cache_->open_prompt({tokens, ""}, {announced}, streams_[number].handle); }))
+  if (!tried([&] {
+        opened = caches_[cache].kv->open_prompt({tokens, ""}, {announced}, streams_[number].handle);
+      }))
     return;
   ++totals_.opens;
   const std::uint64_t cached = opened.cached.count;
-  Sequence sequence{opened.slot, number, prompt, cached, cached, cached};
+  Sequence sequence{cache, opened.slot, number, prompt, cached, cached, cached};
   sequence.text = std::move(text);
   sequence.committed = cached;
   running_.push_back(std::move(sequence));
@@ -47,27 +70,28 @@ void Course::open_with_text(std::uint64_t prompt, std::uint64_t announced) {
     throw InvariantViolation("a sequence begins with " + std::to_string(cached) + " of " +
                              std::to_string(prompt) + " tokens");
   // Nobody has said whose they are.
-  for (Sequence& each : running_) note_shared(each);
+  for (Sequence& each : running_)
+    if (each.cache == cache) note_shared(each);
 }
 
 /// Tells the cache what the sequence's tokens are, at times, and at times only some of them.
 void Course::commit_text(Sequence& sequence) {
-  if (sometimes(3)) return;
+  if (sometimes(6)) return;
   if (sequence.text.sources.empty()) sequence.text.go_on_alone(0, ++sources_);
   std::uint64_t to = sequence.length;
   if (sometimes(4)) to -= pick(to - sequence.committed + 1);
   std::vector<PrefixIndex::Token> tokens;
   for (std::uint64_t at = sequence.committed; at < to; ++at) tokens.push_back(sequence.text.token(at));
-  cache_->commit(sequence.slot, tokens);
+  cache_of(sequence).commit(sequence.slot, tokens);
   sequence.committed = to;
 }
 
 void Course::remember(const Sequence& sequence) {
-  if (sequence.text.sources.empty()) return;
+  if (sequence.committed < PrefixIndex::block_tokens && texts_.size() == most_texts) return;
   if (texts_.size() < most_texts)
-    texts_.push_back(sequence.text);
+    texts_.emplace_back(sequence.cache, sequence.text);
   else
-    texts_[pick(most_texts)] = sequence.text;
+    texts_[pick(most_texts)] = {sequence.cache, sequence.text};
 }
 
 }  // namespace vmm

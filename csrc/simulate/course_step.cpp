@@ -9,13 +9,14 @@ namespace vmm {
 
 using namespace std::chrono_literals;
 
-void Course::choose_batch(std::size_t stream) {
+void Course::choose_batch(std::size_t stream, std::size_t cache) {
+  stepped_ = cache;
   batch_.clear();
   lengths_.clear();
   const std::uint64_t chunk = options_.plain ? 512 : 1 + pick(64);
   for (std::size_t i = 0; i < running_.size(); ++i) {
     const Sequence& sequence = running_[i];
-    if (sequence.stream != stream || sometimes(5)) continue;
+    if (sequence.stream != stream || sequence.cache != cache || sometimes(5)) continue;
     std::uint64_t to = sequence.length + (sometimes(8) ? pick(8) : options_.cache.tokens_per_step.count);
     if (sequence.length < sequence.prompt) to = std::min(sequence.length + chunk, sequence.prompt);
     batch_.push_back(i);
@@ -23,8 +24,8 @@ void Course::choose_batch(std::size_t stream) {
   }
 }
 
-void Course::step(std::size_t stream) {
-  choose_batch(stream);
+void Course::step(std::size_t stream, std::size_t cache) {
+  choose_batch(stream, cache);
   finish_epoch(stream);
   for (int i = 0; i < 20; ++i) {
     const Stepped stepped = try_step(stream);
@@ -47,11 +48,12 @@ Course::Stepped Course::try_step(std::size_t number) {
   ++totals_.steps;
   sure_ = false;
   try {
-    cache_->step(slots_, lengths_, streams_[number].handle);
+    caches_[stepped_].kv->step(slots_, lengths_, streams_[number].handle);
   } catch (const OutOfPages& error) {
     ++totals_.refused;
     // Nobody can have what the driver refused to unmap earlier.
-    sure_ = failures() == failures_before && !others_open && !world_.pool()->reclaiming().refused();
+    undisturbed_ = failures() == failures_before && !world_.pool()->reclaiming().refused();
+    sure_ = undisturbed_ && !others_open;
     fitting_ = error.fitting();
     if (options_.check) check_refusal(error);
     return Stepped::refused;
@@ -80,14 +82,16 @@ void Course::commit(std::size_t number, Nanoseconds called) {
     Sequence& sequence = running_[batch_[i]];
     const auto to = static_cast<std::uint64_t>(lengths_[i]);
     const std::uint64_t from = sequence.previous = std::exchange(sequence.length, to);
-    append_reachable(sequence.slot, from, reach(to), stream.uses);
+    append_reachable(sequence, from, reach(to), stream.uses);
     if (options_.prefixes) commit_text(sequence);
     if (options_.check)
-      for (const SlotPart& part : parts_) append(part, sequence.slot, from, to, writes_);
-    if (!comes_into_a_page(from, to)) continue;
+      for (const SlotPart& part : parts_of(sequence)) append(part, sequence.slot, from, to, writes_);
+    if (!comes_into_a_page(sequence, from, to)) continue;
     sequence.computed = std::max(sequence.computed, from);
-    for (const SlotPart& part : parts_) append(part, sequence.slot, from, reach(to), new_pages_);
+    for (const SlotPart& part : parts_of(sequence)) append(part, sequence.slot, from, reach(to), new_pages_);
   }
+  if (const Owner& owner = owner_of(stepped_); owner.terms.guaranteed.count != 0)
+    totals_.within += kept(owner.id) <= owner.terms.guaranteed;
   totals_.stalled += world_.driver().touch(new_pages_, called).waited;
   if (options_.check) check_writes(number);
   world_.driver().run(stream.handle, 1ms + Nanoseconds{static_cast<Nanoseconds::rep>(pick(4'000'000))},

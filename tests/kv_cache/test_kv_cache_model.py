@@ -91,6 +91,10 @@ class KVCacheMachine(StepMachine):
             with self.tolerated():
                 self.make(kind, tail, per_step)
 
+    def next_owner(self):
+        """Whom the next cache belongs to."""
+        return None
+
     def make(self, kind, tail, per_step):
         shape = KINDS[kind]
         cache = KVCache(
@@ -101,6 +105,7 @@ class KVCacheMachine(StepMachine):
             page_bytes=PAGE,
             tail_tokens=tail,
             tokens_per_step=per_step,
+            tenant=self.next_owner(),
         )
         heads, dims = (per_layer(shape[name], shape["layers"]) for name in ("kv_heads", "head_dim"))
         windows = [each.window for each in cache._shapes]

@@ -41,9 +41,8 @@ def chosen_seeds():
 
 
 def test_nothing_is_ever_violated():
-    totals = dict.fromkeys(
-        ("steps", "refused", "preempted", "failures", "opens", "forks", "attached", "rests"), 0
-    )
+    counted = "steps refused preempted failures opens forks attached rests tenants within"
+    totals = dict.fromkeys(counted.split(), 0)
     seeds = 0
     for seed in chosen_seeds():
         ran = run(seed)
@@ -53,8 +52,8 @@ def test_nothing_is_ever_violated():
     print(f"{seeds} seeds:", ", ".join(f"{count} {name}" for name, count in totals.items()))
     if not {"VMM_SEED", "VMM_SECONDS"} & os.environ.keys():
         assert totals["steps"] >= ENGINE_STEPS
-        rare = {"attached": 100, "rests": 100}
-        assert all(count > rare.get(name, 1000) for name, count in totals.items())
+        assert all(count > (100 if name == "rests" else 1000) for name, count in totals.items())
+        assert totals["attached"] >= totals["steps"] // 50
 
 
 def test_a_violation_says_how_to_replay_it(monkeypatch):

@@ -13,7 +13,8 @@ namespace {
 struct Uses {
   FaultDriver driver{std::make_unique<HostDriver>("vmm-test")};
   Epochs epochs{driver};
-  LastUses uses{epochs};
+  MappedBytes mapped;
+  LastUses uses{epochs, mapped};
 
   /// Of all work until now.
   std::uint16_t now() { return uses.number(epochs.fence()); }
@@ -144,6 +145,30 @@ TEST(each_fence_is_over_by_itself) {
   test.epochs.destroy(other);
   test.poll();
   CHECK(test.uses.over(first));
+}
+
+TEST(a_number_that_a_page_has_is_not_used_again_as_long_as_there_are_others) {
+  Uses test;
+  const auto next = [&] {
+    test.epochs.step({});
+    const std::uint16_t number = test.now();
+    test.epochs.end({});
+    test.poll();
+    return number;
+  };
+  VirtualPage old{.state = VirtualState::resident, .last_use = next()};
+  test.mapped.count(old, 64_KiB, true);
+  for (int i = 0; i < 66'000; ++i)
+    if (next() == old.last_use) {
+      CHECK(!"a page has this number");
+      return;
+    }
+  for (std::uint32_t number = 1; number <= 65'535; ++number) {
+    old.last_use = static_cast<std::uint16_t>(number);
+    test.mapped.count(old, 64_KiB, true);
+  }
+  const std::uint16_t one = next(), other = next();
+  CHECK(one != LastUses::none && other != LastUses::none && one != other);
 }
 
 TEST(numbers_come_round_again) {
