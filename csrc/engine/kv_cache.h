@@ -157,6 +157,7 @@ class KvCache {
   struct Prefix;
   Prefix find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream);
   std::optional<Opened> attach(std::unique_lock<Mutex>& lock, const Prompt& prompt, StreamHandle stream);
+  std::optional<bool> keep(const Prefix& prefix);
   bool adopt(const Prefix& prefix);
   bool fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream);
   void measure_copy();

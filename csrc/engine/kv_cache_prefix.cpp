@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/undo.h"
 #include "engine/kv_cache.h"
 
 namespace vmm {
@@ -54,18 +55,22 @@ KvCache::Opened KvCache::open_prompt(const Prompt& prompt, Tokens announced, Str
   stream = pool.epochs().named(stream);
   std::unique_lock lock(mutex_);
   prefixes_.looked_up += length;
-  if (length > block) {
-    if (const auto opened = attach(lock, prompt, stream)) {
+  std::optional<Opened> opened;
+  try {
+    if (length > block && (opened = attach(lock, prompt, stream))) {
       prefixes_.found += opened->cached;
       const Tokens next = std::min(opened->cached + first_tokens(), slots_->max_tokens());
       slots_->announce(opened->slot, std::max(announced, next));
       prepare();
-      return *opened;
+    } else {
+      opened = Opened{open_anew(length, announced, stream), {}};
+      index_.begin(opened->slot, prompt.salt);
     }
+  } catch (...) {  // nobody would ever close it
+    if (opened) undo_or_leak([&] { close_slot(opened->slot, stream); });
+    throw;
   }
-  const std::uint32_t slot = open_anew(length, announced, stream);
-  index_.begin(slot, prompt.salt);
-  return {slot, {}};
+  return *opened;
 }
 
 void KvCache::commit(std::uint32_t slot, std::span<const PrefixIndex::Token> tokens) {
@@ -121,6 +126,7 @@ KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, S
 /// cannot be had.
 std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, const Prompt& prompt,
                                                StreamHandle stream) {
+  const std::uint32_t user = users_bit(stream);
   while (not_open() != 0) {
     slots_->pool().epochs().poll();
     Prefix prefix = find(Slots::Needs(*slots_), prompt, stream);
@@ -134,25 +140,35 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
       if (!prefix.whole && !await_a_slot(lock, prefix.slot, stream)) break;
       if (!prefix.whole) continue;
     }
-    bool kept = true;
-    {
-      Slots::Needs needs(*slots_);
-      if (needs.holds(prefix.slot, prefix.length) < prefix.length) continue;  // somebody has taken pages
-      if (!is_open(prefix.slot)) kept = needs.keep(prefix.slot, prefix.length);
-    }
-    if (!kept) {
-      slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
-      break;
-    }
+    const std::optional<bool> kept = keep(prefix);
+    if (!kept) continue;
+    if (!*kept) break;
     const std::uint32_t slot = own.value_or(prefix.slot);
     if (!(own ? fill(prefix, slot, stream) : adopt(prefix))) break;
     states_[slot] = SlotState::running;
     lengths_[slot] = previous_[slot] = static_cast<std::uint32_t>(prefix.length.count);
-    users_[slot] |= users_bit(stream);
+    users_[slot] |= user;
     fences_[slot].clear();
     return Opened{slot, prefix.length};
   }
   return std::nullopt;
+}
+
+/// Keeps the tokens of a slot that nobody is in. Returns false where the tenant may not keep so much, and
+/// none where somebody has taken pages.
+std::optional<bool> KvCache::keep(const Prefix& prefix) {
+  const auto put_back = [&] { slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]); };
+  bool kept = true;
+  try {
+    Slots::Needs needs(*slots_);
+    if (needs.holds(prefix.slot, prefix.length) < prefix.length) return std::nullopt;
+    if (!is_open(prefix.slot)) kept = needs.keep(prefix.slot, prefix.length);
+  } catch (...) {
+    if (!is_open(prefix.slot)) undo_or_leak(put_back);
+    throw;
+  }
+  if (!kept) put_back();
+  return kept;
 }
 
 /// False where there is no memory for the slot's tail.
@@ -172,13 +188,16 @@ bool KvCache::adopt(const Prefix& prefix) {
 /// Gives the tokens to the slot, which is free. False where there is no memory for what must be copied.
 bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream) {
   Pool& pool = slots_->pool();
-  Slots::Needs(*slots_).take(slot, {});
-  free_.set_tokens(slot, 0);
-  note_copier(prefix.slot, stream);
   const auto leave_source = [&] {
     if (is_open(prefix.slot)) return;
     fences_[prefix.slot] = readers(users_[prefix.slot], stream);
     slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
+  };
+  const auto undo = [&] {
+    index_.end(slot);
+    fences_[slot] = slots_->fence_after(stream);  // copies into it may be under way
+    slots_->truncate(slot, {}, fences_[slot]);    // where only the last call failed
+    leave_source();
   };
   const Pages whole = slots_->whole_pages(prefix.length);
   const Pages free{pool.reclaiming().available(slots_->tenant(), Need::none) / slots_->page_bytes()};
@@ -188,23 +207,22 @@ bool KvCache::fill(const Prefix& prefix, std::uint32_t slot, StreamHandle stream
   if (!has_memory_for(
           pool.log(),
           [&] {
+            Slots::Needs(*slots_).take(slot, {});
+            free_.set_tokens(slot, 0);
+            note_copier(prefix.slot, stream);
             slots_->fork({prefix.slot, prefix.length, prefix.length}, slot, stream, !copy);
             pool.epochs().cover(stream);
-          },
-          [&] {
-            fences_[slot] = slots_->fence_after(stream);  // copies into it may be under way
-            slots_->truncate(slot, {}, fences_[slot]);    // where only the last call failed
+            index_.copy(prefix.slot, slot, prefix.length);
             leave_source();
-          }))
+          },
+          undo))
     return false;
   // What is copied needs pages, too, which can cost more than the copy.
   copy ? costs_.copied(whole, pool.clock().now() - start) : costs_.aliased(whole, pool.clock().now() - start);
   ++(copy ? prefixes_.copied : prefixes_.aliased);
-  leave_source();
   free_.take(slot);
   if (states_[slot] == SlotState::ready) std::erase(ready_, slot);
   users_[slot] = copiers_[slot] = 0;
-  index_.copy(prefix.slot, slot, prefix.length);
   return true;
 }
 
