@@ -68,7 +68,9 @@ def values(tokens, layer, which):
 def test_threads_begin_with_each_others_tokens():
     with (
         Pool("8MiB") as pool,
-        KVCache(2, 2, 16, torch.float32, max_tokens=256, max_sequences=10, pool=pool, page_bytes=PAGE) as cache,
+        KVCache(
+            2, 2, 16, torch.float32, max_tokens=256, max_sequences=10, pool=pool, page_bytes=PAGE
+        ) as cache,
     ):
         clients = [Client(cache, seed) for seed in range(THREADS)]
         at_once(*(client.serve for client in clients))
