@@ -39,7 +39,7 @@ class OwnTenant {
   std::atomic<bool> closed_{false};
 };
 
-py::dict figures(const OwnTenant& tenant) {
+py::dict tenant_figures(const OwnTenant& tenant) {
   TenantFigures f;
   {
     const ReleaseGil released;
@@ -63,7 +63,7 @@ void bind_tenants(py::module_& m) {
            py::arg("pool"), py::kw_only(), py::arg("name"), py::arg("guaranteed_bytes"),
            py::arg("limit_bytes"), py::arg("priority"), NoGil())
       .def("close", &OwnTenant::close, NoGil())
-      .def("figures", &figures)
+      .def("figures", &tenant_figures)
       .def_property_readonly("closed", &OwnTenant::closed)
       .def_property_readonly("id", [](const OwnTenant& tenant) { return tenant.id().value; });
 }

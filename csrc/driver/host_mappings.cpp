@@ -20,7 +20,7 @@ constexpr int count_attempts = 4;
 constexpr std::uint64_t most_countable = std::uint64_t{1} << 62;
 constexpr std::size_t reserved = 64;  // enough: undoing replaces two mappings by three at most
 
-std::size_t least_page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+std::size_t system_page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
 
 }  // namespace
 
@@ -105,7 +105,7 @@ MappingReserve& MappingReserve::of_process() {
 
 void MappingReserve::fill() noexcept {
   constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-  const std::size_t page = least_page();
+  const std::size_t page = system_page();
   void* start = mmap(nullptr, reserved * page, PROT_NONE, flags, -1, 0);
   if (start == MAP_FAILED) return;
   start_ = start;
@@ -115,7 +115,7 @@ void MappingReserve::fill() noexcept {
 }
 
 void MappingReserve::give_up() noexcept {
-  if (start_ != nullptr && munmap(start_, reserved * least_page()) == 0) start_ = nullptr;
+  if (start_ != nullptr && munmap(start_, reserved * system_page()) == 0) start_ = nullptr;
 }
 
 }  // namespace vmm::host

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/undo.h"
 #include "engine/pager.h"
 
 namespace vmm {
@@ -132,9 +133,14 @@ std::uint32_t KvCache::open_anew(Tokens prompt, Tokens announced, StreamHandle s
     states_[slot] = SlotState::fresh;
     ++fresh_;
     lengths_[slot] = previous_[slot] = users_[slot] = copiers_[slot] = 0;
-    prepare(needs);
   }
-  slots_->announce(slot, announced);
+  try {
+    prepare();
+    slots_->announce(slot, announced);
+  } catch (...) {  // nobody would ever close it
+    undo_or_leak([&] { close_slot(slot, stream); });
+    throw;
+  }
   return slot;
 }
 
@@ -215,9 +221,14 @@ void KvCache::close_slot(std::uint32_t slot, StreamHandle stream) {
   fresh_ -= fresh;
   const Tokens held = index_.findable(slot);
   if (held.count != 0 && slots_->can_go_back(slot, held)) {
-    slots_->set_aside(slot, held, fences_[slot]);
-    Slots::Needs(*slots_).note_use(slot);
     cached_.use(slot);
+    try {
+      slots_->set_aside(slot, held, fences_[slot]);
+      Slots::Needs(*slots_).note_use(slot);
+    } catch (...) {
+      cached_.take(slot);
+      throw;
+    }
     states_[slot] = SlotState::cached;
     return;
   }

@@ -157,6 +157,7 @@ class KvCache {
   struct Prefix;
   Prefix find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream);
   std::optional<Opened> attach(std::unique_lock<Mutex>& lock, const Prompt& prompt, StreamHandle stream);
+  std::optional<bool> keep(const Prefix& prefix);
   bool adopt(const Prefix& prefix);
   struct Target;
   std::optional<Target> target_for(const Prefix& prefix);
@@ -170,6 +171,7 @@ class KvCache {
   void close_slot(std::uint32_t slot, StreamHandle stream);
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
   static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
+  static constexpr Tokens block{PrefixIndex::block_tokens};
   std::uint32_t not_open() const { return free_.count() + cached_.count(); }
   bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
   std::uint32_t choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream);

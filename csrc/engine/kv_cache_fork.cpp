@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/undo.h"
 #include "engine/kv_cache.h"
 
 namespace vmm {
@@ -112,8 +113,8 @@ std::vector<std::uint32_t> KvCache::fork(std::uint32_t slot, std::uint32_t count
     while (out.size() < count) out.push_back(fork_one(slot, stream));
     pool.epochs().cover(stream);
   } catch (...) {
-    slots_->fence_after(stream);  // nobody gets these slots before the copies are over
-    for (std::uint32_t each : out) close_slot(each, stream);
+    undo_or_leak([&] { slots_->fence_after(stream); });  // nobody gets these slots before the copies are over
+    for (std::uint32_t each : out) undo_or_leak([&] { close_slot(each, stream); });
     throw;
   }
   return out;
@@ -125,8 +126,10 @@ std::uint32_t KvCache::fork_one(std::uint32_t slot, StreamHandle stream) {
   free_.set_tokens(child, 0);
   try {
     slots_->fork({slot, {lengths_[slot]}, slots_->passed(slot)}, child, stream);
+    index_.copy(slot, child, {lengths_[slot]});
   } catch (...) {
     fences_[child] = slots_->fence_after(stream);  // copies into it may be under way
+    slots_->truncate(child, {}, fences_[child]);   // where only the last call failed
     throw;
   }
   free_.take(child);
@@ -138,7 +141,6 @@ std::uint32_t KvCache::fork_one(std::uint32_t slot, StreamHandle stream) {
   users_[child] = users_[slot];
   copiers_[child] = 0;
   fences_[child].clear();
-  index_.copy(slot, child, {lengths_[slot]});
   return child;
 }
 

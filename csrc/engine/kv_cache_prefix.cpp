@@ -3,54 +3,16 @@
 // A sequence that ends leaves its tokens in its slot, which is *cached* then. One that begins with the same
 // gets them in the cheapest way. Where that slot holds nothing else that could be found, the sequence
 // *adopts* it as it lies. Else it has the tokens in a slot of its own, where their pages are mapped a second
-// time
-// (*aliased*) or copied.
+// time (*aliased*) or copied.
 #include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "base/error.h"
+#include "base/undo.h"
 #include "engine/kv_cache.h"
 
 namespace vmm {
-namespace {
-
-constexpr Tokens block{PrefixIndex::block_tokens};
-
-/// Returns whether there was memory for the work. Where there was not, or it throws for another reason, this
-/// undoes it.
-template <class Work, class Undo>
-bool has_memory_for(Log& log, Work work, Undo undo) {
-  try {
-    work();
-    return true;
-  } catch (const OutOfPages& error) {
-    log.write(LogLevel::debug, "a prefix was not attached: ", error.what());
-  } catch (const MappingLimit& error) {
-    log.write(LogLevel::warning, "a prefix was not attached: ", error.what());
-  } catch (...) {
-    undo();
-    throw;
-  }
-  undo();
-  return false;
-}
-
-}  // namespace
-
-/// Tokens of a prompt that a slot has.
-struct KvCache::Prefix {
-  std::uint32_t slot = no_slot;
-  Tokens length{};
-  bool whole = false;  // nobody is in the slot, and it holds nothing else that could be found
-};
-
-/// A free slot that a prefix goes to, and how.
-struct KvCache::Target {
-  std::uint32_t slot;
-  bool copy;
-  Pages whole, missing;  // pages that hold nothing but the prefix, and those of them that are not mapped here
-};
 
 KvCache::Opened KvCache::open_prompt(const Prompt& prompt, Tokens announced, StreamHandle stream) {
   Pool& pool = slots_->pool();
@@ -61,18 +23,22 @@ KvCache::Opened KvCache::open_prompt(const Prompt& prompt, Tokens announced, Str
   stream = pool.epochs().named(stream);
   std::unique_lock lock(mutex_);
   prefixes_.looked_up += length;
-  if (length > block) {
-    if (const auto opened = attach(lock, prompt, stream)) {
+  std::optional<Opened> opened;
+  try {
+    if (length > block && (opened = attach(lock, prompt, stream))) {
       prefixes_.found += opened->cached;
       const Tokens next = std::min(opened->cached + first_tokens(), slots_->max_tokens());
       slots_->announce(opened->slot, std::max(announced, next));
       prepare();
-      return *opened;
+    } else {
+      opened = Opened{open_anew(length, announced, stream), {}};
+      index_.begin(opened->slot, prompt.salt);
     }
+  } catch (...) {  // nobody would ever close it
+    if (opened) undo_or_leak([&] { close_slot(opened->slot, stream); });
+    throw;
   }
-  const std::uint32_t slot = open_anew(length, announced, stream);
-  index_.begin(slot, prompt.salt);
-  return {slot, {}};
+  return *opened;
 }
 
 void KvCache::commit(std::uint32_t slot, std::span<const PrefixIndex::Token> tokens) {
@@ -91,185 +57,6 @@ PrefixStats KvCache::prefix_stats() const {
   PrefixStats out = prefixes_;
   out.cached_slots = cached_.count();
   return out;
-}
-
-/// The longest prefix that can be had now. The caller holds the lock.
-KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream) {
-  const Epochs& epochs = slots_->pool().epochs();
-  Prefix best;
-  std::vector<std::pair<std::uint32_t, Tokens>> lost;
-  const auto tokens = prompt.tokens.first(prompt.tokens.size() - 1);  // the last one's result is wanted
-  index_.find(prompt.salt, tokens, [&](Tokens length, std::vector<std::uint32_t>& slots) {
-    if (length <= best.length) return false;
-    const auto whole = [&](std::uint32_t slot) { return !is_open(slot) && index_.findable(slot) == length; };
-    std::ranges::partition(slots, whole);
-    for (std::uint32_t slot : slots) {
-      if (!(is_open(slot) ? over_elsewhere(slot, stream) : epochs.complete(fences_[slot], stream))) continue;
-      // What the window of a running sequence has left may be there, but not for long.
-      if (is_open(slot) && !slots_->can_go_back(slot, length)) continue;
-      const Tokens holds = needs.holds(slot, length);
-      // What a window needs at another length may be there all the same.
-      if (holds < length && !is_open(slot) && !slots_->has_windows()) lost.emplace_back(slot, holds);
-      Tokens blocks = holds - holds % block;
-      for (Tokens more = holds; blocks != more;) {  // for fewer tokens a window needs others
-        more = needs.holds(slot, blocks);
-        blocks = more - more % block;
-      }
-      if (blocks > best.length) best = {slot, blocks, blocks == length && whole(slot)};
-      if (best.length == length) return false;
-    }
-    return true;
-  });
-  for (const auto& [slot, holds] : lost) index_.cut(slot, holds);  // memory was short
-  return best;
-}
-
-/// Opens a sequence that has the longest prefix at once. Returns none where there is no such prefix, or it
-/// cannot be had.
-std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, const Prompt& prompt,
-                                               StreamHandle stream) {
-  while (not_open() != 0) {
-    slots_->pool().epochs().poll();
-    Prefix prefix = find(Slots::Needs(*slots_), prompt, stream);
-    if (prefix.length.count == 0) break;
-    prefix.whole = prefix.whole && !slots_->shares_pages_beyond(prefix.slot, prefix.length);
-    std::optional<Target> own;
-    if (!prefix.whole) own = target_for(prefix);
-    if (!prefix.whole && !own) {
-      prefix.whole = not_open() == 1 && !is_open(prefix.slot) &&
-                     !slots_->shares_pages_beyond(prefix.slot, prefix.length);
-      if (!prefix.whole && !await_a_slot(lock, prefix.slot, stream)) break;
-      if (!prefix.whole) continue;
-    }
-    bool kept = true;
-    {
-      Slots::Needs needs(*slots_);
-      if (needs.holds(prefix.slot, prefix.length) < prefix.length) continue;  // somebody has taken pages
-      if (!is_open(prefix.slot)) kept = needs.keep(prefix.slot, prefix.length);
-    }
-    if (!kept) {
-      slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
-      break;
-    }
-    const std::uint32_t slot = own ? own->slot : prefix.slot;
-    if (!(own ? fill(prefix, *own, stream) : adopt(prefix))) break;
-    states_[slot] = SlotState::running;
-    lengths_[slot] = previous_[slot] = static_cast<std::uint32_t>(prefix.length.count);
-    users_[slot] |= users_bit(stream);
-    fences_[slot].clear();
-    return Opened{slot, prefix.length};
-  }
-  return std::nullopt;
-}
-
-/// False where there is no memory for the slot's tail.
-bool KvCache::adopt(const Prefix& prefix) {
-  const Fence& readers = fences_[prefix.slot];
-  if (!has_memory_for(
-          slots_->pool().log(), [&] { slots_->adopt(prefix.slot, prefix.length, readers); },
-          [&] { slots_->put_back(prefix.slot, prefix.length, readers); }))
-    return false;
-  Slots::Needs(*slots_).forget_use(prefix.slot);
-  cached_.take(prefix.slot);
-  index_.cut(prefix.slot, prefix.length);
-  ++prefixes_.adopted;
-  return true;
-}
-
-/// Whether the prefix is to be aliased or copied, and where to. None where no slot is free.
-std::optional<KvCache::Target> KvCache::target_for(const Prefix& prefix) {
-  const Epochs& epochs = slots_->pool().epochs();
-  const Pages whole = slots_->whole_pages(prefix.length);
-  const Pages free{slots_->pool().reclaiming().available(slots_->tenant(), Need::none) /
-                   slots_->page_bytes()};
-  if (!costs_.knows_copy() && AttachCosts::may_copy(whole, free)) measure_copy();
-  const auto target = [&](std::uint32_t slot) {
-    const Pages missing = slots_->whole_pages_missing(slot, prefix.length);
-    return Target{slot, costs_.copy(whole, missing, free), whole, missing};
-  };
-  if (free_.count() != 0) {  // whose pages are there, if any are
-    const auto tokens = static_cast<std::uint32_t>(prefix.length.count);
-    const std::uint32_t slot =
-        free_.best_fit(tokens, [&](std::uint32_t each) { return epochs.complete(fences_[each]); });
-    if (epochs.complete(fences_[slot]))
-      if (const Target largest = target(slot); largest.copy) return largest;
-  }
-  const std::optional<std::uint32_t> slot = slot_to_fill(prefix.length, prefix.slot);
-  if (!slot) return std::nullopt;
-  return target(*slot);
-}
-
-/// Gives the tokens to the slot, which is free. False where there is no memory for what must be copied.
-bool KvCache::fill(const Prefix& prefix, const Target& target, StreamHandle stream) {
-  Pool& pool = slots_->pool();
-  const std::uint32_t slot = target.slot;
-  Slots::Needs(*slots_).take(slot, {});
-  free_.set_tokens(slot, 0);
-  note_copier(prefix.slot, stream);
-  const auto leave_source = [&] {
-    if (is_open(prefix.slot)) return;
-    fences_[prefix.slot] = readers(users_[prefix.slot], stream);
-    slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
-  };
-  const Nanoseconds start = pool.clock().now();
-  if (!has_memory_for(
-          pool.log(),
-          [&] {
-            slots_->fork({prefix.slot, prefix.length, prefix.length}, slot, stream, !target.copy);
-            pool.epochs().cover(stream);
-          },
-          [&] {
-            fences_[slot] = slots_->fence_after(stream);  // copies into it may be under way
-            slots_->truncate(slot, {}, fences_[slot]);    // where only the last call failed
-            leave_source();
-          }))
-    return false;
-  const Nanoseconds took = pool.clock().now() - start;
-  if (target.copy) {
-    costs_.copied(target.whole, target.missing, took);
-    ++prefixes_.copied;
-  } else {
-    costs_.aliased(target.whole, took);
-    ++prefixes_.aliased;
-  }
-  leave_source();
-  free_.take(slot);
-  if (states_[slot] == SlotState::ready) std::erase(ready_, slot);
-  users_[slot] = copiers_[slot] = 0;
-  index_.copy(prefix.slot, slot, prefix.length);
-  return true;
-}
-
-/// Copies a page some times for no other purpose than to know how long that takes. On a GPU nothing else
-/// tells: a copy is over long after the call has returned. So there it has a stream of its own, which beside
-/// all other work can be waited for.
-void KvCache::measure_copy() {
-  constexpr std::uint64_t times = 8;
-  Pool& pool = slots_->pool();
-  const Bytes page = slots_->page_bytes();
-  const PageRange both{{0}, {2}};
-  try {
-    if (pool.reclaiming().available(slots_->tenant(), Need::none) < page * 2)
-      return;  // others keep what they have
-    const auto lease = pool.reserve(
-        {.page_bytes = page, .extent_bytes = page * 2, .longest = {}, .tenant = slots_->tenant().id});
-    pool.map(lease->reservation(), std::span(&both, 1), {});
-    const bool own = pool.driver().capabilities().gpu;
-    const StreamHandle stream = own ? pool.streams().create() : StreamHandle{};
-    try {
-      const Nanoseconds start = pool.clock().now();
-      for (std::uint64_t i = 0; i < times; ++i)
-        pool.driver().copy(lease->base() + page, lease->base(), page, stream);
-      if (own) pool.streams().destroy(stream);  // waits for the work on it
-      costs_.copied({times}, {}, pool.clock().now() - start);
-    } catch (...) {
-      slots_->fence_after(stream);  // whoever gets these pages must wait for the copies
-      pool.streams().end(stream);
-      throw;
-    }
-  } catch (const std::exception& error) {  // then they are aliased
-    pool.log().write(LogLevel::debug, "the time of a copy was not measured: ", error.what());
-  }
 }
 
 /// Waits a moment, without the lock, for a slot other than `but`. False where none comes by itself.

@@ -56,7 +56,12 @@ std::uint32_t KvCache::users_bit(StreamHandle stream) {
   const std::uint32_t bit = bit_of(found - streams_.begin());
   if (found == streams_.end()) {
     streams_.push_back(stream);
-    slots_->pool().epochs().join(stream);
+    try {
+      slots_->pool().epochs().join(stream);
+    } catch (...) {
+      streams_.pop_back();
+      throw;
+    }
   }
   return bit;
 }

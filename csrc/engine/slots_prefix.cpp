@@ -116,15 +116,16 @@ void Slots::put_back(std::uint32_t number, Tokens length, const Fence& readers) 
 void Slots::adopt(std::uint32_t number, Tokens length, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
   let_go_beyond(number, length, readers);
-  std::vector<std::vector<PageRange>> tails;
+  std::vector<std::vector<PageRange>> tails(parts_.size());
+  std::size_t mapped = 0;
   try {
-    for (const SlotPart& part : parts_) {
-      part.append_pages(number, part.pages_for(length), part.pages_for(reach(length)), tails.emplace_back());
-      pool().map(part.lease->reservation(), tails.back(), {});
+    for (; mapped < parts_.size(); ++mapped) {
+      const SlotPart& part = parts_[mapped];
+      part.append_pages(number, part.pages_for(length), part.pages_for(reach(length)), tails[mapped]);
+      pool().map(part.lease->reservation(), tails[mapped], {});
     }
   } catch (...) {
-    tails.pop_back();
-    for (std::size_t i = 0; i < tails.size(); ++i) pool().call_off(parts_[i].lease->reservation(), tails[i]);
+    for (std::size_t i = 0; i < mapped; ++i) pool().call_off(parts_[i].lease->reservation(), tails[i]);
     throw;
   }
   set_length(number, length, length);

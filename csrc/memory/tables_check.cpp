@@ -21,9 +21,9 @@ struct Tables::Census {
   std::uint64_t mapping = 0;                   // virtual pages on their way in
   std::uint64_t filling = 0;                   // physical pages being created for nobody yet
   std::uint64_t in_use = 0;                    // physical pages
-  MappedBytes mapped;
+  MappedCensus mapped;
   struct Owned {
-    MappedBytes mapped;
+    MappedCensus mapped;
     Bytes held;
     std::uint64_t reservations = 0;
   };
@@ -37,7 +37,7 @@ void Tables::check() const {
   Census census;
   census.owners.resize(physical_.run_count());
   for (const auto& [id, reservation] : reservations_) check_reservation(*reservation, census);
-  require(census.mapped == mapped_, "I19: the sums of what is mapped are true", 0);
+  require(mapped_.agrees_with(census.mapped), "I19: the sums of what is mapped are true", 0);
   require(census.holders.size() == contents_.live(), "I11: every content is pointed to",
           static_cast<std::uint32_t>(census.holders.size()));
   Bytes saved;
@@ -141,7 +141,7 @@ void Tables::check_tenants(Census& census) const {
   Bytes promised;
   for (const auto& [id, tenant] : tenants_.all()) {
     const Census::Owned& owned = census.owned[tenant.get()];
-    require(owned.mapped == tenant->mapped && owned.held == tenant->held &&
+    require(tenant->mapped.agrees_with(owned.mapped) && owned.held == tenant->held &&
                 owned.reservations == tenant->reservations,
             "I21: what a tenant has is true", id);
     require(tenant->mapped.kept() <= tenant->terms.limit, "I23: nobody keeps more than his limit", id);

@@ -4,6 +4,14 @@
 #include <utility>
 
 namespace vmm {
+namespace {
+
+/// One more can be added without an allocation, which could be refused.
+void make_room(std::vector<std::uint32_t>& slots) {
+  if (slots.size() == slots.capacity()) slots.reserve(std::max<std::size_t>(1, 2 * slots.size()));
+}
+
+}  // namespace
 
 /// Slot by slot, because a long path would be destroyed node within node, deeper than a stack may be.
 PrefixIndex::~PrefixIndex() {
@@ -12,10 +20,18 @@ PrefixIndex::~PrefixIndex() {
 
 void PrefixIndex::begin(std::uint32_t slot, const std::string& salt) {
   end(slot);
-  const auto root = roots_.try_emplace(salt).first;
-  root->second.salt = &root->first;
+  std::vector<Token> rest;
+  rest.reserve(block_tokens);
+  auto root = roots_.find(salt);
+  if (root == roots_.end()) {
+    Node made;
+    make_room(made.holders);
+    root = roots_.try_emplace(salt, std::move(made)).first;
+    root->second.salt = &root->first;
+  }
+  make_room(root->second.holders);
   root->second.holders.push_back(slot);
-  paths_[slot].end = &root->second;
+  paths_[slot] = {&root->second, std::move(rest)};
 }
 
 PrefixIndex::Node& PrefixIndex::child(Node& node, const Block& block) {
@@ -24,14 +40,25 @@ PrefixIndex::Node& PrefixIndex::child(Node& node, const Block& block) {
   auto made = std::make_unique<Node>();
   made->parent = &node;
   made->depth = node.depth + 1;
+  make_room(made->holders);
   const auto entry = node.children.emplace(block, std::move(made)).first;
   entry->second->block = &entry->first;
   return *entry->second;
 }
 
 void PrefixIndex::append(std::uint32_t slot, std::span<const Token> tokens) {
+  const Tokens before = known(slot);
+  try {
+    append_some(slot, tokens);
+  } catch (...) {
+    cut(slot, before);
+    throw;
+  }
+}
+
+/// If this throws, the slot may hold the first of the tokens.
+void PrefixIndex::append_some(std::uint32_t slot, std::span<const Token> tokens) {
   Path& path = paths_[slot];
-  path.rest.reserve(block_tokens);
   while (path.rest.size() + tokens.size() >= block_tokens) {
     Block block;
     const auto more = static_cast<std::ptrdiff_t>(block_tokens - path.rest.size());
@@ -53,8 +80,9 @@ void PrefixIndex::copy(std::uint32_t from, std::uint32_t to, Tokens length) {
   const bool whole = length >= known(from);
   while (node->depth * std::uint64_t{block_tokens} > length.count) node = node->parent;
   std::vector<Token> rest;
+  rest.reserve(block_tokens);
   if (whole)
-    rest = origin.rest;
+    rest.assign(origin.rest.begin(), origin.rest.end());
   else if (const std::size_t more = length.count % block_tokens; more != 0 && node == origin.end)
     rest.assign(origin.rest.begin(), origin.rest.begin() + static_cast<std::ptrdiff_t>(more));
   else if (more != 0) {
@@ -62,6 +90,7 @@ void PrefixIndex::copy(std::uint32_t from, std::uint32_t to, Tokens length) {
     while (next->parent != node) next = next->parent;
     rest.assign(next->block->begin(), next->block->begin() + static_cast<std::ptrdiff_t>(more));
   }
+  for (Node* each = node; each != nullptr; each = each->parent) make_room(each->holders);
   paths_[to] = {node, std::move(rest)};
   for (; node != nullptr; node = node->parent) node->holders.push_back(to);
 }

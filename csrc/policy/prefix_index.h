@@ -21,6 +21,9 @@ namespace vmm {
 /// order. So nothing can be taken for something else, and nobody can choose tokens that make the search slow:
 /// it compares with a logarithm of the siblings for each block, and most blocks have none.
 ///
+/// A call that throws std::bad_alloc has changed nothing, except that begin() and copy() have ended what was
+/// known of the slot. Those that only take away allocate nothing.
+///
 /// Pure, and not thread-safe.
 class PrefixIndex {
  public:
@@ -80,9 +83,10 @@ class PrefixIndex {
   };
   struct Path {
     Node* end = nullptr;      // of the last whole block; none: nothing is known of the slot
-    std::vector<Token> rest;  // what follows, less than a block
+    std::vector<Token> rest;  // what follows, less than a block; with room for one
   };
 
+  void append_some(std::uint32_t slot, std::span<const Token> tokens);
   const Node* deepest(const std::string& salt, std::span<const Token> tokens) const;
   Node& child(Node& node, const Block& block);
   void leave(Node* node, std::uint32_t slot);

@@ -12,10 +12,10 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr Bytes page = 2_MiB;
-constexpr Bytes record = 128_KiB;  // of a token: Llama-3.1-8B's
+constexpr Bytes token_record = 128_KiB;  // of a token: Llama-3.1-8B's
 constexpr Bytes budget = 8_GiB;
 constexpr std::uint32_t max_tokens = 2048;
-constexpr std::uint32_t slots = 160;             // more than there is memory for
+constexpr std::uint32_t slot_count = 160;        // more than there is memory for
 constexpr std::uint64_t rest_after_refusal = 8;  // iterations
 // The greedy one admits whatever fits but for so small a part of the budget, in which its sequences grow.
 constexpr std::uint64_t margin_fraction = 100;
@@ -35,14 +35,14 @@ constexpr std::size_t steady = 0, bursty = 1;
 // Of the steady load one request comes in so many iterations; of the bursty one so many at once, in so many.
 constexpr std::uint64_t steady_gap = 9, burst = 14, burst_gap = 400;
 
-Bytes bytes_of(std::uint64_t tokens) { return round_up(record * tokens, page); }
+Bytes bytes_of(std::uint64_t tokens) { return round_up(token_record * tokens, page); }
 
 WorldOptions world_options(const NeighboursOptions& options) {
   WorldOptions out;
   out.budget = budget;
   out.driver.capacity = budget;
   out.driver.faults.seed = options.seed;
-  out.arena_bytes = 1_GiB + round_up(record * max_tokens, page) * (slots * Neighbours::count);
+  out.arena_bytes = 1_GiB + round_up(token_record * max_tokens, page) * (slot_count * Neighbours::count);
   return out;
 }
 
@@ -70,11 +70,13 @@ void Neighbours::open_engine(std::size_t number) {
   if (options_.isolated)
     engine.tenant =
         pool.tenancies().add({.name = role.name, .guaranteed = role.guaranteed, .priority = role.priority});
-  engine.lease = pool.reserve(
-      {.page_bytes = page, .extent_bytes = bytes_of(max_tokens), .extents = slots, .tenant = engine.tenant});
+  engine.lease = pool.reserve({.page_bytes = page,
+                               .extent_bytes = bytes_of(max_tokens),
+                               .extents = slot_count,
+                               .tenant = engine.tenant});
   engine.cache =
-      std::make_unique<KvCache>(world_.pager(), std::vector<SlotPart>{{engine.lease, 0, 1, record}}, slots,
-                                KvCacheOptions{.max_tokens = {max_tokens}});
+      std::make_unique<KvCache>(world_.pager(), std::vector<SlotPart>{{engine.lease, 0, 1, token_record}},
+                                slot_count, KvCacheOptions{.max_tokens = {max_tokens}});
   engine.stream = world_.driver().create_stream();
 }
 
@@ -119,7 +121,7 @@ void Neighbours::admit(Engine& engine, bool announced) {
   const bool greedy = engine.figures.guaranteed.count == 0;
   std::int64_t left = world_.pool()->reclaiming().obtainable(engine.stream, engine.tenant);
   left -= static_cast<std::int64_t>((budget / margin_fraction).count);
-  while (!engine.waiting.empty() && engine.running.size() < slots) {
+  while (!engine.waiting.empty() && engine.running.size() < slot_count) {
     Sequence next = engine.waiting.front();
     left -= static_cast<std::int64_t>(bytes_of(next.prompt).count);
     if (greedy && left < 0) return;
@@ -193,8 +195,8 @@ bool Neighbours::try_step(Engine& engine, const std::vector<std::size_t>& batch,
     Sequence& each = engine.running[batch[i]];
     const auto to = static_cast<std::uint32_t>(lengths[i]);
     computed += to - std::exchange(each.length, to);
-    uses.push_back(
-        {engine.lease->base() + bytes_of(max_tokens) * static_cast<std::uint64_t>(each.slot), record * to});
+    uses.push_back({engine.lease->base() + bytes_of(max_tokens) * static_cast<std::uint64_t>(each.slot),
+                    token_record * to});
   }
   world_.driver().require_accessible(uses);
   world_.driver().run(engine.stream, launch + per_token * static_cast<Nanoseconds::rep>(computed), uses);

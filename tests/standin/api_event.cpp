@@ -6,7 +6,7 @@ using namespace standin;
 
 namespace {
 
-constexpr unsigned known_flags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
+constexpr unsigned event_flags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
 
 OperationPtr marker(std::string what) {
   auto made = std::make_shared<Operation>();
@@ -101,7 +101,7 @@ STANDIN_API cuEventCreate(CUevent* handle, unsigned flags) {
   return enter("cuEventCreate", needs_context, [&](Call& call) -> CUresult {
     const bool shared_with_timing =
         (flags & CU_EVENT_INTERPROCESS) != 0 && (flags & CU_EVENT_DISABLE_TIMING) == 0;
-    if (handle == nullptr || (flags & ~known_flags) != 0 || shared_with_timing)
+    if (handle == nullptr || (flags & ~event_flags) != 0 || shared_with_timing)
       return CUDA_ERROR_INVALID_VALUE;
     auto event = std::make_shared<Event>();
     event->id = call.s.streams.event_names.take(call.s.settings.reuse_handles);

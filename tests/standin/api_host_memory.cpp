@@ -10,8 +10,7 @@ using namespace standin;
 
 namespace {
 
-constexpr Size host_page = 4096;
-constexpr unsigned known_flags = 0x0F;  // portable, device map, write combined; io memory or read only
+constexpr unsigned host_memory_flags = 0x0F;  // portable, device map, write combined; io memory or read only
 
 CUresult allocate(Call& call, void** address, Size size) {
   if (address == nullptr || size == 0) return CUDA_ERROR_INVALID_VALUE;
@@ -36,7 +35,7 @@ Pinned* find(Call& call, void* address, bool registered) {
 
 STANDIN_API cuMemHostAlloc(void** address, std::size_t size, unsigned flags) {
   return enter("cuMemHostAlloc", needs_context | unsafe, [&](Call& call) -> CUresult {
-    return (flags & ~known_flags) != 0 ? CUDA_ERROR_INVALID_VALUE : allocate(call, address, size);
+    return (flags & ~host_memory_flags) != 0 ? CUDA_ERROR_INVALID_VALUE : allocate(call, address, size);
   });
 }
 
@@ -59,7 +58,7 @@ STANDIN_API cuMemFreeHost(void* address) {
 
 STANDIN_API cuMemHostRegister_v2(void* address, std::size_t size, unsigned flags) {
   return enter("cuMemHostRegister", needs_context | unsafe, [&](Call& call) -> CUresult {
-    if (address == nullptr || size == 0 || (flags & ~known_flags) != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (address == nullptr || size == 0 || (flags & ~host_memory_flags) != 0) return CUDA_ERROR_INVALID_VALUE;
     const auto start = reinterpret_cast<Address>(address);
     const auto overlaps = [&](const auto& entry) {
       return start < entry.second.start + entry.second.size && entry.second.start < start + size;

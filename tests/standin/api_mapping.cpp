@@ -9,7 +9,6 @@ using namespace standin;
 
 namespace {
 
-constexpr Size host_page = 4096;
 constexpr Size low = Size{64} << 10;
 
 bool power_of_two(Size n) { return n != 0 && (n & (n - 1)) == 0; }

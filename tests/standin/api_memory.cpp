@@ -27,7 +27,6 @@ using namespace standin;
 
 namespace {
 
-constexpr Size host_page = 4096;
 constexpr int handle_types_known = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_FABRIC;
 constexpr int version_of_host_numa = 12020;
 constexpr int version_of_fabric = 12030;

@@ -10,6 +10,8 @@ namespace standin {
 using Address = std::uint64_t;
 using Size = std::uint64_t;
 
+constexpr Size host_page = 4096;
+
 class Memory {
  public:
   static constexpr int devices = 16;
