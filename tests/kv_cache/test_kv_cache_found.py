@@ -4,8 +4,8 @@ from test_kv_cache_model import KVCacheMachine
 
 
 def test_pages_that_work_still_reads_elsewhere_are_not_offered():
-    """A step was refused for memory that ``OutOfPages.fitting`` had counted: a shared page of a closed sequence
-    counted as free for whoever had last read it there, while other work read it at its other address."""
+    """A step was refused for memory that ``OutOfPages.fitting`` had counted: a shared page of a closed
+    sequence counted as free for whoever had last read it there, while other work read it elsewhere."""
     machine = KVCacheMachine()
 
     def replay(rule, **drawn):
