@@ -8,6 +8,7 @@ def test_courses_are_run_until_there_are_enough_steps(monkeypatch):
     monkeypatch.setattr(simulate, "WARM_UP_STEPS", 10)
     monkeypatch.setattr(simulate, "ENGINE_STEPS", 2_000)
     monkeypatch.setattr(simulate, "ITERATIONS", 300)
+    monkeypatch.setattr(simulate, "SEEDS_AT_ONCE", 4)
     stages = []
     report = simulate.run(stages.append, "cpu")
     assert report.metrics["violations"] == 0
@@ -15,7 +16,8 @@ def test_courses_are_run_until_there_are_enough_steps(monkeypatch):
     assert 1 < report.metrics["seeds_run"] < 30
     assert report.metrics["steps_per_second"] > 0
     assert report.peers["peer"].startswith("none")
-    assert len(stages) == 2
+    assert report.metrics["prefixes_attached"] > 0
+    assert len(stages) > 2
 
 
 def test_violations_are_counted_and_told(monkeypatch):
@@ -36,5 +38,7 @@ def test_violations_are_counted_and_told(monkeypatch):
     monkeypatch.setattr(simulate._core, "Course", Violated)
     monkeypatch.setattr(simulate, "ENGINE_STEPS", 2_000)
     stages = []
-    assert simulate._violations(stages.append)["violations"] == 1
+    monkeypatch.setattr(simulate, "SEEDS_AT_ONCE", 2)
+    found = simulate._violations(stages.append)
+    assert (found["violations"], found["seeds_run"], found["engine_steps"]) == (1, 2, 2_000)
     assert "seed 1, iteration 5: the sky fell" in stages
