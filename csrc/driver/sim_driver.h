@@ -89,8 +89,8 @@ class SimDriver final : public Driver {
   PageHandle page_at(Address address) const;
   /// What work under way uses.
   std::vector<MemoryRange> used() const;
-  /// The pages under these ranges, as far as any are mapped there, and how large they are.
-  std::map<PageHandle, Bytes> pages_under(std::span<const MemoryRange> ranges) const;
+  /// Bytes of the pages that are mapped under these ranges, those mapped several times counted once.
+  Bytes bytes_under(std::vector<MemoryRange> ranges) const;
   /// Throws InvariantViolation if anybody has ever tried to unmap what work was using, even where the refusal
   /// was caught.
   void check() const;

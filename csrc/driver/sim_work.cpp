@@ -1,7 +1,7 @@
 // The simulated driver's streams, events, and work.
 #include <algorithm>
-#include <set>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "driver/sim_driver.h"
@@ -170,28 +170,40 @@ std::vector<MemoryRange> SimDriver::used() const {
   return out;
 }
 
-std::map<PageHandle, Bytes> SimDriver::pages_under(std::span<const MemoryRange> ranges) const {
+Bytes SimDriver::bytes_under(std::vector<MemoryRange> ranges) const {
   std::lock_guard lock(mutex_);
-  std::map<PageHandle, Bytes> out;
+  std::ranges::sort(ranges, {}, [](const MemoryRange& range) { return range.start; });
+  std::vector<std::pair<PageHandle, Bytes>> pages;
+  Address seen{0};  // all pages before it
   for (const MemoryRange& range : ranges) {
-    auto page = mapped_.upper_bound(range.start.value);
+    auto page = mapped_.upper_bound(std::max(range.start, seen).value);
     if (page != mapped_.begin()) --page;
-    for (; page != mapped_.end() && page->first < (range.start + range.size).value; ++page)
-      if (page->first + page->second.size.count > range.start.value)
-        out.emplace(page->second.page, page->second.size);
+    for (; page != mapped_.end() && page->first < (range.start + range.size).value; ++page) {
+      const Address start{page->first}, end = start + page->second.size;
+      if (end <= range.start || start < seen) continue;
+      pages.emplace_back(page->second.page, page->second.size);
+      seen = end;
+    }
   }
-  return out;
+  std::ranges::sort(pages);
+  pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
+  Bytes sum;
+  for (const auto& [page, size] : pages) sum += size;
+  return sum;
 }
 
 void SimDriver::require_sole(std::span<const MemoryRange> ranges) const {
   std::lock_guard lock(mutex_);
-  std::set<PageHandle> once, twice;
-  for (const auto& [address, mapped] : mapped_)
-    if (!once.insert(mapped.page).second) twice.insert(mapped.page);
+  std::vector<PageHandle> pages, twice;
+  pages.reserve(mapped_.size());
+  for (const auto& [address, mapped] : mapped_) pages.push_back(mapped.page);
+  std::ranges::sort(pages);
+  for (std::size_t i = 1; i < pages.size(); ++i)
+    if (pages[i] == pages[i - 1]) twice.push_back(pages[i]);
   if (twice.empty()) return;
   for (const auto& [address, mapped] : mapped_) {
     const MemoryRange page{address, mapped.size};
-    if (twice.contains(mapped.page) && overlap(std::span(&page, 1), ranges))
+    if (std::ranges::binary_search(twice, mapped.page) && overlap(std::span(&page, 1), ranges))
       throw InvariantViolation("a page that is about to be written is mapped at two addresses");
   }
 }

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/slots.h"
+#include "engine/slots_needs.h"
 
 namespace vmm {
 

@@ -18,7 +18,7 @@
 #include "base/lock.h"
 #include "engine/cached_slots.h"
 #include "engine/free_slots.h"
-#include "engine/slots.h"
+#include "engine/slots_needs.h"
 #include "policy/arrival_predictor.h"
 #include "policy/attach_costs.h"
 #include "policy/growth_predictor.h"

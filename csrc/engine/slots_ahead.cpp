@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "engine/pager.h"
-#include "engine/slots.h"
+#include "engine/slots_needs.h"
 
 namespace vmm {
 

@@ -1,7 +1,7 @@
 // Slots that keep the tokens of a sequence that has ended, for those that will begin with the same.
 #include <algorithm>
 
-#include "engine/slots.h"
+#include "engine/slots_needs.h"
 
 namespace vmm {
 

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "engine/slots.h"
+#include "engine/slots_needs.h"
 
 namespace vmm {
 namespace {

@@ -1,8 +1,8 @@
 // What must hold after every iteration, and when everything has come to rest.
 #include <algorithm>
-#include <set>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "base/error.h"
 #include "simulate/course.h"
@@ -57,7 +57,7 @@ Bytes Course::kept_for(const Sequence& sequence, std::uint64_t length) const {
 /// What sequences share counts once.
 Bytes Course::kept_by(std::size_t cache) const {
   Bytes sum;
-  std::set<std::tuple<std::size_t, std::uint64_t, std::uint64_t>> seen;  // part, page and content
+  std::vector<std::tuple<std::size_t, std::uint64_t, std::uint64_t>> shared;  // part, page and content
   for (const Sequence& sequence : running_) {
     if (sequence.cache != cache) continue;
     sum += kept_for(sequence, sequence.length);
@@ -65,9 +65,14 @@ Bytes Course::kept_by(std::size_t cache) const {
       const SlotPart& part = parts_of(sequence)[p];
       const std::vector<std::uint64_t>& pages = sequence.shared[p];
       for (std::uint64_t page = part.behind_window({sequence.computed}).count; page < pages.size(); ++page)
-        if (pages[page] != 0 && !seen.insert({p, page, pages[page]}).second)
-          sum -= part.page_bytes() * part.extents;
+        if (pages[page] != 0) shared.emplace_back(p, page, pages[page]);
     }
+  }
+  std::ranges::sort(shared);
+  for (std::size_t i = 1; i < shared.size(); ++i) {
+    if (shared[i] != shared[i - 1]) continue;
+    const SlotPart& part = caches_[cache].parts[std::get<0>(shared[i])];
+    sum -= part.page_bytes() * part.extents;
   }
   return sum;
 }

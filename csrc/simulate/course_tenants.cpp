@@ -143,9 +143,8 @@ void Course::check_tenants() {
     require(found.kept == kept(owner.id), who, "it does not keep what it should");
     require(found.charged >= found.kept && found.charged <= found.held, who,
             "its charge is not between what it keeps and what it holds");
-    Bytes used;
-    for (const auto& [page, size] : world_.driver().pages_under(memory_in_use(owner))) used += size;
-    require(found.charged >= used, who, "it is not charged for all that it keeps or uses");
+    require(found.charged >= world_.driver().bytes_under(memory_in_use(owner)), who,
+            "it is not charged for all that it keeps or uses");
     if (!world_.pool()->reclaiming().refused())
       require(found.charged <= owner.terms.limit, who, "it is charged more than its limit");
     sum += std::max(owner.terms.guaranteed, found.charged);

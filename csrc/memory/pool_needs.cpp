@@ -1,0 +1,61 @@
+// What needs pages of a pool, changed for many of them under one lock.
+#include "base/error.h"
+#include "memory/pool.h"
+
+namespace vmm {
+
+Pool::Needs::Needs(Pool& pool)
+    : signals_(pool.ground_.signals),
+      tables_(pool.tables_),
+      reclaiming_(pool.reclaiming_),
+      lock_((pool.ground_.require_parent(), pool.ground_.mutex)) {}
+
+Pool::Needs::~Needs() {
+  if (less_) signals_.given_up(true);
+  if (nobody_s_) signals_.note_idle();
+}
+
+Pages Pool::Needs::resident(const Reservation& reservation, const PageRange& range) const {
+  const std::span ranges(&range, 1);
+  reservation.check(ranges);
+  Pages count;
+  for (PageIndex page : each_page(ranges)) {
+    if (reservation.table[page].state != VirtualState::resident) break;
+    count += Pages{1};
+  }
+  return count;
+}
+
+bool Pool::Needs::may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const {
+  const Quotas& quotas = reclaiming_.quotas();
+  if (!quotas.any()) return true;
+  const Bytes price = quotas.price(reservation, ranges, Need::kept, {});
+  return price.count == 0 || quotas.room(reservation.tenant) >= static_cast<std::int64_t>(price.count);
+}
+
+OutOfPages Pool::Needs::out_of_pages(const Reservation& reservation,
+                                     std::span<const PageRange> ranges) const {
+  const Bytes price = reclaiming_.quotas().price(reservation, ranges, Need::kept, {});
+  return {reclaiming_.figures(price, reservation.tenant), ""};
+}
+
+PageHandle Pool::Needs::physical(Address address) const {
+  const std::optional<PhysicalPageId> page = tables_.page_at(address);
+  if (!page) throw InvalidArgument("address: nothing of this pool is mapped there");
+  return tables_.physical()[*page].handle.get();
+}
+
+void Pool::Needs::set(Reservation& reservation, std::span<const PageRange> ranges, Need need) {
+  reservation.check(ranges);
+  const Quotas& quotas = reclaiming_.quotas();
+  if (need == Need::kept && quotas.any()) tables_.note_admission(quotas.admitted_under());
+  for (PageIndex page : each_page(ranges)) {
+    const VirtualPage& entry = reservation.table[page];
+    if (entry.state != VirtualState::resident || entry.kept()) continue;
+    less_ |= need < entry.need;
+    reservation.table.set_need(page, need);
+  }
+  nobody_s_ |= need == Need::none;
+}
+
+}  // namespace vmm
