@@ -92,5 +92,6 @@ void bind_kv_cache(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);
 void bind_blocks(pybind11::module_& m);
 void bind_simulate(pybind11::module_& m);
+void bind_policies(pybind11::module_& m);
 
 }  // namespace vmm

@@ -14,4 +14,5 @@ PYBIND11_MODULE(_core, m) {
   vmm::bind_rows(m);
   vmm::bind_blocks(m);
   vmm::bind_simulate(m);
+  vmm::bind_policies(m);
 }
