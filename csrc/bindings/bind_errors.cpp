@@ -9,7 +9,9 @@ namespace py = pybind11;
 namespace vmm {
 
 void bind_errors() {
-  py::register_exception_translator([](std::exception_ptr thrown) {
+  // Local, or another extension made with pybind11, imported later, could translate them first: libcachesim
+  // makes a RuntimeError of every std::runtime_error.
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
     auto raise = [](const char* name, const Error& error) {
       const py::object type = py::module_::import("vmm.errors").attr(name);
       PyErr_SetString(type.ptr(), error.what());

@@ -64,9 +64,15 @@ TEST(mq_orders_by_the_magnitude_of_uses) {
 }
 
 TEST(mq_lets_fall_what_nobody_has_used_for_a_lifetime) {
-  MultiQueue policy({10});
-  use(policy, {1, 1, 2, 3, 4, 5});  // used again at the next access, so that two are a lifetime
-  CHECK((evict(policy, 5) == Numbers{2, 3, 4, 1, 5}));
+  const auto first_to_leave_after = [](std::uint64_t accesses) {
+    MultiQueue policy({10});
+    use(policy, {1, 1, 1, 1});
+    for (std::uint64_t i = 0; i < accesses; ++i) use(policy, {2});
+    use(policy, {3, 3});
+    return evict(policy, 1);
+  };
+  CHECK((first_to_leave_after(MultiQueue::lifetime - 10) == Numbers{3}));
+  CHECK((first_to_leave_after(MultiQueue::lifetime + 10) == Numbers{1}));  // among those of 2 and 3 uses
 }
 
 TEST(priority_comes_before_recency) {

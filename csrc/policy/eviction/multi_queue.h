@@ -11,27 +11,25 @@ namespace vmm {
 
 /// Y. Zhou, J. Philbin and K. Li, "The Multi-Queue replacement algorithm for second level buffer caches",
 /// USENIX ATC 2001. A unit that was used n times is in queue ⌊log2 n⌋, and falls by one queue when nobody has
-/// used it for a lifetime, counted in accesses. The first of the lowest queue leaves; ghosts keep their
-/// count. The lifetime is the commonest distance between two uses of one unit, to within a power of two, as
-/// the paper learns it while it runs; before any is known, so many accesses as there were ever units at once.
+/// used it for a lifetime, counted in accesses. The first of the lowest queue leaves; ghosts keep their count.
 class MultiQueue final : public EvictionPolicy {
  public:
   /// The paper's: eight queues, and four times as many ghosts as units fit.
   static constexpr std::size_t queues = 8;
   static constexpr std::uint64_t ghosts_factor = 4;
+  /// The paper takes the commonest distance between two uses of one unit, which it measures beforehand. This
+  /// is what libCacheSim takes for any trace.
+  static constexpr std::uint64_t lifetime = 10'000;
 
   explicit MultiQueue(Bytes capacity) : ghosts_(capacity * ghosts_factor) {}
 
   void access(UnitId unit, const UnitAccess& access) override {
-    ++accesses_;
-    Use use{1, accesses_, 0};
+    Use use{1, accesses_ + lifetime};
     if (const auto taken = take(unit))
-      again(use, taken->note);
+      use.uses += taken->note.uses;
     else if (const auto ghost = ghosts_.take(unit))
-      again(use, ghost->note);
-    use.expires = accesses_ + lifetime();
+      use.uses += ghost->note.uses;
     queue_of(use.uses).push_back(unit, access.size, use);
-    most_held_ = std::max(most_held_, ++held_);
     demote();
   }
   std::optional<UnitId> victim(Nanoseconds) override {
@@ -54,35 +52,24 @@ class MultiQueue final : public EvictionPolicy {
  private:
   struct Use {
     std::uint64_t uses;
-    std::uint64_t last;     // access
     std::uint64_t expires;  // the access after which it falls
   };
 
-  std::uint64_t lifetime() const {
-    const auto commonest = std::ranges::max_element(distances_);
-    return *commonest == 0 ? most_held_ : std::uint64_t{1} << (commonest - distances_.begin());
-  }
-  void again(Use& use, const Use& before) {
-    use.uses = before.uses + 1;
-    ++distances_[std::bit_width(use.last - before.last)];
-  }
   UnitQueue<Use>& queue_of(std::uint64_t uses) {
     return queues_[std::min<std::size_t>(std::bit_width(uses) - 1, queues - 1)];
   }
   std::optional<UnitQueue<Use>::Entry> take(UnitId unit) {
     for (UnitQueue<Use>& queue : queues_)
-      if (auto taken = queue.take(unit)) {
-        --held_;
-        return taken;
-      }
+      if (auto taken = queue.take(unit)) return taken;
     return std::nullopt;
   }
   /// Of each queue the first falls, if it is time.
   void demote() {
+    ++accesses_;
     for (std::size_t k = 1; k < queues; ++k) {
       if (queues_[k].empty() || queues_[k].front().note.expires >= accesses_) continue;
       auto first = queues_[k].take(queues_[k].front().unit);
-      first->note.expires = accesses_ + lifetime();
+      first->note.expires = accesses_ + lifetime;
       queues_[k - 1].push_back(first->unit, first->size, first->note);
     }
   }
@@ -90,9 +77,6 @@ class MultiQueue final : public EvictionPolicy {
   std::array<UnitQueue<Use>, queues> queues_;
   GhostQueue<Use> ghosts_;
   std::uint64_t accesses_ = 0;
-  std::uint64_t held_ = 0;
-  std::uint64_t most_held_ = 0;
-  std::array<std::uint64_t, 64> distances_{};  // how many below 1, 2, 4, … accesses, and not below the half
 };
 
 }  // namespace vmm
