@@ -1,4 +1,4 @@
-"""Eviction policies as their papers describe them, as plainly as can be: who is asked looks at everything. All
+"""Eviction policies as their papers describe them, in the plainest way: who is asked looks at everything. All
 units have one byte."""
 
 import math
