@@ -11,14 +11,15 @@ namespace vmm {
 
 /// Y. Zhou, J. Philbin and K. Li, "The Multi-Queue replacement algorithm for second level buffer caches",
 /// USENIX ATC 2001. A unit that was used n times is in queue ⌊log2 n⌋, and falls by one queue when nobody has
-/// used it for a lifetime, counted in accesses. The first of the lowest queue leaves; ghosts keep their count.
+/// used it for a lifetime, counted in accesses. The first of the lowest queue leaves; ghosts keep their
+/// count.
 class MultiQueue final : public EvictionPolicy {
  public:
   /// The paper's: eight queues, and four times as many ghosts as units fit.
   static constexpr std::size_t queues = 8;
   static constexpr std::uint64_t ghosts_factor = 4;
-  /// The paper takes the commonest distance between two uses of one unit, which it measures beforehand. This
-  /// is what libCacheSim takes for any trace.
+  /// The paper wants about the commonest distance between two uses of one unit, which depends on the work.
+  /// This is what libCacheSim takes for any trace.
   static constexpr std::uint64_t lifetime = 10'000;
 
   explicit MultiQueue(Bytes capacity) : ghosts_(capacity * ghosts_factor) {}

@@ -29,7 +29,8 @@ class ReuseRates {
   static constexpr double prior = 64;
   /// All counts are halved when so many uses have been counted, so that the past fades.
   static constexpr double most_uses = 1 << 22;
-  static constexpr std::uint32_t most_categories = 1 << 14;  // others count for their parents
+  /// With so many a refresh takes 2 ms. Others count for their parents.
+  static constexpr std::uint32_t most_categories = 1 << 12;
 
   ReuseRates();
 
