@@ -27,11 +27,16 @@ class SeenBlocks {
     if (found == blocks_.end()) return Priority::recent;
     return found->second.shared ? Priority::system_prompt : Priority::old_context;
   }
+  /// The block before it in the prompt that had it first: whatever a trace says, these make a tree.
+  std::optional<UnitId> parent(std::uint64_t block) const { return blocks_.at(block).parent; }
+
   void add(const BlockRequest& request) {
     const std::size_t full = request.blocks.size() - request.partial;
     std::size_t shared = 0;
     for (std::size_t i = 0; i < request.blocks.size(); ++i) {
-      Seen& seen = blocks_[request.blocks[i]];
+      const auto [found, is_new] = blocks_.try_emplace(request.blocks[i]);
+      Seen& seen = found->second;
+      if (is_new && i != 0) seen.parent = UnitId{request.blocks[i - 1]};
       if (i + 1 >= full) continue;
       if (!seen.next) seen.next = request.blocks[i + 1];
       if (*seen.next != request.blocks[i + 1]) shared = i + 1;
@@ -41,7 +46,8 @@ class SeenBlocks {
 
  private:
   struct Seen {
-    std::optional<std::uint64_t> next;  // the first full block that followed it
+    std::optional<UnitId> parent{};
+    std::optional<std::uint64_t> next{};  // the first full block that followed it
     bool shared = false;
   };
   std::unordered_map<std::uint64_t, Seen> blocks_;
@@ -57,15 +63,15 @@ EvictionStream EvictionStream::of_blocks(const std::vector<BlockRequest>& reques
     UnitAccess access{
         .at = request.at, .new_blocks = seen.new_in(request), .output_tokens = request.output_tokens};
     Arrival& arrival = stream.arrivals_.emplace_back();
-    for (std::size_t i = request.blocks.size();
-         i-- > 0;) {  // the first block is of use to most: touched last
-      access.partial = request.partial && i + 1 == request.blocks.size();
-      access.priority = seen.priority(request.blocks[i]);
-      access.parent.reset();
-      if (i != 0) access.parent = UnitId{request.blocks[i - 1]};
-      arrival.push_back({UnitId{request.blocks[i]}, access, access.size});
+    for (const std::uint64_t block : request.blocks) {
+      access.priority = seen.priority(block);
+      arrival.push_back({UnitId{block}, access, access.size});
     }
+    arrival.back().access.partial = request.partial;
     seen.add(request);
+    for (std::size_t i = 0; i < arrival.size(); ++i)
+      arrival[i].access.parent = seen.parent(request.blocks[i]);
+    std::ranges::reverse(arrival);  // the first block is of use to most, and used last
   }
   return stream;
 }

@@ -78,16 +78,24 @@ TEST(a_turn_that_does_not_fit_leaves_at_once) {
 }
 
 TEST(blocks_up_to_where_full_ones_part_are_a_system_prompt) {
-  // 1 and 2 begin both conversations. 10 and 11 part in the block that was not full, which says nothing.
-  const EvictionStream stream = EvictionStream::of_blocks({{0s, {1, 2, 3, 4}, false},
-                                                           {1s, {1, 2, 5, 6}, false},
-                                                           {2s, {7, 8, 10}, true},
-                                                           {3s, {7, 8, 11, 12}, false},
-                                                           {4s, {1, 2}, false},
-                                                           {5s, {20, 21, 22, 23}, false},
-                                                           {6s, {1, 2, 7, 8}, false}});
-  // 1 and 2 stay when the blocks of a newer prompt take the memory of all others.
-  CHECK(stream.replay("priority", {4}, false).hits == stream.replay("lru", {4}, false).hits + 2);
+  // The second prompt parts from the first after two blocks. A third, of other blocks, takes all the memory
+  // but that of the system's prompt, and the fourth goes on from that.
+  const auto hits_beyond_lru = [](bool partial) {
+    const EvictionStream stream = EvictionStream::of_blocks(
+        {{0s, {1, 2, 3}, partial}, {1s, {1, 2, 4, 5}}, {2s, {1, 2}}, {3s, {20, 21, 22, 23}}, {4s, {1, 2}}});
+    return stream.replay("priority", {4}, false).hits - stream.replay("lru", {4}, false).hits;
+  };
+  CHECK(hits_beyond_lru(false) == 2);
+  CHECK(hits_beyond_lru(true) == 0);  // it may have gone on from its last block when that was full
+}
+
+TEST(a_trace_whose_blocks_follow_each_other_in_a_circle_ends) {
+  const EvictionStream stream = EvictionStream::of_blocks(
+      {{0s, {1, 2, 3, 1}}, {1s, {3, 2, 1}}, {2s, {2, 2, 2}}, {3s, {4, 3, 2, 1}}, {4s, {1, 2, 3, 4}}});
+  for (const std::string_view name : eviction_policy_names())
+    for (const std::uint64_t capacity : {1, 2, 3, 10})
+      for (const bool leaf_first : {false, true})
+        CHECK(stream.replay(name, {capacity}, leaf_first).accesses == 18);
 }
 
 TEST(an_unknown_policy_is_refused) {
