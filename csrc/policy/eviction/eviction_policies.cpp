@@ -16,12 +16,12 @@
 namespace vmm {
 namespace {
 
-constexpr std::array<std::string_view, 7> names{"lru",     "lfu",      "2q",        "mq",
-                                                "s3-fifo", "priority", "predictive"};
+constexpr std::array<std::string_view, 7> policy_names{"lru",     "lfu",      "2q",        "mq",
+                                                       "s3-fifo", "priority", "predictive"};
 
 }  // namespace
 
-std::span<const std::string_view> eviction_policy_names() { return names; }
+std::span<const std::string_view> eviction_policy_names() { return policy_names; }
 
 std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name, Bytes capacity) {
   if (name == "lru") return std::make_unique<Lru>();
@@ -32,7 +32,7 @@ std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name, Byte
   if (name == "priority") return std::make_unique<Priority>(capacity);
   if (name == "predictive") return std::make_unique<Predictive>();
   std::string known;
-  for (std::string_view each : names) known += (known.empty() ? "" : ", ") + std::string(each);
+  for (std::string_view each : policy_names) known += (known.empty() ? "" : ", ") + std::string(each);
   throw InvalidArgument("policy is '" + std::string(name) + "'; expected one of: " + known);
 }
 

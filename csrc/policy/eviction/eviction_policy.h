@@ -17,7 +17,7 @@ enum class UnitId : std::uint64_t {};
 struct UnitAccess {
   Nanoseconds at{};                 // never earlier than that of the access before, whatever unit that was of
   Bytes size{1};                    // of the unit from now on
-  std::optional<UnitId> parent{};   // the block before it, in a tree of prompts
+  std::optional<UnitId> parent{};   // the block before it in a tree of prompts; stays as first told
   int priority = 0;                 // the higher, the longer it should stay
   std::uint32_t label = 0;          // what the user calls its kind; 0 is none
   bool whole_sequence = false;      // not a block

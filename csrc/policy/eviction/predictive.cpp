@@ -7,7 +7,7 @@ namespace vmm {
 namespace {
 
 /// Which question about a unit a step of its path answers.
-enum Question : std::uint8_t { label, partial, uses, new_blocks, output_tokens };
+enum class Question : std::uint8_t { label, partial, uses, new_blocks, output_tokens };
 
 /// The labels that are told apart, and numbers by their order of magnitude, so that categories stay few.
 constexpr std::uint32_t most_labels = 64;
@@ -28,13 +28,16 @@ std::uint32_t uses_class(std::uint64_t n) {
 ReuseRates::Category category_of(ReuseRates& rates, const UnitAccess& access, std::uint64_t use_count) {
   std::array<ReuseRates::Step, 5> path;
   std::size_t steps = 0;
-  if (access.label != 0) path[steps++] = {label, std::min(access.label, most_labels)};
+  const auto answer = [&](Question question, std::uint32_t with) {
+    path[steps++] = {static_cast<std::uint8_t>(question), with};
+  };
+  if (access.label != 0) answer(Question::label, std::min(access.label, most_labels));
   if (!access.whole_sequence) {
-    path[steps++] = {partial, access.partial};
-    path[steps++] = {uses, uses_class(use_count)};
+    answer(Question::partial, access.partial);
+    answer(Question::uses, uses_class(use_count));
   }
-  path[steps++] = {new_blocks, magnitude(access.new_blocks)};
-  path[steps++] = {output_tokens, magnitude(std::uint64_t{access.output_tokens} + 1)};
+  answer(Question::new_blocks, magnitude(access.new_blocks));
+  answer(Question::output_tokens, magnitude(std::uint64_t{access.output_tokens} + 1));
   return rates.find(std::span(path).first(steps));
 }
 
@@ -54,7 +57,8 @@ void Predictive::access(UnitId id, const UnitAccess& access) {
   rates_.entered(unit.category, 0);
   tree_.used(id, access.parent);
   most_held_ = std::max(most_held_, tree_.count());
-  if (access.parent && tree_.holds(*access.parent)) withdraw(*places_.at(*access.parent));
+  if (const auto parent = access.parent; parent && tree_.holds(*parent) && !tree_.is_leaf(*parent))
+    withdraw(*places_.at(*parent));
   offer(id);
 }
 
