@@ -115,7 +115,8 @@ def hits_with(policy, capacity, units):
 
 # With more units than these its ghosts overflow, and then it drops the oldest after it has looked whether the
 # unit that comes is one of them, where ours drops it before: it is told of the victim first, and then of the
-# unit. S3-FIFO is no oracle: theirs has another rule for what comes before the first eviction.
+# unit. S3-FIFO is no oracle: theirs fills the queues in another way before the first
+# eviction, and takes from the small one where it is not the one that is too long.
 @pytest.mark.parametrize(
     ("name", "theirs", "units_over_capacity"),
     [("lru", "LRU", 9), ("lfu", "LFU", 9), ("mq", "MQ", 4), ("2q", "TwoQ", 1.4)],
