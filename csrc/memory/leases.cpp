@@ -90,8 +90,7 @@ AddressRange Leases::allocate(Lock& lock, const ReservationShape& shape) {
 bool Leases::await_addresses(Lock& lock, Wait& wait) {
   const bool ending = std::ranges::any_of(tables_.reservations(), [&](const auto& entry) {
     const Reservation& reservation = *entry.second;
-    return !reservation.leased && reservation.table.in_use() != reservation.table.resident() &&
-           !tables_.retired().any_refused(reservation) &&
+    return !reservation.leased && !tables_.retired().any_refused(reservation) &&
            !ground_.epochs.waits_for_open_epoch(reservation.idle_fence);
   });
   if (ending) reclaiming_.pause(lock, wait);

@@ -1,5 +1,8 @@
 // The arena, and a pool: what it maps, reuses and undoes.
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "base/error.h"
 #include "check.h"
@@ -213,6 +216,27 @@ TEST(address_space_is_taken_back_from_idle_reservations) {
   large.reset();
   auto other = test.reserve(4_GiB);
   map(*other, 0, 1);
+  test.pool->check();
+}
+
+TEST(addresses_of_an_idle_reservation_are_waited_for_while_work_uses_it) {
+  TestPool test(4_MiB);
+  auto large = test.reserve(5_GiB);
+  map(*large, 0, 1);
+  test.faults->hold_events(true);
+  test.pool->epochs().step({});
+  large.reset();
+  CHECK_THROWS(OutOfPages, "address space", test.reserve(4_GiB));  // only the caller can end the epoch
+  test.pool->epochs().end({});
+  std::atomic<bool> reserved{false};
+  std::thread waiting([&] {
+    const auto other = test.reserve(4_GiB);
+    reserved = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  CHECK(!reserved);
+  test.faults->hold_events(false);
+  waiting.join();
   test.pool->check();
 }
 
