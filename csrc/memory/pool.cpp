@@ -137,10 +137,16 @@ void Pool::end_need(Reservation& reservation, std::span<const PageRange> ranges,
 /// The caller holds the lock.
 void Pool::retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
   if (reservation.table.shared().count == 0) return;
-  std::vector<PageRange> shared;
-  for (PageIndex page : each_page(ranges))
-    if (reservation.table[page].shared) shared.push_back({page, Pages{1}});
-  tables_.retire(reservation, shared, until);
+  // Nobody reads what was given up before and is over, whatever is still read of the other pages.
+  std::vector<PageRange> read, over;
+  for (PageIndex page : each_page(ranges)) {
+    const VirtualPage& entry = reservation.table[page];
+    if (!entry.shared) continue;
+    const bool is_over = !entry.kept() && tables_.last_uses().over(entry.last_use);
+    (is_over ? over : read).push_back({page, Pages{1}});
+  }
+  tables_.retire(reservation, read, until);
+  tables_.retire(reservation, over, {});
   ground_.signals.wake();  // the pager unmaps them
 }
 

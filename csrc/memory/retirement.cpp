@@ -56,10 +56,15 @@ void Retired::require_not_refused(const Reservation& reservation, PageIndex page
                         " is to be unmapped first, which the driver refuses: see the log");
 }
 
-Bytes Retired::coming(const std::function<Bytes(const Retirement&)>& size) const {
-  Bytes sum;
+const Retirement* Retired::find(const Reservation& reservation, PageIndex page) const {
   for (const Retirement& entry : list_)
-    if (entry.intact && !epochs_.waits_for_open_epoch(entry.fence)) sum += size(entry);
+    if (entry.reservation == &reservation && std::ranges::binary_search(entry.pages, page)) return &entry;
+  return nullptr;
+}
+
+Bytes Retired::sum(const std::function<Bytes(const Retirement&)>& size) const {
+  Bytes sum;
+  for (const Retirement& entry : list_) sum += size(entry);
   return sum;
 }
 

@@ -68,8 +68,14 @@ class Retired {
   bool any_refused(const Reservation& reservation) const;
   /// Throws DriverError where the driver refuses to unmap this page: who wants it would wait for ever.
   void require_not_refused(const Reservation& reservation, PageIndex page) const;
-  /// The sum of size(entry) over those that will be unmapped without anybody's doing.
-  Bytes coming(const std::function<Bytes(const Retirement&)>& size) const;
+  /// What the page waits with; none where its unmapping is under way.
+  const Retirement* find(const Reservation& reservation, PageIndex page) const;
+  /// Whether it will be unmapped without anybody's doing.
+  bool comes(const Retirement& entry) const {
+    return entry.intact && !epochs_.waits_for_open_epoch(entry.fence);
+  }
+  /// The sum of size(entry) over all that wait.
+  Bytes sum(const std::function<Bytes(const Retirement&)>& size) const;
 
  private:
   const Epochs& epochs_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -162,8 +163,8 @@ class Tables {
   void settle(ContentId content);
   void share_last_use(ContentId content);
   bool drop_content(Reservation& reservation, PageIndex page);
-  Bytes will_free(const Reservation& reservation, PageIndex page) const;
-  Bytes will_free(const Retirement& what) const;
+  bool all_retiring(ContentId content) const;
+  Bytes will_free(const Retirement& what, const std::function<bool(const Retirement&)>& too) const;
   void set_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count, std::uint64_t use);
   void count_as_in_transit(Retirements& batch);
   void end_unmapping(Retirement& what, Unmapped& freed);

@@ -61,28 +61,57 @@ void Tables::rescue(Reservation& reservation, PageIndex page) {
   reservation.table.move(page, VirtualState::resident, last_use);
 }
 
-/// How much memory will be free once this Retiring page is unmapped, and all others that are Retiring.
-Bytes Tables::will_free(const Reservation& reservation, PageIndex page) const {
-  if (reservation.table[page].shared) {
-    const std::span<const Alias> all = sharing_.of(reservation.table[page].content);
-    const bool all_go = std::ranges::all_of(all, [](const Alias& each) {
-      return each.reservation->table[each.page].state == VirtualState::retiring;
-    });
-    if (!all_go || all.front() != Alias{const_cast<Reservation*>(&reservation), page}) return {};
-  }
-  return reservation.shape.page_bytes;
+bool Tables::all_retiring(ContentId content) const {
+  return std::ranges::all_of(sharing_.of(content), [](const Alias& each) {
+    return each.reservation->table[each.page].state == VirtualState::retiring;
+  });
 }
 
-Bytes Tables::will_free(const Retirement& what) const {
-  if (what.reservation->table.shared().count == 0) return what.size();
-  Bytes sum;
-  for (PageIndex page : what.pages) sum += will_free(*what.reservation, page);
-  return sum;
+/// How much memory will be free once these pages are unmapped, and what holds the same. What is shared is
+/// counted at the first page of those that wait to be unmapped, if all that wait are `too`.
+Bytes Tables::will_free(const Retirement& what, const std::function<bool(const Retirement&)>& too) const {
+  const Reservation& reservation = *what.reservation;
+  if (reservation.table.shared().count == 0) return what.size();
+  const auto counts = [&](PageIndex page) {
+    const VirtualPage& entry = reservation.table[page];
+    if (!entry.shared) return true;
+    if (!all_retiring(entry.content)) return false;
+    const Alias* first = nullptr;
+    for (const Alias& each : sharing_.of(entry.content)) {
+      const Retirement* waits = retired_.find(*each.reservation, each.page);
+      if (waits == nullptr) continue;  // its unmapping is under way
+      if (!too(*waits)) return false;
+      if (first == nullptr) first = &each;
+    }
+    return first != nullptr && first->reservation == &reservation && first->page == page;
+  };
+  return reservation.shape.page_bytes * static_cast<std::uint64_t>(std::ranges::count_if(what.pages, counts));
 }
 
+/// What will be free when the driver has unmapped the batch. What is shared is counted with the last that
+/// waited, at the first page of that batch.
 void Tables::count_as_in_transit(Retirements& batch) {
-  for (Retirement& entry : batch)
-    add_in_transit(entry.reservation->tenant, entry.in_transit = will_free(entry));
+  const auto in_batch = [&](const Alias& alias) {
+    return std::ranges::any_of(batch, [&](const Retirement& entry) {
+      return entry.reservation == alias.reservation && std::ranges::binary_search(entry.pages, alias.page);
+    });
+  };
+  const auto counts = [&](Reservation& reservation, PageIndex page) {
+    const VirtualPage& entry = reservation.table[page];
+    if (!entry.shared) return true;
+    const std::span<const Alias> all = sharing_.of(entry.content);
+    if (!all_retiring(entry.content)) return false;
+    if (std::ranges::any_of(all,
+                            [&](const Alias& each) { return retired_.find(*each.reservation, each.page); }))
+      return false;
+    return *std::ranges::find_if(all, in_batch) == Alias{&reservation, page};
+  };
+  for (Retirement& entry : batch) {
+    const auto pages =
+        std::ranges::count_if(entry.pages, [&](PageIndex page) { return counts(*entry.reservation, page); });
+    entry.in_transit = entry.reservation->shape.page_bytes * static_cast<std::uint64_t>(pages);
+    add_in_transit(entry.reservation->tenant, entry.in_transit);
+  }
 }
 
 void Tables::begin_retiring(Retirements& batch) {
@@ -98,19 +127,25 @@ Retirements Tables::take_over(bool refused_too) {
 }
 
 Bytes Tables::coming() const {
-  return in_transit_ + retired_.coming([this](const Retirement& entry) { return will_free(entry); });
-}
-
-Bytes Tables::on_its_way(const Tenant& tenant) const {
-  return tenant.in_transit + retired_.coming([&](const Retirement& entry) {
-    const bool takable = &entry.reservation->tenant == &tenant && last_uses_.over(entry.last_use);
-    return takable ? will_free(entry) : Bytes{};
+  const auto comes = [&](const Retirement& entry) { return retired_.comes(entry); };
+  return in_transit_ + retired_.sum([&](const Retirement& entry) {
+    return comes(entry) ? will_free(entry, comes) : Bytes{};
   });
 }
 
 Bytes Tables::coming(const Tenant& tenant) const {
-  return tenant.in_transit + retired_.coming([&](const Retirement& entry) {
-    return &entry.reservation->tenant == &tenant ? will_free(entry) : Bytes{};
+  const auto comes = [&](const Retirement& entry) { return retired_.comes(entry); };
+  return tenant.in_transit + retired_.sum([&](const Retirement& entry) {
+    return &entry.reservation->tenant == &tenant && comes(entry) ? will_free(entry, comes) : Bytes{};
+  });
+}
+
+Bytes Tables::on_its_way(const Tenant& tenant) const {
+  const auto over = [&](const Retirement& entry) {
+    return retired_.comes(entry) && last_uses_.over(entry.last_use);
+  };
+  return tenant.in_transit + retired_.sum([&](const Retirement& entry) {
+    return &entry.reservation->tenant == &tenant && over(entry) ? will_free(entry, over) : Bytes{};
   });
 }
 

@@ -149,7 +149,10 @@ void Course::check_tenants() {
       require(found.charged <= owner.terms.limit, who, "it is charged more than its limit");
     sum += std::max(owner.terms.guaranteed, found.charged);
   }
-  if (!world_.pool()->reclaiming().refused())
+  // When the last tenant is gone, what is mapped may be kept again although the budget was lowered.
+  const Reclaiming& reclaiming = world_.pool()->reclaiming();
+  if (!reclaiming.charges_for_mapped()) promised_ceiling_ = std::max(promised_ceiling_, sum);
+  if (!reclaiming.refused())
     require(sum <= promised_ceiling_, "all tenants", "the budget does not cover what is promised");
   promised_ceiling_ = std::max(world_.pool()->budget().limit(), std::min(promised_ceiling_, sum));
 }

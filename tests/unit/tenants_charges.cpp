@@ -87,6 +87,35 @@ TEST(a_shared_page_is_charged_while_work_reads_it_where_it_is_to_be_unmapped) {
   }
 }
 
+TEST(a_shared_page_that_is_to_be_unmapped_everywhere_is_charged_while_work_reads_it_at_one_place) {
+  for (const bool first : {false, true}) {
+    SharedPage test;
+    const PageRange one{{0}, {1}}, other{{3}, {1}};
+    test.pool->retire(test.one->reservation(), std::span(&one, 1), first ? test.readers : Fence{});
+    test.pool->retire(test.other->reservation(), std::span(&other, 1), first ? Fence{} : test.readers);
+    CHECK(test.charged(test.owner) == 1);
+    test.pool->reclaiming().drain_retired();  // what nobody reads is gone
+    CHECK(test.charged(test.owner) == 1);
+    test.end_epoch();
+    CHECK(test.charged(test.owner) == 0);
+  }
+}
+
+TEST(of_a_slot_that_is_let_go_only_what_work_reads_is_charged) {
+  SharedPage test;
+  map(*test.one, 1, 1);
+  share(*test.other, 4, *test.one, 1, 1);
+  set_aside(*test.one, 0, 2, {});
+  set_aside(*test.other, 3, 1, test.readers);
+  set_aside(*test.other, 4, 1, {});
+  CHECK(test.charged(test.owner) == 1);
+  const PageRange both{{3}, {2}};
+  test.pool->let_go(test.other->reservation(), std::span(&both, 1), test.readers);
+  CHECK(test.charged(test.owner) == 1);
+  test.end_epoch();
+  CHECK(test.charged(test.owner) == 0);
+}
+
 TEST(what_is_retired_and_over_is_not_charged_but_costs_what_it_did_when_it_is_called_back) {
   Owned test;
   const TenantId a = test.tenant("a", 0, 5);
