@@ -49,6 +49,11 @@ CopyChecked fastest_copy() {
 
 std::uint32_t begun_with(std::uint64_t seed) { return after_word(crc32c::begin, seed); }
 
+void one_by_one(std::span<CheckedCopy> copies, std::size_t size) {
+  for (CheckedCopy& each : copies)
+    each.checksum = crc32c::end(fastest_copy()(each.to, each.from, size, begun_with(each.seed)));
+}
+
 }  // namespace
 
 std::uint32_t checksum(const std::byte* from, std::size_t size, std::uint64_t seed) {
@@ -101,25 +106,74 @@ void fetch_ahead(const std::byte* from) {
   _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(from) + ahead), _MM_HINT_T0);
 }
 
+using LaneStates = std::array<std::uint64_t, lanes>;
+
 /// Four lanes beside one another: the instruction has its result three cycles later and could begin another
 /// one in each, and memory answers several requests at once.
 template <bool copies>
-__attribute__((target("sse4.2"))) std::uint32_t four_streams(std::byte* to, const std::byte* from,
-                                                             std::size_t lane, std::uint32_t state) {
-  std::array<std::uint64_t, lanes> states{state, 0, 0, 0};
+__attribute__((target("sse4.2"))) void move_lanes(const std::array<std::byte*, lanes> to,
+                                                  const std::array<const std::byte*, lanes> from,
+                                                  std::size_t lane, LaneStates& states) {
+  LaneStates own = states;
   for (std::size_t at = 0; at < lane; at += cache_line) {
-    for (std::size_t i = 0; i < lanes; ++i) fetch_ahead(from + i * lane + at);
+    for (std::size_t i = 0; i < lanes; ++i) fetch_ahead(from[i] + at);
     if constexpr (copies)
-      for (std::size_t i = 0; i < lanes; ++i) stream_line(to + i * lane + at, from + i * lane + at);
+      for (std::size_t i = 0; i < lanes; ++i) stream_line(to[i] + at, from[i] + at);
     for (std::size_t word = 0; word < cache_line; word += 8)
       for (std::size_t i = 0; i < lanes; ++i)
-        states[i] = _mm_crc32_u64(states[i], eight_bytes(from + i * lane + at + word));
+        own[i] = _mm_crc32_u64(own[i], eight_bytes(from[i] + at + word));
   }
+  if constexpr (copies) _mm_sfence();  // whoever learns that the copy is over must see it
+  states = own;
+}
+
+void move_lanes_of(const std::array<std::byte*, lanes>& to, const std::array<const std::byte*, lanes>& from,
+                   std::size_t lane, LaneStates& states) {
+  if (to[0] != nullptr)
+    move_lanes<true>(to, from, lane, states);
+  else
+    move_lanes<false>(to, from, lane, states);
+}
+
+/// The quarters of one stretch.
+std::uint32_t four_streams(std::byte* to, const std::byte* from, std::size_t lane, std::uint32_t state) {
+  std::array<std::byte*, lanes> tos{};
+  std::array<const std::byte*, lanes> froms{};
+  for (std::size_t i = 0; i < lanes; ++i) {
+    if (to != nullptr) tos[i] = to + i * lane;
+    froms[i] = from + i * lane;
+  }
+  LaneStates states{state, 0, 0, 0};
+  move_lanes_of(tos, froms, lane, states);
   const std::uint32_t power = crc32c::power_of(lane);
   state = static_cast<std::uint32_t>(states[0]);
   for (std::size_t i = 1; i < lanes; ++i)
     state = crc32c::product(power, state) ^ static_cast<std::uint32_t>(states[i]);
   return state;
+}
+
+bool can_be_lanes(std::span<const CheckedCopy> copies, std::size_t size) {
+  if (copies.size() < lanes || size % cache_line != 0) return false;
+  for (const CheckedCopy& each : copies.first(lanes)) {
+    if ((each.to == nullptr) != (copies[0].to == nullptr)) return false;
+    if (reinterpret_cast<std::uintptr_t>(each.to) % 16 != 0) return false;
+  }
+  return true;
+}
+
+/// A page in each lane: longer lanes than a page's quarters, and no checksums to join.
+void four_pages(std::span<CheckedCopy> copies, std::size_t size) {
+  std::array<std::byte*, lanes> tos{};
+  std::array<const std::byte*, lanes> froms{};
+  LaneStates states{};
+  for (std::size_t i = 0; i < lanes; ++i) {
+    tos[i] = copies[i].to;
+    froms[i] = copies[i].from;
+    states[i] = begun_with(copies[i].seed);
+  }
+  move_lanes_of(tos, froms, size, states);
+  for (std::size_t i = 0; i < lanes; ++i)
+    copies[i].checksum = crc32c::end(static_cast<std::uint32_t>(states[i]));
 }
 
 }  // namespace
@@ -133,15 +187,16 @@ std::uint32_t copy_by_instruction(std::byte* to, const std::byte* from, std::siz
   std::size_t done = head;
   if (size - done >= worth_lanes) {
     const std::size_t lane = (size - done) / (lanes * cache_line) * cache_line;
-    if (to != nullptr) {
-      state = four_streams<true>(to + done, from + done, lane, state);
-      _mm_sfence();  // whoever learns that the copy is over must see it
-    } else {
-      state = four_streams<false>(nullptr, from + done, lane, state);
-    }
+    state = four_streams(to == nullptr ? nullptr : to + done, from + done, lane, state);
     done += lanes * lane;
   }
   return one_stream(to == nullptr ? nullptr : to + done, from + done, size - done, state);
+}
+
+void checked_copies(std::span<CheckedCopy> copies, std::size_t size) {
+  if (has_crc_instruction())
+    for (; can_be_lanes(copies, size); copies = copies.subspan(lanes)) four_pages(copies, size);
+  one_by_one(copies, size);
 }
 
 #else
@@ -152,6 +207,8 @@ std::uint32_t copy_by_instruction(std::byte* to, const std::byte* from, std::siz
                                   std::uint32_t state) {
   return copy_by_table(to, from, size, state);
 }
+
+void checked_copies(std::span<CheckedCopy> copies, std::size_t size) { one_by_one(copies, size); }
 
 #endif
 

@@ -1,6 +1,7 @@
 #include "tier/host_store.h"
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -25,16 +26,24 @@ class HostSlabs final : public SlotMedium {
   }
 
   void write(std::span<SlotCopy> copies) override {
-    for (SlotCopy& copy : copies)
-      copy.checksum = checked_copy(place(copy.slot), copy.memory, slot_.count, copy.seed);
+    move(copies,
+         [this](const SlotCopy& copy) { return CheckedCopy{place(copy.slot), copy.memory, copy.seed, 0}; });
   }
 
   void read(std::span<SlotCopy> copies) override {
-    for (SlotCopy& copy : copies)
-      copy.checksum = checked_copy(copy.memory, place(copy.slot), slot_.count, copy.seed);
+    move(copies,
+         [this](const SlotCopy& copy) { return CheckedCopy{copy.memory, place(copy.slot), copy.seed, 0}; });
   }
 
  private:
+  template <class ToCopy>
+  void move(std::span<SlotCopy> copies, ToCopy to_copy) {
+    std::array<CheckedCopy, most_merged> all;
+    for (std::size_t i = 0; i < copies.size(); ++i) all.at(i) = to_copy(copies[i]);
+    checked_copies(std::span(all).first(copies.size()), slot_.count);
+    for (std::size_t i = 0; i < copies.size(); ++i) copies[i].checksum = all[i].checksum;
+  }
+
   struct SlabOwner {
     SlabOwner(SlabMemory* owner, std::byte* slab, Bytes bytes) : memory(owner), start(slab), size(bytes) {}
     SlabOwner(SlabOwner&& other) noexcept : memory(other.memory), start(other.start), size(other.size) {
@@ -75,6 +84,7 @@ std::unique_ptr<TierStore> make_host_store(const HostStoreOptions& options,
   TierStoreOptions store{.slot = options.slot, .slots = slots_within(options.capacity, options.slot)};
   require_memory_for(options.slot * store.slots, memory_limits(options.files, memory->locks()));
   store.threads = options.threads;
+  store.merged = merged_slots(options.slot);
   store.thread_name = "vmm-host-tier";
   return std::make_unique<TierStore>(store, std::make_shared<HostSlabs>(options, store.slots, memory),
                                      std::move(clock), std::move(log));

@@ -1,6 +1,5 @@
 #include "tier/slot_file.h"
 
-#include <algorithm>
 #include <array>
 #include <limits>
 #include <system_error>
@@ -13,11 +12,9 @@
 namespace vmm {
 namespace {
 
-constexpr Bytes largest_call = 2_MiB;  // larger ones were no faster
-constexpr std::size_t most_parts = 64;
 constexpr int most_interruptions = 100;
 
-using Parts = std::array<iovec, most_parts>;
+using Parts = std::array<iovec, most_merged>;
 using VectoredCall = ssize_t (SlotCalls::*)(int, const iovec*, int, off_t);
 
 class SlotFile final : public SlotMedium {
@@ -39,7 +36,11 @@ class SlotFile final : public SlotMedium {
 
  private:
   void add_checksums(std::span<SlotCopy> copies) const {
-    for (SlotCopy& copy : copies) copy.checksum = checksum(copy.memory, slot_.count, copy.seed);
+    std::array<CheckedCopy, most_merged> all;
+    for (std::size_t i = 0; i < copies.size(); ++i)
+      all.at(i) = {nullptr, copies[i].memory, copies[i].seed, 0};
+    checked_copies(std::span(all).first(copies.size()), slot_.count);
+    for (std::size_t i = 0; i < copies.size(); ++i) copies[i].checksum = all[i].checksum;
   }
 
   /// All bytes, however many calls that takes.
@@ -90,7 +91,7 @@ std::unique_ptr<TierStore> make_slot_file(const SlotFileOptions& options, std::s
   TierStoreOptions store{.slot = options.slot, .slots = slots_within(options.capacity, options.slot)};
   store.threads = options.threads;
   store.patience = options.patience;
-  store.merged = std::clamp<std::size_t>(largest_call / options.slot, 1, most_parts);
+  store.merged = merged_slots(options.slot);
   store.thread_name = "vmm-file-tier";
   if (store.slots > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max()) / options.slot.count)
     throw InvalidArgument("capacity: a file cannot be so long");

@@ -1,6 +1,7 @@
 // CRC32C against its standard's vectors and against the plainest program for it, by both ways.
 #include "tier/checked_copy.h"
 
+#include <array>
 #include <cstring>
 #include <random>
 #include <string_view>
@@ -114,5 +115,38 @@ TEST(any_bit_of_seed_and_bytes_changes_the_checksum) {
     bytes[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
     CHECK(checksum(bytes.data(), bytes.size(), 7) != right);
     bytes[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+  }
+}
+
+TEST(several_copies_are_as_one_after_the_other) {
+  const Memory from = random_bytes(11 * 4096 + 64, 5);
+  for (std::size_t size : {64, 100, 4096})
+    for (std::size_t offset : {0, 16, 3})
+      for (std::size_t count = 0; count < 10; ++count)
+        for (bool copies : {true, false}) {
+          Memory to(from.size());
+          std::byte* aligned =
+              to.data() + (16 - reinterpret_cast<std::uintptr_t>(to.data()) % 16) % 16 + offset;
+          std::vector<CheckedCopy> all;
+          for (std::size_t i = 0; i < count; ++i)
+            all.push_back({copies ? aligned + i * 4112 : nullptr, from.data() + i * 4097, i * 99, 0});
+          checked_copies(all, size);
+          for (const CheckedCopy& each : all) {
+            CHECK(each.checksum == checksum(each.from, size, each.seed));
+            CHECK(!copies || std::memcmp(each.to, each.from, size) == 0);
+          }
+        }
+}
+
+TEST(copies_and_checksums_may_come_together) {
+  const Memory from = random_bytes(4 * 4096, 6);
+  alignas(16) static std::array<std::byte, 4 * 4096> to;
+  std::vector<CheckedCopy> all;
+  for (std::size_t i = 0; i < 4; ++i)
+    all.push_back({i % 2 == 0 ? to.data() + i * 4096 : nullptr, from.data() + i * 4096, i, 0});
+  checked_copies(all, 4096);
+  for (const CheckedCopy& each : all) {
+    CHECK(each.checksum == checksum(each.from, 4096, each.seed));
+    CHECK(each.to == nullptr || std::memcmp(each.to, each.from, 4096) == 0);
   }
 }
