@@ -93,6 +93,7 @@ std::unique_ptr<TierStore> make_slot_file(const SlotFileOptions& options, std::s
   store.patience = options.patience;
   store.merged = merged_slots(options.slot);
   store.thread_name = "vmm-file-tier";
+  store.waking = Waking::preempts;
   if (store.slots > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max()) / options.slot.count)
     throw InvalidArgument("capacity: a file cannot be so long");
   UnnamedFile file =

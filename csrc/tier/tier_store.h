@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "base/types.h"
 #include "tier/slot_medium.h"
 #include "tier/slot_table.h"
@@ -24,6 +25,7 @@ struct TierStoreOptions {
   unsigned failures = 8;       // of writes, one after the other, until the store is read-only
   Nanoseconds patience = std::chrono::seconds(30);  // how long a transfer may wait for a worker
   const char* thread_name = "vmm-tier";
+  Waking waking = Waking::yields;  // of the threads
 };
 
 struct Transfer {
