@@ -36,6 +36,7 @@ enum class LockRank : std::uint8_t {
   pool_wake,
   pager_inbox,
   pager_thread,
+  tier_store,
   log,
   // These are the drivers' own.
   fault_driver,

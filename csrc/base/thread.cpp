@@ -26,12 +26,12 @@ class AllSignalsBlocked {
 
 }  // namespace
 
-std::thread start_thread(const char* name, std::function<void()> body) {
+std::thread start_thread(const char* name, std::function<void()> body, Waking waking) {
   const AllSignalsBlocked blocked;
-  return std::thread([name, body = std::move(body)] {
+  return std::thread([name, waking, body = std::move(body)] {
     pthread_setname_np(pthread_self(), name);
     const sched_param none{};
-    pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
+    if (waking == Waking::yields) pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
     body();
   });
 }

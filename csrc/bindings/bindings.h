@@ -93,5 +93,6 @@ void bind_rows(pybind11::module_& m);
 void bind_blocks(pybind11::module_& m);
 void bind_simulate(pybind11::module_& m);
 void bind_policies(pybind11::module_& m);
+void bind_tiers(pybind11::module_& m);
 
 }  // namespace vmm

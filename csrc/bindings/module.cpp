@@ -15,4 +15,5 @@ PYBIND11_MODULE(_core, m) {
   vmm::bind_blocks(m);
   vmm::bind_simulate(m);
   vmm::bind_policies(m);
+  vmm::bind_tiers(m);
 }

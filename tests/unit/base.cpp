@@ -86,3 +86,13 @@ TEST(our_threads_do_not_preempt_whoever_wakes_them_and_take_no_signals) {
   CHECK(policy == SCHED_BATCH);
   CHECK(blocked);
 }
+
+TEST(a_thread_that_a_disk_waits_for_is_scheduled_as_any_other) {
+  int policy = -1;
+  auto ask = [&] {
+    sched_param parameters{};
+    pthread_getschedparam(pthread_self(), &policy, &parameters);
+  };
+  start_thread("vmm-test", ask, Waking::preempts).join();
+  CHECK(policy == SCHED_OTHER);
+}

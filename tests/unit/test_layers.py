@@ -13,9 +13,10 @@ MAY_INCLUDE = {
     "driver": {"driver", "base"},
     "memory": {"memory", "policy", "driver", "base"},  # its reclaiming asks the victim policy
     "policy": {"policy", "base"},
-    "engine": {"engine", "policy", "memory", "driver", "base"},
-    "simulate": {"simulate", "engine", "policy", "memory", "driver", "base"},
-    "bindings": {"bindings", "simulate", "engine", "policy", "memory", "driver", "base"},
+    "tier": {"tier", "driver", "base"},
+    "engine": {"engine", "policy", "tier", "memory", "driver", "base"},
+    "simulate": {"simulate", "engine", "policy", "tier", "memory", "driver", "base"},
+    "bindings": {"bindings", "simulate", "engine", "policy", "tier", "memory", "driver", "base"},
 }
 # Headers that only one layer may name: the platform's virtual memory, and Python.
 BELONGS_TO = {

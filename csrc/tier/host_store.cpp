@@ -1,0 +1,93 @@
+#include "tier/host_store.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "tier/checked_copy.h"
+#include "tier/slot_sizes.h"
+
+namespace vmm {
+namespace {
+
+class HostSlabs final : public SlotMedium {
+ public:
+  HostSlabs(const HostStoreOptions& options, std::uint64_t slots, std::shared_ptr<SlabMemory> memory)
+      : memory_(std::move(memory)),
+        slot_(options.slot),
+        slots_per_slab_(std::max<std::uint64_t>(1, options.slab / options.slot)) {
+    slabs_.reserve((slots + slots_per_slab_ - 1) / slots_per_slab_);
+    for (std::uint64_t done = 0; done < slots; done += slots_per_slab_) {
+      const Bytes size = slot_ * std::min(slots_per_slab_, slots - done);
+      slabs_.push_back({SlabOwner{memory_.get(), memory_->allocate(size), size}});
+    }
+  }
+
+  void write(std::span<SlotCopy> copies) override {
+    move(copies,
+         [this](const SlotCopy& copy) { return CheckedCopy{place(copy.slot), copy.memory, copy.seed, 0}; });
+  }
+
+  void read(std::span<SlotCopy> copies) override {
+    move(copies,
+         [this](const SlotCopy& copy) { return CheckedCopy{copy.memory, place(copy.slot), copy.seed, 0}; });
+  }
+
+ private:
+  template <class ToCopy>
+  void move(std::span<SlotCopy> copies, ToCopy to_copy) {
+    std::array<CheckedCopy, most_merged> all;
+    for (std::size_t i = 0; i < copies.size(); ++i) all.at(i) = to_copy(copies[i]);
+    checked_copies(std::span(all).first(copies.size()), slot_.count);
+    for (std::size_t i = 0; i < copies.size(); ++i) copies[i].checksum = all[i].checksum;
+  }
+
+  struct SlabOwner {
+    SlabOwner(SlabMemory* owner, std::byte* slab, Bytes bytes) : memory(owner), start(slab), size(bytes) {}
+    SlabOwner(SlabOwner&& other) noexcept : memory(other.memory), start(other.start), size(other.size) {
+      other.start = nullptr;
+    }
+    SlabOwner& operator=(SlabOwner&&) = delete;
+    ~SlabOwner() {
+      if (start != nullptr) memory->release(start, size);
+    }
+
+    SlabMemory* memory;
+    std::byte* start;
+    Bytes size;
+  };
+
+  std::byte* place(std::uint32_t slot) const {
+    return slabs_[slot / slots_per_slab_].start + slot % slots_per_slab_ * slot_.count;
+  }
+
+  const std::shared_ptr<SlabMemory> memory_;
+  const Bytes slot_;
+  const std::uint64_t slots_per_slab_;
+  std::vector<SlabOwner> slabs_;
+};
+
+void require_memory_for(Bytes capacity, const MemoryLimits& limits) {
+  const auto least = limits.least();
+  if (least && capacity > *least)
+    throw InvalidArgument("capacity: " + std::to_string(capacity.count) +
+                          " bytes of host memory are more than there are: " + limits.described());
+}
+
+}  // namespace
+
+std::unique_ptr<TierStore> make_host_store(const HostStoreOptions& options,
+                                           const std::shared_ptr<SlabMemory>& memory,
+                                           std::shared_ptr<Clock> clock, std::shared_ptr<Log> log) {
+  TierStoreOptions store{.slot = options.slot, .slots = slots_within(options.capacity, options.slot)};
+  require_memory_for(options.slot * store.slots, memory_limits(options.files, memory->locks()));
+  store.threads = options.threads;
+  store.merged = merged_slots(options.slot);
+  store.thread_name = "vmm-host-tier";
+  return std::make_unique<TierStore>(store, std::make_shared<HostSlabs>(options, store.slots, memory),
+                                     std::move(clock), std::move(log));
+}
+
+}  // namespace vmm
