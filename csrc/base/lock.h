@@ -110,6 +110,38 @@ class Mutex : private locks::Ranked {
   std::mutex native_;
 };
 
+/// Whoever has waited longest is next. For a lock that one thread takes again and again: from a Mutex, which
+/// it gives up for a moment only, somebody who waits could be kept for as long as it goes on.
+class FairMutex : private locks::Ranked {
+ public:
+  explicit FairMutex(LockRank rank) : Ranked(rank) {}
+
+  void lock() {
+    take();
+    std::unique_lock native(native_);
+    turn_.wait(native, [this, mine = last_++] { return mine == served_; });
+  }
+  void unlock() {
+    {
+      const std::lock_guard native(native_);
+      ++served_;
+    }
+    turn_.notify_all();
+    give();
+  }
+  /// Threads that have it or wait for it.
+  std::uint64_t in_line() {
+    const std::lock_guard native(native_);
+    return last_ - served_;
+  }
+
+ private:
+  std::mutex native_;
+  std::condition_variable turn_;
+  std::uint64_t last_ = 0;
+  std::uint64_t served_ = 0;
+};
+
 /// As std::condition_variable.
 class Condition {
  public:

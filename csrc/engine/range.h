@@ -63,7 +63,7 @@ class Range {
   /// Held by a call that maps what it keeps, so that there is one at a time.
   Mutex& keeping() noexcept { return keeping_; }
   /// Held by the pager while it maps for Blocks, and while a scratch begins.
-  Mutex& ahead() noexcept { return ahead_; }
+  FairMutex& ahead() noexcept { return ahead_; }
   /// Guards the counts here and in all Blocks. No call of the driver's is made under it.
   Mutex& mutex() noexcept { return mutex_; }
 
@@ -104,7 +104,7 @@ class Range {
   const std::shared_ptr<Lease> lease_;
   Mutex keeping_{LockRank::keeping};
   std::vector<std::shared_ptr<Scratch>> scratches_;
-  Mutex ahead_{LockRank::range_ahead};
+  FairMutex ahead_{LockRank::range_ahead};
   std::atomic<bool> ended_{false};  // set under the mutex
   Mutex mutex_{LockRank::range};    // guards what follows
   std::vector<Users> users_;        // of each page

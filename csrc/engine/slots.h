@@ -234,12 +234,12 @@ class Slots final : public Growing {
   Mutex owner_mutex_{LockRank::slots_owner};
   std::vector<Slot> slots_;
   std::vector<Tokens> limits_;
-  std::vector<Tokens> covered_;               // written under due_mutex_
-  std::vector<SlotLength> crossing_;          // scratch of advance()
-  Bytes slid_;                                // what slide() has given up and the system has not got yet
-  int slide_attempts_ = 0;                    // to give it to the system
-  Mutex ahead_mutex_{LockRank::slots_ahead};  // held while the pager works on it
-  std::vector<std::uint32_t> at_hand_;        // what the pager works on
+  std::vector<Tokens> covered_;                   // written under due_mutex_
+  std::vector<SlotLength> crossing_;              // scratch of advance()
+  Bytes slid_;                                    // what slide() has given up and the system has not got yet
+  int slide_attempts_ = 0;                        // to give it to the system
+  FairMutex ahead_mutex_{LockRank::slots_ahead};  // held while the pager works on it
+  std::vector<std::uint32_t> at_hand_;            // what the pager works on
   mutable Mutex due_mutex_{LockRank::slots_due};
   std::vector<std::uint32_t> due_;  // the pager has something to map for these. Both with room for all slots
   std::atomic<std::int64_t> delay_{0};

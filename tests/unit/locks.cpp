@@ -57,6 +57,24 @@ struct Fixture {
 
 }  // namespace
 
+TEST(a_fair_lock_goes_to_who_has_waited_longest) {
+  FairMutex mutex(LockRank::slots_ahead);
+  std::string order;
+  mutex.lock();
+  std::thread waiting([&] {
+    const std::lock_guard lock(mutex);
+    order += "waiting ";
+  });
+  while (mutex.in_line() < 2) std::this_thread::yield();
+  mutex.unlock();
+  {
+    const std::lock_guard again(mutex);  // at once, but after the other
+    order += "again";
+  }
+  waiting.join();
+  CHECK(order == "waiting again" && mutex.in_line() == 0);
+}
+
 TEST(locks_taken_in_order_are_all_right) {
   Fixture locks;
   for (int i = 0; i < 2; ++i) {
