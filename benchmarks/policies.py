@@ -24,15 +24,14 @@ for longer than five minutes, so that all take turns throughout.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from vmm import _core
 from vmm.benchmarks.policies_turns import SHARES, Turn, crowded, longest_tokens, read_turns
 from vmm.benchmarks.report import Report, environment, rounded
-from vmm.errors import InvalidArgument
-from vmm.simulate import Trace, find_model, read_trace
+from vmm.benchmarks.trace_files import given_files, read_files, with_hash_ids
+from vmm.simulate import Trace, find_model
 
 DEVICES = ("simulation",)
 
@@ -62,23 +61,9 @@ def run(progress: Callable[[str], None], device: str) -> Report:
 
 
 def read_traces() -> list[tuple[str, Trace, Path]]:
-    """Those of ``TRACES`` in ``shared/traces`` beside the checkout, or in the folder that ``VMM_TRACES``
-    names; or the files that it names, separated by colons. Raises InvalidArgument where one is not there, and
-    where none has hash ids."""
-    given = os.environ.get("VMM_TRACES", str(Path(__file__).parents[2] / "shared" / "traces"))
-    files = [Path(name) for name in given.split(os.pathsep)]
-    if len(files) == 1 and not files[0].is_file():
-        found = {name: files[0] / file for name, file in TRACES.items()}
-    else:
-        found = {file.name.partition(".")[0]: file for file in files}
-    try:
-        traces = [(name, read_trace(file), file) for name, file in found.items()]
-    except OSError as error:
-        raise InvalidArgument(f"traces: {error}; VMM_TRACES may name another folder, or files") from error
-    traces = [each for each in traces if any(request.hash_ids for request in each[1].requests)]
-    if not traces:
-        raise InvalidArgument("traces: none has hash ids; VMM_TRACES may name a folder, or files, that have")
-    return traces
+    """Raises InvalidArgument where one is not there, and where none has hash ids."""
+    files = given_files(TRACES)
+    return [(name, trace, files[name]) for name, trace in with_hash_ids(read_files(files)).items()]
 
 
 def of_blocks(progress: Callable[[str], None], name: str, trace: Trace) -> Metrics:

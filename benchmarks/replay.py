@@ -35,12 +35,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from vmm.benchmarks import replay_prefixes
 from vmm.benchmarks.report import Report, environment, rounded
-from vmm.errors import InvalidArgument
-from vmm.simulate import ALLOCATORS, Settings, Trace, find_gpu, find_model, read_trace, replay
+from vmm.benchmarks.trace_files import given_files, read_files
+from vmm.simulate import ALLOCATORS, Settings, Trace, find_gpu, find_model, replay
 from vmm.simulate.settings import MEMORY_FRACTION, WORKSPACE_BYTES
 
 DEVICES = ("simulation",)
@@ -105,18 +104,8 @@ def settings_for(kv_bytes: int) -> Settings:
 
 
 def read_traces() -> dict[str, Trace]:
-    """Those of ``TRACES`` in ``shared/traces`` beside the checkout, or in the folder that ``VMM_TRACES``
-    names; or the files that it names, separated by colons. Raises InvalidArgument for what is not there."""
-    given = os.environ.get("VMM_TRACES", str(Path(__file__).parents[2] / "shared" / "traces"))
-    files = [Path(name) for name in given.split(os.pathsep)]
-    if len(files) == 1 and not files[0].is_file():
-        found = {name: files[0] / file for name, file in TRACES.items()}
-    else:
-        found = {file.name.partition(".")[0]: file for file in files}
-    try:
-        return {name: read_trace(file) for name, file in found.items()}
-    except OSError as error:
-        raise InvalidArgument(f"traces: {error}; VMM_TRACES may name another folder, or files") from error
+    """Raises InvalidArgument for what is not there."""
+    return read_files(given_files(TRACES))
 
 
 def until_it_stops_growing(

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from vmm.errors import InvalidArgument
+from vmm.benchmarks.trace_files import with_hash_ids
 from vmm.simulate import Settings, Trace, replay
 
 FIRST_REQUESTS = 3000
@@ -48,12 +48,9 @@ def measure(
     progress: Callable[[str], None], traces: dict[str, Trace], settings_for: SettingsFor, of_gpu: Settings
 ) -> Metrics:
     """Raises InvalidArgument where no trace has hash ids."""
-    sharing = {name: trace for name, trace in traces.items() if any(r.hash_ids for r in trace.requests)}
-    if not sharing:
-        raise InvalidArgument("traces: none has hash ids; VMM_TRACES may name a folder, or files, that have")
     token_bytes = of_gpu.model.kv_bytes_per_token
     found: dict[str, Metrics] = {}
-    for name, whole in sharing.items():
+    for name, whole in with_hash_ids(traces).items():
         trace = replace(whole, requests=whole.requests[:FIRST_REQUESTS])
         progress(f"{name} with memory for everything")
         found[name] = with_enough_memory(trace, settings_for, token_bytes, of_gpu.max_tokens)
