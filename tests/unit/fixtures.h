@@ -63,9 +63,13 @@ inline MapResult map(Lease& lease, std::uint32_t first, std::uint64_t count, con
   return lease.pool().map(lease.reservation(), std::span(&range, 1), options);
 }
 
-inline void retire(Lease& lease, std::uint32_t first, std::uint64_t count) {
+inline void retire(Lease& lease, std::uint32_t first, std::uint64_t count, Fence until) {
   const PageRange range{{first}, {count}};
-  lease.pool().retire(lease.reservation(), std::span(&range, 1), lease.pool().epochs().fence());
+  lease.pool().retire(lease.reservation(), std::span(&range, 1), std::move(until));
+}
+
+inline void retire(Lease& lease, std::uint32_t first, std::uint64_t count) {
+  retire(lease, first, count, lease.pool().epochs().fence());
 }
 
 /// What windows have left may still be in use by all work until now.

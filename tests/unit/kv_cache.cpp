@@ -1,28 +1,9 @@
 // A step in which nothing is due allocates nothing and hardly calls anybody.
 #include "engine/kv_cache.h"
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
 #include "check.h"
 #include "fixtures.h"
-
-namespace {
-
-std::atomic<int> allocations{0};
-std::atomic<int> refused{0};  // the allocation of this number; 0: none
-
-}  // namespace
-
-void* operator new(std::size_t size) {
-  const bool refuse = ++allocations == refused;
-  void* made = refuse ? nullptr : std::malloc(size);
-  if (made != nullptr) return made;
-  throw std::bad_alloc();
-}
-void operator delete(void* made) noexcept { std::free(made); }
-void operator delete(void* made, std::size_t) noexcept { std::free(made); }
+#include "refused_allocations.h"
 
 using namespace vmm;
 
@@ -140,15 +121,14 @@ TEST(a_pager_without_memory_of_its_own_loses_nothing) {
     truncate(*slots, 0, {8 * 64});
     test.budget->set_limit(768_KiB);
     test.clock->advance(PagerOptions{}.idle_time);
-    refused = allocations + n;
-    test.pager->poll(test.clock->now());
-    const bool reached = allocations >= refused;
-    refused = 0;
+    const int before = allocations;
+    is_refused(n, [&] { test.pager->poll(test.clock->now()); });
+    const bool some_failed = reached(before, n);
     for (int i = 0; i < 3; ++i) test.settle();
     for (std::uint32_t slot : {1, 2}) CHECK(Slots::Needs(*slots).ready(slot, {64}) == Tokens{64});
     CHECK(Slots::Needs(*others).ready(0, {64}) == Tokens{64});
     test.pool->check();
-    if (!reached) break;
+    if (!some_failed) break;
     ++polls_that_failed;
   }
   CHECK(polls_that_failed > 5 && polls_that_failed < 199);

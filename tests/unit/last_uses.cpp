@@ -156,7 +156,7 @@ TEST(a_number_that_a_page_has_is_not_used_again_as_long_as_there_are_others) {
     test.poll();
     return number;
   };
-  VirtualPage old{.state = VirtualState::resident, .last_use = next()};
+  VirtualPage old{.content = {}, .state = VirtualState::resident, .last_use = next()};
   test.mapped.count(old, 64_KiB, true);
   for (int i = 0; i < 66'000; ++i)
     if (next() == old.last_use) {

@@ -1,26 +1,7 @@
 // When the process has no memory of its own left, a reservation fails half way and leaves nothing behind.
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
 #include "check.h"
 #include "fixtures.h"
-
-namespace {
-
-std::atomic<std::int64_t> allocations_left{-1};  // negative: as many as are asked for
-
-void* allocate(std::size_t size) {
-  if (allocations_left.load() >= 0 && allocations_left.fetch_sub(1) == 0) throw std::bad_alloc();
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+#include "refused_allocations.h"
 
 using namespace vmm;
 
@@ -30,18 +11,12 @@ namespace {
 /// Returns how often it failed; `after` is called each time.
 template <class Work, class After>
 int fail_each_allocation(Work work, After after) {
-  for (std::int64_t n = 0;; ++n) {
-    bool failed = false;
-    allocations_left = n;
-    try {
-      work();
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
-    allocations_left = -1;
-    if (!failed) return static_cast<int>(n);
+  int failures = 0;
+  while (is_refused(failures + 1, work)) {
+    ++failures;
     after();
   }
+  return failures;
 }
 
 }  // namespace
@@ -68,11 +43,11 @@ TEST(an_end_of_a_reservation_needs_no_memory_for_its_addresses) {
   Arena arena(*driver, 1_MiB, 1_MiB, 64_KiB);
   auto a = arena.allocate(256_KiB, 64_KiB), b = arena.allocate(256_KiB, 64_KiB);
   auto c = arena.allocate(256_KiB, 64_KiB);
-  allocations_left = 0;
-  b.reset();  // between two others
-  a.reset();
-  c.reset();
-  allocations_left = -1;
+  CHECK(!is_refused(1, [&] {
+    b.reset();  // between two others
+    a.reset();
+    c.reset();
+  }));
   CHECK(arena.allocate(1_MiB, 64_KiB).has_value());
 }
 

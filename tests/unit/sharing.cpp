@@ -1,32 +1,10 @@
 // One physical page at several addresses.
 #include <array>
-#include <atomic>
-#include <cstdlib>
-#include <new>
 
 #include "base/error.h"
 #include "check.h"
+#include "refused_allocations.h"
 #include "sharing_fixture.h"
-
-namespace {
-
-std::atomic<int> allocations{0};
-std::atomic<int> refused{0};  // the allocation of this number; 0: none
-
-}  // namespace
-
-// Not inlined, or the compiler takes these for a mismatch.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  const bool refuse = ++allocations == refused;
-  void* made = refuse ? nullptr : std::malloc(size);
-  if (made != nullptr) return made;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  return std::malloc(size);
-}
-[[gnu::noinline]] void operator delete(void* made) noexcept { std::free(made); }
-[[gnu::noinline]] void operator delete(void* made, std::size_t) noexcept { std::free(made); }
 
 using namespace vmm;
 
@@ -295,13 +273,7 @@ TEST(without_memory_for_the_books_nothing_is_shared) {
   int n = 0;
   while (failed && ++n < 100) {
     Shared test;
-    refused = allocations + n;
-    try {
-      share(*test.b, 10, *test.a, 0, 3);
-      failed = false;
-    } catch (const std::bad_alloc&) {
-    }
-    refused = 0;
+    failed = is_refused(n, [&] { share(*test.b, 10, *test.a, 0, 3); });
     test.pool->check();
     CHECK(test.pool->stats().saved == 64_KiB * (failed ? 2 : 5));
     retire(*test.a, 0, 4);  // with whatever the failure has left behind

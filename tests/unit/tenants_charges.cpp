@@ -73,13 +73,9 @@ TEST(a_shared_page_is_charged_until_the_readers_of_all_places_are_done) {
 TEST(a_shared_page_is_charged_while_work_reads_it_where_it_is_to_be_unmapped) {
   for (const bool first : {false, true}) {
     SharedPage test;
-    const auto retire_one = [&] {
-      const PageRange range{{0}, {1}};
-      test.pool->retire(test.one->reservation(), std::span(&range, 1), test.readers);
-    };
-    if (first) retire_one();
+    if (first) retire(*test.one, 0, 1, test.readers);
     set_aside(*test.other, 3, 1, {});
-    if (!first) retire_one();
+    if (!first) retire(*test.one, 0, 1, test.readers);
     test.pool->check();
     CHECK(test.charged(test.owner) == 1);
     test.end_epoch();
@@ -90,9 +86,8 @@ TEST(a_shared_page_is_charged_while_work_reads_it_where_it_is_to_be_unmapped) {
 TEST(a_shared_page_that_is_to_be_unmapped_everywhere_is_charged_while_work_reads_it_at_one_place) {
   for (const bool first : {false, true}) {
     SharedPage test;
-    const PageRange one{{0}, {1}}, other{{3}, {1}};
-    test.pool->retire(test.one->reservation(), std::span(&one, 1), first ? test.readers : Fence{});
-    test.pool->retire(test.other->reservation(), std::span(&other, 1), first ? Fence{} : test.readers);
+    retire(*test.one, 0, 1, first ? test.readers : Fence{});
+    retire(*test.other, 3, 1, first ? Fence{} : test.readers);
     CHECK(test.charged(test.owner) == 1);
     test.pool->reclaiming().drain_retired();  // what nobody reads is gone
     CHECK(test.charged(test.owner) == 1);
@@ -123,8 +118,7 @@ TEST(what_is_retired_and_over_is_not_charged_but_costs_what_it_did_when_it_is_ca
   map(*of_a, 0, 5);
   give_up(*of_a, 0, 2);
   map(*of_a, 5, 2);
-  const PageRange given_up{{0}, {2}};
-  test.pool->retire(of_a->reservation(), std::span(&given_up, 1), {});
+  retire(*of_a, 0, 2, {});
   CHECK(test.charged(a) == 5 && state_of(*of_a, 0) == VirtualState::retiring);
   CHECK_THROWS(OutOfPages, "tenant 'a'", map(*of_a, 0, 1));
   test.pool->check();
@@ -140,8 +134,7 @@ TEST(what_is_retired_is_charged_while_work_uses_it_and_comes_back_for_nothing) {
   const auto of_a = test.lease(a);
   map(*of_a, 0, 5);
   test.pool->epochs().step({});
-  const PageRange given_up{{0}, {2}};
-  test.pool->retire(of_a->reservation(), std::span(&given_up, 1), test.pool->epochs().fence());
+  retire(*of_a, 0, 2);
   CHECK(test.charged(a) == 5);
   CHECK_THROWS(OutOfPages, "tenant 'a'", map(*of_a, 5, 1));
   map(*of_a, 0, 2);
