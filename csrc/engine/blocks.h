@@ -11,8 +11,8 @@
 #include <span>
 #include <vector>
 
+#include "base/bounded_ring.h"
 #include "engine/growing.h"
-#include "engine/id_ring.h"
 #include "engine/lane.h"
 #include "engine/range.h"
 #include "engine/scratch.h"
@@ -100,7 +100,7 @@ class Blocks final : public Growing {
   std::vector<std::uint8_t> states_;
   std::uint64_t kept_ = 0;
   std::uint64_t announced_ = 0;  // and not kept
-  IdRing due_;
+  BoundedRing<std::uint32_t> due_;
   std::vector<std::int32_t> changed_, reverted_;  // what change() has changed last, and scratch
   std::vector<PageRange> pages_;                  // those that it has changed with that
   std::vector<PageRange> ended_;                  // scratch of drop()

@@ -1,9 +1,9 @@
 // How a sequence gets the tokens that it begins with, in the cheapest way: see kv_cache_prefix.cpp.
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "base/error.h"
+#include "base/undo.h"
 #include "engine/kv_cache.h"
 
 namespace vmm {
@@ -41,7 +41,8 @@ struct KvCache::Prefix {
 struct KvCache::Target {
   std::uint32_t slot;
   bool copy;
-  Pages whole, missing;  // pages that hold nothing but the prefix, and those of them that are not mapped here
+  Pages whole;    // pages that hold nothing but the prefix
+  Pages missing;  // those of them that a copy would have to map first
 };
 
 /// The longest prefix that can be had now. The caller holds the lock.
@@ -145,11 +146,12 @@ std::optional<KvCache::Target> KvCache::target_for(const Prefix& prefix) {
   const Pages free{slots_->pool().reclaiming().available(slots_->tenant(), Need::none) /
                    slots_->page_bytes()};
   if (!costs_.knows_copy() && AttachCosts::may_copy(whole, free)) measure_copy();
+  const bool may_pay = costs_.copy(whole, {}, free);
   const auto target = [&](std::uint32_t slot) {
-    const Pages missing = slots_->whole_pages_missing(slot, prefix.length);
-    return Target{slot, costs_.copy(whole, missing, free), whole, missing};
+    const Pages missing = may_pay ? slots_->whole_pages_missing(slot, prefix.length) : whole;
+    return Target{slot, may_pay && costs_.copy(whole, missing, free), whole, missing};
   };
-  if (free_.count() != 0) {  // whose pages are there, if any are
+  if (may_pay && free_.count() != 0) {  // whose pages are there, if any are
     const auto tokens = static_cast<std::uint32_t>(prefix.length.count);
     const std::uint32_t slot =
         free_.best_fit(tokens, [&](std::uint32_t each) { return epochs.complete(fences_[each]); });

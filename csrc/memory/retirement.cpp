@@ -25,15 +25,13 @@ Retirements Retired::take_over(bool refused_too) {
 }
 
 std::optional<Fence> Retired::fence_of(const Reservation& reservation, PageIndex page, bool must_go) const {
-  for (const Retirement& entry : list_) {
-    if (!entry.has(reservation, page)) continue;
-    if (!must_go) return entry.fence;
-    // Work in flight may still read it.
-    if (epochs_.waits_for_open_epoch(entry.fence))
-      throw Error("page " + std::to_string(page.value) +
-                  " was released in an epoch that is still open: end it there first");
-    return std::nullopt;
-  }
+  const Retirement* entry = find(reservation, page);
+  if (entry == nullptr || !entry->intact) return std::nullopt;
+  if (!must_go) return entry->fence;
+  // Work in flight may still read it.
+  if (epochs_.waits_for_open_epoch(entry->fence))
+    throw Error("page " + std::to_string(page.value) +
+                " was released in an epoch that is still open: end it there first");
   return std::nullopt;
 }
 
@@ -50,15 +48,14 @@ bool Retired::any_refused(const Reservation& reservation) const {
 }
 
 void Retired::require_not_refused(const Reservation& reservation, PageIndex page) const {
-  for (const Retirement& entry : list_)
-    if (!entry.intact && entry.reservation == &reservation && std::ranges::binary_search(entry.pages, page))
-      throw DriverError("page " + std::to_string(page.value) +
-                        " is to be unmapped first, which the driver refuses: see the log");
+  if (const Retirement* entry = find(reservation, page); entry != nullptr && !entry->intact)
+    throw DriverError("page " + std::to_string(page.value) +
+                      " is to be unmapped first, which the driver refuses: see the log");
 }
 
 const Retirement* Retired::find(const Reservation& reservation, PageIndex page) const {
   for (const Retirement& entry : list_)
-    if (entry.reservation == &reservation && std::ranges::binary_search(entry.pages, page)) return &entry;
+    if (entry.has(reservation, page)) return &entry;
   return nullptr;
 }
 

@@ -25,9 +25,8 @@ struct Retirement {
   }
 
   Bytes size() const { return reservation->shape.page_bytes * pages.size(); }
-  /// Whether the page is among these, and the driver has not refused to unmap it.
   bool has(const Reservation& of, PageIndex page) const {
-    return intact && reservation == &of && std::ranges::binary_search(pages, page);
+    return reservation == &of && std::ranges::binary_search(pages, page);
   }
 
   Reservation* reservation;

@@ -165,6 +165,7 @@ class Tables {
   bool drop_content(Reservation& reservation, PageIndex page);
   bool all_retiring(ContentId content) const;
   Bytes will_free(const Retirement& what, const std::function<bool(const Retirement&)>& too) const;
+  Bytes waiting_to_be_free(const Tenant* tenant, const std::function<bool(const Retirement&)>& are) const;
   void set_use(Reservation& reservation, std::uint64_t first_extent, std::uint64_t count, std::uint64_t use);
   void count_as_in_transit(Retirements& batch);
   void end_unmapping(Retirement& what, Unmapped& freed);

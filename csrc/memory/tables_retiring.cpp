@@ -92,9 +92,8 @@ Bytes Tables::will_free(const Retirement& what, const std::function<bool(const R
 /// waited, at the first page of that batch.
 void Tables::count_as_in_transit(Retirements& batch) {
   const auto in_batch = [&](const Alias& alias) {
-    return std::ranges::any_of(batch, [&](const Retirement& entry) {
-      return entry.reservation == alias.reservation && std::ranges::binary_search(entry.pages, alias.page);
-    });
+    return std::ranges::any_of(
+        batch, [&](const Retirement& entry) { return entry.has(*alias.reservation, alias.page); });
   };
   const auto counts = [&](Reservation& reservation, PageIndex page) {
     const VirtualPage& entry = reservation.table[page];
@@ -126,27 +125,29 @@ Retirements Tables::take_over(bool refused_too) {
   return over;
 }
 
-Bytes Tables::coming() const {
-  const auto comes = [&](const Retirement& entry) { return retired_.comes(entry); };
-  return in_transit_ + retired_.sum([&](const Retirement& entry) {
-    return comes(entry) ? will_free(entry, comes) : Bytes{};
+/// The memory of those that wait, are the tenant's, if it is said, and `are`.
+Bytes Tables::waiting_to_be_free(const Tenant* tenant,
+                                 const std::function<bool(const Retirement&)>& are) const {
+  return retired_.sum([&](const Retirement& entry) {
+    const bool counts = tenant == nullptr || &entry.reservation->tenant == tenant;
+    return counts && are(entry) ? will_free(entry, are) : Bytes{};
   });
+}
+
+Bytes Tables::coming() const {
+  return in_transit_ +
+         waiting_to_be_free(nullptr, [&](const Retirement& each) { return retired_.comes(each); });
 }
 
 Bytes Tables::coming(const Tenant& tenant) const {
-  const auto comes = [&](const Retirement& entry) { return retired_.comes(entry); };
-  return tenant.in_transit + retired_.sum([&](const Retirement& entry) {
-    return &entry.reservation->tenant == &tenant && comes(entry) ? will_free(entry, comes) : Bytes{};
-  });
+  return tenant.in_transit +
+         waiting_to_be_free(&tenant, [&](const Retirement& each) { return retired_.comes(each); });
 }
 
 Bytes Tables::on_its_way(const Tenant& tenant) const {
-  const auto over = [&](const Retirement& entry) {
-    return retired_.comes(entry) && last_uses_.over(entry.last_use);
-  };
-  return tenant.in_transit + retired_.sum([&](const Retirement& entry) {
-    return &entry.reservation->tenant == &tenant && over(entry) ? will_free(entry, over) : Bytes{};
-  });
+  return tenant.in_transit + waiting_to_be_free(&tenant, [&](const Retirement& each) {
+           return retired_.comes(each) && last_uses_.over(each.last_use);
+         });
 }
 
 void Tables::begin_unmapping(Retirement& what) {

@@ -1,13 +1,11 @@
 #include "tier/host_store.h"
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
-#include "tier/checked_copy.h"
-#include "tier/slot_sizes.h"
+#include "tier/slot_checksums.h"
 
 namespace vmm {
 namespace {
@@ -26,24 +24,18 @@ class HostSlabs final : public SlotMedium {
   }
 
   void write(std::span<SlotCopy> copies) override {
-    move(copies,
-         [this](const SlotCopy& copy) { return CheckedCopy{place(copy.slot), copy.memory, copy.seed, 0}; });
+    answer_with_checksums(copies, slot_, [this](const SlotCopy& copy) {
+      return CheckedCopy{place(copy.slot), copy.memory, copy.seed, 0};
+    });
   }
 
   void read(std::span<SlotCopy> copies) override {
-    move(copies,
-         [this](const SlotCopy& copy) { return CheckedCopy{copy.memory, place(copy.slot), copy.seed, 0}; });
+    answer_with_checksums(copies, slot_, [this](const SlotCopy& copy) {
+      return CheckedCopy{copy.memory, place(copy.slot), copy.seed, 0};
+    });
   }
 
  private:
-  template <class ToCopy>
-  void move(std::span<SlotCopy> copies, ToCopy to_copy) {
-    std::array<CheckedCopy, most_merged> all;
-    for (std::size_t i = 0; i < copies.size(); ++i) all.at(i) = to_copy(copies[i]);
-    checked_copies(std::span(all).first(copies.size()), slot_.count);
-    for (std::size_t i = 0; i < copies.size(); ++i) copies[i].checksum = all[i].checksum;
-  }
-
   struct SlabOwner {
     SlabOwner(SlabMemory* owner, std::byte* slab, Bytes bytes) : memory(owner), start(slab), size(bytes) {}
     SlabOwner(SlabOwner&& other) noexcept : memory(other.memory), start(other.start), size(other.size) {

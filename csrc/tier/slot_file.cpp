@@ -5,8 +5,7 @@
 #include <system_error>
 
 #include "base/error.h"
-#include "tier/checked_copy.h"
-#include "tier/slot_sizes.h"
+#include "tier/slot_checksums.h"
 #include "tier/unnamed_file.h"
 
 namespace vmm {
@@ -36,11 +35,8 @@ class SlotFile final : public SlotMedium {
 
  private:
   void add_checksums(std::span<SlotCopy> copies) const {
-    std::array<CheckedCopy, most_merged> all;
-    for (std::size_t i = 0; i < copies.size(); ++i)
-      all.at(i) = {nullptr, copies[i].memory, copies[i].seed, 0};
-    checked_copies(std::span(all).first(copies.size()), slot_.count);
-    for (std::size_t i = 0; i < copies.size(); ++i) copies[i].checksum = all[i].checksum;
+    answer_with_checksums(
+        copies, slot_, [](const SlotCopy& copy) { return CheckedCopy{nullptr, copy.memory, copy.seed, 0}; });
   }
 
   /// All bytes, however many calls that takes.

@@ -62,7 +62,7 @@ std::size_t TierState::submit(std::span<const Transfer> transfers) {
     if (figures_.read_only && transfer.kind == TransferKind::write)
       give_up({transfer, now}, Outcome::read_only);
     else
-      queue_.push({transfer, now});
+      queue_.push_back({transfer, now});
   }
   if (begun.size() == 1)
     submitted_.notify_one();
@@ -78,7 +78,7 @@ std::size_t TierState::wait(std::span<Completion> out, Nanoseconds at_most) {
   for (;;) {
     expire();
     std::size_t collected = 0;
-    while (collected < out.size() && !ends_.empty()) out[collected++] = ends_.pop();
+    while (collected < out.size() && !ends_.empty()) out[collected++] = ends_.pop_front();
     const Nanoseconds now = clock_->now();
     const bool nothing_comes = queue_.empty() && running_ == 0;
     if (collected > 0 || out.empty() || nothing_comes || now >= until) return collected;
@@ -117,7 +117,7 @@ bool TierState::next_batch(Worker& worker) {
   if (closed_) return false;
   worker.count = 0;
   do {
-    const Transfer transfer = queue_.pop().transfer;
+    const Transfer transfer = queue_.pop_front().transfer;
     worker.copies[worker.count] = {transfer.slot.index, transfer.slot.seed(), transfer.memory, 0};
     worker.ends[worker.count++] = {transfer, Outcome::failed, 0};
     if (queue_.empty()) break;
@@ -173,7 +173,7 @@ void TierState::finish(Worker& worker) noexcept {
       end.outcome = Outcome::corrupt;
     slots_.end(slot, end.transfer.kind, end.outcome, checksum);
     count(end);
-    ends_.push(end);
+    ends_.push_back(end);
   }
   running_ -= worker.count;
   worker.since.reset();
@@ -200,14 +200,14 @@ void TierState::count(const Completion& end) noexcept {
 /// Ends a transfer that has not begun.
 void TierState::give_up(const Job& job, Outcome outcome) noexcept {
   slots_.cancel(job.transfer.slot, job.transfer.kind);
-  ends_.push({job.transfer, outcome, 0});
+  ends_.push_back({job.transfer, outcome, 0});
   ended_.notify_all();
 }
 
 /// The workers may all be at a disk that hangs: who waits for them must hear that in time.
 void TierState::expire() noexcept {
   while (!queue_.empty() && clock_->now() - queue_.front().since >= options_.patience) {
-    give_up(queue_.pop(), Outcome::timed_out);
+    give_up(queue_.pop_front(), Outcome::timed_out);
     ++figures_.timed_out;
   }
 }
@@ -225,7 +225,7 @@ void TierState::log_first(const char* what, const char* why) noexcept {
 bool TierState::close() {
   const std::lock_guard lock(mutex_);
   const bool first = !std::exchange(closed_, true);
-  while (!queue_.empty()) give_up(queue_.pop(), Outcome::closed);
+  while (!queue_.empty()) give_up(queue_.pop_front(), Outcome::closed);
   submitted_.notify_all();
   return first;
 }

@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "base/bounded_ring.h"
 #include "base/lock.h"
-#include "tier/bounded_ring.h"
 #include "tier/tier_store.h"
 
 namespace vmm {
