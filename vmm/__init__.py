@@ -17,10 +17,11 @@ from vmm.errors import (
     InvariantViolation,
     MappingLimit,
     OutOfPages,
+    SequenceLost,
     TenantFigures,
 )
 from vmm.pool import Pool
-from vmm.pool_stats import PoolStats
+from vmm.pool_stats import PoolStats, TierStats
 from vmm.range import Blocks, Range
 from vmm.shares import Lease, leases
 from vmm.sharing import ExportedPage
@@ -53,10 +54,12 @@ __all__ = [
     "Pool",
     "PoolStats",
     "Range",
+    "SequenceLost",
     "Stream",
     "Tenant",
     "TenantFigures",
     "TenantStats",
+    "TierStats",
     "__version__",
     "configure",
     "default_pool",

@@ -84,6 +84,20 @@ class OutOfPages(Error, MemoryError):
         self.of_device = of_device
 
 
+class SequenceLost(Error):
+    """Parked sequences came back without some of their tokens, because no copy of those was good: a disk
+    failed, say, or somebody wrote to its file. ``sequences`` are these, or their slots where a step was given
+    slots, and ``first_lost_token`` has a number for each: so many tokens it still has, as they were. They are
+    open: compute the rest again, or close them. All other sequences are as if the call had not been made."""
+
+    def __init__(
+        self, message: str, sequences: tuple[Any, ...] = (), first_lost_token: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.sequences = sequences
+        self.first_lost_token = first_lost_token
+
+
 def out_of_pages(of_gpu: bool, message: str, *figures: Any) -> OutOfPages:
     """Makes what the engine raises when it is out of pages. A GPU's exception begins with the words of
     torch's own and is a RuntimeError of one argument: accelerate's search for a batch size that fits

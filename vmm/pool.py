@@ -19,6 +19,7 @@ from vmm.open_pools import remember
 from vmm.pool_stats import PoolStats
 from vmm.range import Range
 from vmm.sharing import ExportedPage
+from vmm.tiers import checked_host, checked_nvme, tier_stats
 from vmm.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ class Pool(Closing):
     name the same share have one part of it, with the same three figures. docs/sharing-a-device.md has the
     rules.
 
+    ``host`` and ``nvme`` are tiers below the device, for sequences that are parked (`Sequence.park`): so many
+    bytes of the host's memory, and a directory on a disk with the bytes of a file there
+    (``"/mnt/nvme/vmm:500GiB"``). Where memory is short, idle sequences are copied there, the host's memory
+    first, in the order that the policy ``eviction`` says (``vmm bench policies`` compares them).
+    docs/tiers.md has the rules.
+
     Making a pool raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, for
     a device that is none of the above or not there, for ``lookahead_pages`` other than a whole number from 0
     to 65,535, for ``idle_seconds`` other than None or 0.001 to 1e9, and for peers, ``rdma`` or ``shareable``
@@ -85,6 +92,9 @@ class Pool(Closing):
         share: str | None = None,
         minimum: int | str = 0,
         priority: int = 0,
+        host: int | str | None = None,
+        nvme: str | None = None,
+        eviction: str = "predictive",
     ) -> None:
         name, ordinal = devices.parsed_device(device)
         checked_number("lookahead_pages", lookahead_pages, 0, 2**16 - 1)
@@ -94,6 +104,10 @@ class Pool(Closing):
         shareable = sharing.checked_flag("shareable", shareable, name)
         self._share: str | None
         self._share, minimum_bytes = shares.checked_terms(share, minimum, priority)
+        host_tier_bytes = checked_host(host)
+        tier_directory, file_tier_bytes = checked_nvme(nvme)
+        if ordinal >= 0 and (host_tier_bytes or file_tier_bytes) and not devices.cuda_host_accessible:
+            raise InvalidArgument("host, nvme: a GPU's pool cannot have tiers yet")
         # Making a context for each question would take long, so this one is held until the pool has its own.
         context = _core.CudaContext(ordinal) if ordinal >= 0 else None
         budget_bytes = new_budget_bytes(budget, context, shares.bytes_of_others(self._share))
@@ -112,6 +126,10 @@ class Pool(Closing):
             peers=peers,
             rdma=rdma,
             shareable=shareable,
+            host_tier_bytes=host_tier_bytes,
+            tier_directory=tier_directory,
+            file_tier_bytes=file_tier_bytes,
+            eviction=eviction,
         )
         sharing.warn_of_old_devices(name, core.compute_capability)
         self._begin(core, name, ordinal)
@@ -191,7 +209,8 @@ class Pool(Closing):
         """A snapshot of sizes and counters."""
         self._forward_log()
         counts: dict[str, Any] = self._core.stats()
-        return PoolStats(stall_ms=counts.pop("stall_ns") / 1e6, **counts)
+        tiers = tier_stats(self._core.tier_stats())
+        return PoolStats(stall_ms=counts.pop("stall_ns") / 1e6, tiers=tiers, **counts)
 
     def check(self) -> None:
         """Validates the engine's tables, which is slow and meant for tests. Raises InvariantViolation."""

@@ -4,6 +4,40 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class StoreStats:
+    """One tier below the device. Its places are for one page each."""
+
+    capacity_bytes: int
+    used_bytes: int  #: of places that hold a copy, or will
+    quarantined_bytes: int  #: of places that failed: nobody gets them any more
+    written_bytes: int
+    read_bytes: int
+    verified_pages: int  #: that came back, and were what had been written
+    failures: int  #: of writes and reads, pages among them that were not what had been written
+    read_only: bool  #: it failed to write too often
+
+
+@dataclass(frozen=True)
+class TierStats:
+    """What a pool's parked sequences do. Counters begin at 0 when the pool is made."""
+
+    parked_sequences: int
+    cleaned_pages: int  #: copied to a tier
+    loaded_pages: int  #: copied back
+    lost_pages: int  #: that could not be copied back: see SequenceLost
+    loads: int  #: of sequences of which something was away
+    loading_ms: float  #: how long these took, altogether
+    waited_ms: float  #: of that, while somebody waited
+    host: StoreStats | None  #: None where there is no such tier, or nothing has been parked yet
+    file: StoreStats | None
+
+    @property
+    def loads_hidden_fraction(self) -> float:
+        """How much of the time that loads took nobody waited; 1.0 before the first."""
+        return 1.0 - min(1.0, self.waited_ms / self.loading_ms) if self.loading_ms else 1.0
+
+
+@dataclass(frozen=True)
 class PoolStats:
     """A pool at one moment. Counters begin at 0 when the pool is made."""
 
@@ -33,3 +67,4 @@ class PoolStats:
     reservations_adopted: int  #: recycled whole, still mapped
     reservations_made: int
     driver_failures: int
+    tiers: TierStats | None = None  #: None where the pool has no tiers

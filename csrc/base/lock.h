@@ -25,6 +25,7 @@ enum class LockRank : std::uint8_t {
   epochs_poll,
   epochs_record,
   // While one of these is held it must not be.
+  parking,
   slots_prepared,
   rows,
   range,

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "engine/kv_cache.h"
 
 namespace py = pybind11;
 
@@ -30,6 +31,15 @@ void bind_errors() {
                                        t->guaranteed.count, t->limit.count, t->room.count);
       if (!error.fitting().empty()) value.attr("fitting") = py::tuple(py::cast(error.fitting()));
       PyErr_SetObject(py::type::of(value).ptr(), value.ptr());
+    } catch (const SequenceLost& error) {
+      const py::object type = py::module_::import("vmm.errors").attr("SequenceLost");
+      py::list sequences, first;
+      for (const SequenceLost::Loss& each : error.losses()) {
+        sequences.append(each.slot);
+        first.append(each.first.count);
+      }
+      const py::object value = type(error.what(), py::tuple(sequences), py::tuple(first));
+      PyErr_SetObject(type.ptr(), value.ptr());
     } catch (const InvalidArgument& error) {
       raise("InvalidArgument", error);
     } catch (const Closed& error) {

@@ -29,17 +29,17 @@ void bind_kv_cache(py::module_& m) {
   using Part = std::tuple<std::shared_ptr<Lease>, std::uint64_t, std::uint64_t, std::uint64_t>;
   using Held = std::unique_ptr<KvCache, DeleteWithoutGil>;
   py::class_<KvCache, Held>(m, "KvCache")
-      .def(
-          py::init([](PoolHandle& h, const std::vector<Part>& parts, std::uint32_t count, std::uint64_t tail,
-                      std::uint64_t tokens_per_step, std::uint64_t max_tokens, std::uint64_t first_tokens) {
-            std::vector<SlotPart> out;
-            for (const auto& [lease, extents, record_bytes, window] : parts)
-              out.push_back({lease, 0, extents, {record_bytes}, {window}});
-            return Held(new KvCache(h.engine->pager(), std::move(out), count,
-                                    KvCacheOptions{{tail}, {tokens_per_step}, {max_tokens}, {first_tokens}}));
-          }),
-          py::arg("pool"), py::arg("parts"), py::arg("count"), py::kw_only(), py::arg("tail") = 0,
-          py::arg("tokens_per_step") = 1, py::arg("max_tokens") = 0, py::arg("first_tokens") = 0, NoGil())
+      .def(py::init([](PoolHandle& h, const std::vector<Part>& parts, std::uint32_t count, std::uint64_t tail,
+                       std::uint64_t tokens_per_step, std::uint64_t max_tokens, std::uint64_t first_tokens) {
+             std::vector<SlotPart> out;
+             for (const auto& [lease, extents, record_bytes, window] : parts)
+               out.push_back({lease, 0, extents, {record_bytes}, {window}});
+             return Held(new KvCache(
+                 h.engine->pager(), std::move(out), count,
+                 KvCacheOptions{{tail}, {tokens_per_step}, {max_tokens}, {first_tokens}, h.parking}));
+           }),
+           py::arg("pool"), py::arg("parts"), py::arg("count"), py::kw_only(), py::arg("tail") = 0,
+           py::arg("tokens_per_step") = 1, py::arg("max_tokens") = 0, py::arg("first_tokens") = 0, NoGil())
       .def(
           "open",
           [](KvCache& c, std::uint64_t prompt, std::uint64_t announced, std::uint64_t stream) {
@@ -107,6 +107,22 @@ void bind_kv_cache(py::module_& m) {
       .def(
           "close", [](KvCache& c, std::uint32_t slot, std::uint64_t stream) { c.close(slot, {stream}); },
           py::arg("slot"), py::arg("stream") = 0, NoGil())
+      .def(
+          "park",
+          [](KvCache& c, std::uint32_t slot, std::string category, int priority, std::uint64_t stream) {
+            c.park(slot, {.category = std::move(category), .priority = priority}, {stream});
+          },
+          py::arg("slot"), py::arg("category"), py::arg("priority"), py::arg("stream") = 0, NoGil())
+      .def(
+          "prefetch",
+          [](KvCache& c, const std::vector<std::int32_t>& slots, std::int64_t in_ns) {
+            c.prefetch(slots, c.slots().pool().clock().now() + Nanoseconds{in_ns});
+          },
+          py::arg("slots"), py::arg("in_ns"), NoGil())
+      .def("ready", &KvCache::ready, py::arg("slot"), NoGil())
+      .def(
+          "lost", [](const KvCache& c, std::uint32_t slot) { return c.lost(slot).count; }, py::arg("slot"),
+          NoGil())
       .def(
           "previous_length",
           [](const KvCache& c, std::uint32_t slot) { return c.previous_length(slot).count; }, py::arg("slot"),

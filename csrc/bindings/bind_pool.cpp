@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -26,6 +27,8 @@ struct Options {
   bool faults;
   std::int64_t idle_ns;
   CudaOptions cuda;  // device: -1 for none
+  TiersOptions tiers;
+  std::string eviction;  // the policy's name
 };
 
 std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
@@ -56,7 +59,13 @@ std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
   pager_options.lookahead = {options.lookahead_pages};
   pager_options.idle_time = Nanoseconds{options.idle_ns};
   auto pool = Pool::make(std::move(driver), handle->budget, std::make_shared<RealClock>(), pool_options);
-  handle->engine = std::make_unique<Engine>(std::move(pool), pager_options, options.pager_thread);
+  handle->engine = std::make_unique<Engine>(pool, pager_options, options.pager_thread);
+  if (options.tiers.host.count != 0 || options.tiers.file.count != 0) {
+    const std::shared_ptr<Log> log(pool, &pool->log());
+    auto tiers = std::make_unique<Tiers>(options.tiers, plain_slabs(), std::make_shared<SlotCalls>(),
+                                         std::make_shared<RealClock>(), log);
+    handle->parking = Parking::make(handle->engine->pager(), std::move(tiers), options.eviction);
+  }
   return handle;
 }
 
@@ -103,6 +112,31 @@ py::dict stats(const PoolHandle& handle) {
   return out;
 }
 
+std::optional<py::dict> tier_stats(const PoolHandle& handle) {
+  handle.require_parent();
+  if (!handle.parking) return std::nullopt;
+  ParkingFigures figures;
+  std::vector<std::pair<const char*, TierFigures>> tiers;
+  {
+    const ReleaseGil released;
+    figures = handle.parking->figures();
+    const Tiers& all = handle.parking->tiers();
+    for (std::uint32_t tier = 0; tier < all.count(); ++tier)
+      tiers.emplace_back(all.name(tier), all.figures(tier));
+  }
+  py::dict out;
+  out["parked_sequences"] = figures.parked;
+  out["cleaned_pages"] = figures.cleaned;
+  out["loaded_pages"] = figures.loaded;
+  out["lost_pages"] = figures.lost;
+  out["loads"] = figures.loads;
+  out["loading_ns"] = figures.loading.count();
+  out["waited_ns"] = figures.waited.count();
+  out["page_bytes"] = figures.page_bytes.count;
+  for (const auto& [name, tier] : tiers) out[name] = dict_of(tier);
+  return out;
+}
+
 std::vector<std::pair<int, std::string>> drain_log(const PoolHandle& handle) {
   handle.require_parent();
   std::vector<std::pair<int, std::string>> out;
@@ -122,18 +156,22 @@ void bind_pool(py::module_& m) {
       .def(py::init([](std::uint64_t budget, const std::string& name, std::uint64_t arena, std::uint64_t run,
                        std::uint64_t lookahead, bool pager_thread, bool faults,
                        std::shared_ptr<Budget> shared_budget, int cuda_device, bool cuda_host_accessible,
-                       std::int64_t idle_ns, std::vector<int> peers, bool rdma, bool shareable) {
+                       std::int64_t idle_ns, std::vector<int> peers, bool rdma, bool shareable,
+                       std::uint64_t host_tier, std::string directory, std::uint64_t file_tier,
+                       std::string eviction) {
              CudaOptions cuda{cuda_device, cuda_host_accessible, std::move(peers), rdma, shareable};
-             return make_pool(
-                 {budget, name, arena, run, lookahead, pager_thread, faults, idle_ns, std::move(cuda)},
-                 std::move(shared_budget));
+             TiersOptions tiers{{host_tier}, std::move(directory), {file_tier}};
+             return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, idle_ns,
+                               std::move(cuda), std::move(tiers), std::move(eviction)},
+                              std::move(shared_budget));
            }),
            py::arg("budget_bytes"), py::kw_only(), py::arg("name") = "vmm", py::arg("arena_bytes") = 0,
            py::arg("run_bytes") = 0, py::arg("lookahead_pages") = 1, py::arg("pager_thread") = true,
            py::arg("faults") = false, py::arg("shared_budget") = nullptr, py::arg("cuda_device") = -1,
            py::arg("cuda_host_accessible") = false, py::arg("idle_ns") = PagerOptions{}.idle_time.count(),
            py::arg("peers") = std::vector<int>{}, py::arg("rdma") = false, py::arg("shareable") = false,
-           NoGil())
+           py::arg("host_tier_bytes") = 0, py::arg("tier_directory") = "", py::arg("file_tier_bytes") = 0,
+           py::arg("eviction") = "predictive", NoGil())
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,
@@ -153,6 +191,7 @@ void bind_pool(py::module_& m) {
           py::arg("kind") = 0, py::arg("zeroed") = false, py::arg("longest_bytes") = 0,
           py::arg("stream") = py::none(), py::arg("tenant") = 0, NoGil())
       .def("stats", &stats)
+      .def("tier_stats", &tier_stats)
       .def(
           "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
       .def(
@@ -225,11 +264,12 @@ void bind_pool(py::module_& m) {
       .def(
           "close",
           [](PoolHandle& h, std::optional<double> patience_s) {
-            if (!patience_s)
-              h.engine->close();
-            else
-              h.engine->close(
-                  std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s)));
+            const Nanoseconds patience =
+                patience_s
+                    ? std::chrono::duration_cast<Nanoseconds>(std::chrono::duration<double>(*patience_s))
+                    : Nanoseconds::max();
+            if (h.parking) h.parking->shut(std::min<Nanoseconds>(patience, std::chrono::seconds(5)));
+            h.engine->close(patience);
             h.leave_share();
           },
           py::arg("patience_s") = py::none(), NoGil())

@@ -73,8 +73,15 @@ void transfer_all(TierStore& store, TransferKind kind, const std::vector<SlotPai
   if (failed > 0) throw DriverError(std::to_string(failed) + " transfers of a tier failed");
 }
 
-py::dict figures_of_tier(const TierStore& store) {
-  const TierFigures f = store.figures();
+/// What a store of memory is compared with: the system's copies, one for each page.
+void memcpy_pages(std::uintptr_t to, std::uintptr_t from, std::size_t page, std::size_t count) {
+  for (std::size_t at = 0; at < page * count; at += page)
+    std::memcpy(reinterpret_cast<void*>(to + at), reinterpret_cast<const void*>(from + at), page);
+}
+
+}  // namespace
+
+py::dict dict_of(const TierFigures& f) {
   using namespace py::literals;
   return py::dict("slots"_a = f.slots, "free"_a = f.free, "quarantined"_a = f.quarantined,
                   "pending"_a = f.pending, "calls"_a = f.calls, "written_bytes"_a = f.written.count,
@@ -83,14 +90,6 @@ py::dict figures_of_tier(const TierStore& store) {
                   "corrupt"_a = f.corrupt, "timed_out"_a = f.timed_out, "read_only"_a = f.read_only,
                   "longest_running_ns"_a = f.longest_running.count());
 }
-
-/// What a store of memory is compared with: the system's copies, one for each page.
-void memcpy_pages(std::uintptr_t to, std::uintptr_t from, std::size_t page, std::size_t count) {
-  for (std::size_t at = 0; at < page * count; at += page)
-    std::memcpy(reinterpret_cast<void*>(to + at), reinterpret_cast<const void*>(from + at), page);
-}
-
-}  // namespace
 
 void bind_tiers(py::module_& m) {
   py::class_<TierStore, StorePointer>(m, "TierStore")
@@ -112,8 +111,9 @@ void bind_tiers(py::module_& m) {
             transfer_all(store, TransferKind::read, slots, address);
           },
           py::arg("slots"), py::arg("address"), NoGil())
-      .def("figures", &figures_of_tier)
-      .def("close", [](TierStore& store) { return store.close(std::chrono::seconds(5)); }, NoGil());
+      .def("figures", [](const TierStore& store) { return dict_of(store.figures()); })
+      .def(
+          "close", [](TierStore& store) { return store.close(std::chrono::seconds(5)); }, NoGil());
   m.def("memcpy_pages", &memcpy_pages, py::arg("to"), py::arg("source"), py::kw_only(), py::arg("page"),
         py::arg("count"), NoGil());
 }

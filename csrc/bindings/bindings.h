@@ -81,6 +81,9 @@ std::shared_ptr<T> ends_without_gil(std::shared_ptr<T> thing) {
           }};
 }
 
+struct TierFigures;
+pybind11::dict dict_of(const TierFigures& figures);
+
 void bind_errors();
 void bind_driver(pybind11::module_& m);
 void bind_sim_driver(pybind11::module_& m);

@@ -10,6 +10,7 @@
 #include "driver/fault_driver.h"
 #include "driver/host_driver.h"
 #include "engine/engine.h"
+#include "engine/parking.h"
 #include "memory/shares.h"
 
 namespace vmm {
@@ -30,6 +31,7 @@ struct PoolHandle {
   CudaDriver* cuda = nullptr;           // the same
   FaultDriver* faults = nullptr;        // null unless asked for
   std::unique_ptr<Engine> engine;
+  std::shared_ptr<Parking> parking;  // null where the pool has no tiers
   std::atomic<bool> closing{false};
 
   Pool& pool() const { return *engine->pool(); }

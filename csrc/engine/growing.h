@@ -17,6 +17,7 @@ namespace vmm {
 enum class Ahead : std::uint8_t {
   done,
   more,     // the batch was full, and there is more to map
+  later,    // it waits for what tells nobody: to be tried again in a moment
   starved,  // there was not enough memory; it is of no use to try again before somebody gives some up
   failed,   // the driver refused; it is of no use to try again at once
 };

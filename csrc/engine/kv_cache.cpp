@@ -34,12 +34,15 @@ KvCache::KvCache(std::shared_ptr<Pager> pager, std::vector<SlotPart> parts, std:
   if (slots_->max_tokens().count >= std::uint64_t{1} << 31)
     throw InvalidArgument("max_tokens: expected fewer than 2^31 tokens");
   ready_.reserve(count);
+  if (options_.parking) options_.parking->serve(slots_->page_bytes());
   if (options_.first_tokens.count != 0) prepare();
 }
 
 KvCache::~KvCache() {
   Pool& pool = slots_->pool();
   if (pool.fork_guard().in_child()) return;
+  for (const auto& [slot, parked] : parked_)  // what a tier still copies lives on without us
+    undo_or_leak([&] { options_.parking->forget(parked.unit); });
   for (StreamHandle stream : streams_) {
     try {
       pool.epochs().leave(stream);
@@ -52,6 +55,12 @@ KvCache::~KvCache() {
 void KvCache::require_open(std::uint32_t slot) const {
   if (slot >= slots_->count() || !is_open(slot))
     throw InvalidArgument("slot is " + std::to_string(slot) + "; expected one that is open");
+}
+
+void KvCache::require_awake(std::uint32_t slot) const {
+  require_open(slot);
+  if (!is_awake(slot))
+    throw InvalidArgument("slot is " + std::to_string(slot) + ", whose sequence is parked; step it first");
 }
 
 Tokens KvCache::length(std::uint32_t slot) const {
@@ -68,7 +77,7 @@ Tokens KvCache::previous_length(std::uint32_t slot) const {
 
 std::uint32_t KvCache::open_slots() const {
   std::lock_guard lock(mutex_);
-  return slots_->count() - not_open();
+  return slots_->count() - not_open() - static_cast<std::uint32_t>(leaving_.size());
 }
 
 Bytes KvCache::live() const {
@@ -112,6 +121,7 @@ std::uint32_t KvCache::open(Tokens prompt, Tokens announced, StreamHandle stream
   slots_->check_length("prompt_tokens", prompt);
   slots_->check_length("announce", announced);
   std::lock_guard lock(mutex_);
+  reap();
   return open_anew(prompt, announced, stream);
 }
 
@@ -176,14 +186,14 @@ void KvCache::prepare(Slots::Needs& needs) {
 
 void KvCache::announce_tokens(std::uint32_t slot, Tokens to) {
   std::lock_guard lock(mutex_);
-  require_open(slot);
+  require_awake(slot);
   slots_->check_length("tokens", to);
   slots_->announce(slot, to);
 }
 
 void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   require_open(slot);
   if (to.count > lengths_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; the sequence has " +
@@ -191,6 +201,7 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   if (slots_->has_windows() && to.count != 0 && to.count < previous_[slot])
     throw InvalidArgument("tokens is " + std::to_string(to.count) + "; layers with windows go back to " +
                           std::to_string(previous_[slot]) + ", as before the last step, or to 0");
+  wake(lock, slot);
   if (to.count < lengths_[slot]) require_copied(slot);
   const bool lost =
       to.count < lengths_[slot] && slots_->shares_pages_beyond(slot, to) && !make_private(slot, to, stream);
@@ -200,6 +211,8 @@ void KvCache::truncate(std::uint32_t slot, Tokens to, StreamHandle stream) {
   if (to < slots_->kept(slot)) slots_->truncate(slot, to, readers(users_[slot], stream));
   lengths_[slot] = static_cast<std::uint32_t>(to.count);
   index_.cut(slot, to);
+  if (const auto parked = parked_.find(slot); parked != parked_.end())
+    options_.parking->cut(parked->second.unit, to);
   if (lost)
     throw DriverError("the driver would not map the copy of a shared page: the sequence in slot " +
                       std::to_string(slot) + " has lost its tokens");
@@ -209,6 +222,8 @@ void KvCache::close(std::uint32_t slot, StreamHandle stream) {
   slots_->pool().fork_guard().require_parent("this cache");
   std::lock_guard lock(mutex_);
   require_open(slot);
+  reap();
+  if (!end_parked(slot)) return;
   close_slot(slot, stream);
   prepare();
 }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -18,6 +19,7 @@
 #include "base/lock.h"
 #include "engine/cached_slots.h"
 #include "engine/free_slots.h"
+#include "engine/parking.h"
 #include "engine/slots_needs.h"
 #include "policy/arrival_predictor.h"
 #include "policy/attach_costs.h"
@@ -31,6 +33,7 @@ struct KvCacheOptions {
   Tokens tokens_per_step{1};  // a decoding sequence grows by so many
   Tokens max_tokens{};        // that a sequence may have; 0: as many as a slot has room for
   Tokens first_tokens{};      // the most that a sequence's first step computes; 0: the cache learns it
+  std::shared_ptr<Parking> parking{};  // where sequences are parked; without, none can be
 };
 
 /// What a slot is doing.
@@ -38,6 +41,8 @@ enum class SlotState : std::uint8_t {
   free,     // nobody is in it
   ready,    // nobody is in it, and it is prepared for a sequence that nobody has announced
   cached,   // nobody is in it, and a sequence may begin with the tokens that it holds
+  leaving,  // its sequence has ended, but a tier still copies its pages
+  parked,   // a sequence is in it that is idle
   fresh,    // a sequence is in it that has not been stepped
   running,  // a sequence is in it that has been stepped
 };
@@ -46,6 +51,21 @@ enum class SlotState : std::uint8_t {
 struct Prompt {
   std::span<const PrefixIndex::Token> tokens;
   std::string salt;
+};
+
+/// Tokens of sequences were lost, because no copy of them was good. Each of these has `first` tokens now,
+/// which are as they were; everything else is as if the step had not been made.
+class SequenceLost : public Error {
+ public:
+  struct Loss {
+    std::uint32_t slot;
+    Tokens first;  // that was lost
+  };
+  explicit SequenceLost(std::vector<Loss> losses);
+  const std::vector<Loss>& losses() const noexcept { return losses_; }
+
+ private:
+  std::vector<Loss> losses_;
 };
 
 /// What became of prompts that were looked up.
@@ -122,6 +142,21 @@ class KvCache {
   /// was marked. Throws InvalidArgument for a slot that is not open.
   void close(std::uint32_t slot, StreamHandle stream);
 
+  // Idle sequences, whose memory others may have meanwhile: see parking.h (kv_cache_park.cpp).
+
+  /// The sequence is idle from now on. It keeps its slot and its addresses. A step that names it, and
+  /// truncate() and fork(), bring it back; what its windows have left is gone then. For a sequence that has
+  /// no tokens this does nothing. Throws InvalidArgument for a slot that is not open, or parked already, and
+  /// where the cache has no tiers.
+  void park(std::uint32_t slot, const ParkHint& hint, StreamHandle stream);
+  /// These will be wanted back, the parked ones among them, by then, by the pool's clock. Waits for nothing.
+  /// Throws InvalidArgument for a slot that is not open.
+  void prefetch(std::span<const std::int32_t> slots, Nanoseconds by);
+  /// Whether a step that names the sequence would not have to wait for its tokens.
+  bool ready(std::uint32_t slot);
+  /// How many of its tokens the sequence has lost for ever, because no copy was good when it came back.
+  Tokens lost(std::uint32_t slot) const;
+
   Tokens length(std::uint32_t slot) const;
   /// Tokens before the last step. Where layers have windows, what they did not need is gone.
   Tokens previous_length(std::uint32_t slot) const;
@@ -138,7 +173,17 @@ class KvCache {
 
  private:
   void require_open(std::uint32_t slot) const;
-  void check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths);
+  void require_awake(std::uint32_t slot) const;
+  void wake(std::unique_lock<Mutex>& lock, std::uint32_t slot);
+  bool bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots);
+  bool resume(std::span<const std::int32_t> slots);
+  void resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses);
+  [[noreturn]] void refuse_to_wake(std::span<const std::int32_t> slots);
+  bool end_parked(std::uint32_t slot);
+  void reap();
+  bool map_or_wait(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots,
+                   std::span<const std::int32_t> lengths, StreamHandle stream);
+  bool check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths);
   void map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
   void announce(std::span<const std::int32_t> slots);
   std::uint32_t users_bit(StreamHandle stream);
@@ -172,8 +217,13 @@ class KvCache {
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
   static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
   static constexpr Tokens block{PrefixIndex::block_tokens};
+  /// Slots that a sequence could have.
   std::uint32_t not_open() const { return free_.count() + cached_.count(); }
-  bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
+  /// Nobody else can have the slot.
+  bool is_taken(std::uint32_t slot) const { return states_[slot] >= SlotState::leaving; }
+  /// A sequence is in it.
+  bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::parked; }
+  bool is_awake(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
   std::uint32_t choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream);
   void prepare();
   void prepare(Slots::Needs& needs);
@@ -204,6 +254,14 @@ class KvCache {
   std::vector<SlotLength> coming_;       // scratch of announce()
   std::uint32_t steps_ = 0;
   std::uint32_t fresh_ = 0;  // slots that are fresh
+  // Of slots that have been parked:
+  struct Parked {
+    UnitId unit{};
+    Tokens since{};  // tokens when it was last parked
+    Tokens lost{};
+  };
+  std::map<std::uint32_t, Parked> parked_;
+  std::vector<std::uint32_t> leaving_;  // slots
 };
 
 constexpr std::size_t KvCache::bytes_per_slot() {

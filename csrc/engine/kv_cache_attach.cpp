@@ -56,6 +56,7 @@ KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, S
     const auto whole = [&](std::uint32_t slot) { return !is_open(slot) && index_.findable(slot) == length; };
     std::ranges::partition(slots, whole);
     for (std::uint32_t slot : slots) {
+      if (is_taken(slot) && !is_awake(slot)) continue;  // what is parked is not kept
       if (!(is_open(slot) ? over_elsewhere(slot, stream) : epochs.complete(fences_[slot], stream))) continue;
       // What the window of a running sequence has left may be there, but not for long.
       if (is_open(slot) && !slots_->can_go_back(slot, length)) continue;

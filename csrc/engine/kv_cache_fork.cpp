@@ -57,7 +57,7 @@ std::uint32_t KvCache::slots_for_fork(StreamHandle stream, std::uint32_t& coming
   std::uint32_t over = 0;
   coming = 0;
   for (std::uint32_t slot = 0; slot < slots_->count(); ++slot) {
-    if (is_open(slot)) continue;
+    if (is_taken(slot)) continue;
     if (epochs.complete(fences_[slot]))
       ++over;
     else
@@ -92,7 +92,7 @@ void KvCache::await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t 
       throw Error(
           "free slots were closed in an epoch of another stream that is open still: end it there first");
     for (std::uint32_t each = 0; each < slots_->count(); ++each)
-      if (!is_open(each)) close_if_awaited(fences_[each], stream);
+      if (!is_taken(each)) close_if_awaited(fences_[each], stream);
     lock.unlock();
     pool.clock().sleep(std::chrono::microseconds(100));
     lock.lock();

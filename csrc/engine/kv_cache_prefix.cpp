@@ -64,7 +64,7 @@ bool KvCache::await_a_slot(std::unique_lock<Mutex>& lock, std::uint32_t but, Str
   Pool& pool = slots_->pool();
   bool coming = false;
   for (std::uint32_t slot = 0; slot < slots_->count() && !coming; ++slot) {
-    if (is_open(slot) || slot == but || pool.epochs().waits_for_open_epoch(fences_[slot], stream)) continue;
+    if (is_taken(slot) || slot == but || pool.epochs().waits_for_open_epoch(fences_[slot], stream)) continue;
     close_if_awaited(fences_[slot], stream);
     coming = true;
   }

@@ -23,7 +23,8 @@ std::string at(const char* argument, std::size_t i, std::int64_t value) {
 
 }  // namespace
 
-void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths) {
+/// Returns whether any of the sequences is parked.
+bool KvCache::check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths) {
   if (slots.size() != lengths.size())
     throw InvalidArgument("lengths has " + std::to_string(lengths.size()) + " elements; expected " +
                           std::to_string(slots.size()) + ", as slots");
@@ -32,10 +33,14 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
     ++steps_;
   }
   const auto most = static_cast<std::int64_t>(slots_->max_tokens().count);
+  bool parked = false;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const auto slot = static_cast<std::uint32_t>(slots[i]);
-    if (slot >= slots_->count() || !is_open(slot))
-      throw InvalidArgument(at("slots", i, slots[i]) + "; expected one that is open");
+    if (slot >= slots_->count() || !is_awake(slot)) {
+      if (slot >= slots_->count() || !is_open(slot))
+        throw InvalidArgument(at("slots", i, slots[i]) + "; expected one that is open");
+      parked = true;
+    }
     if (std::exchange(seen_[slot], steps_) == steps_)
       throw InvalidArgument(at("slots", i, slots[i]) + ", for the second time");
     if (lengths[i] < static_cast<std::int64_t>(lengths_[slot]))
@@ -43,6 +48,7 @@ void KvCache::check(std::span<const std::int32_t> slots, std::span<const std::in
     if (lengths[i] > most)
       throw InvalidArgument(at("lengths", i, lengths[i]) + "; max_tokens is " + std::to_string(most));
   }
+  return parked;
 }
 
 /// 0 for a stream that this cache has never stepped.
@@ -127,6 +133,30 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
   }
 }
 
+/// Maps what is missing. False where it has waited, without the lock, for memory that parked sequences give
+/// up.
+bool KvCache::map_or_wait(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots,
+                          std::span<const std::int32_t> lengths, StreamHandle stream) {
+  crossing_.clear();
+  const std::span<const Tokens> limits = slots_->limits();
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const auto slot = static_cast<std::uint32_t>(slots[i]);
+    const Tokens length{static_cast<std::uint64_t>(lengths[i])};
+    if (length > limits[slot]) crossing_.push_back({slot, length, {lengths_[slot]}});
+  }
+  if (crossing_.empty()) return true;
+  try {
+    map(slots, lengths, stream);
+    return true;
+  } catch (const OutOfPages& error) {
+    if (!options_.parking || !options_.parking->make_room(error.figures().asked)) throw;
+  }
+  lock.unlock();
+  options_.parking->await();
+  lock.lock();
+  return false;
+}
+
 void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
                    StreamHandle stream) {
   Pool& pool = slots_->pool();
@@ -135,26 +165,23 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   std::unique_lock lock(mutex_);
   // 1. If any of this throws, nothing has changed, but that the next epoch is open. The last epoch ends
   // without us from here on, so we can wait for what needs its end.
-  check(slots, lengths);
+  bool parked = check(slots, lengths);
   if (steps_ % steps_between_polls == 0) pool.epochs().poll();
   pool.epochs().step(stream);
   pool.streams().epoch_closed();
   const std::uint32_t user = users_bit(stream);
-  while (is_read(slots, stream)) {
-    lock.unlock();  // so that others can go on with their sequences
-    pool.clock().sleep(std::chrono::microseconds(100));
-    pool.epochs().poll();
-    lock.lock();
-    check(slots, lengths);
+  for (;;) {
+    while (parked) parked = !bring_back(lock, slots) || check(slots, lengths);
+    if (is_read(slots, stream)) {
+      lock.unlock();  // so that others can go on with their sequences
+      pool.clock().sleep(std::chrono::microseconds(100));
+      pool.epochs().poll();
+      lock.lock();
+    } else if (map_or_wait(lock, slots, lengths, stream)) {
+      break;
+    }
+    parked = check(slots, lengths);
   }
-  crossing_.clear();
-  const std::span<const Tokens> limits = slots_->limits();
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    const auto slot = static_cast<std::uint32_t>(slots[i]);
-    const Tokens length{static_cast<std::uint64_t>(lengths[i])};
-    if (length > limits[slot]) crossing_.push_back({slot, length, {lengths_[slot]}});
-  }
-  if (!crossing_.empty()) map(slots, lengths, stream);
   // 2. Commit.
   std::uint64_t came = 0, longest = 0;
   for (std::size_t i = 0; i < slots.size(); ++i) {
@@ -191,7 +218,9 @@ void KvCache::announce(std::span<const std::int32_t> slots) {
     coming_.push_back({slot, {to}});
     due |= std::min(lengths_[slot] + ahead, most) > covered[slot].count;
   }
-  if (due) slots_->announce(coming_);
+  if (!due) return;
+  slots_->announce(coming_);
+  if (options_.parking) options_.parking->look();
 }
 
 void KvCache::end(StreamHandle stream) {
@@ -199,6 +228,7 @@ void KvCache::end(StreamHandle stream) {
   std::lock_guard lock(mutex_);
   slots_->pool().epochs().end(stream);
   slots_->pool().streams().epoch_closed();
+  if (options_.parking) options_.parking->look();
 }
 
 }  // namespace vmm

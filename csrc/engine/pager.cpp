@@ -97,10 +97,18 @@ void Pager::retry_failed() {
   }
 }
 
+void Pager::retry_later(Nanoseconds now) {
+  if (later_.empty() || now < later_at_) return;
+  failed_.reserve(failed_.size() + later_.size());  // for put_back()
+  for (; !later_.empty(); later_.pop_back())
+    if (const auto growing = later_.back().lock()) put_back(growing);
+}
+
 void Pager::map_one_batch() {
   // This comes first, so that nothing is lost later for lack of memory.
   failed_.reserve(failed_.size() + 1);
   starved_.reserve(starved_.size() + 1);
+  later_.reserve(later_.size() + 1);
   auto growing = take_due();
   if (!growing) return;
   // This comes before the work, so that an owner who needs more meanwhile puts it in the inbox again.
@@ -111,6 +119,10 @@ void Pager::map_one_batch() {
   batch_.took(pool_->clock().now() - start, ahead == Ahead::more);
   if (ahead == Ahead::more) put_back(growing);
   if (ahead == Ahead::failed) failed_.push_back(growing);
+  if (ahead == Ahead::later) {
+    if (later_.empty()) later_at_ = pool_->clock().now() + retired_recheck;
+    later_.push_back(growing);
+  }
   if (ahead != Ahead::starved || std::exchange(growing->starved_, true)) return;
   if (starved_.empty()) given_up_ = before;
   starved_.push_back(growing);
@@ -242,7 +254,9 @@ Pager::Next Pager::poll(Nanoseconds now) noexcept {
   if (!next.at && pool_->reclaiming().owed().count != 0) look_at(now + owed_recheck);
   guarded([&] { ask_again(now); });
   guarded([&] { retry_failed(); });
+  guarded([&] { retry_later(now); });
   guarded([&] { map_one_batch(); });
+  if (!later_.empty()) look_at(later_at_);
   if (!starved_.empty()) {
     look_at(pool_->reclaiming().await_given_up());
     look_at(ask_at_);

@@ -59,6 +59,7 @@ class Pager {
   void give_up(Nanoseconds now);
   void ask_again(Nanoseconds now);
   void retry_failed();
+  void retry_later(Nanoseconds now);
   void map_one_batch();
   bool create_ahead();
   template <class Work>
@@ -80,7 +81,9 @@ class Pager {
   std::uint64_t given_up_ = 0;         // the pool's number before they starved
   std::optional<Nanoseconds> ask_at_;  // for them, even if that is the same
   std::vector<std::weak_ptr<Growing>> failed_;
-  bool rested_ = true;  // since the last poll
+  std::vector<std::weak_ptr<Growing>> later_;
+  Nanoseconds later_at_{0};  // when to try those again
+  bool rested_ = true;       // since the last poll
   Nanoseconds refused_recheck_;
   Nanoseconds refused_at_{0};  // when to try again what the driver refused
   CreationPredictor creations_;

@@ -21,6 +21,7 @@
 
 #include "base/lock.h"
 #include "engine/growing.h"
+#include "engine/parked_page.h"
 #include "engine/slot_part.h"
 #include "memory/pool.h"
 
@@ -98,6 +99,13 @@ class Slots final : public Growing {
   void adopt(std::uint32_t slot, Tokens length, const Fence& readers);
   /// The first `length` tokens of a slot that nobody is in are not kept any more.
   void put_back(std::uint32_t slot, Tokens length, const Fence& readers);
+  /// The sequence in the slot, which has so many tokens, is parked: the pages that its next step will read
+  /// stay kept, and are told of; all others are given up until `readers` are complete. The slot has no tokens
+  /// then, until adopt() or resume().
+  std::vector<ParkedPage> park(std::uint32_t slot, Tokens length, const Fence& readers);
+  /// The slot has the tokens again that it was parked with, although not all of their pages may be there:
+  /// so only to end them.
+  void resume(std::uint32_t slot, Tokens length);
   /// Zeroes tokens [from, to) on `stream`: a write that was announced by advance() and failed.
   void scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream);
 

@@ -155,6 +155,8 @@ class Pool::Needs {
   bool may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const;
   /// What to throw where it may not.
   OutOfPages out_of_pages(const Reservation& reservation, std::span<const PageRange> ranges) const;
+  /// What to throw where the tenant cannot have so much.
+  OutOfPages out_of_pages(Bytes asked, const Tenant& tenant) const;
   /// Whether these Resident pages share one content.
   bool same_content(const Reservation& reservation, PageIndex one, PageIndex other) const {
     return reservation.table[one].content == reservation.table[other].content;

@@ -35,8 +35,11 @@ bool Pool::Needs::may_keep(const Reservation& reservation, std::span<const PageR
 
 OutOfPages Pool::Needs::out_of_pages(const Reservation& reservation,
                                      std::span<const PageRange> ranges) const {
-  const Bytes price = reclaiming_.quotas().price(reservation, ranges, Need::kept, {});
-  return {reclaiming_.figures(price, reservation.tenant), ""};
+  return out_of_pages(reclaiming_.quotas().price(reservation, ranges, Need::kept, {}), reservation.tenant);
+}
+
+OutOfPages Pool::Needs::out_of_pages(Bytes asked, const Tenant& tenant) const {
+  return {reclaiming_.figures(asked, tenant), ""};
 }
 
 PageHandle Pool::Needs::physical(Address address) const {

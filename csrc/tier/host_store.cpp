@@ -73,11 +73,14 @@ void require_memory_for(Bytes capacity, const MemoryLimits& limits) {
 std::unique_ptr<TierStore> make_host_store(const HostStoreOptions& options,
                                            const std::shared_ptr<SlabMemory>& memory,
                                            std::shared_ptr<Clock> clock, std::shared_ptr<Log> log) {
-  TierStoreOptions store{.slot = options.slot, .slots = slots_within(options.capacity, options.slot)};
+  TierStoreOptions store;
+  store.slot = options.slot;
+  store.slots = slots_within(options.capacity, options.slot);
   require_memory_for(options.slot * store.slots, memory_limits(options.files, memory->locks()));
   store.threads = options.threads;
   store.merged = merged_slots(options.slot);
   store.thread_name = "vmm-host-tier";
+  store.on_end = options.on_end;
   return std::make_unique<TierStore>(store, std::make_shared<HostSlabs>(options, store.slots, memory),
                                      std::move(clock), std::move(log));
 }

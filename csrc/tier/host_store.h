@@ -1,6 +1,7 @@
 // A tier in the host's memory.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "base/clock.h"
@@ -17,6 +18,7 @@ struct HostStoreOptions {
   Bytes slab = 1_GiB;    // what is asked of the memory at a time, at least a slot
   unsigned threads = 1;  // on the machines measured a second one copies no faster
   MemoryFiles files = {};
+  std::function<void()> on_end = {};  // see TierStoreOptions
 };
 
 /// A store of capacity / slot slots, in slabs that are all there from the beginning. Copies are checked as

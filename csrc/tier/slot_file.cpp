@@ -35,8 +35,9 @@ class SlotFile final : public SlotMedium {
 
  private:
   void add_checksums(std::span<SlotCopy> copies) const {
-    answer_with_checksums(
-        copies, slot_, [](const SlotCopy& copy) { return CheckedCopy{nullptr, copy.memory, copy.seed, 0}; });
+    answer_with_checksums(copies, slot_, [](const SlotCopy& copy) {
+      return CheckedCopy{nullptr, copy.memory, copy.seed, 0};
+    });
   }
 
   /// All bytes, however many calls that takes.
@@ -84,12 +85,15 @@ class SlotFile final : public SlotMedium {
 
 std::unique_ptr<TierStore> make_slot_file(const SlotFileOptions& options, std::shared_ptr<SlotCalls> calls,
                                           std::shared_ptr<Clock> clock, std::shared_ptr<Log> log) {
-  TierStoreOptions store{.slot = options.slot, .slots = slots_within(options.capacity, options.slot)};
+  TierStoreOptions store;
+  store.slot = options.slot;
+  store.slots = slots_within(options.capacity, options.slot);
   store.threads = options.threads;
   store.patience = options.patience;
   store.merged = merged_slots(options.slot);
   store.thread_name = "vmm-file-tier";
   store.waking = Waking::preempts;
+  store.on_end = options.on_end;
   if (store.slots > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max()) / options.slot.count)
     throw InvalidArgument("capacity: a file cannot be so long");
   UnnamedFile file =

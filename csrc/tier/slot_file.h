@@ -1,6 +1,7 @@
 // A tier in a file, on a disk.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,7 @@ struct SlotFileOptions {
   unsigned threads = 4;
   bool direct = true;  // past the page cache, where the file system can
   Nanoseconds patience = std::chrono::seconds(30);
+  std::function<void()> on_end = {};  // see TierStoreOptions
 };
 
 /// A store of capacity / slot slots in a file without a name, which is as long from the beginning and ends

@@ -104,6 +104,7 @@ void TierState::work(std::size_t index) {
   while (next_batch(worker)) {
     perform(worker);
     finish(worker);
+    if (options_.on_end) options_.on_end();
   }
   const std::lock_guard lock(mutex_);
   ++workers_ended_;

@@ -1,6 +1,7 @@
 // A bounded store of slots, each for one page, that is written and read by threads of its own.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <thread>
@@ -26,6 +27,7 @@ struct TierStoreOptions {
   Nanoseconds patience = std::chrono::seconds(30);  // how long a transfer may wait for a worker
   const char* thread_name = "vmm-tier";
   Waking waking = Waking::yields;  // of the threads
+  std::function<void()> on_end;    // called by a worker, which holds no lock, when transfers can be collected
 };
 
 struct Transfer {

@@ -14,7 +14,7 @@ from vmm import _core
 from vmm.arguments import checked_number, chosen_page_bytes
 from vmm.closing import Closing
 from vmm.dlpack import FLOATS, checked_float, tensor_over
-from vmm.errors import Closed, InvalidArgument, OutOfPages
+from vmm.errors import Closed, InvalidArgument, OutOfPages, SequenceLost
 from vmm.kv_cache.arguments import checked_salt, checked_shapes, int32_numbers, token_ids
 from vmm.kv_cache.cache_stats import CacheStats
 from vmm.kv_cache.layout import chosen_records
@@ -129,7 +129,7 @@ class KVCache(Closing):
         Raises InvalidArgument for a slot that is not open or is named twice, for a sequence of another cache,
         and for a length that is less than before or more than ``max_tokens``; Closed for a closed sequence;
         OutOfPages, whose ``fitting`` are the slots, or sequences where sequences were given, that could have
-        had what they need; Error for a slot that an open epoch of another stream may still read for the
+        had what they need; SequenceLost for parked ones that lost tokens; Error for a slot that an open epoch of another stream may still read for the
         sequence before. Then nothing has changed.
         """
         if lengths is None and isinstance(slots, Mapping):
@@ -153,10 +153,29 @@ class KVCache(Closing):
             given = dict(zip(slots, lengths, strict=True))
             error.fitting = tuple(given[slot] for slot in error.fitting)
             raise
+        except SequenceLost as error:
+            given = dict(zip(slots, lengths, strict=True))
+            error.sequences = tuple(given[slot] for slot in error.sequences)
+            raise
 
     def end(self, stream: Any = None) -> None:
         """Closes ``stream``'s epoch without opening the next: the engine goes idle."""
         self._engine.end(self._stream(stream))
+
+    def prefetch(self, sequences: Sequence | Ordered[Sequence], by_s: float | None = None) -> None:
+        """These will be stepped in ``by_s`` seconds, or soon. Those of them that are parked, and away, are
+        loaded meanwhile, those first that are wanted first, while others compute: a scheduler calls this
+        when a request arrives, and admits it when ``sequence.ready``. Waits for nothing. What has been loaded
+        goes again when others need the memory for what they keep.
+
+        Raises InvalidArgument for anything but open sequences of this cache and a number of seconds from 0 to
+        1e9, and Closed for a closed sequence."""
+        some = [sequences] if isinstance(sequences, Sequence) else sequences
+        seconds = 0.0 if by_s is None else by_s
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not is_number or not 0 <= seconds <= 1e9:
+            raise InvalidArgument(f"by_s is {by_s!r}; expected seconds, 0 to 1e9, or None")
+        self._engine.prefetch(slots_of(self, "sequences", some), int(seconds * 1e9))
 
     def batch(self, sequences: Ordered[Sequence]) -> Batch:
         """The sequences for kernels that take all slots as one tensor. With a token-major layout this is

@@ -89,6 +89,36 @@ class Sequence(Closing):
         slots = self.cache._engine.fork(self.slot, n, self.cache._stream(stream))
         return [Sequence(self.cache, slot) for slot in slots]
 
+    def park(self, *, category: str = "", priority: int = 0, stream: Any = None) -> None:
+        """The sequence is idle from now on: its user thinks, or a tool runs. It keeps its slot and its
+        addresses, but where memory is short others get what it has, once that has been copied to a tier of
+        the pool (``Pool(host=, nvme=)``). A step that names it brings it back, as `truncate` and `fork` do;
+        `KVCache.prefetch` does so earlier, and `ready` says when it is there. What a layer's window has left
+        is gone then. Nothing waits here, and it costs little where memory is not short.
+
+        ``category`` names its kind, from which the policy ``predictive`` learns how long such sequences are
+        idle; ``priority`` is for the policy of that name. ``stream`` (default: torch's current stream) is the
+        one that its last work is on.
+
+        Raises InvalidArgument where the pool has no tiers, and for a sequence that is parked; Error where
+        another stream's fork of it is not over."""
+        if not isinstance(category, str):
+            raise InvalidArgument(f"category is {category!r}; expected text")
+        checked_number("priority", priority, -1000, 1000)
+        release_after(self.cache.pool, stream, named=True)
+        self.cache._engine.park(self.slot, category, priority, self.cache._stream(stream))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step that names this sequence would not have to wait for its tokens: it is not parked, or
+        all of it is on the device."""
+        return self.cache._engine.ready(self.slot)
+
+    @property
+    def lost_tokens(self) -> int:
+        """How many of its tokens the sequence has lost for ever: see `vmm.SequenceLost`."""
+        return self.cache._engine.lost(self.slot)
+
     def truncate(self, n: int) -> None:
         """Forgets tokens from ``n`` on, which speculation got wrong, say. Their memory stays mapped until
         memory is short, or nobody has needed it for the pool's ``idle_seconds``. If the page of token ``n``

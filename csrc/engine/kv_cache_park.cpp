@@ -1,0 +1,183 @@
+// Sequences that are idle, and come back.
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/kv_cache.h"
+
+namespace vmm {
+namespace {
+
+std::string described(const std::vector<SequenceLost::Loss>& losses) {
+  std::string out = "the copies of tokens were not good, and these are lost:";
+  for (const SequenceLost::Loss& each : losses)
+    out += " of the sequence in slot " + std::to_string(each.slot) + " those from " +
+           std::to_string(each.first.count) + " on;";
+  out.back() = '.';
+  return out;
+}
+
+}  // namespace
+
+SequenceLost::SequenceLost(std::vector<Loss> losses) : Error(described(losses)), losses_(std::move(losses)) {}
+
+void KvCache::park(std::uint32_t slot, const ParkHint& hint, StreamHandle stream) {
+  slots_->pool().fork_guard().require_parent("this cache");
+  if (!options_.parking)
+    throw InvalidArgument(
+        "park: the pool has no tier to which idle sequences could go; make it with host= or nvme=");
+  std::lock_guard lock(mutex_);
+  require_awake(slot);
+  if (lengths_[slot] == 0) return;
+  require_copied(slot);
+  const Tokens length{lengths_[slot]};
+  auto parked = parked_.find(slot);
+  if (parked == parked_.end())
+    parked = parked_.emplace(slot, Parked{.unit = options_.parking->add(slots_)}).first;
+  Fence until = readers(users_[slot], stream);
+  std::vector<ParkedPage> pages = slots_->park(slot, length, until);
+  Slots::Needs(*slots_).note_use(slot);
+  ParkHint told = hint;
+  told.new_tokens = (length - std::min(length, parked->second.since)).count;
+  parked->second.since = length;
+  fences_[slot] = until;
+  states_[slot] = SlotState::parked;
+  previous_[slot] = lengths_[slot];
+  options_.parking->park(parked->second.unit, std::move(pages), std::move(until), told);
+}
+
+void KvCache::prefetch(std::span<const std::int32_t> slots, Nanoseconds by) {
+  slots_->pool().fork_guard().require_parent("this cache");
+  std::lock_guard lock(mutex_);
+  for (const std::int32_t slot : slots) require_open(static_cast<std::uint32_t>(slot));
+  for (const std::int32_t number : slots) {
+    const auto slot = static_cast<std::uint32_t>(number);
+    if (states_[slot] == SlotState::parked) options_.parking->want(parked_.at(slot).unit, by, false);
+  }
+}
+
+bool KvCache::ready(std::uint32_t slot) {
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  return is_awake(slot) || options_.parking->there(parked_.at(slot).unit);
+}
+
+Tokens KvCache::lost(std::uint32_t slot) const {
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  const auto parked = parked_.find(slot);
+  return parked == parked_.end() ? Tokens{} : parked->second.lost;
+}
+
+void KvCache::wake(std::unique_lock<Mutex>& lock, std::uint32_t slot) {
+  const auto number = static_cast<std::int32_t>(slot);
+  while (!is_awake(slot)) {
+    bring_back(lock, std::span(&number, 1));
+    require_open(slot);
+  }
+}
+
+/// Brings the parked ones among these back, and returns true; or waits for a moment, without the lock, and
+/// returns false. Throws OutOfPages, SequenceLost, and what Slots::adopt throws.
+bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots) {
+  Parking& parking = *options_.parking;
+  const Nanoseconds now = slots_->pool().clock().now();
+  bool all = true, memory = true;
+  for (const std::int32_t number : slots) {
+    const auto slot = static_cast<std::uint32_t>(number);
+    if (states_[slot] != SlotState::parked) continue;
+    const Presence presence = parking.want(parked_.at(slot).unit, now, true);
+    all &= presence == Presence::there;
+    memory &= presence != Presence::no_memory;
+  }
+  if (!memory) refuse_to_wake(slots);
+  if (all) return resume(slots);
+  lock.unlock();
+  parking.await();
+  parking.waited(slots_->pool().clock().now() - now);
+  lock.lock();
+  return false;
+}
+
+/// There is no memory for all of these at once.
+void KvCache::refuse_to_wake(std::span<const std::int32_t> slots) {
+  Bytes asked;
+  std::vector<std::uint32_t> fitting;
+  for (const std::int32_t number : slots) {
+    const auto slot = static_cast<std::uint32_t>(number);
+    if (states_[slot] != SlotState::parked) {
+      fitting.push_back(slot);
+      continue;
+    }
+    const UnitId unit = parked_.at(slot).unit;
+    if (options_.parking->there(unit)) fitting.push_back(slot);
+    options_.parking->unwant(unit);
+    asked += slots_->live({lengths_[slot]});
+  }
+  const Pool::Needs needs(slots_->pool());
+  throw OutOfPages(needs.out_of_pages(asked, slots_->tenant()), std::move(fitting));
+}
+
+/// All of these are there. Returns whether they are awake; else somebody has taken pages meanwhile.
+bool KvCache::resume(std::span<const std::int32_t> slots) {
+  std::vector<SequenceLost::Loss> losses;
+  for (const std::int32_t number : slots) {
+    const auto slot = static_cast<std::uint32_t>(number);
+    if (states_[slot] == SlotState::parked) resume(slot, losses);
+  }
+  if (!losses.empty()) throw SequenceLost(std::move(losses));
+  return true;
+}
+
+/// The parked sequence, whose pages are kept, is awake. Where it has lost tokens it has only those before.
+void KvCache::resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses) {
+  Parked& parked = parked_.at(slot);
+  const Tokens length{lengths_[slot]};
+  try {
+    slots_->adopt(slot, length, fences_[slot]);  // maps its tail
+  } catch (...) {
+    options_.parking->unwant(parked.unit);
+    throw;
+  }
+  std::optional<Tokens> lost = options_.parking->take(parked.unit, length);
+  Slots::Needs(*slots_).forget_use(slot);
+  states_[slot] = SlotState::running;
+  fences_[slot].clear();
+  if (!lost) return;
+  if (slots_->has_windows()) lost = Tokens{};  // what the window had before it is gone
+  slots_->truncate(slot, *lost, {});
+  index_.cut(slot, *lost);
+  parked.lost += length - *lost;
+  lengths_[slot] = previous_[slot] = static_cast<std::uint32_t>(lost->count);
+  losses.push_back({slot, *lost});
+}
+
+/// The sequence in the slot ends. False where it is parked and a tier still copies its pages: then the slot
+/// is free when that is over.
+bool KvCache::end_parked(std::uint32_t slot) {
+  const auto parked = parked_.find(slot);
+  if (parked == parked_.end()) return true;
+  const bool was_parked = states_[slot] == SlotState::parked;
+  if (!options_.parking->forget(parked->second.unit)) {
+    states_[slot] = SlotState::leaving;
+    leaving_.push_back(slot);
+    return false;
+  }
+  parked_.erase(parked);
+  if (!was_parked) return true;
+  Slots::Needs(*slots_).forget_use(slot);
+  slots_->resume(slot, {lengths_[slot]});
+  states_[slot] = SlotState::running;
+  return true;
+}
+
+/// Slots are free whose pages no tier copies any more.
+void KvCache::reap() {
+  for (const std::uint32_t slot : std::exchange(leaving_, {})) {
+    states_[slot] = SlotState::parked;
+    if (end_parked(slot)) close_slot(slot, {});
+  }
+}
+
+}  // namespace vmm

@@ -1,0 +1,261 @@
+// What the owners of parked units ask for. What the pager does about it is in parking_moves.cpp.
+#include "engine/parking.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "base/error.h"
+#include "engine/pager.h"
+#include "policy/eviction/eviction_policies.h"
+
+namespace vmm {
+namespace {
+
+constexpr Bytes bytes_in_flight = 32_MiB;     // a few milliseconds' worth: what is urgent waits behind them
+constexpr std::uint64_t least_in_flight = 8;  // pages
+constexpr Nanoseconds look_again = std::chrono::milliseconds(1);
+
+}  // namespace
+
+std::shared_ptr<Parking> Parking::make(std::shared_ptr<Pager> pager, std::unique_ptr<Tiers> tiers,
+                                       const std::string& policy) {
+  return share(std::make_shared<Parking>(std::move(pager), std::move(tiers), policy));
+}
+
+Parking::Parking(std::shared_ptr<Pager> pager, std::unique_ptr<Tiers> tiers, const std::string& policy)
+    : pager_(std::move(pager)),
+      tiers_(std::move(tiers)),
+      policy_(make_eviction_policy(policy, pager_->pool().budget().limit())) {}
+
+Pool& Parking::pool() const noexcept { return pager_->pool(); }
+
+void Parking::close() noexcept { shut(std::chrono::seconds(5)); }
+
+bool Parking::shut(Nanoseconds patience) {
+  {
+    const std::lock_guard lock(mutex_);
+    shut_ = true;
+  }
+  return tiers_->close(patience);
+}
+
+void Parking::notify() {
+  try {
+    pager_->notify(*this);
+  } catch (const std::bad_alloc&) {  // whoever waits notifies it again
+  }
+}
+
+void Parking::serve(Bytes page_bytes) {
+  const std::lock_guard lock(mutex_);
+  tiers_->serve(page_bytes, [self = self_] {
+    if (const std::shared_ptr<Growing> growing = self.lock()) static_cast<Parking&>(*growing).notify();
+  });
+  page_bytes_ = page_bytes;
+  most_in_flight_ =
+      static_cast<std::uint32_t>(std::max<std::uint64_t>(least_in_flight, bytes_in_flight / page_bytes));
+}
+
+UnitId Parking::add(std::shared_ptr<void> owner) {
+  const std::lock_guard lock(mutex_);
+  const UnitId id{++last_unit_};
+  units_.emplace(id, Unit{.owner = std::move(owner)});
+  return id;
+}
+
+std::uint32_t Parking::label_of(const std::string& category) {
+  if (category.empty()) return 0;
+  return labels_.emplace(category, static_cast<std::uint32_t>(labels_.size() + 1)).first->second;
+}
+
+void Parking::forget_copy(Page& page) {
+  if (page.copied) tiers_->give_back(page.place);
+  page.copied = false;
+}
+
+/// The unit's pages are these; copies of those that were there before are good still.
+void Parking::carry_copies(Unit& unit, std::vector<ParkedPage>&& pages) {
+  std::map<std::pair<const Reservation*, std::uint32_t>, Page*> before;
+  for (Page& page : unit.pages)
+    if (page.copied) before[{page.at.reservation, page.at.page.value}] = &page;
+  std::vector<Page> now;
+  now.reserve(pages.size());
+  unit.dirty = 0;
+  for (ParkedPage& each : pages) {
+    Page page{.at = each};
+    if (const auto found = before.find({each.reservation, each.page.value}); found != before.end()) {
+      page.place = found->second->place;
+      page.copied = std::exchange(found->second->copied, false);
+    }
+    unit.dirty += !page.copied;
+    now.push_back(page);
+  }
+  for (Page& page : unit.pages) forget_copy(page);
+  unit.pages = std::move(now);
+}
+
+void Parking::park(UnitId id, std::vector<ParkedPage> pages, Fence until, const ParkHint& hint) {
+  {
+    const std::lock_guard lock(mutex_);
+    Unit& one = unit(id);
+    carry_copies(one, std::move(pages));
+    one.until = std::move(until);
+    one.lost.reset();
+    one.stuck = one.urgent = one.no_memory = false;
+    one.next = 0;
+    one.phase = Phase::idle;
+    policy_->access(id, {.at = pool().clock().now(),
+                         .size = page_bytes_ * one.pages.size(),
+                         .priority = hint.priority,
+                         .label = label_of(hint.category),
+                         .whole_sequence = true,
+                         .new_blocks = static_cast<std::uint32_t>(hint.new_tokens)});
+    put_back(one);
+    any_parked_ = true;
+  }
+  notify();
+}
+
+/// What has been cleaned is needed by nobody; the rest is kept.
+void Parking::put_back(Unit& one) {
+  set_aside(one, [](const Page& page) { return page.copied && !page.moving; });
+}
+
+void Parking::put_back(UnitId id) {
+  const std::lock_guard lock(mutex_);
+  put_back(unit(id));
+}
+
+bool Parking::away(const Unit& one) {
+  const Pool::Needs needs(pool());
+  return !std::ranges::all_of(one.pages, [&](const Page& page) {
+    return needs.resident(*page.at.reservation, {page.at.page, {1}}).count == 1;
+  });
+}
+
+bool Parking::there(UnitId id) {
+  const std::lock_guard lock(mutex_);
+  const Unit& one = unit(id);
+  if (one.phase == Phase::running) return true;
+  return one.phase != Phase::loading && !away(one);
+}
+
+Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
+  {
+    const std::lock_guard lock(mutex_);
+    Unit& one = unit(id);
+    if (urgent && std::exchange(one.no_memory, false)) return Presence::no_memory;
+    const bool anew = one.phase == Phase::idle || (one.phase == Phase::there && one.urgent < urgent);
+    if (anew) one.phase = Phase::wanted;
+    one.by = anew ? by : std::min(one.by, by);
+    one.urgent |= urgent;
+    if (anew && urgent && one.moving == 0) begin_load(one);
+    if (one.phase == Phase::there && one.moving == 0) return Presence::there;
+  }
+  notify();
+  return Presence::coming;
+}
+
+void Parking::unwant(UnitId id) {
+  const std::lock_guard lock(mutex_);
+  Unit& one = unit(id);
+  one.urgent = one.no_memory = false;
+  if (one.phase == Phase::wanted) one.phase = Phase::idle;
+  if (one.phase != Phase::there) return;  // what is being loaded is finished first
+  one.phase = Phase::idle;
+  put_back(one);
+}
+
+std::optional<Tokens> Parking::take(UnitId id, Tokens length) {
+  const std::lock_guard lock(mutex_);
+  Unit& one = unit(id);
+  one.phase = Phase::running;
+  one.urgent = one.no_memory = false;
+  if (policy_->holds(id)) policy_->evicted(id);  // it is no victim while it runs, but it will come back
+  const Tokens good = one.lost ? std::min(*one.lost, length) : length;
+  for (Page& page : one.pages) {
+    page.away = page.mapped = false;
+    if (page.at.complete > good) forget_copy(page);
+  }
+  return one.lost;
+}
+
+bool Parking::settled(UnitId id) {
+  const std::lock_guard lock(mutex_);
+  const Unit& one = unit(id);
+  return one.moving == 0 && !one.mapping && one.phase != Phase::loading;
+}
+
+void Parking::cut(UnitId id, Tokens to) {
+  const std::lock_guard lock(mutex_);
+  for (Page& page : unit(id).pages)
+    if (page.at.complete > to) forget_copy(page);
+}
+
+bool Parking::forget(UnitId id) {
+  std::shared_ptr<void> owner;  // whose end takes locks
+  const std::lock_guard lock(mutex_);
+  const auto found = units_.find(id);
+  if (found == units_.end()) return true;
+  Unit& one = found->second;
+  policy_->forget(id);
+  one.phase = Phase::forgotten;
+  if (one.moving != 0 || one.mapping) return false;
+  for (Page& page : one.pages) forget_copy(page);
+  std::erase(cleaning_, id);
+  owner = std::move(one.owner);
+  units_.erase(found);
+  any_parked_ = !units_.empty();
+  return true;
+}
+
+bool Parking::can_clean(const Unit& one) const {
+  return cleanable(one) && one.dirty != 0 && !one.stuck && !pool().epochs().waits_for_open_epoch(one.until);
+}
+
+/// Whether pages are being cleaned, or there are some that can be.
+bool Parking::any_to_clean() const {
+  if (shut_) return false;
+  bool any = false, copies = !places_.empty() || tiers_->free_places() != 0;
+  for (const auto& [id, one] : units_) {
+    if (cleanable(one) && one.moving != 0) return true;
+    any |= can_clean(one);
+    if (one.phase == Phase::running && !copies)
+      copies = std::ranges::any_of(one.pages, [](const Page& page) { return page.copied; });
+  }
+  return any && copies;
+}
+
+bool Parking::make_room(Bytes wanted) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!any_to_clean()) return false;
+    demanded_ = std::max(demanded_, wanted);
+  }
+  notify();
+  return true;
+}
+
+void Parking::await() {
+  {
+    std::unique_lock lock(mutex_);
+    pool().clock().wait(lock, moved_, look_again);
+  }
+  notify();  // a tier that hangs tells nobody
+}
+
+void Parking::waited(Nanoseconds time) {
+  const std::lock_guard lock(mutex_);
+  figures_.waited += time;
+}
+
+ParkingFigures Parking::figures() {
+  const std::lock_guard lock(mutex_);
+  ParkingFigures out = figures_;
+  out.page_bytes = page_bytes_;
+  for (const auto& [id, one] : units_) out.parked += one.phase != Phase::running;
+  return out;
+}
+
+}  // namespace vmm

@@ -1,0 +1,233 @@
+// Parking: sequences that are idle, whose memory others may have meanwhile.
+//
+// What is parked keeps its place and its addresses. Where memory is short its pages are *cleaned*: copied to
+// a tier below the device (tiers.h), from which each can be had again. A page that is clean is needed by
+// nobody: the pool takes it as it takes any surplus, and nobody else ever maps that place. So a page of a
+// parked sequence that is Resident holds what the sequence left there, and one that is not must be *loaded*
+// before the sequence goes on. Until a page has been cleaned it is kept.
+//
+// The pager does the work, in small pieces, and threads of the tiers copy. Nobody waits for a tier but
+// whoever wants a sequence back now.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/lock.h"
+#include "engine/growing.h"
+#include "engine/parked_page.h"
+#include "engine/tiers.h"
+#include "policy/eviction/eviction_policy.h"
+
+namespace vmm {
+
+class Pager;
+
+/// What is known about a sequence when it is parked.
+struct ParkHint {
+  std::uint64_t new_tokens = 0;  // since it was last parked
+  std::string category = {};     // what its user calls its kind
+  int priority = 0;              // the higher, the longer it stays
+};
+
+/// Whether a sequence is on the device again.
+enum class Presence : std::uint8_t { coming, there, no_memory };
+
+struct ParkingFigures {
+  Bytes page_bytes;           // 0: nothing has been parked yet
+  std::uint64_t parked = 0;   // sequences
+  std::uint64_t cleaned = 0;  // pages, in all
+  std::uint64_t loaded = 0;
+  std::uint64_t lost = 0;
+  std::uint64_t loads = 0;  // of sequences of which something was away
+  Nanoseconds loading{};    // from when a load began until it ended, summed over these
+  Nanoseconds waited{};     // of it, while somebody waited for the sequence
+};
+
+/// Safe from any thread. A sequence, or whatever else is parked as one, is a unit: it is parked, wanted back,
+/// taken, and parked again.
+class Parking final : public Growing {
+ public:
+  /// Throws InvalidArgument for a policy that is unknown.
+  static std::shared_ptr<Parking> make(std::shared_ptr<Pager> pager, std::unique_ptr<Tiers> tiers,
+                                       const std::string& policy);
+  Parking(std::shared_ptr<Pager> pager, std::unique_ptr<Tiers> tiers,
+          const std::string& policy);  // for make()
+
+  /// Pages of this size are going to be parked. Throws as Tiers::serve.
+  void serve(Bytes page_bytes);
+
+  /// The unit's pages will be parts of what `owner` owns, which lives until no transfer touches them.
+  UnitId add(std::shared_ptr<void> owner);
+  /// The pages, which are kept and Resident, belong to a unit that is idle from now on. When `until` is
+  /// complete nothing writes to them any more.
+  void park(UnitId unit, std::vector<ParkedPage> pages, Fence until, const ParkHint& hint);
+  /// The unit should be there by then. What is there by now is kept where it is `urgent`, and else goes only
+  /// when others need it for what they keep. Says how far that is. `no_memory` is said once, to whom it was
+  /// urgent: nothing more will come, for the unit is not wanted any more.
+  Presence want(UnitId unit, Nanoseconds by, bool urgent);
+  /// Whether all of the unit is on the device now.
+  bool there(UnitId unit);
+  /// Nobody wants it back any more.
+  void unwant(UnitId unit);
+  /// The unit's owner has kept its pages, all of which were there: it has `length` tokens, and will write to
+  /// what comes after them. Copies stay of what will not be written. Returns the first token that was lost,
+  /// if any was.
+  std::optional<Tokens> take(UnitId unit, Tokens length);
+  /// What was kept of a unit that is parked, and settled, is needed as before.
+  void put_back(UnitId unit);
+  /// Nothing moves from or to the unit's pages.
+  bool settled(UnitId unit);
+  /// A unit that is not parked will write to what comes after its first `to` tokens.
+  void cut(UnitId unit, Tokens to);
+  /// The unit will not come back. False where transfers still touch its pages, which must be left alone
+  /// until it is true: then this must be called again, unless the unit's owner ends, too.
+  bool forget(UnitId unit);
+
+  /// An epoch has ended, or memory has become less: there may be something to clean.
+  void look() {
+    if (any_parked_.load(std::memory_order_relaxed)) notify();
+  }
+  /// So many bytes are lacking. True where pages are being cleaned, or will be: then await() and try again.
+  bool make_room(Bytes wanted);
+  /// Waits until something has moved, or for a moment.
+  void await();
+  /// Somebody has waited so long.
+  void waited(Nanoseconds time);
+
+  ParkingFigures figures();
+  Tiers& tiers() noexcept { return *tiers_; }
+  /// Ends the tiers: see Tiers::close.
+  bool shut(Nanoseconds patience);
+
+  Pool& pool() const noexcept override;
+  /// Does a piece of what is to be done: collects, loads, cleans.
+  Ahead map_ahead(Bytes batch, Pages lookahead) override;
+
+ private:
+  struct Page {
+    ParkedPage at;
+    TierPlace place{};
+    std::uint8_t failures = 0;
+    bool copied = false;  // the copy at `place` is good
+    bool moving = false;
+    bool away = false;     // to be loaded
+    bool mapped = false;   // for that
+    bool cleaned = false;  // lately: it is kept still
+  };
+  enum class Phase : std::uint8_t { running, idle, wanted, loading, there, forgotten };
+  struct Unit {
+    std::shared_ptr<void> owner;
+    std::vector<Page> pages{};
+    Fence until{};
+    Phase phase = Phase::running;
+    bool cleaning = false;  // it is among cleaning_
+    bool stuck = false;     // its pages cannot be cleaned: a tier failed too often
+    bool urgent = false;
+    bool no_memory = false;  // for a load that was urgent
+    bool mapping = false;    // the pager maps pages of it, without the lock
+    std::uint32_t next = 0;  // the page to clean, or to load, next
+    std::uint32_t moving = 0;
+    std::uint32_t dirty = 0;  // pages without a copy
+    Nanoseconds by{};
+    Nanoseconds began{};
+    std::optional<Tokens> lost{};
+  };
+  using Lock = std::unique_lock<Mutex>;
+  using Units = std::map<UnitId, Unit>;
+  /// What a piece of work leaves to be done.
+  struct Left {
+    bool more = false;     // at once
+    bool later = false;    // in a moment
+    bool starved = false;  // when somebody gives memory up
+  };
+
+  void close() noexcept override;
+  void notify();
+  Unit& unit(UnitId id) { return units_.at(id); }
+  std::uint32_t label_of(const std::string& category);
+  bool away(const Unit& unit);
+  void forget_copy(Page& page);
+  void carry_copies(Unit& unit, std::vector<ParkedPage>&& pages);
+  using Ranges = std::vector<std::pair<Reservation*, std::vector<PageRange>>>;
+  template <class Is>
+  static Ranges ranges(const Unit& unit, Is is);
+  template <class Is>
+  void set_aside(const Unit& unit, Is is);
+  void put_back(Unit& unit);
+  enum class Kept : std::uint8_t { all, some, refused };
+  Kept keep_resident(Unit& unit);
+
+  void collect();
+  void written(Unit& unit, Page& page, Outcome outcome);
+  void read(Unit& unit, Page& page, Outcome outcome);
+  void end_of_transfer(UnitId id, Unit& unit);
+  void begin_load(Unit& unit);
+  Units::iterator next_wanted();
+  void load(Lock& lock, Bytes batch, Left& left);
+  bool map_some(Lock& lock, UnitId id, Bytes batch, Left& left);
+  bool await_memory(Unit& unit, Left& left);
+  static bool cleanable(const Unit& unit);
+  void read_mapped(UnitId id, Unit& unit);
+  void finish_load(Unit& unit);
+  void give_up(Unit& unit);
+  void choose_victims();
+  void clean(Left& left);
+  bool clean(UnitId id, Unit& unit, Left& left);
+  bool submit(TransferKind kind, UnitId id, std::uint32_t page);
+  bool take_places();
+  bool take_copies_of_running();
+  bool can_clean(const Unit& unit) const;
+  bool any_to_clean() const;
+  std::uint32_t room() const { return most_in_flight_ - std::min(most_in_flight_, in_flight_); }
+
+  const std::shared_ptr<Pager> pager_;
+  const std::unique_ptr<Tiers> tiers_;
+  mutable Mutex mutex_{LockRank::parking};  // guards what follows
+  Condition moved_;
+  std::unique_ptr<EvictionPolicy> policy_;
+  std::map<std::string, std::uint32_t> labels_;
+  Units units_;
+  std::deque<UnitId> cleaning_;                 // chosen by the policy
+  std::vector<std::shared_ptr<void>> orphans_;  // owners of units that are gone, to end without the lock
+  std::vector<TierPlace> places_;               // taken, for what is cleaned next
+  std::uint64_t last_unit_ = 0;
+  Bytes page_bytes_;
+  Bytes demanded_;  // to be cleaned, because somebody waits for it
+  std::uint32_t in_flight_ = 0;
+  std::uint32_t most_in_flight_ = 0;
+  bool shut_ = false;
+  std::atomic<bool> any_parked_{false};  // since all were gone
+  ParkingFigures figures_;
+};
+
+/// The pages of the unit that `is(page)`, by their reservations.
+template <class Is>
+Parking::Ranges Parking::ranges(const Unit& unit, Is is) {
+  Ranges out;
+  for (const Page& each : unit.pages) {
+    if (!is(each)) continue;
+    if (out.empty() || out.back().first != each.at.reservation) out.push_back({each.at.reservation, {}});
+    std::vector<PageRange>& last = out.back().second;
+    if (!last.empty() && last.back().first.value + last.back().count.count == each.at.page.value)
+      last.back().count += Pages{1};
+    else
+      last.push_back({each.at.page, {1}});
+  }
+  return out;
+}
+
+/// Nobody needs those of the unit's pages that `is(page)`.
+template <class Is>
+void Parking::set_aside(const Unit& unit, Is is) {
+  for (const auto& [reservation, pages] : ranges(unit, is)) pool().set_aside(*reservation, pages, unit.until);
+}
+
+}  // namespace vmm

@@ -1,0 +1,97 @@
+#include "engine/tiers.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "tier/host_store.h"
+#include "tier/slot_file.h"
+
+namespace vmm {
+
+Tiers::Tiers(TiersOptions options, std::shared_ptr<SlabMemory> memory, std::shared_ptr<SlotCalls> calls,
+             std::shared_ptr<Clock> clock, std::shared_ptr<Log> log)
+    : options_(std::move(options)),
+      memory_(std::move(memory)),
+      calls_(std::move(calls)),
+      clock_(std::move(clock)),
+      log_(std::move(log)) {}
+
+void Tiers::serve(Bytes page_bytes, const std::function<void()>& on_end) {
+  if (serves() && page_bytes != page_bytes_)
+    throw InvalidArgument("page_bytes is " + std::to_string(page_bytes.count) +
+                          "; the pool's tiers have pages of " + std::to_string(page_bytes_.count) +
+                          " bytes, as the first cache that used them");
+  if (serves()) return;
+  std::vector<std::unique_ptr<TierStore>> stores;
+  std::vector<const char*> names;
+  if (options_.host.count != 0) {
+    stores.push_back(make_host_store({.capacity = options_.host, .slot = page_bytes, .on_end = on_end},
+                                     memory_, clock_, log_));
+    names.push_back("host");
+  }
+  if (options_.file.count != 0) {
+    stores.push_back(make_slot_file(
+        {.directory = options_.directory, .capacity = options_.file, .slot = page_bytes, .on_end = on_end},
+        calls_, clock_, log_));
+    names.push_back("file");
+  }
+  stores_ = std::move(stores);
+  names_ = std::move(names);
+  page_bytes_ = page_bytes;
+}
+
+std::size_t Tiers::alignment() const {
+  std::size_t most = 1;
+  for (const auto& store : stores_) most = std::max(most, store->alignment());
+  return most;
+}
+
+std::vector<TierPlace> Tiers::take(std::uint32_t count) {
+  std::vector<TierPlace> out;
+  for (std::uint32_t tier = 0; tier < stores_.size() && out.empty(); ++tier) {
+    TierStore& store = *stores_[tier];
+    // Others may take some meanwhile; then the next tier will do.
+    const auto some = static_cast<std::uint32_t>(std::min<std::uint64_t>(count, store.figures().free));
+    if (some == 0) continue;
+    for (const TierSlot& slot : store.take(some)) out.push_back({tier, slot});
+  }
+  return out;
+}
+
+std::uint64_t Tiers::free_places() const {
+  std::uint64_t sum = 0;
+  for (const auto& store : stores_) {
+    const TierFigures figures = store->figures();
+    if (!figures.read_only) sum += figures.free;
+  }
+  return sum;
+}
+
+bool Tiers::submit(TransferKind kind, const TierPlace& place, std::byte* memory, std::uint64_t tag) {
+  const Transfer transfer{kind, place.slot, memory, tag};
+  return stores_[place.tier]->submit(std::span(&transfer, 1)) == 1;
+}
+
+std::size_t Tiers::poll(std::span<Ended> out) {
+  std::array<Completion, 64> ends;
+  std::size_t count = 0;
+  for (const auto& store : stores_)
+    for (;;) {
+      const std::size_t got = store->poll(std::span(ends).first(std::min(ends.size(), out.size() - count)));
+      for (std::size_t i = 0; i < got; ++i) out[count++] = {ends[i].transfer.tag, ends[i].outcome};
+      if (got == 0) break;
+    }
+  return count;
+}
+
+bool Tiers::close(Nanoseconds patience) {
+  const Nanoseconds until = clock_->now() + patience;
+  bool all = true;
+  for (const auto& store : stores_) all &= store->close(std::max(until - clock_->now(), Nanoseconds{0})) == 0;
+  return all;
+}
+
+}  // namespace vmm

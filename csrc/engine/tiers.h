@@ -1,0 +1,80 @@
+// The tiers below the device: where copies of its pages are, the host's memory first and then a file.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "driver/slab_memory.h"
+#include "tier/slot_calls.h"
+#include "tier/tier_store.h"
+
+namespace vmm {
+
+struct TiersOptions {
+  Bytes host{};           // 0: no tier in the host's memory
+  std::string directory;  // of the file
+  Bytes file{};           // 0: no tier in a file
+};
+
+/// Where a copy is.
+struct TierPlace {
+  std::uint32_t tier = 0;
+  TierSlot slot{};
+};
+
+/// Every method but serve() is safe from any thread. None of them waits for a tier but close().
+class Tiers {
+ public:
+  struct Ended {
+    std::uint64_t tag = 0;
+    Outcome outcome = Outcome::done;
+  };
+
+  Tiers(TiersOptions options, std::shared_ptr<SlabMemory> memory, std::shared_ptr<SlotCalls> calls,
+        std::shared_ptr<Clock> clock, std::shared_ptr<Log> log);
+
+  /// From now on these are tiers for pages of this size. `on_end` is called, by threads of the tiers, when
+  /// transfers have ended. Calling it again with the same size does nothing. Throws InvalidArgument for
+  /// another size, and what make_host_store() and make_slot_file() throw.
+  void serve(Bytes page_bytes, const std::function<void()>& on_end);
+  bool serves() const noexcept { return !stores_.empty(); }
+  /// What addresses of pages must be multiples of.
+  std::size_t alignment() const;
+
+  /// At most so many places, all in one tier: the first that has any.
+  std::vector<TierPlace> take(std::uint32_t count);
+  void give_back(const TierPlace& place) { stores_[place.tier]->give_back(place.slot); }
+  std::uint64_t free_places() const;
+
+  /// Begins to move a page. False where too much is under way; throws what TierStore::submit throws.
+  bool submit(TransferKind kind, const TierPlace& place, std::byte* memory, std::uint64_t tag);
+  /// Collects what has ended, and returns how many.
+  std::size_t poll(std::span<Ended> out);
+
+  std::uint32_t count() const noexcept { return static_cast<std::uint32_t>(stores_.size()); }
+  /// "host" or "file".
+  const char* name(std::uint32_t tier) const { return names_.at(tier); }
+  TierFigures figures(std::uint32_t tier) const { return stores_.at(tier)->figures(); }
+
+  /// What has not begun fails. Waits for the rest, for `patience` at most; true when nothing is left.
+  bool close(Nanoseconds patience);
+
+ private:
+  const TiersOptions options_;
+  const std::shared_ptr<SlabMemory> memory_;
+  const std::shared_ptr<SlotCalls> calls_;
+  const std::shared_ptr<Clock> clock_;
+  const std::shared_ptr<Log> log_;
+  Bytes page_bytes_;
+  std::vector<std::unique_ptr<TierStore>> stores_;  // the fastest first
+  std::vector<const char*> names_;
+};
+
+}  // namespace vmm

@@ -1,0 +1,58 @@
+"""Tiers below the device: what a pool is asked for, and what it says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmm.errors import InvalidArgument
+from vmm.pool_stats import StoreStats, TierStats
+from vmm.units import parse_bytes
+
+
+def checked_host(host: int | str | None) -> int:
+    """The bytes of a tier in the host's memory; 0 for none."""
+    return 0 if host is None else parse_bytes(host, "host")
+
+
+def checked_nvme(nvme: Any) -> tuple[str, int]:
+    """The directory, and the bytes, of a tier in a file: ``"/mnt/nvme/vmm:500GiB"``. None is no tier."""
+    if nvme is None:
+        return "", 0
+    directory, colon, size = nvme.rpartition(":") if isinstance(nvme, str) else ("", "", "")
+    if not colon or not directory:
+        raise InvalidArgument(f"nvme is {nvme!r}; expected a directory and a size, as '/mnt/nvme/vmm:500GiB'")
+    return directory, parse_bytes(size, "nvme")
+
+
+def tier_stats(core: dict[str, Any] | None) -> TierStats | None:
+    """What the engine says of the tiers."""
+    if core is None:
+        return None
+    page_bytes = core["page_bytes"]
+    return TierStats(
+        parked_sequences=core["parked_sequences"],
+        cleaned_pages=core["cleaned_pages"],
+        loaded_pages=core["loaded_pages"],
+        lost_pages=core["lost_pages"],
+        loads=core["loads"],
+        loading_ms=core["loading_ns"] / 1e6,
+        waited_ms=core["waited_ns"] / 1e6,
+        host=_store_stats(core.get("host"), page_bytes),
+        file=_store_stats(core.get("file"), page_bytes),
+    )
+
+
+def _store_stats(store: dict[str, Any] | None, page_bytes: int) -> StoreStats | None:
+    if store is None:
+        return None
+    unused = store["free"] + store["quarantined"]
+    return StoreStats(
+        capacity_bytes=store["slots"] * page_bytes,
+        used_bytes=(store["slots"] - unused) * page_bytes,
+        quarantined_bytes=store["quarantined"] * page_bytes,
+        written_bytes=store["written_bytes"],
+        read_bytes=store["read_bytes"],
+        verified_pages=store["verified"],
+        failures=store["write_failures"] + store["read_failures"] + store["corrupt"] + store["timed_out"],
+        read_only=store["read_only"],
+    )
