@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/undo.h"
 #include "engine/pager.h"
+#include "engine/parking.h"
 
 namespace vmm {
 

@@ -19,14 +19,17 @@
 #include "base/lock.h"
 #include "engine/cached_slots.h"
 #include "engine/free_slots.h"
-#include "engine/parking.h"
+#include "engine/parked_page.h"
 #include "engine/slots_needs.h"
 #include "policy/arrival_predictor.h"
 #include "policy/attach_costs.h"
+#include "policy/eviction/eviction_policy.h"
 #include "policy/growth_predictor.h"
 #include "policy/prefix_index.h"
 
 namespace vmm {
+
+class Parking;
 
 struct KvCacheOptions {
   Tokens tail{};              // so many more are mapped past each length

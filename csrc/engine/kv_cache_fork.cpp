@@ -104,7 +104,11 @@ std::vector<std::uint32_t> KvCache::fork(std::uint32_t slot, std::uint32_t count
   pool.fork_guard().require_parent("this cache");
   stream = pool.epochs().named(stream);
   std::unique_lock lock(mutex_);
-  await_slots_for_fork(lock, slot, count, stream);
+  require_open(slot);
+  do {
+    wake(lock, slot);
+    await_slots_for_fork(lock, slot, count, stream);
+  } while (!is_awake(slot));
   require_over_elsewhere(slot, stream);
   note_copier(slot, stream);
   std::vector<std::uint32_t> out;

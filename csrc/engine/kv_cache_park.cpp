@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "engine/kv_cache.h"
+#include "engine/parking.h"
 
 namespace vmm {
 namespace {

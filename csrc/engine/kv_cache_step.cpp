@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "engine/kv_cache.h"
+#include "engine/parking.h"
 
 namespace vmm {
 namespace {

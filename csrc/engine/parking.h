@@ -30,13 +30,6 @@ namespace vmm {
 
 class Pager;
 
-/// What is known about a sequence when it is parked.
-struct ParkHint {
-  std::uint64_t new_tokens = 0;  // since it was last parked
-  std::string category = {};     // what its user calls its kind
-  int priority = 0;              // the higher, the longer it stays
-};
-
 /// Whether a sequence is on the device again.
 enum class Presence : std::uint8_t { coming, there, no_memory };
 
@@ -174,11 +167,13 @@ class Parking final : public Growing {
   void load(Lock& lock, Bytes batch, Left& left);
   bool map_some(Lock& lock, UnitId id, Bytes batch, Left& left);
   bool await_memory(Unit& unit, Left& left);
+  void starve(Unit& unit, Bytes lacking, Left& left);
   static bool cleanable(const Unit& unit);
   void read_mapped(UnitId id, Unit& unit);
   void finish_load(Unit& unit);
   void give_up(Unit& unit);
   void choose_victims();
+  std::optional<UnitId> next_victim();
   void clean(Left& left);
   bool clean(UnitId id, Unit& unit, Left& left);
   bool submit(TransferKind kind, UnitId id, std::uint32_t page);

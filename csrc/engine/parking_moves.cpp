@@ -209,11 +209,14 @@ bool Parking::map_some(Lock& lock, UnitId id, Bytes batch, Left& left) {
   while (one.next < one.pages.size() && (!one.pages[one.next].away || one.pages[one.next].mapped)) ++one.next;
   read_mapped(id, one);
   const bool all = std::ranges::all_of(some, [&](std::uint32_t i) { return one.pages[i].mapped; });
-  if (starved || !all) left.later = true;
+  if (starved && one.phase == Phase::loading)
+    starve(one, page_bytes_ * some.size(), left);
+  else if (!all)
+    left.later = true;
   return !starved && all && one.phase == Phase::loading && one.next < one.pages.size();
 }
 
-/// Whether the unit must wait for memory. Where none will come for one that is urgent, that is given up.
+/// Whether the unit must wait for memory, or is given up because none will come.
 bool Parking::await_memory(Unit& one, Left& left) {
   const bool begun = one.phase == Phase::loading;
   std::uint64_t missing = 0, surplus = 0;  // pages; what is there, and is needed by nobody, is not to be had
@@ -230,23 +233,28 @@ bool Parking::await_memory(Unit& one, Left& left) {
   const Bytes needed = page_bytes_ * (missing + surplus);
   const Bytes available = pool().reclaiming().available(tenant, one.urgent ? Need::kept : Need::announced);
   if (available >= needed) return false;
+  starve(one, needed - available, left);
+  return true;
+}
+
+/// The unit lacks so much memory. It waits for what is being cleaned; where that is nothing, it is given up.
+void Parking::starve(Unit& one, Bytes lacking, Left& left) {
   if (any_to_clean()) {
-    demanded_ = std::max(demanded_, needed - available);
+    demanded_ = std::max(demanded_, lacking);
     left.later = true;
-    return true;
+    return;
   }
   left.starved = true;
-  if (one.moving != 0) return true;
+  if (one.moving != 0) return;
   // Others that are loaded ahead must not have what this one lacks. When memory is given up they begin anew.
   if (one.urgent)
     for (auto& [id, other] : units_)
       if (other.phase == Phase::loading && !other.urgent && other.moving == 0) {
         give_up(other);
         left.more = true;
-        return true;
+        return;
       }
-  if (one.urgent || begun) give_up(one);
-  return true;
+  if (one.urgent || one.phase == Phase::loading) give_up(one);
 }
 
 /// Begins to read what is mapped for that, as far as there is room among what is under way.
@@ -312,16 +320,27 @@ void Parking::choose_victims() {
   }
   for (const UnitId id : cleaning_) lacking -= std::min(lacking, page_bytes_ * unit(id).dirty);
   while (lacking.count != 0) {
-    const std::optional<UnitId> victim = policy_->victim(pool().clock().now());
+    const std::optional<UnitId> victim = next_victim();
     if (!victim) return;
-    policy_->evicted(*victim);
     Unit& one = unit(*victim);
-    if (!cleanable(one) || one.dirty == 0 || one.stuck) continue;
     one.cleaning = true;
     one.next = 0;
     cleaning_.push_back(*victim);
     lacking -= std::min(lacking, page_bytes_ * one.dirty);
   }
+}
+
+/// The unit that is to be cleaned next: the policy's choice, or else one that was chosen before, but was
+/// wanted back then.
+std::optional<UnitId> Parking::next_victim() {
+  const auto to_clean = [&](UnitId id) { return can_clean(unit(id)) && !unit(id).cleaning; };
+  while (const std::optional<UnitId> victim = policy_->victim(pool().clock().now())) {
+    policy_->evicted(*victim);
+    if (to_clean(*victim)) return victim;
+  }
+  for (const auto& [id, one] : units_)
+    if (to_clean(id)) return id;
+  return std::nullopt;
 }
 
 void Parking::clean(Left& left) {

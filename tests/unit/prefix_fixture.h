@@ -2,14 +2,18 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "engine/kv_cache.h"
+#include "engine/pager_thread.h"
+#include "engine/parking.h"
 #include "sharing_fixture.h"
 
 namespace vmm {
@@ -55,6 +59,31 @@ struct PrefixOptions {
   Tokens window{};  // of the first lease's layers
   Tokens tail{};
   bool slow_maps = false;  // then copies are cheaper
+  Bytes host{}, file{};    // tiers, where sequences can be parked
+  std::string policy = "predictive";
+};
+
+/// Where pages move while the test waits: a pager's thread, and time that goes on.
+class Background {
+ public:
+  Background(std::shared_ptr<Pager> pager, ManualClock& clock)
+      : pager_(std::move(pager)), ticks_([this, &clock] {
+          while (!stop_) {
+            clock.advance(std::chrono::microseconds(100));
+            std::this_thread::sleep_for(std::chrono::microseconds(100));
+          }
+        }) {}
+  ~Background() {
+    stop_ = true;
+    ticks_.join();
+  }
+  Background(const Background&) = delete;
+  Background& operator=(const Background&) = delete;
+
+ private:
+  PagerThread pager_;
+  std::atomic<bool> stop_{false};
+  std::thread ticks_;
 };
 
 /// Numbers that nobody else begins with.
@@ -87,10 +116,19 @@ struct PrefixCache : TestPool {
       leases.push_back(reserve(1_MiB, options.slots * options.extents));
       parts.push_back({leases[i], 0, options.extents, options.record, i == 0 ? options.window : Tokens{}});
     }
-    cache = std::make_unique<KvCache>(pager, parts, options.slots, KvCacheOptions{.tail = options.tail});
+    if (options.host.count + options.file.count != 0) {
+      auto tiers = std::make_unique<Tiers>(TiersOptions{options.host, "/tmp", options.file}, plain_slabs(),
+                                           std::make_shared<SlotCalls>(), clock, std::make_shared<Log>());
+      parking = Parking::make(pager, std::move(tiers), options.policy);
+      background = std::make_unique<Background>(pager, *clock);
+    }
+    cache = std::make_unique<KvCache>(pager, parts, options.slots,
+                                      KvCacheOptions{.tail = options.tail, .parking = parking});
   }
   ~PrefixCache() {
     cache.reset();
+    parking.reset();
+    background.reset();
     leases.clear();
     finish_work();
     require_nothing_left(*this);
@@ -222,6 +260,8 @@ struct PrefixCache : TestPool {
   PrefixStats stats() const { return cache->prefix_stats(); }
 
   const PrefixOptions options;
+  std::shared_ptr<Parking> parking;
+  std::unique_ptr<Background> background;
   std::vector<std::shared_ptr<Lease>> leases;
   std::unique_ptr<KvCache> cache;
 };
