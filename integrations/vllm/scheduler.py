@@ -128,9 +128,9 @@ class SchedulerSide:
             growth.step()
 
     def stats(self) -> VmmStats | None:
-        """What has changed, but not with every step."""
+        """What has changed; but not with every step, unless it may be the last for long."""
         growth, now = self.growth, time.monotonic()
-        if now < self._stats_at:
+        if growth.running and now < self._stats_at:
             return None
         self._stats_at = now + _STATS_EVERY_S
         used = growth.rows.present - self._pool.get_num_free_blocks()
