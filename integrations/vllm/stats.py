@@ -1,7 +1,7 @@
 """What the plugin shows at vLLM's own Prometheus endpoint: ``vllm:vmm_…``.
 
-The figures are those of the last step. While the engine is idle nothing is sent, so what idle memory has been
-given back shows with the next step (`vmm leases` shows it at once).
+vLLM takes them from its engine with steps only, so an idle engine goes on showing those of its last step:
+what it has given back since shows with the next request (`vmm leases` shows it at once).
 """
 
 from __future__ import annotations
