@@ -130,6 +130,7 @@ void Blocks::change(Ids ids, Use use, bool in) {
     set_use(id, use, in);
     changed_.push_back(id);
   }
+  for (Lane& lane : lanes_) lane.end();
   pages_.clear();
   try {
     std::size_t most = 0;

@@ -5,6 +5,7 @@
 // a block costs the same however many layers there are. Such pages, one of each stretch, are a *row*.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -50,6 +51,18 @@ class Lane {
       std::uint32_t& users = users_[row][use];
       if (in ? users++ == 0 : --users == 0) note(row);
     }
+  }
+  /// Ends that: rows of blocks that came in any order are told to the pool in runs.
+  void end() noexcept {
+    std::ranges::sort(changed_, {}, &Rows::first);
+    std::size_t runs = 0;
+    for (const Rows& rows : changed_) {
+      if (runs != 0 && changed_[runs - 1].end == rows.first)
+        changed_[runs - 1].end = rows.end;
+      else
+        changed_[runs++] = rows;
+    }
+    changed_.resize(runs);
   }
   /// How many pages the noted rows have.
   std::size_t pages_changed() const noexcept {

@@ -48,7 +48,7 @@ void PageTable::count(PageIndex page, const VirtualPage& entry, bool in) {
   sums_.count(entry, page_bytes_, in);
   owners_.count(entry, page_bytes_, in);
   if (!entry.kept()) reclaimable_[static_cast<std::size_t>(entry.need)].set(page, in);
-  if (in) return;
+  if (in || entry.need != Need::none) return;
   idle_.set(page, false);
   aged_.set(page, false);
 }

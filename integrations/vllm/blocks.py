@@ -26,8 +26,7 @@ class ElasticBlockPool(BlockPool):
 
     @staticmethod
     def adopt(pool: BlockPool, growth: Growth) -> None:
-        pool.__class__ = ElasticBlockPool
-        pool.growth = growth  # type: ignore[attr-defined]
+        compat.become(pool, ElasticBlockPool, growth=growth)
 
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         growth = self.growth

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 if TYPE_CHECKING:
     from vllm.config import ParallelConfig, VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
     from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
@@ -63,9 +65,19 @@ def is_kv_allocation(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     )
 
 
-def is_free(block: KVCacheBlock) -> bool:
-    """Whether the block is in the free queue, which links its members."""
-    return block.prev_free_block is not None
+def become(pool: BlockPool, kind: type[BlockPool], **attributes: Any) -> None:
+    """Makes the pool one of this subclass, with these attributes, for everybody who holds it."""
+    pool.__class__ = kind
+    vars(pool).update(attributes)
+
+
+def blocks_of(pool: BlockPool, ids: Iterable[int]) -> list[KVCacheBlock]:
+    return [pool.blocks[block] for block in ids]
+
+
+def is_cached(block: KVCacheBlock) -> bool:
+    """Whether the prefix cache may find something in it."""
+    return block.block_hash is not None
 
 
 def take_all_free(pool: BlockPool) -> list[KVCacheBlock]:
@@ -103,6 +115,27 @@ def counting_only(pool: BlockPool, blocks: int) -> Iterator[None]:
         yield
     finally:
         pool.num_gpu_blocks = every
+
+
+def limit_watermark(manager: KVCacheManager, blocks: int) -> int:
+    """vLLM leaves some blocks free when it starts a request: a part of all blocks, of which most have no
+    memory here. From now on it is that part of ``blocks``. Returns how many that are."""
+    manager.watermark_blocks = manager.watermark_blocks * blocks // manager.block_pool.num_gpu_blocks
+    return manager.watermark_blocks
+
+
+def block_tokens(manager: KVCacheManager) -> list[int]:
+    """The tokens of a block in each group of layers."""
+    return [group.block_size for group in manager.coordinator.single_type_managers]
+
+
+def labelled(
+    metrics: KVConnectorPromMetrics, kind: Literal["gauge", "counter"], name: str, text: str
+) -> dict[int, Any]:
+    """A new metric with vLLM's labels, for each engine by its number."""
+    made = metrics._gauge_cls if kind == "gauge" else metrics._counter_cls
+    metric = made(name=name, documentation=text, labelnames=metrics._labelnames)
+    return {engine: metric.labels(*values) for engine, values in metrics.per_engine_labelvalues.items()}
 
 
 def blocks_of_a_request(vllm_config: VllmConfig, config: KVCacheConfig) -> int:

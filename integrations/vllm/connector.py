@@ -44,11 +44,11 @@ class VmmConnector(KVConnectorBase_V1, SupportsHMA):
         compat.check_processes(vllm_config.parallel_config)
         super().__init__(vllm_config, role, kv_cache_config)
         # For a consumer vLLM frees blocks only when no step in flight may still write them.
-        if self._kv_transfer_config.kv_role != "kv_both":
-            raise ValueError(
-                f"VmmConnector: 'kv_role' is {self._kv_transfer_config.kv_role!r}; expected 'kv_both'"
-            )
-        settings = settings_of(self._kv_transfer_config.kv_connector_extra_config)
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None
+        if transfer.kv_role != "kv_both":
+            raise ValueError(f"VmmConnector: 'kv_role' is {transfer.kv_role!r}; expected 'kv_both'")
+        settings = settings_of(transfer.kv_connector_extra_config)
         layout = layout_of(kv_cache_config)
         self.scheduler: SchedulerSide | None = None
         self.worker: WorkerSide | None = None

@@ -98,7 +98,7 @@ class Growth:
             ready = kind == "ready"
             self.rows.answer(ids, ready)
             if ready:
-                compat.put_first(self._pool, [self._pool.blocks[block] for block in ids])
+                compat.put_first(self._pool, compat.blocks_of(self._pool, ids))
                 self.fresh += len(ids)
                 self._retry_s = _RETRY_S
             else:
@@ -122,7 +122,7 @@ class Growth:
         """How many blocks at the front of the queue hold nothing that is cached, counted up to ``most``."""
         count = 0
         for block in compat.from_the_front(self._pool):
-            if block.block_hash is not None or count == most:
+            if compat.is_cached(block) or count == most:
                 break
             count += 1
         return count
@@ -226,7 +226,7 @@ class Growth:
         for row in self._rows_by_age():
             if most is not None and len(ids) >= most:
                 break
-            mine = [self._pool.blocks[block] for block in self.rows.blocks_of(row)]
+            mine = compat.blocks_of(self._pool, self.rows.blocks_of(row))
             for block in mine:
                 compat.take_free(self._pool, block)
                 ids.append(block.block_id)

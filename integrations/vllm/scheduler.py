@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from vmm.integrations.vllm import compat
 from vmm.integrations.vllm.blocks import ElasticBlockPool
 from vmm.integrations.vllm.growth import Growth
 from vmm.integrations.vllm.idle import IdleWatch
@@ -50,7 +51,7 @@ class SchedulerSide:
         hellos = [self._port(rank).hello for rank in range(self._ranks)]
         row = max(hello["row"] for hello in hellos)
         self._check(row, hellos)
-        self._block_sizes = [one.block_size for one in manager.coordinator.single_type_managers]
+        self._block_sizes = compat.block_tokens(manager)
         self._pool = manager.block_pool
         self._growth = Growth(
             self._pool,
@@ -61,11 +62,7 @@ class SchedulerSide:
             shrinks=all(hello["shrinks"] for hello in hellos),
         )
         ElasticBlockPool.adopt(self._pool, self._growth)
-        # vLLM counted these as a part of all blocks, of which most have no memory.
-        manager.watermark_blocks = (
-            manager.watermark_blocks * self._growth.rows.capacity // self._pool.num_gpu_blocks
-        )
-        self._growth.reserve = manager.watermark_blocks
+        self._growth.reserve = compat.limit_watermark(manager, self._growth.rows.capacity)
         self._watch = IdleWatch(self._growth, self._settings.idle_seconds)
         self._block_bytes = [hello["block_bytes"] for hello in hellos]
         self._link.on_pressure = lambda size: self._watch.press(-(-size // min(self._block_bytes)))
@@ -131,9 +128,9 @@ class SchedulerSide:
             growth.step()
 
     def stats(self) -> VmmStats | None:
-        """What has changed, but not with every step."""
+        """What has changed; but not with every step, unless it may be the last for long."""
         growth, now = self.growth, time.monotonic()
-        if now < self._stats_at:
+        if growth.running and now < self._stats_at:
             return None
         self._stats_at = now + _STATS_EVERY_S
         used = growth.rows.present - self._pool.get_num_free_blocks()

@@ -1,15 +1,16 @@
 """What the plugin shows at vLLM's own Prometheus endpoint: ``vllm:vmm_…``.
 
-The figures are those of the last step. While the engine is idle nothing is sent, so what idle memory has been
-given back shows with the next step (`vmm leases` shows it at once).
+vLLM takes them from its engine with steps only, so an idle engine goes on showing those of its last step:
+what it has given back since shows with the next request (`vmm leases` shows it at once).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from prometheus_client import Counter, Gauge
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
+
+from vmm.integrations.vllm import compat
 
 GAUGES = {
     "mapped_bytes": "Physical memory that the KV cache has, of all workers.",
@@ -46,12 +47,11 @@ class VmmPromMetrics(KVConnectorPromMetrics):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._gauges = {name: self._made(self._gauge_cls, name, text) for name, text in GAUGES.items()}
-        self._counters = {name: self._made(self._counter_cls, name, text) for name, text in COUNTERS.items()}
+        self._gauges = self._made("gauge", GAUGES)
+        self._counters = self._made("counter", COUNTERS)
 
-    def _made(self, kind: Any, name: str, text: str) -> dict[int, Gauge | Counter]:
-        metric = kind(name=f"vllm:vmm_{name}", documentation=text, labelnames=self._labelnames)
-        return {engine: metric.labels(*values) for engine, values in self.per_engine_labelvalues.items()}
+    def _made(self, kind: Literal["gauge", "counter"], texts: dict[str, str]) -> dict[str, dict[int, Any]]:
+        return {name: compat.labelled(self, kind, f"vllm:vmm_{name}", text) for name, text in texts.items()}
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         for name, gauges in self._gauges.items():

@@ -23,6 +23,7 @@ def test_with_ample_memory_all_is_as_with_stock(stock):
     assert ours["tokens"] == stock["tokens"], ours["log"]
     assert ours["metrics"].items() >= stock["metrics"].items()
     assert ours["metrics"]["vllm:vmm_mapped_bytes"] > 0
+    assert ours["metrics"]["vllm:vmm_live_bytes"] == 0, "what the last step of an engine says stays"
     assert ours["metrics"]["vllm:num_preemptions"] == 0
     busy, idle = ours["looks"]["busy"], ours["looks"]["idle"]
     assert busy["figures"][0]["mapped_bytes"] > 10 << 20
