@@ -181,6 +181,7 @@ class KvCache {
   bool bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots);
   bool resume(std::span<const std::int32_t> slots);
   void resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses);
+  void unwant(std::span<const std::int32_t> slots);
   [[noreturn]] void refuse_to_wake(std::span<const std::int32_t> slots);
   bool end_parked(std::uint32_t slot);
   void reap();

@@ -105,6 +105,7 @@ std::vector<std::uint32_t> KvCache::fork(std::uint32_t slot, std::uint32_t count
   stream = pool.epochs().named(stream);
   std::unique_lock lock(mutex_);
   require_open(slot);
+  reap();
   do {
     wake(lock, slot);
     await_slots_for_fork(lock, slot, count, stream);

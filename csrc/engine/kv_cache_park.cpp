@@ -85,12 +85,17 @@ bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int
   Parking& parking = *options_.parking;
   const Nanoseconds now = slots_->pool().clock().now();
   bool all = true, memory = true;
-  for (const std::int32_t number : slots) {
-    const auto slot = static_cast<std::uint32_t>(number);
-    if (states_[slot] != SlotState::parked) continue;
-    const Presence presence = parking.want(parked_.at(slot).unit, now, true);
-    all &= presence == Presence::there;
-    memory &= presence != Presence::no_memory;
+  try {
+    for (const std::int32_t number : slots) {
+      const auto slot = static_cast<std::uint32_t>(number);
+      if (states_[slot] != SlotState::parked) continue;
+      const Presence presence = parking.want(parked_.at(slot).unit, now, true);
+      all &= presence == Presence::there;
+      memory &= presence != Presence::no_memory;
+    }
+  } catch (...) {
+    unwant(slots);
+    throw;
   }
   if (!memory) refuse_to_wake(slots);
   if (all) return resume(slots);
@@ -99,6 +104,13 @@ bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int
   parking.waited(slots_->pool().clock().now() - now);
   lock.lock();
   return false;
+}
+
+void KvCache::unwant(std::span<const std::int32_t> slots) {
+  for (const std::int32_t number : slots) {
+    const auto slot = static_cast<std::uint32_t>(number);
+    if (states_[slot] == SlotState::parked) options_.parking->unwant(parked_.at(slot).unit);
+  }
 }
 
 /// There is no memory for all of these at once.
@@ -111,11 +123,10 @@ void KvCache::refuse_to_wake(std::span<const std::int32_t> slots) {
       fitting.push_back(slot);
       continue;
     }
-    const UnitId unit = parked_.at(slot).unit;
-    if (options_.parking->there(unit)) fitting.push_back(slot);
-    options_.parking->unwant(unit);
+    if (options_.parking->there(parked_.at(slot).unit)) fitting.push_back(slot);
     asked += slots_->live({lengths_[slot]});
   }
+  unwant(slots);
   const Pool::Needs needs(slots_->pool());
   throw OutOfPages(needs.out_of_pages(asked, slots_->tenant()), std::move(fitting));
 }

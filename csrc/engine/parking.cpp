@@ -146,6 +146,8 @@ Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
     const std::lock_guard lock(mutex_);
     Unit& one = unit(id);
     if (urgent && std::exchange(one.no_memory, false)) return Presence::no_memory;
+    if (urgent && one.phase == Phase::idle && one.failure)
+      std::rethrow_exception(std::exchange(one.failure, nullptr));
     const bool anew = one.phase == Phase::idle || (one.phase == Phase::there && one.urgent < urgent);
     if (anew) one.phase = Phase::wanted;
     one.by = anew ? by : std::min(one.by, by);
@@ -161,6 +163,7 @@ void Parking::unwant(UnitId id) {
   const std::lock_guard lock(mutex_);
   Unit& one = unit(id);
   one.urgent = one.no_memory = false;
+  if (one.phase != Phase::loading) one.failure = nullptr;
   if (one.phase == Phase::wanted) one.phase = Phase::idle;
   if (one.phase != Phase::there) return;  // what is being loaded is finished first
   one.phase = Phase::idle;

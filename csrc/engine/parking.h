@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
@@ -64,7 +65,8 @@ class Parking final : public Growing {
   void park(UnitId unit, std::vector<ParkedPage> pages, Fence until, const ParkHint& hint);
   /// The unit should be there by then. What is there by now is kept where it is `urgent`, and else goes only
   /// when others need it for what they keep. Says how far that is. `no_memory` is said once, to whom it was
-  /// urgent: nothing more will come, for the unit is not wanted any more.
+  /// urgent: nothing more will come, for the unit is not wanted any more. In the same way it throws what the
+  /// driver threw.
   Presence want(UnitId unit, Nanoseconds by, bool urgent);
   /// Whether all of the unit is on the device now.
   bool there(UnitId unit);
@@ -132,6 +134,7 @@ class Parking final : public Growing {
     Nanoseconds by{};
     Nanoseconds began{};
     std::optional<Tokens> lost{};
+    std::exception_ptr failure{};  // of the driver, which ends the load
   };
   using Lock = std::unique_lock<Mutex>;
   using Units = std::map<UnitId, Unit>;

@@ -1,6 +1,7 @@
 // Pages of parked units on their way down to the tiers, and back.
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <tuple>
 #include <utility>
 
@@ -140,7 +141,7 @@ Parking::Units::iterator Parking::next_wanted() {
   auto best = units_.end();
   for (auto each = units_.begin(); each != units_.end(); ++each) {
     const Unit& one = each->second;
-    const bool to_map = one.phase == Phase::loading && one.next < one.pages.size();
+    const bool to_map = one.phase == Phase::loading && one.next < one.pages.size() && !one.failure;
     if ((one.phase != Phase::wanted || one.moving != 0) && !to_map) continue;
     if (best == units_.end() || rank(one) < rank(best->second)) best = each;
   }
@@ -177,6 +178,7 @@ bool Parking::map_some(Lock& lock, UnitId id, Bytes batch, Left& left) {
   options.wait = false;
   one.mapping = true;
   lock.unlock();
+  std::exception_ptr failure;
   bool starved = false;
   try {
     for (std::size_t i = 0; i < pages.size();) {
@@ -188,32 +190,34 @@ bool Parking::map_some(Lock& lock, UnitId id, Bytes batch, Left& left) {
   } catch (const OutOfPages&) {
     starved = true;
   } catch (...) {
-    lock.lock();
-    one.mapping = false;
-    throw;
+    failure = std::current_exception();
   }
   lock.lock();
   one.mapping = false;
   // 2. What is there now is kept, and read.
+  bool all = true;
   {
     Pool::Needs needs(pool());
     for (const std::uint32_t i : some) {
       Page& page = one.pages[i];
       const PageRange range{page.at.page, {1}};
-      if (needs.resident(*page.at.reservation, range).count == 0) continue;
-      if (!needs.may_keep(*page.at.reservation, std::span(&range, 1))) continue;
-      needs.set(*page.at.reservation, std::span(&range, 1), Need::kept);
-      page.mapped = true;
+      page.mapped = needs.resident(*page.at.reservation, range).count != 0 &&
+                    needs.may_keep(*page.at.reservation, std::span(&range, 1));
+      if (page.mapped) needs.set(*page.at.reservation, std::span(&range, 1), Need::kept);
+      all &= page.mapped;
     }
   }
   while (one.next < one.pages.size() && (!one.pages[one.next].away || one.pages[one.next].mapped)) ++one.next;
+  one.failure = failure;
   read_mapped(id, one);
-  const bool all = std::ranges::all_of(some, [&](std::uint32_t i) { return one.pages[i].mapped; });
-  if (starved && one.phase == Phase::loading)
+  // 3. What has failed ends when nothing moves any more.
+  if (failure && one.phase != Phase::loading && !one.failure) std::rethrow_exception(failure);
+  if (one.phase != Phase::loading || failure) return false;
+  if (starved)
     starve(one, page_bytes_ * some.size(), left);
-  else if (!all)
-    left.later = true;
-  return !starved && all && one.phase == Phase::loading && one.next < one.pages.size();
+  else
+    left.later |= !all;
+  return !starved && all && one.next < one.pages.size();
 }
 
 /// Whether the unit must wait for memory, or is given up because none will come.
@@ -264,14 +268,18 @@ void Parking::read_mapped(UnitId id, Unit& one) {
     Page& page = one.pages[i];
     if (!page.away || page.moving) continue;
     any_left = true;
-    if (!page.mapped || room() == 0) continue;
+    if (!page.mapped || room() == 0 || one.failure) continue;
     try {
       if (!submit(TransferKind::read, id, i)) return;
     } catch (const Closed&) {
       read(one, page, Outcome::closed);
     }
   }
-  if (!any_left && one.moving == 0) finish_load(one);
+  if (one.moving != 0) return;
+  if (one.failure)
+    give_up(one);
+  else if (!any_left)
+    finish_load(one);
 }
 
 void Parking::finish_load(Unit& one) {
@@ -289,7 +297,8 @@ void Parking::finish_load(Unit& one) {
 /// The unit, which no transfer touches, is not loaded now. Who wanted it urgently hears of it; else it is
 /// wanted still.
 void Parking::give_up(Unit& one) {
-  one.no_memory = one.urgent;
+  one.no_memory = one.urgent && !one.failure;
+  if (!one.urgent) one.failure = nullptr;  // it is in the log, and the load is tried again
   one.phase = one.urgent ? Phase::idle : Phase::wanted;
   one.urgent = false;
   const auto unread = [](const Page& page) { return page.away && page.mapped; };

@@ -61,6 +61,7 @@ struct PrefixOptions {
   bool slow_maps = false;  // then copies are cheaper
   Bytes host{}, file{};    // tiers, where sequences can be parked
   std::string policy = "predictive";
+  std::shared_ptr<SlotCalls> calls = std::make_shared<SlotCalls>();  // of the file
 };
 
 /// Where pages move while the test waits: a pager's thread, and time that goes on.
@@ -118,7 +119,7 @@ struct PrefixCache : TestPool {
     }
     if (options.host.count + options.file.count != 0) {
       auto tiers = std::make_unique<Tiers>(TiersOptions{options.host, "/tmp", options.file}, plain_slabs(),
-                                           std::make_shared<SlotCalls>(), clock, std::make_shared<Log>());
+                                           options.calls, clock, std::make_shared<Log>());
       parking = Parking::make(pager, std::move(tiers), options.policy);
       background = std::make_unique<Background>(pager, *clock);
     }

@@ -1,0 +1,310 @@
+// Sequences that are parked: what they keep, what they lose, and who waits.
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "check.h"
+#include "prefix_fixture.h"
+#include "tier_fixture.h"
+
+using namespace vmm;
+
+namespace {
+
+constexpr std::uint64_t tokens_a_page = 64;
+
+/// Looks again until it is so, for ten seconds.
+bool comes(const std::function<bool()>& is) {
+  for (int i = 0; i < 100'000; ++i) {
+    if (is()) return true;
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  return false;
+}
+
+/// Memory for eight pages, and a tier for many.
+struct Parked : PrefixCache {
+  explicit Parked(PrefixOptions options_ = {}) : PrefixCache(completed(std::move(options_))) {}
+  static PrefixOptions completed(PrefixOptions made) {
+    made.budget = 64_KiB * 8;
+    if (made.slots == 4) made.slots = 6;
+    if (made.host.count + made.file.count == 0) made.host = 8_MiB;
+    return made;
+  }
+
+  /// A sequence of so many pages, of which nobody has a prefix.
+  Sequence make(std::uint64_t pages) {
+    const TokenList own = tokens_from(next_ += 10'000, pages * tokens_a_page);
+    Sequence made = open({});
+    step(made, own);
+    return made;
+  }
+  void park(const Sequence& each, const ParkHint& hint = {}) { cache->park(each.slot, hint, {}); }
+  Sequence idle(std::uint64_t pages) {
+    Sequence made = make(pages);
+    park(made);
+    return made;
+  }
+  void more(Sequence& each) { step(each, tokens_from(5, 1)); }
+  /// Somebody needs nearly all memory for a moment: what is parked goes to the tier.
+  void push_out(std::uint64_t pages = 7) {
+    Sequence made = make(pages);
+    close(made);
+    end();
+  }
+  ParkingFigures figures() const { return parking->figures(); }
+
+ private:
+  PrefixIndex::Token next_ = 0;
+};
+
+}  // namespace
+
+TEST(more_sequences_than_memory_take_turns_and_lose_nothing) {
+  Parked test;
+  std::vector<Sequence> all;
+  for (int i = 0; i < 5; ++i) all.push_back(test.idle(3));  // fifteen pages in eight
+  for (int turn = 0; turn < 3; ++turn)
+    for (Sequence& each : all) {
+      test.more(each);
+      CHECK(test.intact(each));
+      test.park(each);
+    }
+  const ParkingFigures figures = test.figures();
+  CHECK(figures.loaded >= 9 && figures.lost == 0 && figures.loads >= 3);
+}
+
+TEST(a_sequence_that_nobody_pushed_out_is_there_at_once) {
+  Parked test;
+  Sequence idle = test.idle(3);
+  CHECK(test.cache->ready(idle.slot));
+  test.more(idle);
+  CHECK(test.intact(idle) && test.figures().loads == 0 && test.figures().cleaned == 0);
+}
+
+TEST(what_is_prefetched_keeps_nobody_waiting) {
+  Parked test;
+  Sequence idle = test.idle(3);
+  test.push_out();
+  CHECK(!test.cache->ready(idle.slot));
+  const auto slot = static_cast<std::int32_t>(idle.slot);
+  test.cache->prefetch(std::span(&slot, 1), test.clock->now());
+  CHECK(comes([&] { return test.cache->ready(idle.slot); }));
+  test.more(idle);
+  CHECK(test.intact(idle));
+  CHECK(test.figures().loads == 1 && test.figures().waited == Nanoseconds{0});
+}
+
+TEST(what_was_prefetched_goes_again_when_others_need_the_memory) {
+  Parked test;
+  Sequence idle = test.idle(5);
+  test.push_out();
+  const auto slot = static_cast<std::int32_t>(idle.slot);
+  test.cache->prefetch(std::span(&slot, 1), test.clock->now());
+  CHECK(comes([&] { return test.cache->ready(idle.slot); }));
+  test.push_out(8);
+  CHECK(!test.cache->ready(idle.slot));
+  test.more(idle);
+  CHECK(test.intact(idle));
+}
+
+TEST(pages_that_were_not_written_since_are_not_copied_again) {
+  Parked test;
+  Sequence idle = test.idle(3);
+  test.push_out();
+  const std::uint64_t cleaned = test.figures().cleaned;
+  CHECK(cleaned == 3);
+  test.more(idle);  // in a page of its own
+  test.park(idle);
+  test.push_out(8);
+  CHECK(test.figures().cleaned == cleaned + 1);
+  test.more(idle);
+  CHECK(test.intact(idle));
+}
+
+TEST(a_sequence_that_is_cut_back_writes_over_no_good_copy) {
+  Parked test;
+  Sequence idle = test.idle(3);
+  test.push_out();
+  test.truncate(idle, tokens_a_page + 5);  // brings it back
+  CHECK(test.intact(idle));
+  test.step(idle, tokens_from(77, 100));
+  test.park(idle);
+  test.push_out();
+  test.more(idle);
+  CHECK(test.intact(idle));
+}
+
+TEST(forks_of_what_is_parked_have_its_tokens) {
+  Parked test;
+  const Sequence idle = test.idle(3);
+  test.push_out();
+  Sequence child = test.fork(idle);
+  CHECK(test.intact(idle) && test.intact(child));
+  test.park(idle);
+  test.more(child);
+  test.push_out(4);
+  CHECK(test.intact(child));
+}
+
+TEST(tokens_whose_copies_are_not_good_are_lost_by_name_and_all_else_goes_on) {
+  auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  Sequence good = test.idle(2), bad = test.idle(3);
+  test.push_out();
+  test.more(good);
+  std::atomic<int> left = 1;
+  calls->refuse = [&](const std::string& call, int) { return call == "preadv" && left > 0 ? EIO : 0; };
+  std::optional<std::vector<SequenceLost::Loss>> losses;
+  try {
+    test.more(bad);
+  } catch (const SequenceLost& error) {
+    losses = error.losses();
+  }
+  left = 0;
+  CHECK(losses && losses->size() == 1 && losses->front().slot == bad.slot);
+  const std::uint64_t first = losses ? losses->front().first.count : 0;
+  CHECK(first % tokens_a_page == 0 && first < bad.tokens.size());
+  CHECK(test.cache->length(bad.slot) == Tokens{first});
+  CHECK(test.cache->lost(bad.slot) == Tokens{bad.tokens.size() - first});
+  bad.tokens.resize(first);
+  test.step(bad, tokens_from(321, 100));
+  test.park(bad);
+  test.push_out(5);
+  test.more(bad);
+  test.more(good);
+  CHECK(test.intact(bad) && test.intact(good));
+}
+
+TEST(a_tier_that_cannot_be_written_loses_nothing_and_says_that_there_is_no_memory) {
+  auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  calls->refuse = [](const std::string& call, int) { return call == "pwritev" ? ENOSPC : 0; };
+  Sequence idle = test.idle(5), other = test.open({});
+  CHECK_THROWS(OutOfPages, "out of pages", test.step(other, tokens_from(7, 5 * tokens_a_page)));
+  test.more(idle);
+  CHECK(test.intact(idle) && test.figures().lost == 0);
+}
+
+TEST(where_the_tiers_are_full_the_rest_stays_where_it_is) {
+  Parked test({.host = 64_KiB * 3});
+  Sequence idle = test.idle(5), other = test.open({});
+  CHECK_THROWS(OutOfPages, "out of pages", test.step(other, tokens_from(7, 7 * tokens_a_page)));
+  test.step(other, tokens_from(7, 5 * tokens_a_page));
+  CHECK(test.intact(other));
+  test.close(other);
+  test.more(idle);
+  CHECK(test.intact(idle));
+}
+
+TEST(a_step_for_which_there_is_no_memory_names_those_that_fit) {
+  Parked test;
+  Sequence first = test.idle(5), second = test.idle(5);
+  const std::int32_t slots[] = {static_cast<std::int32_t>(first.slot),
+                                static_cast<std::int32_t>(second.slot)};
+  const std::int32_t lengths[] = {5 * tokens_a_page, 5 * tokens_a_page};
+  try {
+    test.cache->step(slots, lengths, {});
+    CHECK(!"there is memory for both");
+  } catch (const OutOfPages& error) {
+    CHECK(error.fitting().size() <= 1);
+  }
+  test.more(first);
+  CHECK(test.intact(first));
+  test.park(first);
+  test.more(second);
+  CHECK(test.intact(second));
+}
+
+TEST(a_sequence_may_end_while_a_tier_that_hangs_copies_it) {
+  auto calls = std::make_shared<TestCalls>();
+  std::atomic<bool> hangs = true;
+  Parked test({.slots = 2, .file = 8_MiB, .calls = calls});
+  calls->refuse = [&](const std::string& call, int) {
+    while (call == "pwritev" && hangs) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    return 0;
+  };
+  Sequence idle = test.idle(5), other = test.open({});
+  test.end();
+  CHECK(test.parking->make_room(64_KiB));
+  CHECK(comes([&] { return calls->made > 0 && !test.parking->settled(UnitId{1}); }));
+  test.close(idle);
+  CHECK(test.cache->open_slots() == 1);
+  CHECK_THROWS(InvalidArgument, "max_sequences", test.open({}));  // its pages must not be another's yet
+  hangs = false;
+  CHECK(comes([&] {
+    try {
+      test.open({});
+      return true;
+    } catch (const InvalidArgument&) {
+      return false;
+    }
+  }));
+  test.step(other, tokens_from(7, 7 * tokens_a_page));
+  CHECK(test.intact(other));
+}
+
+TEST(a_cache_may_end_while_a_tier_that_hangs_copies_its_pages) {
+  auto calls = std::make_shared<TestCalls>();
+  std::atomic<bool> hangs = true;
+  Parked test({.file = 8_MiB, .calls = calls});
+  calls->refuse = [&](const std::string& call, int) {
+    while (call == "pwritev" && hangs) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    return 0;
+  };
+  test.idle(5);
+  test.end();
+  CHECK(test.parking->make_room(64_KiB));
+  CHECK(comes([&] { return !test.parking->settled(UnitId{1}); }));
+  test.cache.reset();
+  test.leases.clear();
+  test.pool->trim(1_GiB);
+  CHECK(test.pool->stats().kept >= 64_KiB * 5);  // what is copied must be there
+  hangs = false;
+  CHECK(comes([&] { return test.pool->stats().kept == Bytes{}; }));
+}
+
+TEST(a_driver_that_fails_while_a_sequence_comes_back_loses_nothing) {
+  for (const std::int64_t times : {1, 1'000})
+    for (std::int64_t n = 1; n < 100; ++n) {
+      Parked test;
+      Sequence idle = test.idle(4);
+      test.push_out();
+      test.faults->fail_at(n, times, Fault::error);
+      bool failed = false;
+      try {
+        test.more(idle);
+      } catch (const SequenceLost&) {
+        throw;
+      } catch (const Error&) {
+        failed = true;
+      }
+      const bool reached = !test.faults->last_failed().empty();
+      test.faults->fail_at(0, 0, Fault::error);
+      CHECK(comes([&] { return !test.pool->reclaiming().refused(); }));
+      if (failed) test.more(idle);
+      CHECK(test.intact(idle) && test.figures().lost == 0);
+      if (!reached) break;
+      CHECK(n < 99);
+    }
+}
+
+TEST(bad_arguments_change_nothing) {
+  Parked test;
+  Sequence idle = test.idle(1);
+  CHECK_THROWS(InvalidArgument, "is parked", test.park(idle));
+  CHECK_THROWS(InvalidArgument, "is parked", test.cache->announce_tokens(idle.slot, {100}));
+  const std::int32_t closed[] = {5};
+  CHECK_THROWS(InvalidArgument, "slot is 5", test.cache->prefetch(closed, {}));
+  CHECK_THROWS(InvalidArgument, "slot is 5", test.cache->ready(5));
+  CHECK_THROWS(InvalidArgument, "slot is 5", test.cache->park(5, {}, {}));
+  CHECK_THROWS(InvalidArgument, "page_bytes", test.parking->serve(128_KiB));
+  PrefixCache without;
+  Sequence running = without.serve(tokens_from(1, 20));
+  CHECK_THROWS(InvalidArgument, "no tier", without.cache->park(running.slot, {}, {}));
+  Sequence empty = test.open({});
+  test.park(empty);  // there is nothing to park
+  test.park(empty);
+}
