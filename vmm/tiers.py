@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from vmm.errors import InvalidArgument
@@ -21,6 +22,8 @@ def checked_nvme(nvme: Any) -> tuple[str, int]:
     directory, colon, size = nvme.rpartition(":") if isinstance(nvme, str) else ("", "", "")
     if not colon or not directory:
         raise InvalidArgument(f"nvme is {nvme!r}; expected a directory and a size, as '/mnt/nvme/vmm:500GiB'")
+    if not os.path.isdir(directory) or not os.access(directory, os.W_OK):
+        raise InvalidArgument(f"nvme is {nvme!r}; expected a directory that can be written to")
     return directory, parse_bytes(size, "nvme")
 
 

@@ -230,9 +230,10 @@ bool Parking::any_to_clean() const {
   return any && copies;
 }
 
-bool Parking::make_room(Bytes wanted) {
+bool Parking::make_room(Bytes wanted, std::uint64_t cleaned) {
   {
     const std::lock_guard lock(mutex_);
+    if (cleaned_ != cleaned) return true;
     if (!any_to_clean()) return false;
     demanded_ = std::max(demanded_, wanted);
   }
@@ -257,6 +258,7 @@ ParkingFigures Parking::figures() {
   const std::lock_guard lock(mutex_);
   ParkingFigures out = figures_;
   out.page_bytes = page_bytes_;
+  out.cleaned = cleaned_;
   for (const auto& [id, one] : units_) out.parked += one.phase != Phase::running;
   return out;
 }

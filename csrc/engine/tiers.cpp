@@ -17,7 +17,9 @@ Tiers::Tiers(TiersOptions options, std::shared_ptr<SlabMemory> memory, std::shar
       memory_(std::move(memory)),
       calls_(std::move(calls)),
       clock_(std::move(clock)),
-      log_(std::move(log)) {}
+      log_(std::move(log)) {
+  check_host_capacity(options_.host, *memory_);
+}
 
 void Tiers::serve(Bytes page_bytes, const std::function<void()>& on_end) {
   if (serves() && page_bytes != page_bytes_)

@@ -37,6 +37,7 @@ class Tiers {
     Outcome outcome = Outcome::done;
   };
 
+  /// Throws InvalidArgument for more of the host's memory than there is.
   Tiers(TiersOptions options, std::shared_ptr<SlabMemory> memory, std::shared_ptr<SlotCalls> calls,
         std::shared_ptr<Clock> clock, std::shared_ptr<Log> log);
 

@@ -61,14 +61,15 @@ class HostSlabs final : public SlotMedium {
   std::vector<SlabOwner> slabs_;
 };
 
-void require_memory_for(Bytes capacity, const MemoryLimits& limits) {
+}  // namespace
+
+void check_host_capacity(Bytes capacity, const SlabMemory& memory, const MemoryFiles& files) {
+  const MemoryLimits limits = memory_limits(files, memory.locks());
   const auto least = limits.least();
   if (least && capacity > *least)
     throw InvalidArgument("capacity: " + std::to_string(capacity.count) +
                           " bytes of host memory are more than there are: " + limits.described());
 }
-
-}  // namespace
 
 std::unique_ptr<TierStore> make_host_store(const HostStoreOptions& options,
                                            const std::shared_ptr<SlabMemory>& memory,
@@ -76,7 +77,7 @@ std::unique_ptr<TierStore> make_host_store(const HostStoreOptions& options,
   TierStoreOptions store;
   store.slot = options.slot;
   store.slots = slots_within(options.capacity, options.slot);
-  require_memory_for(options.slot * store.slots, memory_limits(options.files, memory->locks()));
+  check_host_capacity(options.slot * store.slots, *memory, options.files);
   store.threads = options.threads;
   store.merged = merged_slots(options.slot);
   store.thread_name = "vmm-host-tier";

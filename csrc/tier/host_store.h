@@ -21,6 +21,9 @@ struct HostStoreOptions {
   std::function<void()> on_end = {};  // see TierStoreOptions
 };
 
+/// Throws InvalidArgument for more than the memory that the process could have now, with the figures.
+void check_host_capacity(Bytes capacity, const SlabMemory& memory, const MemoryFiles& files = {});
+
 /// A store of capacity / slot slots, in slabs that are all there from the beginning. Copies are checked as
 /// they are made (checked_copy.h). Throws InvalidArgument for a capacity that holds no slot, or is more than
 /// the memory that the process could have now, with the figures; and what the slabs throw.
