@@ -93,12 +93,14 @@ void admit(std::span<const std::shared_ptr<Growth>> growths, Tokens to) {
 void admit_alike(std::span<const std::shared_ptr<Growth>> growths, std::span<const std::uint32_t> like,
                  Tokens to) {
   if (growths.empty()) return;
-  Bytes not_kept;
+  Bytes not_kept, price;
   for (const auto& growth : growths) {
     growth->check_length("to", to);
     not_kept += growth->not_kept_alike(like, to);
+    price += growth->price_alike(like, to);
   }
-  growths.front()->pool().reclaiming().require_obtainable(not_kept, growths.front()->tenant().id);
+  growths.front()->pool().reclaiming().require_obtainable(not_kept, price, growths.front()->tenant().id,
+                                                          Need::kept);
 }
 
 }  // namespace vmm

@@ -67,6 +67,9 @@ class Growth {
   Bytes not_kept_alike(std::span<const std::uint32_t> like, Tokens to) const {
     return slots_->not_kept_alike(like, to);
   }
+  Bytes price_alike(std::span<const std::uint32_t> like, Tokens to) const {
+    return slots_->price_alike(like, to);
+  }
   void check_length(const char* argument, Tokens tokens) const { slots_->check_length(argument, tokens); }
   Tokens max_tokens() const noexcept { return slots_->max_tokens(); }
   /// The tokens that there are: the largest length since the last truncation.

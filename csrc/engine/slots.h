@@ -130,8 +130,11 @@ class Slots final : public Growing {
   void advance_alike(std::span<const std::uint32_t> like, const SlotLength& wanted, const Fence& earlier);
   /// Bytes of the pages that advance_alike() would have to map, or to keep although they are there.
   Bytes not_kept_alike(std::span<const std::uint32_t> like, Tokens to) const;
-  /// Gives up, for others or for the system, what no window reaches any more once `before` tokens are there,
-  /// and unmaps it when `readers` are complete. Returns the next `before` at which there is something to do.
+  /// What it would take of what the tenant may have.
+  Bytes price_alike(std::span<const std::uint32_t> like, Tokens to) const;
+  /// Gives up, for others or for the system, what no window reaches any more once `before` tokens are there.
+  /// The pager unmaps it when `readers` are complete; what it has not after some more tokens is unmapped
+  /// here. Returns the next `before` at which there is something to do.
   Tokens slide(std::uint32_t slot, Tokens before, const Fence& readers);
   /// Of the first part.
   Tokens window() const noexcept { return parts_.front().window; }
@@ -215,9 +218,13 @@ class Slots final : public Growing {
   bool map_after_all(Reservation& reservation, std::span<const PageRange> pages, const MapOptions& options);
   void move_windows(std::uint32_t slot, Tokens before, const Fence& readers);
   void require_rows(std::size_t rows) const;
+  std::vector<PageRange> own_pages_alike(const SlotPart& part, std::span<const std::uint32_t> like,
+                                         Tokens to) const;
   void keep_rows(Tokens length);
   void call_off_ahead(std::uint32_t slot);
   Tokens next_slide(Tokens before) const;
+  Tokens patience() const;
+  bool finish_slide(std::uint32_t slot);
   std::vector<PageRange> missing_ranges(const SlotPart& part, std::span<const SlotLength> wanted) const;
   MapResult map_parts(std::span<const SlotLength> wanted, std::size_t& done);
   void take_due();
@@ -244,10 +251,10 @@ class Slots final : public Growing {
   std::vector<Tokens> limits_;
   std::vector<Tokens> covered_;                   // written under due_mutex_
   std::vector<SlotLength> crossing_;              // scratch of advance()
-  Bytes slid_;                                    // what slide() has given up and the system has not got yet
-  int slide_attempts_ = 0;                        // to give it to the system
   FairMutex ahead_mutex_{LockRank::slots_ahead};  // held while the pager works on it
   std::vector<std::uint32_t> at_hand_;            // what the pager works on
+  std::optional<std::uint64_t> slid_from_;        // `passed` before pages that may be mapped yet slid out
+  int slide_attempts_ = 0;                        // to have these unmapped
   mutable Mutex due_mutex_{LockRank::slots_due};
   std::vector<std::uint32_t> due_;  // the pager has something to map for these. Both with room for all slots
   std::atomic<std::int64_t> delay_{0};

@@ -18,19 +18,34 @@ void Slots::call_off_ahead(std::uint32_t number) {
   std::erase(due_, number);
 }
 
+/// What is to be kept besides what is, but for what rows have of the row that they are like.
+std::vector<PageRange> Slots::own_pages_alike(const SlotPart& part, std::span<const std::uint32_t> like,
+                                              Tokens to) const {
+  const std::uint64_t each = part.extents / like.size();
+  const Pages from = part.pages_for({slots_.front().kept.load()}), end = part.pages_for(reach(to));
+  const Pages whole = std::max(from, part.whole_pages(to));
+  std::vector<PageRange> own;
+  for (std::uint32_t row = 0; row < like.size(); ++row)
+    for (std::uint64_t extent = row * each; extent < (row + 1) * each; ++extent)
+      part.append_pages_of(0, extent, like[row] == row ? from : whole, end, own);
+  return own;
+}
+
 Bytes Slots::not_kept_alike(std::span<const std::uint32_t> like, Tokens to) const {
   require_rows(like.size());
-  const Tokens kept{slots_.front().kept.load()};
   Bytes sum;
-  for (const SlotPart& part : parts_) {
-    const Pages from = part.pages_for(kept), end = std::max(from, part.pages_for(reach(to)));
-    const Pages own = end - std::clamp(part.whole_pages(to), from, end);
-    for (std::uint32_t row = 0; row < like.size(); ++row) {
-      const Pages pages = like[row] == row ? end - from : own;
-      sum += part.page_bytes() * (pages.count * part.extents / like.size());
-    }
-  }
+  for (const SlotPart& part : parts_)
+    for (const PageRange& range : own_pages_alike(part, like, to))
+      sum += part.page_bytes() * range.count.count;
   return sum;
+}
+
+Bytes Slots::price_alike(std::span<const std::uint32_t> like, Tokens to) const {
+  require_rows(like.size());
+  std::int64_t sum = 0;
+  for (const SlotPart& part : parts_)
+    sum += pool().reclaiming().cost(part.lease->reservation(), own_pages_alike(part, like, to), {});
+  return {static_cast<std::uint64_t>(sum)};
 }
 
 void Slots::advance_alike(std::span<const std::uint32_t> like, const SlotLength& wanted,
@@ -48,12 +63,11 @@ void Slots::advance_alike(std::span<const std::uint32_t> like, const SlotLength&
     for (std::size_t i = 0; i < parts_.size(); ++i) {
       const SlotPart& part = parts_[i];
       const std::uint64_t each = part.extents / like.size();
-      const Pages from = part.pages_for(kept), end = part.pages_for(reach(wanted.length));
-      const Pages whole = std::max(from, part.whole_pages(wanted.length));
-      std::vector<PageRange> own, source, target;
+      const Pages from = part.pages_for(kept), whole = std::max(from, part.whole_pages(wanted.length));
+      const std::vector<PageRange> own = own_pages_alike(part, like, wanted.length);
+      std::vector<PageRange> source, target;
       for (std::uint32_t row = 0; row < like.size(); ++row)
         for (std::uint64_t extent = row * each; extent < (row + 1) * each; ++extent) {
-          part.append_pages_of(0, extent, like[row] == row ? from : whole, end, own);
           if (like[row] == row) continue;
           part.append_pages_of(0, like[row] * each + extent % each, from, whole, source);
           part.append_pages_of(0, extent, from, whole, target);

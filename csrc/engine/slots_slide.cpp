@@ -1,7 +1,9 @@
 // Windows that slide along in place: what they leave behind goes back at once.
 //
 // A step of a KvCache leaves such pages mapped until somebody needs their memory (Slots::move_windows). A
-// cache of which the window is most must not: for each page ahead it would hold on to one behind.
+// cache of which the window is most must not: for each page ahead it would hold on to one behind. The pager
+// has the calls to make, because they are many, small and slow: each extent leaves a page or two. So that a
+// pager that comes late is no reason to hold more, the owner makes them when an eighth of a page is full.
 #include <algorithm>
 
 #include "base/error.h"
@@ -11,36 +13,61 @@ namespace vmm {
 namespace {
 
 constexpr int most_attempts = 64;
+constexpr std::uint64_t patient_pages_fraction = 8;
 
 }  // namespace
 
 Tokens Slots::slide(std::uint32_t number, Tokens before, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
   Slot& slot = slots_.at(number);
+  bool finished = finish_slide(number);
+  // A page on its own is free for any other when it is unmapped. One of a run is not, before the whole run is
+  // free, so its memory goes back to the system.
+  const bool to_system = pool().driver().capabilities().merges_neighbours;
   if (before.count > slot.passed) {
     for (const SlotPart& part : parts_) {
       std::vector<PageRange> ranges;
       part.append_pages(number, part.behind_window({slot.passed}), part.behind_window(before), ranges);
-      for (PageIndex page : each_page(ranges))
-        if (!pool().shared(part.lease->reservation(), page)) slid_ += part.page_bytes();
-      pool().retire(part.lease->reservation(), ranges, readers);
+      if (ranges.empty()) continue;
+      pool().retire(part.lease->reservation(), ranges, readers, to_system);
+      if (!slid_from_) slid_from_ = slot.passed;
+      finished = false;
     }
     slot.passed = before.count;
+    if (!finished) pool().signals().wake();
   }
-  if (slid_.count == 0) return next_slide({slot.passed});
+  return finished ? next_slide({slot.passed}) : std::min(before + patience(), next_slide({slot.passed}));
+}
+
+/// Unmaps what has slid out and the pager has not unmapped. False where that is to be tried again.
+bool Slots::finish_slide(std::uint32_t number) {
+  if (!slid_from_) return true;
+  bool finished = true;
   try {
-    pool().reclaiming().drain_retired();
-    // A page on its own is free for any other now. One of a run is not, before the whole run is free.
-    const bool of_run = pool().driver().capabilities().merges_neighbours;
-    slid_ -= of_run ? std::min(slid_, pool().reclaiming().release_free(slid_)) : slid_;
+    for (const SlotPart& part : parts_) {
+      std::vector<PageRange> ranges;
+      part.append_pages(number, part.behind_window({*slid_from_}), part.behind_window(passed(number)),
+                        ranges);
+      if (!ranges.empty())
+        finished &= pool().reclaiming().finish_unmapping(part.lease->reservation(), ranges);
+    }
   } catch (const std::exception& error) {
     pool().log().write(LogLevel::warning, error.what());
+    finished = false;
   }
-  // The pager may be unmapping it just now. Or others have what it was, and it will not come.
-  if (slid_.count != 0 && ++slide_attempts_ < most_attempts) return before;
-  slid_ = {};
+  // Work may go on reading it, or the driver refuse: then the pager unmaps it some time.
+  if (!finished && ++slide_attempts_ < most_attempts) return false;
+  slid_from_.reset();
   slide_attempts_ = 0;
-  return next_slide({slot.passed});
+  return true;
+}
+
+/// How many tokens come before the owner looks whether the pager has unmapped what has slid out.
+Tokens Slots::patience() const {
+  Tokens least = max_tokens_;
+  for (const SlotPart& part : parts_)
+    if (part.window.count != 0) least = std::min(least, part.room_in({1}));
+  return {std::max<std::uint64_t>(1, least.count / patient_pages_fraction)};
 }
 
 /// The least number of tokens, more than `before`, with which a page of some part is behind its window that

@@ -158,10 +158,10 @@ void Pool::call_off(Reservation& reservation, std::span<const PageRange> ranges)
   ground_.signals.note_idle();
 }
 
-void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
+void Pool::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence, bool to_system) {
   const auto lock = ground_.locked();
   reservation.check(ranges);
-  tables_.retire(reservation, ranges, std::move(fence));
+  tables_.retire(reservation, ranges, std::move(fence), to_system);
 }
 
 void Pool::zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream) {

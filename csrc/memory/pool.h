@@ -65,8 +65,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// Ends the need for pages that map() has just kept and nobody has used, so that work under way does not
   /// hold them back.
   void call_off(Reservation& reservation, std::span<const PageRange> ranges);
-  /// Unmaps the Resident pages among these once `fence` is complete; see Reclaiming::drain_retired.
-  void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
+  /// Unmaps the Resident pages among these once `fence` is complete; see Reclaiming::drain_retired. With
+  /// `to_system` their memory then goes back to the driver.
+  void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence,
+              bool to_system = false);
   /// Zeroes mapped bytes on `stream`, for example after a write failed that had been announced.
   void zero(Reservation& reservation, Bytes offset, Bytes size, StreamHandle stream = {});
 

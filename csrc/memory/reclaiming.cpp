@@ -204,6 +204,24 @@ bool Reclaiming::drain_retired(bool refused_too) {
   return tables_.retired().any_intact();
 }
 
+bool Reclaiming::finish_unmapping(const Reservation& reservation, std::span<const PageRange> ranges) {
+  constexpr int most_moments = 16;
+  drain_retired();
+  std::unique_lock lock(ground_.mutex);
+  const auto any = [&](auto is_in_the_way) {
+    for (PageIndex page : each_page(ranges))
+      if (reservation.table[page].state == VirtualState::retiring && is_in_the_way(page)) return true;
+    return false;
+  };
+  const auto is_under_way = [&](PageIndex page) { return !tables_.retired().find(reservation, page); };
+  Wait wait(ground_, "other threads unmap and release pages");
+  for (int moment = 0; moment < most_moments; ++moment) {
+    if (tables_.physical().releasing() == 0 && !any(is_under_way)) break;
+    wait.moment(lock);
+  }
+  return !any([](PageIndex) { return true; });
+}
+
 bool Reclaiming::refused() const {
   std::lock_guard lock(ground_.mutex);
   return tables_.retired().any_refused();

@@ -96,6 +96,9 @@ class Reclaiming {
   /// Unmaps what was retired and is over; with `refused_too` also what the driver has refused before, which
   /// may cost calls that fail again. Returns true when something is left that only has to be waited for.
   bool drain_retired(bool refused_too = false);
+  /// Does that, and waits a moment for other threads that are unmapping these pages, or releasing any.
+  /// Returns whether all of these are unmapped.
+  bool finish_unmapping(const Reservation& reservation, std::span<const PageRange> ranges);
   /// Whether the driver has refused to unmap something, so that drain_retired must try again.
   bool refused() const;
   /// So much memory is to stay free, however long nobody needs it. Called under the lock.

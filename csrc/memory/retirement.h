@@ -33,6 +33,7 @@ struct Retirement {
   std::vector<PageIndex> pages;
   Fence fence;                 // when it is complete, they may be unmapped
   std::uint16_t last_use = 0;  // the fence's number: see LastUses
+  bool to_system = false;      // their memory goes back to the driver as soon as it is free
   bool intact = true;  // mapped and accessible as before, so that they may become Resident again; else the
                        // driver has refused to unmap them: that is tried again, but nobody waits for it
   std::vector<PageMapping> mappings;

@@ -36,7 +36,7 @@ struct Claim {
 /// What became free when pages were unmapped.
 struct Unmapped {
   Bytes size;
-  std::vector<PhysicalPageId> exported;  // those of it that go back to the driver
+  std::vector<PhysicalPageId> to_release;  // those of it that go back to the driver
 };
 
 /// Every change of state is a method here. Nothing here calls the driver or waits, and everything requires
@@ -74,7 +74,8 @@ class Tables {
 
   // Out of mappings: Resident → Retiring → Unmapped.
   /// The Resident pages among these become Retiring, and wait for `fence`.
-  void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence);
+  void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence,
+              bool to_system = false);
   /// Ends the need for the page, if there is one. If it was kept, the work of `last_use` may still use it.
   void unkeep(Reservation& reservation, PageIndex page, std::uint16_t last_use);
   /// A Retiring page that its owner wants back becomes Resident again, with its bytes, where that is still

@@ -1,11 +1,23 @@
 // Out of mappings: what is retired, what is being unmapped, and what that frees.
 #include <algorithm>
 #include <iterator>
+#include <new>
 #include <utility>
 
 #include "memory/tables.h"
 
 namespace vmm {
+namespace {
+
+/// Without memory to remember it, the page stays with the pool, free.
+void note_to_release(PhysicalPageId page, Unmapped& freed) noexcept {
+  try {
+    freed.to_release.push_back(page);
+  } catch (const std::bad_alloc&) {
+  }
+}
+
+}  // namespace
 
 void Tables::unkeep(Reservation& reservation, PageIndex page, std::uint16_t last_use) {
   if (reservation.table[page].need == Need::none) return;
@@ -32,7 +44,8 @@ void Tables::share_last_use(ContentId content) {
   }
 }
 
-void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence) {
+void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence,
+                    bool to_system) {
   std::vector<PageIndex> pages;
   for (PageIndex page : each_page(ranges))
     if (reservation.table[page].state == VirtualState::resident) pages.push_back(page);
@@ -43,6 +56,7 @@ void Tables::retire(Reservation& reservation, std::span<const PageRange> ranges,
   batch.emplace_back(reservation, std::move(pages), std::move(fence));
   Retirement& gone = batch.back();
   gone.last_use = last_uses_.number(gone.fence);
+  gone.to_system = to_system;
   for (PageIndex page : gone.pages) {
     reservation.table.move(page, VirtualState::retiring);
     reservation.table.set_last_use(page, gone.last_use);
@@ -191,7 +205,7 @@ void Tables::end_unmapping(Retirement& what, Unmapped& freed) {
     }
     if (drop_content(reservation, page)) {
       freed.size += reservation.shape.page_bytes;
-      if (physical_[id].exported) freed.exported.push_back(id);
+      if (what.to_system || physical_[id].exported) note_to_release(id, freed);
     }
     reservation.table.move(page, VirtualState::unmapped);
   }

@@ -22,9 +22,10 @@ Bytes Unmapping::unmap(Retirements batch) {
       ground_.counters.pages_unmapped.add(entry.done);
     }
   }
-  // 3. What it has unmapped is free; what another process has goes back to the driver at once.
+  // 3. What it has unmapped is free; what another process has, or was given up for the system, goes back to
+  // the driver at once.
   Unmapped freed = tables_.end_unmapping(batch);
-  Releasing exported = tables_.begin_releasing(std::move(freed.exported));
+  Releasing leaving = tables_.begin_releasing(std::move(freed.to_release));
   ground_.changed.notify_all();
   if (any) {
     ground_.signals.given_up(true);
@@ -32,9 +33,9 @@ Bytes Unmapping::unmap(Retirements batch) {
   }
   lock.unlock();
   try {
-    release(std::move(exported), 2);
+    release(std::move(leaving), 2);
   } catch (const Error& error) {
-    ground_.log.write(LogLevel::warning, "release of an exported page: ", error.what());
+    ground_.log.write(LogLevel::warning, "release of an unmapped page: ", error.what());
   }
   if (news && !any) std::rethrow_exception(failure);
   return freed.size;

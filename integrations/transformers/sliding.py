@@ -58,6 +58,9 @@ class VmmSlidingLayer(VmmLayer, DynamicSlidingWindowLayer):
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         if self.growth is None:
             return keys, values
+        if self.length == self._limit < self._memory.max_tokens:
+            # The next token comes into a new page, which the pager maps while the model computes.
+            self.growth.announce(self.length + 1)
         start = self._start_of_window(self.length)
         if self.record_past:  # crop() moves the window
             visible = slice(self._start_of_window(self.length - key_states.shape[2]), self.length)

@@ -137,6 +137,20 @@ def test_what_no_window_reaches_goes_back(pool):
     assert cache.stats().live_bytes == LAYERS * 2 * HEADS * (WINDOW - 1) * 64
 
 
+def test_no_token_waits_for_its_page(pool):
+    """A forward that fills the last page has the next one mapped, and no more than that."""
+    _, cache = pair_of(pool, "mistral-sliding")
+    append_to([cache], 40, batch=1)
+    before = pool.stats().stalls
+    for seed in range(3 * PAGE_TOKENS):
+        settle(pool)
+        pages = LAYERS * pages_of_window(cache.get_seq_length() - 1)
+        ahead = LAYERS * 2 * EXTENTS if cache.get_seq_length() % PAGE_TOKENS == 0 else 0
+        assert ON_CUDA or pool.stats().mapped_bytes == (pages + ahead) * PAGE_BYTES
+        append_to([cache], 1, batch=1, seed=seed)
+    assert pool.stats().stalls == before
+
+
 def test_what_a_forward_may_read_stays_until_the_next(pool):
     """Also of a prompt that is longer than the window, whose tokens all attend to one before them."""
     _, cache = pair_of(pool, "mistral-sliding")

@@ -106,6 +106,66 @@ TEST(rows_that_are_written_alike_have_one_page) {
   test.pool->check();
 }
 
+/// A window of 300 tokens that has just left the first page of both extents, of three.
+struct LeftPage : Rows {
+  LeftPage() : Rows(16_MiB, 1, {300}) {
+    one().growth->advance({600});
+    next = one().growth->slide({300}, {600}).count;
+  }
+  Made& one() { return made.front(); }
+  Bytes created() const { return pool->stats().created; }
+  std::uint64_t next = 0;
+};
+
+TEST(the_pager_unmaps_what_a_window_has_left_and_gives_it_to_the_system) {
+  LeftPage test;
+  CHECK(test.pool->stats().retirements_waiting == 1 && test.created() == 64_KiB * (2 * 3));
+  test.settle();
+  CHECK(test.pool->stats().retirements_waiting == 0);
+  if (!on_cuda()) CHECK(test.created() == 64_KiB * (2 * 2) && test.pool->stats().free == Bytes{});
+  CHECK(test.one().growth->slide({test.next}, {600}) == Tokens{512});
+  test.pool->check();
+}
+
+TEST(what_a_window_has_left_is_unmapped_after_an_eighth_of_a_page_without_the_pager) {
+  LeftPage test;
+  CHECK(test.next == 300 + page_tokens / 8);
+  CHECK(test.one().growth->slide({test.next}, {600}) == Tokens{512});
+  CHECK(test.pool->stats().retirements_waiting == 0);
+  if (!on_cuda()) CHECK(test.created() == 64_KiB * (2 * 2));
+  test.pool->check();
+}
+
+TEST(what_a_window_has_left_is_unmapped_in_the_end_although_the_driver_refused_it) {
+  LeftPage test;
+  test.faults->fail_at(1, 1, Fault::error);  // when it has unmapped half
+  CHECK(test.one().growth->slide({test.next}, {600}).count > test.next);
+  test.faults->fail_at(0, 0, Fault::error);
+  test.pool->check();
+  test.clock->advance(std::chrono::seconds(2));
+  test.settle();
+  CHECK(test.pool->stats().retirements_waiting == 0);
+  if (!on_cuda()) CHECK(test.created() == 64_KiB * (2 * 2));
+}
+
+TEST(what_a_window_has_left_stays_while_an_open_epoch_may_read_it) {
+  Rows test(16_MiB, 1, {300});
+  Rows::Made& one = test.made.front();
+  one.growth->advance({600});
+  test.write(one, 0, 0, 600, 9);
+  test.pool->epochs().step({});
+  std::uint64_t next = one.growth->slide({300}, {600}).count;
+  next = one.growth->slide({next}, {600}).count;
+  test.settle();
+  CHECK(test.holds(one, 0, 0, 600, 9) && test.pool->stats().retirements_waiting == 1);
+  test.pool->epochs().end({});
+  finish_work();
+  one.growth->slide({next}, {600});
+  CHECK(test.pool->stats().retirements_waiting == 0);
+  if (!on_cuda()) CHECK(test.pool->stats().created == 64_KiB * (2 * 2));
+  test.pool->check();
+}
+
 TEST(what_a_window_has_left_goes_back) {
   Rows test(16_MiB, 1, {300});
   Rows::Made& one = test.made.front();

@@ -202,6 +202,28 @@ TEST(growing_again_over_pages_that_an_open_epoch_reads_costs_nothing) {
   test.pool->check();
 }
 
+/// The same with rows that are written alike, where only what each row has to itself was given up.
+TEST(rows_alike_that_grow_again_over_pages_that_an_open_epoch_reads_are_charged_once) {
+  Owned test;
+  const TenantId a = test.tenant("a", 0, 7);
+  const auto lease =
+      test.pool->reserve({.page_bytes = page, .extent_bytes = page * 8, .extents = 2, .tenant = a});
+  const Bytes record = page / 2;
+  const auto growth = test.grow(lease, record);
+  const std::vector growths{growth};
+  const std::vector<std::uint32_t> like{0, 0};
+  growth->advance_alike(like, {9});  // four pages for both, and one for each
+  test.pool->epochs().step({});
+  growth->truncate({8}, {});
+  CHECK(test.charged(a) == 6);
+  CHECK_THROWS(OutOfPages, "limited to 458752", admit_alike(growths, like, {13}));
+  admit_alike(growths, like, {9});
+  growth->advance_alike(like, {9});
+  CHECK(test.charged(a) == 6);
+  end_all(test);
+  test.pool->check();
+}
+
 /// Else a layer would be refused when others have grown already.
 TEST(growth_is_admitted_only_where_its_tenant_may_keep_what_is_mapped_ahead) {
   Owned test;
