@@ -146,7 +146,9 @@ Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
     const std::lock_guard lock(mutex_);
     Unit& one = unit(id);
     if (urgent && std::exchange(one.no_memory, false)) return Presence::no_memory;
-    const bool anew = one.phase == Phase::idle || (one.phase == Phase::there && one.urgent < urgent);
+    const bool taken = one.phase == Phase::there && !one.urgent && away(one);  // by others, since it came
+    const bool anew =
+        one.phase == Phase::idle || taken || (one.phase == Phase::there && one.urgent < urgent);
     if (anew) one.phase = Phase::wanted;
     one.by = anew ? by : std::min(one.by, by);
     one.urgent |= urgent;

@@ -291,9 +291,11 @@ void Parking::give_up(Unit& one) {
   moved_.notify_all();
 }
 
-/// Whether it would be cleaned, if it were chosen: what is wanted ahead has no memory yet.
+/// Whether it would be cleaned, if it were chosen: what is wanted ahead has no memory yet, or gives it to
+/// others who need it more.
 bool Parking::cleanable(const Unit& one) {
-  return one.phase == Phase::idle || (one.phase == Phase::wanted && !one.urgent);
+  const bool ahead = one.phase == Phase::wanted || one.phase == Phase::there;
+  return one.phase == Phase::idle || (ahead && !one.urgent);
 }
 
 // Down to the tiers.

@@ -166,7 +166,7 @@ class KVCache(Closing):
         """These will be stepped in ``by_s`` seconds, or soon. Those of them that are parked, and away, are
         loaded meanwhile, those first that are wanted first, while others compute: a scheduler calls this
         when a request arrives, and admits it when ``sequence.ready``. Waits for nothing. What has been loaded
-        goes again when others need the memory for what they keep.
+        goes again when others need the memory for what they keep; then another call loads it again.
 
         Raises InvalidArgument for anything but open sequences of this cache and a number of seconds from 0 to
         1e9, and Closed for a closed sequence."""
