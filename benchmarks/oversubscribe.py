@@ -1,9 +1,9 @@
 """Sessions with ten times as much K and V as the device has memory for, which take turns.
 
-The sessions of the agentic trace, ``COPIES`` of each, somewhere in the midst of their turns, with 1/``DIVISOR``
-of their tokens and ``THINK_SCALE`` of the times in which a tool runs or a human thinks (at most five minutes
-of the trace). Every token's K and V in each layer say whose they are: session, token, layer, K or V, head.
-When a session comes back, every byte that it had is compared. Nobody tells the engine when a session will
+The sessions of the agentic trace, ``COPIES`` of each, somewhere in the midst of their turns, with one
+``DIVISOR``-th of their tokens and ``THINK_SCALE`` of the times in which a tool runs or a human thinks (at most
+five minutes of the trace). Every token's K and V in each layer say whose they are: session, token, layer,
+K or V, head. When a session comes back, every byte that it had is compared. Nobody tells the engine when a session will
 come back: it is parked, with what it waits for (a tool or a human), and prefetched when its request has
 arrived. The pool's budget is a tenth of what the sessions have on average.
 
@@ -20,12 +20,11 @@ in two rounds of other seeds, interleaved:
 Of each arm (``verified_pages``, ``moved_pages``, ``lost_pages`` and ``wrong_pages`` are sums over all arms):
 
 - ``loads_hidden_fraction``: 1 − the time for which callers waited in ``step`` ÷ the time that loads took. Of
-  ``alone`` it is called ``hidden_by_prediction_alone``.
-- ``loads_hidden_or_idle_fraction``: the same, where it counts as waiting, too, that nobody ran because nobody
-  who had arrived was there.
+  ``alone`` it is called ``hidden_by_prediction_alone``. Where nobody runs and nobody who has arrived is
+  ready, the first of them is stepped all the same, so that the server never idles unnoticed.
 - ``throughput_over_all_resident``: output tokens a second ÷ the peer's.
-- ``resume_delay_ms_p50``, ``_p99``: from when a session that came back had a place to run until its first step
-  had returned. It has a place when it has arrived, fewer than ``PLACES`` run, there is room for its turn, and
+- ``resume_delay_ms_p50``, ``_p99``: from when a session that came back had a place to run until its first
+  step had returned. It has a place when it has arrived, fewer than ``PLACES`` run, there is room for its turn, and
   nobody who came before it waits for either. Queueing for that is not part of it; being passed by because it
   was not ready is.
 - ``missing_fraction``: loads ÷ returns: how many came back to something that was away.
@@ -72,7 +71,7 @@ TURNS = 8_000
 ROUNDS = 2
 COPIES = 4
 DIVISOR = 32
-THINK_SCALE = 1 / 16
+THINK_SCALE = 1 / 12
 PLACES = 4
 OVERSUBSCRIBED = 10
 _ROOM = 0.6  # of the budget is for what runs; the rest for what is loaded meanwhile
@@ -80,8 +79,6 @@ _ROOM = 0.6  # of the budget is for what runs; the rest for what is loaded meanw
 
 @dataclass(frozen=True)
 class Arm:
-    """``host`` is bytes ÷ the budget, or None for as much as is needed."""
-
     eviction: str = "predictive"
     ahead: bool = True
     resident: bool = False
@@ -127,9 +124,9 @@ class Sums:
     def throughput(self) -> float:
         return self.counts.output_tokens / self.counts.seconds
 
-    def hidden(self, idle: bool = False) -> float:
-        waited_ms = self.waited_ms + (self.counts.idle_s * 1e3 if idle else 0)
-        return 1 - min(1.0, waited_ms / self.loading_ms) if self.loading_ms else 1.0
+    @property
+    def hidden(self) -> float:
+        return 1 - min(1.0, self.waited_ms / self.loading_ms) if self.loading_ms else 1.0
 
 
 def run(progress: Callable[[str], None], device: str, turns: int = TURNS) -> Report:
@@ -143,9 +140,10 @@ def run(progress: Callable[[str], None], device: str, turns: int = TURNS) -> Rep
             serve(sums[name], arm, crowd(trace, COPIES, seed), each)
     report.metrics = rounded(metrics(sums).items())
     peer = sums["all_resident"]
+    speed = [("all_resident_output_tokens_per_s", peer.throughput)]
     report.peers = {
         "all_resident": "the same sessions in a pool with memory for all",
-        **rounded([("all_resident_output_tokens_per_s", peer.throughput), *delays("all_resident_", peer).items()]),
+        **rounded([*speed, *delays("all_resident_", peer).items()]),
     }
     return report
 
@@ -165,18 +163,8 @@ def serve(sums: Sums, arm: Arm, sessions: Crowd, turns: int) -> None:
     # Each session may have a page that is not full, and free slots some that are ready.
     everything = sessions.most_tokens * TOKEN_BYTES + 3 * len(sessions.sessions) * PAGE_BYTES
     with pool_of(arm, budget, everything) as pool:
-        cache = KVCache(
-            LAYERS,
-            HEADS,
-            HEAD_DIM,
-            dtype=torch.float32,
-            max_tokens=max(turn.tokens for session in sessions.sessions for turn in session.turns),
-            max_sequences=len(sessions.sessions) + PLACES,
-            pool=pool,
-            layout="token-major",
-            layers_per_extent=LAYERS,
-            page_bytes=PAGE_BYTES,
-        )
+        longest = max(turn.tokens for session in sessions.sessions for turn in session.turns)
+        cache = cache_in(pool, len(sessions.sessions) + PLACES, longest)
         rules = Rules(PLACES, int(_ROOM * budget) // TOKEN_BYTES, parks=not arm.resident, ahead=arm.ahead)
         server = Server(cache, sessions, rules)
         server.settle()
@@ -186,6 +174,21 @@ def serve(sums: Sums, arm: Arm, sessions: Crowd, turns: int) -> None:
         live = server.counts.live_tokens / server.counts.iterations
         sums.live_over_budget.append(live * TOKEN_BYTES / budget)
         cache.close()
+
+
+def cache_in(pool: Pool, sequences: int, max_tokens: int) -> KVCache:
+    return KVCache(
+        LAYERS,
+        HEADS,
+        HEAD_DIM,
+        dtype=torch.float32,
+        max_tokens=max_tokens,
+        max_sequences=sequences,
+        pool=pool,
+        layout="token-major",
+        layers_per_extent=LAYERS,
+        page_bytes=PAGE_BYTES,
+    )
 
 
 def pool_of(arm: Arm, budget: int, everything: int) -> Pool:
@@ -211,8 +214,7 @@ def metrics(sums: dict[str, Sums]) -> dict[str, float]:
         prefix = "" if name == "predictive" else f"{name}_"
         hidden = "hidden_by_prediction_alone" if name == "alone" else f"{prefix}loads_hidden_fraction"
         counts = each.counts
-        out[hidden] = each.hidden()
-        out[f"{prefix}loads_hidden_or_idle_fraction"] = each.hidden(idle=True)
+        out[hidden] = each.hidden
         out[f"{prefix}throughput_over_all_resident"] = each.throughput / peer
         out |= delays(prefix, each)
         out[f"{prefix}missing_fraction"] = each.loads / max(1, len(counts.delays_s))

@@ -23,8 +23,8 @@ _LOOK_AGAIN_S = 0.0005
 
 @dataclass(frozen=True)
 class Rules:
-    """How a server behaves. Nobody begins a turn while more than ``places`` run, or while what runs would have
-    more than ``room_tokens`` when its turns are over."""
+    """How a server behaves. Nobody begins a turn while ``places`` run, or while what runs would then have more
+    than ``room_tokens`` when its turns are over."""
 
     places: int
     room_tokens: int
@@ -45,7 +45,6 @@ class Counts:
     running: int = 0  # summed over the iterations
     live_tokens: int = 0  # the same
     seconds: float = 0.0
-    idle_s: float = 0.0  # while nobody ran because nobody who had arrived was there
     delays_s: list[float] = field(default_factory=list)
 
 
@@ -116,13 +115,21 @@ class Server:
                 continue
             if session.could_run_s is None:
                 session.could_run_s = self._now()
-            if self.rules.ahead and session.sequence is not None and not session.sequence.ready:
+            if self.rules.ahead and not self._is_ready(session):
                 waiting.append(session)
                 continue
             self._begin(session)
             places -= 1
             room -= session.turn.tokens
+        if waiting and not self._running and not self._begun:
+            self._begin(waiting.popleft())  # there is nothing better to do than to wait for it in step
         self._queue = waiting
+
+    def _is_ready(self, session: Session) -> bool:
+        if session.sequence is None or session.sequence.ready:
+            return True
+        self.cache.prefetch(session.sequence)  # it may have been there, and gone again
+        return False
 
     def _begin(self, session: Session) -> None:
         if session.sequence is None:
@@ -130,13 +137,9 @@ class Server:
         self._begun.append(session)
 
     def _idle(self) -> None:
-        """Nobody can run: nobody has arrived, or what they had is not there yet."""
+        """Nobody has arrived."""
         self.cache.end()  # what ran last may be copied now
-        before = self._now()
         time.sleep(_LOOK_AGAIN_S)
-        if self._queue:
-            self.counts.idle_s += self._now() - before
-        self._require_progress()
 
     def _require_progress(self) -> None:
         if time.perf_counter() - self._progress_s > NO_PROGRESS_S:

@@ -21,8 +21,8 @@ WAITS_FOR_TOOL, WAITS_FOR_HUMAN = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """``wanted_tokens`` are those of the sequence that this turn's prompt begins with; before it a tool ran, or
-    a human thought, for ``think_s``."""
+    """``wanted_tokens`` are those of the sequence that this turn's prompt begins with. Before the turn a tool
+    ran, or a human thought, for ``think_s``."""
 
     at_s: float
     sequence: int

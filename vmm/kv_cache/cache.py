@@ -129,8 +129,8 @@ class KVCache(Closing):
         Raises InvalidArgument for a slot that is not open or is named twice, for a sequence of another cache,
         and for a length that is less than before or more than ``max_tokens``; Closed for a closed sequence;
         OutOfPages, whose ``fitting`` are the slots, or sequences where sequences were given, that could have
-        had what they need; SequenceLost for parked ones that lost tokens; Error for a slot that an open epoch of another stream may still read for the
-        sequence before. Then nothing has changed.
+        had what they need; SequenceLost for parked ones that lost tokens; Error for a slot that an open epoch
+        of another stream may still read for the sequence before. Then nothing has changed.
         """
         if lengths is None and isinstance(slots, Mapping):
             self._step_sequences(slots, stream)
