@@ -312,7 +312,9 @@ void Parking::choose_victims() {
     const Bytes available = pool().reclaiming().available(tenant, Need::announced);
     lacking = std::max(lacking, reserve - std::min(reserve, available));
   }
-  for (const UnitId id : cleaning_) lacking -= std::min(lacking, page_bytes_ * unit(id).dirty);
+  for (const UnitId id : cleaning_)
+    if (!pool().epochs().waits_for_open_epoch(unit(id).until))  // who knows when that is closed
+      lacking -= std::min(lacking, page_bytes_ * unit(id).dirty);
   while (lacking.count != 0) {
     const std::optional<UnitId> victim = policy_->victim(pool().clock().now());
     if (!victim) return;
