@@ -1,11 +1,11 @@
 """Sessions with ten times as much K and V as the device has memory for, which take turns.
 
 The sessions of the agentic trace, ``COPIES`` of each, somewhere in the midst of their turns, with one
-``DIVISOR``-th of their tokens and ``THINK_SCALE`` of the times in which a tool runs or a human thinks (at most
-five minutes of the trace). Every token's K and V in each layer say whose they are: session, token, layer,
-K or V, head. When a session comes back, every byte that it had is compared. Nobody tells the engine when a session will
-come back: it is parked, with what it waits for (a tool or a human), and prefetched when its request has
-arrived. The pool's budget is a tenth of what the sessions have on average.
+``DIVISOR``-th of their tokens and ``THINK_SCALE`` of the times in which a tool runs or a human thinks (at
+most five minutes of the trace). Every token's K and V in each layer say whose they are: session, token,
+layer, K or V, head. When a session comes back, every byte that it had is compared. Nobody tells the engine
+when a session will come back: it is parked, with what it waits for (a tool or a human), and prefetched when
+its request has arrived. The pool's budget is a tenth of what the sessions have on average.
 
 A server (oversubscribe_server.py) runs ``PLACES`` sessions at a time and computes attention over all their K
 and V for each token: that is what loads can hide behind. Each arm serves the same sessions for as many turns,
@@ -17,16 +17,17 @@ in two rounds of other seeds, interleaved:
 - ``alone``: predictive, and whoever arrives is stepped at once, without prefetch and without ``ready``.
 - ``small_host``: predictive; the host tier has half the budget, and a file the rest.
 
-Of each arm (``verified_pages``, ``moved_pages``, ``lost_pages`` and ``wrong_pages`` are sums over all arms):
+``verified_pages`` were compared, ``moved_pages`` went to a tier or came back, ``lost_pages`` could not be
+brought back, and of ``wrong_pages`` a byte was not what was written: sums over the arms but the peer. Of each:
 
 - ``loads_hidden_fraction``: 1 − the time for which callers waited in ``step`` ÷ the time that loads took. Of
   ``alone`` it is called ``hidden_by_prediction_alone``. Where nobody runs and nobody who has arrived is
   ready, the first of them is stepped all the same, so that the server never idles unnoticed.
 - ``throughput_over_all_resident``: output tokens a second ÷ the peer's.
 - ``resume_delay_ms_p50``, ``_p99``: from when a session that came back had a place to run until its first
-  step had returned. It has a place when it has arrived, fewer than ``PLACES`` run, there is room for its turn, and
-  nobody who came before it waits for either. Queueing for that is not part of it; being passed by because it
-  was not ready is.
+  step had returned. It has a place when it has arrived, fewer than ``PLACES`` run, there is room for its
+  turn, and nobody who came before it waits for either. Queueing for that is not part of it; being passed by
+  because it was not ready is.
 - ``missing_fraction``: loads ÷ returns: how many came back to something that was away.
 - ``live_over_budget``: the sessions' K and V ÷ the budget, mean over the iterations.
 - ``busy_places``: of the places, how many were taken, mean over the iterations.
@@ -67,7 +68,7 @@ from vmm.pool_stats import TierStats
 DEVICES = ("cpu",)
 
 TRACES = {"agentic": "agentic_coding_sessions.jsonl.gz"}
-TURNS = 8_000
+TURNS = 6_000
 ROUNDS = 2
 COPIES = 4
 DIVISOR = 32
@@ -85,8 +86,9 @@ class Arm:
     small_host: bool = False
 
 
+PEER = "all_resident"
 ARMS = {
-    "all_resident": Arm(resident=True),
+    PEER: Arm(resident=True),
     "predictive": Arm(),
     "lru": Arm(eviction="lru"),
     "alone": Arm(ahead=False),
@@ -138,8 +140,8 @@ def run(progress: Callable[[str], None], device: str, turns: int = TURNS) -> Rep
         for name, arm in ARMS.items():
             progress(f"{name.replace('_', ' ')}, round {seed} of {ROUNDS}, {each:,} turns")
             serve(sums[name], arm, crowd(trace, COPIES, seed), each)
-    report.metrics = rounded(metrics(sums).items())
-    peer = sums["all_resident"]
+    report.metrics = rounded(metrics(sums).items(), digits=6)
+    peer = sums[PEER]
     speed = [("all_resident_output_tokens_per_s", peer.throughput)]
     report.peers = {
         "all_resident": "the same sessions in a pool with memory for all",
@@ -201,21 +203,19 @@ def pool_of(arm: Arm, budget: int, everything: int) -> Pool:
 
 
 def metrics(sums: dict[str, Sums]) -> dict[str, float]:
+    ours = {name: each for name, each in sums.items() if name != PEER}
     out: dict[str, float] = {
-        "verified_pages": sum(each.counts.verified_pages for each in sums.values()),
-        "moved_pages": sum(each.cleaned + each.loaded for each in sums.values()),
-        "lost_pages": sum(each.lost for each in sums.values()),
-        "wrong_pages": sum(each.counts.wrong_pages for each in sums.values()),
+        "verified_pages": sum(each.counts.verified_pages for each in ours.values()),
+        "moved_pages": sum(each.cleaned + each.loaded for each in ours.values()),
+        "lost_pages": sum(each.lost for each in ours.values()),
+        "wrong_pages": sum(each.counts.wrong_pages for each in ours.values()),
     }
-    peer = sums["all_resident"].throughput
-    for name, each in sums.items():
-        if name == "all_resident":
-            continue
+    for name, each in ours.items():
         prefix = "" if name == "predictive" else f"{name}_"
         hidden = "hidden_by_prediction_alone" if name == "alone" else f"{prefix}loads_hidden_fraction"
         counts = each.counts
         out[hidden] = each.hidden
-        out[f"{prefix}throughput_over_all_resident"] = each.throughput / peer
+        out[f"{prefix}throughput_over_all_resident"] = each.throughput / sums[PEER].throughput
         out |= delays(prefix, each)
         out[f"{prefix}missing_fraction"] = each.loads / max(1, len(counts.delays_s))
         out[f"{prefix}moved_mib_per_s"] = each.loaded * PAGE_BYTES / 2**20 / counts.seconds

@@ -23,8 +23,8 @@ _LOOK_AGAIN_S = 0.0005
 
 @dataclass(frozen=True)
 class Rules:
-    """How a server behaves. Nobody begins a turn while ``places`` run, or while what runs would then have more
-    than ``room_tokens`` when its turns are over."""
+    """How a server behaves. Nobody begins a turn while ``places`` run, or while what runs would then have
+    more than ``room_tokens`` when its turns are over."""
 
     places: int
     room_tokens: int
