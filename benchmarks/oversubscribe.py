@@ -18,7 +18,8 @@ in two rounds of other seeds, interleaved:
 - ``small_host``: predictive; the host tier has half the budget, and a file the rest.
 
 ``verified_pages`` were compared, ``moved_pages`` went to a tier or came back, ``lost_pages`` could not be
-brought back, and of ``wrong_pages`` a byte was not what was written: sums over the arms but the peer. Of each:
+brought back, and of ``wrong_pages`` a byte was not what was written: sums over all arms but the peer. Of each
+arm:
 
 - ``loads_hidden_fraction``: 1 − the time for which callers waited in ``step`` ÷ the time that loads took. Of
   ``alone`` it is called ``hidden_by_prediction_alone``. Where nobody runs and nobody who has arrived is
