@@ -21,7 +21,8 @@ WAITS_FOR_TOOL, WAITS_FOR_HUMAN = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """``wanted_tokens`` are those of the sequence that this turn's prompt begins with."""
+    """``wanted_tokens`` are those of the sequence that this turn's prompt begins with. Before the turn a tool
+    ran, or a human thought, for ``think_s``."""
 
     at_s: float
     sequence: int
@@ -30,6 +31,7 @@ class Turn:
     label: int
     new_blocks: int
     output_tokens: int
+    think_s: float = 0.0
 
 
 def read_turns(path: Path, seed: int = 0) -> list[Turn]:
@@ -65,7 +67,8 @@ def _turns_within(
         tokens = max(request["in"] + request["out"], 1)
         label = WAITS_FOR_TOOL if request.get("stop") == "tool_use" else WAITS_FOR_HUMAN
         new = len(set(ids) - seen)
-        yield Turn(start_s + request["t"], sequence, wanted, tokens, label, new, request["out"])
+        think_s = request.get("think_time") or 0.0
+        yield Turn(start_s + request["t"], sequence, wanted, tokens, label, new, request["out"], think_s)
         before, seen = ids, seen.union(ids)
 
 

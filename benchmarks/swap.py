@@ -1,7 +1,7 @@
 """How fast pages go to a tier's store and come back, every one of them checked, beside plain copies and
 plain calls.
 
-The stores by themselves: the engine does not use them yet. In each of ``PAIRS`` rounds the store moves
+The stores by themselves, without the engine. In each of ``PAIRS`` rounds the store moves
 256 MiB and its peer moves as much, in turn; a ratio is the median over the rounds of the store's speed ÷ the
 peer's in the same round, so 1 is as fast. Pages of 2 MiB, and, with ``_64kib``, of 64 KiB. All memory and the
 files have been written before.

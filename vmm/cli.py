@@ -72,6 +72,9 @@ def bench(
     prefix_sharing: Annotated[
         bool, typer.Option("--prefix-sharing", help="Prompts that begin with what others computed: replay.")
     ] = False,
+    turns: Annotated[
+        int | None, typer.Option(min=1, help="So many turns of sessions in each arm: oversubscribe.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
 ) -> None:
     """Measure one thing, against a peer, in the same run."""
@@ -86,8 +89,8 @@ def bench(
     if device.partition(":")[0] not in module.DEVICES:
         known = ", ".join(module.DEVICES)
         raise typer.BadParameter(f"{device!r}; {name} runs on: {known}", param_hint="--device")
-    given = {"busy": busy, "beams": beams, "prefix_sharing": prefix_sharing}
-    options = {option: True for option, wanted in given.items() if wanted}
+    given = {"busy": busy, "beams": beams, "prefix_sharing": prefix_sharing, "turns": turns}
+    options = {option: value for option, value in given.items() if value}
     if unknown := options.keys() - inspect.signature(module.run).parameters.keys():
         raise typer.BadParameter(
             f"{name} has no such option", param_hint=f"--{unknown.pop().replace('_', '-')}"

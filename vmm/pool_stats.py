@@ -28,7 +28,7 @@ class TierStats:
     loads: int  #: of sequences of which something was away
     loading_ms: float  #: how long these took, altogether
     waited_ms: float  #: of that, while somebody waited
-    host: StoreStats | None  #: None where there is no such tier, or nothing has been parked yet
+    host: StoreStats | None  #: None where there is no such tier, or no KVCache has been made yet
     file: StoreStats | None
 
     @property

@@ -148,7 +148,8 @@ Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
     if (urgent && std::exchange(one.no_memory, false)) return Presence::no_memory;
     if (urgent && one.phase == Phase::idle && one.failure)
       std::rethrow_exception(std::exchange(one.failure, nullptr));
-    const bool anew = one.phase == Phase::idle || (one.phase == Phase::there && one.urgent < urgent);
+    const bool taken = one.phase == Phase::there && !one.urgent && away(one);  // by others, since it came
+    const bool anew = one.phase == Phase::idle || taken || (one.phase == Phase::there && one.urgent < urgent);
     if (anew) one.phase = Phase::wanted;
     one.by = anew ? by : std::min(one.by, by);
     one.urgent |= urgent;
@@ -234,7 +235,11 @@ bool Parking::make_room(Bytes wanted, std::uint64_t cleaned) {
   {
     const std::lock_guard lock(mutex_);
     if (cleaned_ != cleaned) return true;
-    if (!any_to_clean()) return false;
+    const auto ahead = [](const auto& each) {
+      return each.second.phase == Phase::loading && !each.second.urgent;
+    };
+    // What is loaded ahead is kept until that is over, and may be taken then.
+    if (!any_to_clean() && (shut_ || std::ranges::none_of(units_, ahead))) return false;
     demanded_ = std::max(demanded_, wanted);
   }
   notify();

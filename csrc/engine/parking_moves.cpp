@@ -308,9 +308,11 @@ void Parking::give_up(Unit& one) {
   moved_.notify_all();
 }
 
-/// Whether it would be cleaned, if it were chosen: what is wanted ahead has no memory yet.
+/// Whether it would be cleaned, if it were chosen: what is wanted ahead has no memory yet, or gives it to
+/// others who need it more.
 bool Parking::cleanable(const Unit& one) {
-  return one.phase == Phase::idle || (one.phase == Phase::wanted && !one.urgent);
+  const bool ahead = one.phase == Phase::wanted || one.phase == Phase::there;
+  return one.phase == Phase::idle || (ahead && !one.urgent);
 }
 
 // Down to the tiers.
@@ -327,7 +329,9 @@ void Parking::choose_victims() {
     const Bytes available = pool().reclaiming().available(tenant, Need::announced);
     lacking = std::max(lacking, reserve - std::min(reserve, available));
   }
-  for (const UnitId id : cleaning_) lacking -= std::min(lacking, page_bytes_ * unit(id).dirty);
+  for (const UnitId id : cleaning_)
+    if (!pool().epochs().waits_for_open_epoch(unit(id).until))  // who knows when that is closed
+      lacking -= std::min(lacking, page_bytes_ * unit(id).dirty);
   while (lacking.count != 0) {
     const std::optional<UnitId> victim = next_victim();
     if (!victim) return;

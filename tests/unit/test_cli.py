@@ -63,10 +63,16 @@ def test_a_benchmark_names_the_devices_it_runs_on():
 
 
 @pytest.mark.parametrize(
-    ("option", "of"), [("busy", "step"), ("beams", "generate"), ("prefix_sharing", "replay")]
+    ("option", "value", "of"),
+    [
+        ("busy", True, "step"),
+        ("beams", True, "generate"),
+        ("prefix_sharing", True, "replay"),
+        ("turns", 7, "oversubscribe"),
+    ],
 )
 @pytest.mark.parametrize("name", cli._benchmark_names())
-def test_some_options_are_of_one_benchmark_only(monkeypatch, name, option, of):
+def test_some_options_are_of_one_benchmark_only(monkeypatch, name, option, value, of):
     module = importlib.import_module(f"vmm.benchmarks.{name}")
     asked = []
 
@@ -77,9 +83,10 @@ def test_some_options_are_of_one_benchmark_only(monkeypatch, name, option, of):
 
     monkeypatch.setattr(module, "run", run)
     monkeypatch.setattr(module, "ENVIRONMENT", {}, raising=False)
-    result = invoke("bench", name, f"--{option.replace('_', '-')}")
+    given = [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
+    result = invoke("bench", name, *given)
     if name == of:
-        assert (result.exit_code, asked) == (0, [{option: True}])
+        assert (result.exit_code, asked) == (0, [{option: value}])
     else:
         assert (result.exit_code, asked) == (2, [])
         assert f"{name} has no such option" in " ".join(result.output.split())

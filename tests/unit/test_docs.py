@@ -21,7 +21,7 @@ def test_the_snippets_run(page):
 
 @pytest.mark.parametrize(
     ("page", "least"),
-    [("kvtensor.md", 7), ("engine.md", 6), ("range.md", 4), ("testing.md", 2)],
+    [("kvtensor.md", 7), ("engine.md", 6), ("range.md", 4), ("testing.md", 2), ("tiers.md", 3)],
 )
 def test_a_page_has_snippets(page, least):
     assert len(SNIPPETS[page]) >= least

@@ -129,8 +129,8 @@ class KVCache(Closing):
         Raises InvalidArgument for a slot that is not open or is named twice, for a sequence of another cache,
         and for a length that is less than before or more than ``max_tokens``; Closed for a closed sequence;
         OutOfPages, whose ``fitting`` are the slots, or sequences where sequences were given, that could have
-        had what they need; SequenceLost for parked ones that lost tokens; Error for a slot that an open epoch of another stream may still read for the
-        sequence before. Then nothing has changed.
+        had what they need; SequenceLost for parked ones that lost tokens; Error for a slot that an open epoch
+        of another stream may still read for the sequence before. Then nothing has changed.
         """
         if lengths is None and isinstance(slots, Mapping):
             self._step_sequences(slots, stream)
@@ -166,7 +166,7 @@ class KVCache(Closing):
         """These will be stepped in ``by_s`` seconds, or soon. Those of them that are parked, and away, are
         loaded meanwhile, those first that are wanted first, while others compute: a scheduler calls this
         when a request arrives, and admits it when ``sequence.ready``. Waits for nothing. What has been loaded
-        goes again when others need the memory for what they keep.
+        goes again when others need the memory for what they keep; then another call loads it again.
 
         Raises InvalidArgument for anything but open sequences of this cache and a number of seconds from 0 to
         1e9, and Closed for a closed sequence."""
