@@ -264,7 +264,8 @@ ParkingFigures Parking::figures() {
   ParkingFigures out = figures_;
   out.page_bytes = page_bytes_;
   out.cleaned = cleaned_;
-  for (const auto& [id, one] : units_) out.parked += one.phase != Phase::running;
+  for (const auto& [id, one] : units_)
+    out.parked += one.phase != Phase::running && one.phase != Phase::forgotten;
   return out;
 }
 

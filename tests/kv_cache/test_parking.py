@@ -194,7 +194,7 @@ def test_bad_tiers(argument, value):
     ("options", "words"),
     [
         ({"host": "4KiB"}, "capacity"),
-        ({"nvme": "/tmp:100PiB"}, "room"),
+        ({"nvme": "/tmp:100TiB"}, "room"),
     ],
 )
 def test_tiers_that_cannot_be_made(options, words):
@@ -216,5 +216,5 @@ def test_one_page_size_for_all_caches_of_a_pool_with_tiers():
 def test_slots_are_named_by_number_where_they_were_given(cache):
     sequences = [idle(cache) for _ in range(6)]
     with pytest.raises(OutOfPages) as caught:
-        cache.step(int32([each.slot for each in sequences]), int32([TOKENS] * 6))
+        cache.step(int32(*(each.slot for each in sequences)), int32(*[TOKENS] * 6))
     assert set(caught.value.fitting) <= {each.slot for each in sequences}
