@@ -179,6 +179,7 @@ class Parking final : public Growing {
   void finish_load(Unit& unit);
   void give_up(Unit& unit);
   void choose_victims();
+  std::optional<UnitId> next_victim();
   void clean(Left& left);
   bool clean(UnitId id, Unit& unit, Left& left);
   bool submit(TransferKind kind, UnitId id, std::uint32_t page);

@@ -300,6 +300,17 @@ bool Parking::cleanable(const Unit& one) {
 
 // Down to the tiers.
 
+std::optional<UnitId> Parking::next_victim() {
+  if (const std::optional<UnitId> victim = policy_->victim(pool().clock().now())) {
+    policy_->evicted(*victim);
+    return victim;
+  }
+  // The policy has let go of those that could not be cleaned, or had nothing to clean, when it chose them.
+  for (const auto& [id, one] : units_)
+    if (!one.cleaning && can_clean(one)) return id;
+  return std::nullopt;
+}
+
 /// Has as many units cleaned as memory is short of.
 void Parking::choose_victims() {
   const Bytes reserve = pool().budget().limit() / reserve_fraction_to_clean;
@@ -316,9 +327,8 @@ void Parking::choose_victims() {
     if (!pool().epochs().waits_for_open_epoch(unit(id).until))  // who knows when that is closed
       lacking -= std::min(lacking, page_bytes_ * unit(id).dirty);
   while (lacking.count != 0) {
-    const std::optional<UnitId> victim = policy_->victim(pool().clock().now());
+    const std::optional<UnitId> victim = next_victim();
     if (!victim) return;
-    policy_->evicted(*victim);
     Unit& one = unit(*victim);
     if (!cleanable(one) || one.dirty == 0 || one.stuck) continue;
     one.cleaning = true;

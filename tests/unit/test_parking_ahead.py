@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from vmm import KVCache, Pool
+from vmm import KVCache, OutOfPages, Pool
 
 PAGE = 64 << 10
 PER_PAGE = PAGE // (2 * 64 * 4)  # tokens
@@ -99,6 +99,23 @@ def test_who_is_parked_in_an_open_epoch_keeps_nobody_from_loading():
     scene.cache.step({away: away.length, last: last.length})
     assert has(away, 1)
     assert has(last, 4)
+
+
+def test_who_was_chosen_while_it_was_wanted_is_cleaned_later():
+    scene = Scene(16, eviction="lru")
+    sequence = scene.parked(7)
+    scene.passing(15)
+    scene.cache.step({sequence: sequence.length + 8})
+    sequence.park()  # its last page has no copy
+    scene.cache.end()
+    scene.parked(1)
+    running = scene.full(12)
+    with pytest.raises(OutOfPages):  # looks for victims while the sequence is wanted
+        scene.cache.step({running: running.length, sequence: sequence.length})
+    scene.cache.step({running: 16 * PER_PAGE})  # all memory there is
+    running.close()
+    scene.cache.step({sequence: sequence.length})
+    assert all(bool((kv[: 7 * PER_PAGE] == 1).all()) for kv in sequence.kv(0))
 
 
 @pytest.mark.parametrize("wait_us", [0, 50, 200, 1000])
