@@ -69,7 +69,7 @@ class Server:
             write(session, 0, length)
             self._live_tokens += length
             self._park(session, session.turns[session.at - 1].category)
-        self.cache.end()
+            self.cache.end()  # or the next could not have its memory
 
     def run(self, turns: int) -> None:
         """Serves until so many turns are over."""

@@ -116,19 +116,3 @@ def test_who_was_chosen_while_it_was_wanted_is_cleaned_later():
     running.close()
     scene.cache.step({sequence: sequence.length})
     assert all(bool((kv[: 7 * PER_PAGE] == 1).all()) for kv in sequence.kv(0))
-
-
-@pytest.mark.parametrize("wait_us", [0, 50, 200, 1000])
-def test_a_step_is_not_refused_for_what_is_loaded_ahead(wait_us):
-    scene = Scene(64)
-    sequence = scene.parked(40)
-    for _ in range(20):
-        scene.passing(60)
-        running = scene.full(20)
-        scene.cache.prefetch(sequence)
-        time.sleep(wait_us / 1e6)
-        scene.cache.step({running: 40 * PER_PAGE})  # both together want 80 of 64 pages
-        running.close()
-        scene.cache.end()
-    scene.cache.step({sequence: sequence.length})
-    assert has(sequence, 1)
