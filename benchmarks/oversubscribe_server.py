@@ -65,11 +65,23 @@ class Server:
                 continue
             length = session.turns[session.at - 1].tokens
             session.sequence = self.cache.open(length)
-            self.cache.step({session.sequence: length})
+            self._settle_in(session, length)
             write(session, 0, length)
             self._live_tokens += length
             self._park(session, session.turns[session.at - 1].category)
-        self.cache.end()
+            self.cache.end()  # or the next could not have its memory
+
+    def _settle_in(self, session: Session, length: int) -> None:
+        until_s = time.perf_counter() + NO_PROGRESS_S
+        while True:
+            try:
+                self.cache.step({session.sequence: length})
+            except OutOfPages:  # others may be on their way to a tier
+                if time.perf_counter() > until_s:
+                    raise
+                time.sleep(_LOOK_AGAIN_S)
+            else:
+                return
 
     def run(self, turns: int) -> None:
         """Serves until so many turns are over."""

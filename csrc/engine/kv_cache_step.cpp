@@ -146,12 +146,17 @@ bool KvCache::map_or_wait(std::unique_lock<Mutex>& lock, std::span<const std::in
     if (length > limits[slot]) crossing_.push_back({slot, length, {lengths_[slot]}});
   }
   if (crossing_.empty()) return true;
-  const std::uint64_t cleaned = options_.parking ? options_.parking->cleaned() : 0;
+  bool coming = false;
   try {
     map(slots, lengths, stream);
     return true;
   } catch (const OutOfPages& error) {
-    if (!options_.parking || !options_.parking->make_room(error.figures().asked, cleaned)) throw;
+    if (!options_.parking) throw;
+    coming = options_.parking->make_room(error.figures().asked);
+  }
+  if (!coming) {  // but it may have come since we asked
+    map(slots, lengths, stream);
+    return true;
   }
   lock.unlock();
   options_.parking->await();

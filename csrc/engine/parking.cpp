@@ -231,10 +231,9 @@ bool Parking::any_to_clean() const {
   return any && copies;
 }
 
-bool Parking::make_room(Bytes wanted, std::uint64_t cleaned) {
+bool Parking::make_room(Bytes wanted) {
   {
     const std::lock_guard lock(mutex_);
-    if (cleaned_ != cleaned) return true;
     const auto ahead = [](const auto& each) {
       return each.second.phase == Phase::loading && !each.second.urgent;
     };
@@ -263,7 +262,6 @@ ParkingFigures Parking::figures() {
   const std::lock_guard lock(mutex_);
   ParkingFigures out = figures_;
   out.page_bytes = page_bytes_;
-  out.cleaned = cleaned_;
   for (const auto& [id, one] : units_)
     out.parked += one.phase != Phase::running && one.phase != Phase::forgotten;
   return out;

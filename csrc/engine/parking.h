@@ -90,11 +90,9 @@ class Parking final : public Growing {
   void look() {
     if (any_parked_.load(std::memory_order_relaxed)) notify();
   }
-  /// How many pages have been cleaned so far.
-  std::uint64_t cleaned() const noexcept { return cleaned_.load(); }
-  /// So many bytes are lacking, to somebody who looked when so many pages had been `cleaned`. True where that
-  /// were more since, or will be: then await() and try again.
-  bool make_room(Bytes wanted, std::uint64_t cleaned);
+  /// So many bytes are lacking. True where pages are being cleaned, or will be: then await() and try again.
+  /// Else they may have been cleaned since somebody looked.
+  bool make_room(Bytes wanted);
   /// Waits until something has moved, or for a moment.
   void await();
   /// Somebody has waited so long.
@@ -205,8 +203,7 @@ class Parking final : public Growing {
   std::uint32_t in_flight_ = 0;
   std::uint32_t most_in_flight_ = 0;
   bool shut_ = false;
-  std::atomic<std::uint64_t> cleaned_{0};  // pages; changes under the lock only
-  std::atomic<bool> any_parked_{false};    // since all were gone
+  std::atomic<bool> any_parked_{false};  // since all were gone
   ParkingFigures figures_;
 };
 

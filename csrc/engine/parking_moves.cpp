@@ -70,7 +70,7 @@ void Parking::written(Unit& one, Page& page, Outcome outcome) {
   if (outcome == Outcome::done) {
     page.copied = page.cleaned = true;
     --one.dirty;
-    ++cleaned_;
+    ++figures_.cleaned;
     demanded_ -= std::min(demanded_, page_bytes_);
     return;
   }

@@ -228,7 +228,7 @@ TEST(a_sequence_may_end_while_a_tier_that_hangs_copies_it) {
   };
   Sequence idle = test.idle(5), other = test.open({});
   test.end();
-  CHECK(test.parking->make_room(64_KiB, 0));
+  CHECK(test.parking->make_room(64_KiB));
   CHECK(comes([&] { return calls->made > 0 && !test.parking->settled(UnitId{1}); }));
   test.close(idle);
   CHECK(test.cache->open_slots() == 1);
@@ -256,7 +256,7 @@ TEST(a_cache_may_end_while_a_tier_that_hangs_copies_its_pages) {
   };
   test.idle(5);
   test.end();
-  CHECK(test.parking->make_room(64_KiB, 0));
+  CHECK(test.parking->make_room(64_KiB));
   CHECK(comes([&] { return !test.parking->settled(UnitId{1}); }));
   test.cache.reset();
   test.leases.clear();

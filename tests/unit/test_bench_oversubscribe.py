@@ -158,7 +158,7 @@ def test_sessions_that_are_refused_or_lost_go_on(monkeypatch, error):
 
     monkeypatch.setattr(oversubscribe_server.Server, "settle", settled)
     sums = oversubscribe.Sums()
-    sessions = oversubscribe.crowd(oversubscribe.read_small_turns(), 2, 1)
+    sessions = oversubscribe.crowd(oversubscribe.read_small_turns(), 8, 1)
     oversubscribe.serve(sums, oversubscribe.ARMS["predictive"], sessions, TURNS)
     assert len(failed) == 2
     assert sums.counts.turns >= TURNS
