@@ -121,8 +121,8 @@ std::uint32_t KvCache::open(Tokens prompt, Tokens announced, StreamHandle stream
   slots_->pool().fork_guard().require_parent("this cache");
   slots_->check_length("prompt_tokens", prompt);
   slots_->check_length("announce", announced);
-  std::lock_guard lock(mutex_);
-  reap();
+  std::unique_lock lock(mutex_);
+  await_leaving(lock);
   return open_anew(prompt, announced, stream);
 }
 

@@ -184,6 +184,7 @@ class KvCache {
   void unwant(std::span<const std::int32_t> slots);
   [[noreturn]] void refuse_to_wake(std::span<const std::int32_t> slots);
   bool end_parked(std::uint32_t slot);
+  void await_leaving(std::unique_lock<Mutex>& lock);
   void reap();
   bool map_or_wait(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots,
                    std::span<const std::int32_t> lengths, StreamHandle stream);

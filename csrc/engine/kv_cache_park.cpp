@@ -1,5 +1,6 @@
 // Sequences that are idle, and come back.
 #include <algorithm>
+#include <chrono>
 #include <string>
 #include <utility>
 
@@ -9,6 +10,8 @@
 
 namespace vmm {
 namespace {
+
+constexpr Nanoseconds patience = std::chrono::seconds(2);  // with a tier, for a slot
 
 std::string described(const std::vector<SequenceLost::Loss>& losses) {
   std::string out = "the copies of tokens were not good, and these are lost:";
@@ -182,6 +185,18 @@ bool KvCache::end_parked(std::uint32_t slot) {
   slots_->resume(slot, {lengths_[slot]});
   states_[slot] = SlotState::running;
   return true;
+}
+
+/// A sequence is to be opened. Where the only slots for it are those whose pages a tier still copies, this
+/// waits for that without the lock, but not for a tier that hangs.
+void KvCache::await_leaving(std::unique_lock<Mutex>& lock) {
+  const Clock& clock = slots_->pool().clock();
+  const Nanoseconds until = clock.now() + patience;
+  for (reap(); not_open() == 0 && !leaving_.empty() && clock.now() < until; reap()) {
+    lock.unlock();
+    options_.parking->await();
+    lock.lock();
+  }
 }
 
 /// Slots are free whose pages no tier copies any more.

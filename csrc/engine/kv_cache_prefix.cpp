@@ -22,7 +22,7 @@ KvCache::Opened KvCache::open_prompt(const Prompt& prompt, Tokens announced, Str
   slots_->check_length("announce", announced);
   stream = pool.epochs().named(stream);
   std::unique_lock lock(mutex_);
-  reap();
+  await_leaving(lock);
   prefixes_.looked_up += length;
   std::optional<Opened> opened;
   try {

@@ -150,7 +150,10 @@ Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
       std::rethrow_exception(std::exchange(one.failure, nullptr));
     const bool taken = one.phase == Phase::there && !one.urgent && away(one);  // by others, since it came
     const bool anew = one.phase == Phase::idle || taken || (one.phase == Phase::there && one.urgent < urgent);
-    if (anew) one.phase = Phase::wanted;
+    if (anew) {
+      one.phase = Phase::wanted;
+      leave_policy(id);
+    }
     one.by = anew ? by : std::min(one.by, by);
     one.urgent |= urgent;
     if (anew && urgent && one.moving == 0) begin_load(one);
@@ -158,6 +161,11 @@ Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
   }
   notify();
   return Presence::coming;
+}
+
+/// The unit is no victim while it is wanted, or runs, but it will come back.
+void Parking::leave_policy(UnitId id) {
+  if (policy_->holds(id)) policy_->evicted(id);
 }
 
 void Parking::unwant(UnitId id) {
@@ -176,7 +184,7 @@ std::optional<Tokens> Parking::take(UnitId id, Tokens length) {
   Unit& one = unit(id);
   one.phase = Phase::running;
   one.urgent = one.no_memory = false;
-  if (policy_->holds(id)) policy_->evicted(id);  // it is no victim while it runs, but it will come back
+  leave_policy(id);
   const Tokens good = one.lost ? std::min(*one.lost, length) : length;
   for (Page& page : one.pages) {
     page.away = page.mapped = false;

@@ -178,6 +178,7 @@ class Parking final : public Growing {
   void give_up(Unit& unit);
   void choose_victims();
   std::optional<UnitId> next_victim();
+  void leave_policy(UnitId unit);
   void clean(Left& left);
   bool clean(UnitId id, Unit& unit, Left& left);
   bool submit(TransferKind kind, UnitId id, std::uint32_t page);

@@ -343,17 +343,21 @@ void Parking::choose_victims() {
   }
 }
 
-/// The unit that is to be cleaned next: the policy's choice, or else one that was chosen before, but was
-/// wanted back then.
+/// The unit that is to be cleaned next: the policy's choice; or else one that was chosen before, but was
+/// wanted back then; or else one that is wanted ahead.
 std::optional<UnitId> Parking::next_victim() {
   const auto to_clean = [&](UnitId id) { return can_clean(unit(id)) && !unit(id).cleaning; };
   while (const std::optional<UnitId> victim = policy_->victim(pool().clock().now())) {
     policy_->evicted(*victim);
     if (to_clean(*victim)) return victim;
   }
-  for (const auto& [id, one] : units_)
-    if (to_clean(id)) return id;
-  return std::nullopt;
+  std::optional<UnitId> ahead;
+  for (const auto& [id, one] : units_) {
+    if (!to_clean(id)) continue;
+    if (one.phase == Phase::idle) return id;
+    if (!ahead) ahead = id;
+  }
+  return ahead;
 }
 
 void Parking::clean(Left& left) {
