@@ -109,19 +109,16 @@ void bind_driver(py::module_& m) {
       .def(
           "destroy_event", [](Driver& d, std::uint64_t event) { d.destroy_event({event}); }, py::arg("event"),
           NoGil());
-  m.def(
-      "cuda_free_bytes", [](int device) { return cuda::free_bytes(device); }, py::arg("device"), NoGil());
+  m.def("cuda_free_bytes", [](int device) { return cuda::free_bytes(device); }, py::arg("device"), NoGil());
   py::class_<cuda::Calls>(m, "CudaContext")
       .def(py::init([](int device) { return std::make_unique<cuda::Calls>(device); }), py::arg("device"),
            NoGil())
-      .def(
-          "free_bytes", [](const cuda::Calls& calls) { return cuda::free_bytes(calls); }, NoGil());
+      .def("free_bytes", [](const cuda::Calls& calls) { return cuda::free_bytes(calls); }, NoGil());
   m.def("mapping_limit", [] {
     const host::MostMappings& most = host::MappingCount::of_process().most();
     return std::pair(most.count, most.by_variable() ? "VMM_MAX_MAPPINGS" : "vm.max_map_count (sysctl)");
   });
-  m.def(
-      "cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
+  m.def("cuda_name", [](int device) { return cuda::name(device); }, py::arg("device"), NoGil());
   py::class_<CudaDriver, Driver, std::shared_ptr<CudaDriver>>(m, "CudaDriver")
       .def(py::init([](int device, bool host_accessible) {
              return ends_without_gil(std::make_shared<CudaDriver>(

@@ -112,8 +112,7 @@ void bind_tiers(py::module_& m) {
           },
           py::arg("slots"), py::arg("address"), NoGil())
       .def("figures", [](const TierStore& store) { return dict_of(store.figures()); })
-      .def(
-          "close", [](TierStore& store) { return store.close(std::chrono::seconds(5)); }, NoGil());
+      .def("close", [](TierStore& store) { return store.close(std::chrono::seconds(5)); }, NoGil());
   m.def("memcpy_pages", &memcpy_pages, py::arg("to"), py::arg("source"), py::kw_only(), py::arg("page"),
         py::arg("count"), NoGil());
 }

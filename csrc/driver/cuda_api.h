@@ -80,7 +80,7 @@ struct AccessDescriptor {
   CALL(cuDevicePrimaryCtxRetain, 7000, (Context * context, Device device))                                   \
   CALL(cuDevicePrimaryCtxRelease, 11000, (Device device))                                                    \
   CALL(cuDevicePrimaryCtxGetState, 7000, (Device device, unsigned* flags, int* active))                      \
-  CALL(cuDeviceTotalMem, 3020, (std::size_t * bytes, Device device))                                         \
+  CALL(cuDeviceTotalMem, 3020, (std::size_t* bytes, Device device))                                          \
   CALL(cuCtxGetStreamPriorityRange, 5050, (int* least, int* greatest))                                       \
   CALL(cuCtxGetCurrent, 4000, (Context * context))                                                           \
   CALL(cuCtxSetCurrent, 4000, (Context context))                                                             \
@@ -88,9 +88,9 @@ struct AccessDescriptor {
   CALL(cuCtxPushCurrent, 4000, (Context context))                                                            \
   CALL(cuCtxPopCurrent, 4000, (Context * context))                                                           \
   CALL(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))                                                \
-  CALL(cuMemGetInfo, 3020, (std::size_t * free_bytes, std::size_t * total))                                  \
+  CALL(cuMemGetInfo, 3020, (std::size_t* free_bytes, std::size_t* total))                                    \
   CALL(cuMemGetAllocationGranularity, 10020,                                                                 \
-       (std::size_t * granularity, const AllocationProperties* properties, int option))                      \
+       (std::size_t* granularity, const AllocationProperties* properties, int option))                       \
   CALL(cuMemAddressReserve, 10020,                                                                           \
        (DevicePointer * address, std::size_t size, std::size_t alignment, DevicePointer hint,                \
         unsigned long long flags))                                                                           \

@@ -37,7 +37,7 @@ HostDriver::HostDriver(const char* name)
 HostDriver::~HostDriver() { close(memfd_); }
 
 std::uint64_t HostDriver::committed_bytes() const {
-  struct stat info {};
+  struct stat info{};
   if (fstat(memfd_, &info) != 0)
     throw DriverError(std::string("fstat of the memfd: ") + std::strerror(errno));
   return static_cast<std::uint64_t>(info.st_blocks) * 512;  // POSIX: st_blocks is in units of 512 bytes

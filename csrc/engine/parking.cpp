@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/undo.h"
 #include "engine/pager.h"
 #include "policy/eviction/eviction_policies.h"
 
@@ -30,7 +31,17 @@ Parking::Parking(std::shared_ptr<Pager> pager, std::unique_ptr<Tiers> tiers, con
 
 Pool& Parking::pool() const noexcept { return pager_->pool(); }
 
-void Parking::close() noexcept { shut(std::chrono::seconds(5)); }
+void Parking::close() noexcept {
+  if (shut(std::chrono::seconds(5))) return;
+  // A tier hangs. What it copies is left to the process.
+  undo_or_leak([&] {
+    const std::lock_guard lock(mutex_);
+    auto left = std::make_unique<std::vector<std::shared_ptr<void>>>();
+    for (const auto& [id, one] : units_)
+      if (one.moving != 0) left->push_back(one.owner);
+    static_cast<void>(left.release());
+  });
+}
 
 bool Parking::shut(Nanoseconds patience) {
   {
@@ -158,6 +169,7 @@ Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
     one.urgent |= urgent;
     if (anew && urgent && one.moving == 0) begin_load(one);
     if (one.phase == Phase::there && one.moving == 0) return Presence::there;
+    if (shut_ && urgent) throw Closed("this pool is closed");  // nothing will come any more
   }
   notify();
   return Presence::coming;

@@ -66,7 +66,7 @@ class Parking final : public Growing {
   /// The unit should be there by then. What is there by now is kept where it is `urgent`, and else goes only
   /// when others need it for what they keep. Says how far that is. `no_memory` is said once, to whom it was
   /// urgent: nothing more will come, for the unit is not wanted any more. In the same way it throws what the
-  /// driver threw.
+  /// driver threw. Throws Closed where it is urgent and the tiers are shut.
   Presence want(UnitId unit, Nanoseconds by, bool urgent);
   /// Whether all of the unit is on the device now.
   bool there(UnitId unit);

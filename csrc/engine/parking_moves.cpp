@@ -91,6 +91,7 @@ void Parking::read(Unit& one, Page& page, Outcome outcome) {
   ++one.dirty;  // what is there now is all there is
 }
 
+/// Something of the unit has moved, or was mapped. One that is forgotten ends with the last such thing.
 void Parking::end_of_transfer(UnitId id, Unit& one) {
   if (cleanable(one)) set_aside(one, [](const Page& page) { return page.cleaned && page.copied; });
   for (Page& page : one.pages) page.cleaned = false;
@@ -194,6 +195,10 @@ bool Parking::map_some(Lock& lock, UnitId id, Bytes batch, Left& left) {
   }
   lock.lock();
   one.mapping = false;
+  if (one.phase == Phase::forgotten) {
+    end_of_transfer(id, one);
+    return false;
+  }
   // 2. What is there now is kept, and read.
   bool all = true;
   {
@@ -288,10 +293,9 @@ void Parking::finish_load(Unit& one) {
   moved_.notify_all();
   if (one.urgent) return;
   const auto copied = [](const Page& page) { return page.copied; };
-  for (const auto& [reservation, pages] : ranges(one, copied)) {
-    pool().set_aside(*reservation, pages, {});
+  set_aside(one, copied);
+  for (const auto& [reservation, pages] : ranges(one, copied))
     Pool::Needs(pool()).set(*reservation, pages, Need::announced);
-  }
 }
 
 /// The unit, which no transfer touches, is not loaded now. Who wanted it urgently hears of it; else it is

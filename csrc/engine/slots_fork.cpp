@@ -19,7 +19,9 @@ void Slots::fork(const SlotLength& from, std::uint32_t to, StreamHandle stream, 
   // 1. Unmap what lies where pages will be shared, and where a window has passed: nothing goes there, and
   // what is mapped of a slot counts as its tokens. What is copied goes to the pages that are there. Nobody
   // prepares the slot any more, but the pager may still be mapping what was.
-  { const std::lock_guard until_it_is_done(ahead_mutex_); }
+  {
+    const std::lock_guard until_it_is_done(ahead_mutex_);
+  }
   std::vector<PageRange> ranges;
   for (const SlotPart& part : parts_) {
     const Pages own = part.behind_window(from.before);

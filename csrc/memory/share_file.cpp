@@ -30,7 +30,7 @@ ShareFile::ShareFile(std::string path, Access access, FileCalls& calls)
 }
 
 void ShareFile::require_mine() {
-  struct stat status {};
+  struct stat status{};
   if (calls_.status(file_.get(), status) != 0) fail("fstat");
   if (!S_ISREG(status.st_mode)) throw InvalidArgument("share: " + path_ + " is not a plain file");
   if (status.st_uid != geteuid())
@@ -44,7 +44,7 @@ void ShareFile::fail(const char* call) const {
 }
 
 bool ShareFile::lock(int kind, off_t first, off_t count) {
-  struct flock range {};
+  struct flock range{};
   range.l_type = static_cast<short>(kind);
   range.l_whence = SEEK_SET;
   range.l_start = first;
@@ -122,7 +122,7 @@ void ShareFile::write(ShareTable& table) {
 }
 
 ShareTable ShareFile::read_or_replace(Log& log) {
-  struct stat status {};
+  struct stat status{};
   if (calls_.status(file_.get(), status) != 0) fail("fstat");
   if (status.st_size != 0) {
     try {
@@ -148,7 +148,7 @@ ShareTable ShareFile::read_or_replace(Log& log) {
 }
 
 bool ShareFile::is_gone() {
-  struct stat status {};
+  struct stat status{};
   if (calls_.status(file_.get(), status) != 0) fail("fstat");
   return status.st_nlink == 0;
 }
@@ -156,7 +156,7 @@ bool ShareFile::is_gone() {
 bool ShareFile::occupy(std::uint32_t place) { return lock(F_WRLCK, 1 + static_cast<off_t>(place), 1); }
 
 bool ShareFile::is_occupied(std::uint32_t place) {
-  struct flock range {};
+  struct flock range{};
   range.l_type = F_WRLCK;
   range.l_whence = SEEK_SET;
   range.l_start = 1 + static_cast<off_t>(place);

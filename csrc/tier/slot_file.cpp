@@ -35,9 +35,8 @@ class SlotFile final : public SlotMedium {
 
  private:
   void add_checksums(std::span<SlotCopy> copies) const {
-    answer_with_checksums(copies, slot_, [](const SlotCopy& copy) {
-      return CheckedCopy{nullptr, copy.memory, copy.seed, 0};
-    });
+    answer_with_checksums(
+        copies, slot_, [](const SlotCopy& copy) { return CheckedCopy{nullptr, copy.memory, copy.seed, 0}; });
   }
 
   /// All bytes, however many calls that takes.

@@ -38,8 +38,8 @@ TierStore::TierStore(const TierStoreOptions& options, std::shared_ptr<SlotMedium
   threads_->reserve(options.threads);
   try {
     for (std::size_t i = 0; i < options.threads; ++i)
-      threads_->push_back(start_thread(
-          options.thread_name, [state = state_, i] { state->work(i); }, options.waking));
+      threads_->push_back(
+          start_thread(options.thread_name, [state = state_, i] { state->work(i); }, options.waking));
   } catch (const std::system_error& error) {
     state_->close();
     for (std::thread& each : *threads_) each.join();  // none has had anything to do

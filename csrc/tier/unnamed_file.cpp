@@ -63,7 +63,7 @@ UnnamedFile open_any(const std::string& directory, bool direct, SlotCalls& calls
 }
 
 [[noreturn]] void refuse_size(const std::string& directory, Bytes size, int fd, int error, SlotCalls& calls) {
-  struct statvfs room {};
+  struct statvfs room{};
   std::string free;
   if (calls.room(fd, room) == 0)
     free = "; " + std::to_string(std::uint64_t{room.f_bavail} * room.f_frsize) + " bytes are free";

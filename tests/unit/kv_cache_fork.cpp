@@ -288,8 +288,7 @@ TEST(a_truncation_that_cannot_be_ended_loses_at_most_that_sequence) {
     const std::uint32_t slot = test.cache->open({}, {}, {});
     test.step(slot, 200, 0);
     const std::uint32_t child = test.fork(slot, 1)[0];
-    const bool failed = fails(
-        test, n, [&] { test.cache->truncate(child, {100}, {}); }, 1'000);
+    const bool failed = fails(test, n, [&] { test.cache->truncate(child, {100}, {}); }, 1'000);
     test.faults->fail_at(0, 0, Fault::error);
     const std::uint64_t left = test.cache->length(child).count;
     CHECK(failed ? left == 200 || left == 0 : left == 100);

@@ -71,9 +71,8 @@ TEST(an_open_of_what_nobody_knows_opens_nothing_without_memory_for_the_books) {
     Scene test(Way::alias, {});
     const int before = allocations;
     KvCache::Opened opened{};
-    const bool refused = is_refused(n, [&] {
-      opened = test.cache->open_prompt({tokens, std::string(40, 's')}, {}, {});
-    });
+    const bool refused =
+        is_refused(n, [&] { opened = test.cache->open_prompt({tokens, std::string(40, 's')}, {}, {}); });
     over = !reached(before, n);
     CHECK(test.cache->open_slots() == (refused ? 2 : 3));
     if (!refused) test.close({opened.slot, {}});

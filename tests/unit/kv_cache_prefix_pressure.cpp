@@ -153,7 +153,9 @@ TEST(what_is_left_of_lost_tokens_is_not_written_to_by_two) {
     test.end();
     test.pool->trim(1_MiB, false, Need::none);
     test.budget->set_limit(64_KiB * 6);
-    { const Eater eater(test, 1); }
+    {
+      const Eater eater(test, 1);
+    }
     test.budget->set_limit(64_KiB * 24);
     CHECK(test.pool->stats().saved == 64_KiB * 5);
     std::vector<Sequence> others;
@@ -178,7 +180,9 @@ TEST(who_comes_into_a_slot_that_lost_tokens_writes_to_nobody_else_s) {
     test.end();
     test.pool->trim(1_MiB, false, Need::none);
     test.budget->set_limit(64_KiB * 6);
-    { const Eater eater(test, 1); }
+    {
+      const Eater eater(test, 1);
+    }
     test.budget->set_limit(64_KiB * 24);
     Sequence third = test.open(joined(a, {1})), fourth{test.cache->open({192}, {192}, {}), {}};
     CHECK(third.cached == 128 && test.stats().cached_slots == 0);

@@ -308,3 +308,11 @@ TEST(bad_arguments_change_nothing) {
   test.park(empty);  // there is nothing to park
   test.park(empty);
 }
+
+TEST(whoever_waits_for_a_sequence_hears_that_the_tiers_are_shut) {
+  Parked test;
+  Sequence idle = test.idle(3);
+  test.push_out();
+  CHECK(test.parking->shut(std::chrono::seconds(1)));
+  CHECK_THROWS(Closed, "closed", test.more(idle));
+}

@@ -27,7 +27,9 @@ TEST(the_last_to_leave_removes_the_file) {
   ShareFolder folder;
   {
     Member one(folder.file(), all_of_it);
-    { Member other(folder.file(), all_of_it); }
+    {
+      Member other(folder.file(), all_of_it);
+    }
     CHECK(std::filesystem::exists(folder.file()));
   }
   CHECK(!std::filesystem::exists(folder.file()));

@@ -271,7 +271,9 @@ TEST(who_needs_the_content_more_stands_for_it_however_long_ago_it_was_used) {
   Used test;
   use(*test.b, 1, 1);
   const PageRange page{{8}, {1}};
-  { Pool::Needs(*test.pool).set(test.a->reservation(), std::span(&page, 1), Need::kept); }
+  {
+    Pool::Needs(*test.pool).set(test.a->reservation(), std::span(&page, 1), Need::kept);
+  }
   test.pool->check();
   CHECK((test.standing() == Standing{}) && test.pool->stats().kept == 64_KiB);
   use(*test.b, 0, 1);
