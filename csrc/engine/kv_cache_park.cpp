@@ -39,16 +39,21 @@ void KvCache::park(std::uint32_t slot, const ParkHint& hint, StreamHandle stream
   auto parked = parked_.find(slot);
   if (parked == parked_.end())
     parked = parked_.emplace(slot, Parked{.unit = options_.parking->add(slots_)}).first;
-  Fence until = readers(users_[slot], stream);
-  std::vector<ParkedPage> pages = slots_->park(slot, length, until);
-  Slots::Needs(*slots_).note_use(slot);
+  const Fence until = readers(users_[slot], stream);
   ParkHint told = hint;
   told.new_tokens = (length - std::min(length, parked->second.since)).count;
+  Slots::Needs(*slots_).note_use(slot);
+  options_.parking->park(parked->second.unit, slots_->pages_of(slot, length), until, told);
+  try {
+    slots_->park(slot, length, until);
+  } catch (...) {
+    options_.parking->take(parked->second.unit, length);
+    throw;
+  }
   parked->second.since = length;
   fences_[slot] = until;
   states_[slot] = SlotState::parked;
   previous_[slot] = lengths_[slot];
-  options_.parking->park(parked->second.unit, std::move(pages), std::move(until), told);
 }
 
 void KvCache::prefetch(std::span<const std::int32_t> slots, Nanoseconds by) {
@@ -76,29 +81,31 @@ Tokens KvCache::lost(std::uint32_t slot) const {
 
 void KvCache::wake(std::unique_lock<Mutex>& lock, std::uint32_t slot) {
   const auto number = static_cast<std::int32_t>(slot);
-  while (!is_awake(slot)) {
-    bring_back(lock, std::span(&number, 1));
-    require_open(slot);
-  }
-}
-
-/// Brings the parked ones among these back, and returns true; or waits for a moment, without the lock, and
-/// returns false. Throws OutOfPages, SequenceLost, and what Slots::adopt throws.
-bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots) {
-  Parking& parking = *options_.parking;
-  const Nanoseconds now = slots_->pool().clock().now();
-  bool all = true, memory = true;
+  const std::span slots(&number, 1);
   try {
-    for (const std::int32_t number : slots) {
-      const auto slot = static_cast<std::uint32_t>(number);
-      if (states_[slot] != SlotState::parked) continue;
-      const Presence presence = parking.want(parked_.at(slot).unit, now, true);
-      all &= presence == Presence::there;
-      memory &= presence != Presence::no_memory;
+    while (!is_awake(slot)) {
+      bring_back(lock, slots);
+      require_open(slot);
     }
   } catch (...) {
     unwant(slots);
     throw;
+  }
+}
+
+/// Brings the parked ones among these back, and returns true; or waits for a moment, without the lock, and
+/// returns false. Whoever does not call it again says so (unwant). Throws OutOfPages, SequenceLost, and what
+/// Slots::adopt throws.
+bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots) {
+  Parking& parking = *options_.parking;
+  const Nanoseconds now = slots_->pool().clock().now();
+  bool all = true, memory = true;
+  for (const std::int32_t number : slots) {
+    const auto slot = static_cast<std::uint32_t>(number);
+    if (states_[slot] != SlotState::parked) continue;
+    const Presence presence = parking.want(parked_.at(slot).unit, now, true);
+    all &= presence == Presence::there;
+    memory &= presence != Presence::no_memory;
   }
   if (!memory) refuse_to_wake(slots);
   if (all) return resume(slots);
@@ -109,10 +116,12 @@ bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int
   return false;
 }
 
+/// Nobody waits for those of them any more that are parked.
 void KvCache::unwant(std::span<const std::int32_t> slots) {
   for (const std::int32_t number : slots) {
     const auto slot = static_cast<std::uint32_t>(number);
-    if (states_[slot] == SlotState::parked) options_.parking->unwant(parked_.at(slot).unit);
+    if (slot < states_.size() && states_[slot] == SlotState::parked)
+      options_.parking->unwant(parked_.at(slot).unit);
   }
 }
 
@@ -129,7 +138,6 @@ void KvCache::refuse_to_wake(std::span<const std::int32_t> slots) {
     if (options_.parking->there(parked_.at(slot).unit)) fitting.push_back(slot);
     asked += slots_->live({lengths_[slot]});
   }
-  unwant(slots);
   const Pool::Needs needs(slots_->pool());
   throw OutOfPages(needs.out_of_pages(asked, slots_->tenant()), std::move(fitting));
 }
@@ -149,12 +157,7 @@ bool KvCache::resume(std::span<const std::int32_t> slots) {
 void KvCache::resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses) {
   Parked& parked = parked_.at(slot);
   const Tokens length{lengths_[slot]};
-  try {
-    slots_->adopt(slot, length, fences_[slot]);  // maps its tail
-  } catch (...) {
-    options_.parking->unwant(parked.unit);
-    throw;
-  }
+  slots_->adopt(slot, length, fences_[slot]);  // maps its tail
   std::optional<Tokens> lost = options_.parking->take(parked.unit, length);
   Slots::Needs(*slots_).forget_use(slot);
   states_[slot] = SlotState::running;

@@ -177,17 +177,22 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   pool.epochs().step(stream);
   pool.streams().epoch_closed();
   const std::uint32_t user = users_bit(stream);
-  for (;;) {
-    while (parked) parked = !bring_back(lock, slots) || check(slots, lengths);
-    if (is_read(slots, stream)) {
-      lock.unlock();  // so that others can go on with their sequences
-      pool.clock().sleep(std::chrono::microseconds(100));
-      pool.epochs().poll();
-      lock.lock();
-    } else if (map_or_wait(lock, slots, lengths, stream)) {
-      break;
+  try {
+    for (;;) {
+      while (parked) parked = !bring_back(lock, slots) || check(slots, lengths);
+      if (is_read(slots, stream)) {
+        lock.unlock();  // so that others can go on with their sequences
+        pool.clock().sleep(std::chrono::microseconds(100));
+        pool.epochs().poll();
+        lock.lock();
+      } else if (map_or_wait(lock, slots, lengths, stream)) {
+        break;
+      }
+      parked = check(slots, lengths);
     }
-    parked = check(slots, lengths);
+  } catch (...) {
+    if (options_.parking) unwant(slots);
+    throw;
   }
   // 2. Commit.
   std::uint64_t came = 0, longest = 0;

@@ -110,19 +110,20 @@ void Parking::park(UnitId id, std::vector<ParkedPage> pages, Fence until, const 
   {
     const std::lock_guard lock(mutex_);
     Unit& one = unit(id);
+    const std::uint32_t label = label_of(hint.category);
     carry_copies(one, std::move(pages));
+    policy_->access(id, {.at = pool().clock().now(),
+                         .size = page_bytes_ * one.pages.size(),
+                         .priority = hint.priority,
+                         .label = label,
+                         .whole_sequence = true,
+                         .new_blocks = static_cast<std::uint32_t>(hint.new_tokens)});
     one.until = std::move(until);
     one.lost.reset();
     one.stuck = one.urgent = one.no_memory = false;
     one.next = 0;
-    one.phase = Phase::idle;
-    policy_->access(id, {.at = pool().clock().now(),
-                         .size = page_bytes_ * one.pages.size(),
-                         .priority = hint.priority,
-                         .label = label_of(hint.category),
-                         .whole_sequence = true,
-                         .new_blocks = static_cast<std::uint32_t>(hint.new_tokens)});
     put_back(one);
+    one.phase = Phase::idle;
     any_parked_ = true;
   }
   notify();

@@ -158,7 +158,10 @@ void Parking::load(Lock& lock, Bytes batch, Left& left) {
   Unit& one = next->second;
   if (await_memory(one, left)) return;
   if (one.phase == Phase::wanted) begin_load(one);
-  left.more = one.phase != Phase::loading || map_some(lock, next->first, batch, left);
+  if (one.phase == Phase::wanted)
+    left.starved = true;  // its tenant may not keep so much now
+  else
+    left.more = one.phase != Phase::loading || map_some(lock, next->first, batch, left);
 }
 
 /// Maps the next pages of the unit, without the lock, and begins to read them. Returns whether it is of use

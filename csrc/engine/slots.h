@@ -99,10 +99,11 @@ class Slots final : public Growing {
   void adopt(std::uint32_t slot, Tokens length, const Fence& readers);
   /// The first `length` tokens of a slot that nobody is in are not kept any more.
   void put_back(std::uint32_t slot, Tokens length, const Fence& readers);
-  /// The sequence in the slot, which has so many tokens, is parked: the pages that its next step will read
-  /// stay kept, and are told of; all others are given up until `readers` are complete. The slot has no tokens
-  /// then, until adopt() or resume().
-  std::vector<ParkedPage> park(std::uint32_t slot, Tokens length, const Fence& readers);
+  /// The pages that the next step of a sequence with so many tokens will read.
+  std::vector<ParkedPage> pages_of(std::uint32_t slot, Tokens length) const;
+  /// The sequence in the slot is parked: these pages stay kept, and all others are given up until `readers`
+  /// are complete. The slot has no tokens then, until adopt() or resume().
+  void park(std::uint32_t slot, Tokens length, const Fence& readers);
   /// The slot has the tokens again that it was parked with, although not all of their pages may be there:
   /// so only to end them.
   void resume(std::uint32_t slot, Tokens length);

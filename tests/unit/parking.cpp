@@ -286,6 +286,9 @@ TEST(a_driver_that_fails_while_a_sequence_comes_back_loses_nothing) {
       CHECK(comes([&] { return !test.pool->reclaiming().refused(); }));
       if (failed) test.more(idle);
       CHECK(test.intact(idle) && test.figures().lost == 0);
+      test.close(idle);
+      test.end();
+      CHECK(comes([&] { return !test.pool->reclaiming().refused(); }));
       if (!reached) break;
       CHECK(n < 99);
     }
