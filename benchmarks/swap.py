@@ -1,7 +1,7 @@
 """How fast pages go to a tier's store and come back, every one of them checked, beside plain copies and
 plain calls.
 
-The stores by themselves, without the engine. In each of ``PAIRS`` rounds the store moves
+First the stores by themselves. In each of ``PAIRS`` rounds the store moves
 256 MiB and its peer moves as much, in turn; a ratio is the median over the rounds of the store's speed ÷ the
 peer's in the same round, so 1 is as fast. Pages of 2 MiB, and, with ``_64kib``, of 64 KiB. All memory and the
 files have been written before.
@@ -13,6 +13,8 @@ files have been written before.
   computes a checksum there.
 - ``nvme_direct``: 1 where the store's calls go past the page cache; if they do not, neither do the peer's.
 - ``verified_pages``: pages that came back, each of which was what had gone; a run in which one was not ends.
+
+What the engine makes of it, and what that costs those that run, is in swap_engine.py.
 
 The peers' own speeds are ``peers``, in GB/s. The folder is ``VMM_SWAP_FOLDER``, or the one for temporary
 files.
@@ -32,6 +34,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vmm import _core
+from vmm.benchmarks import swap_engine
 from vmm.benchmarks.report import Report, environment, rounded, time_once
 
 DEVICES = ("cpu",)
@@ -71,6 +74,8 @@ def run(progress: Callable[[str], None], device: str) -> Report:
         progress(f"a file in {folder}, pages of {page >> 10} KiB")
         verified += _file(report, suffix, page, folder)
     report.metrics = {**rounded(report.metrics.items()), "verified_pages": verified}
+    progress("parked sequences beside running ones")
+    swap_engine.measure(report)
     return report
 
 

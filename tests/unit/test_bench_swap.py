@@ -3,7 +3,7 @@
 import pytest
 
 from vmm import _core
-from vmm.benchmarks import swap
+from vmm.benchmarks import swap, swap_engine
 from vmm.errors import InvalidArgument
 
 
@@ -11,6 +11,10 @@ from vmm.errors import InvalidArgument
 def small(monkeypatch, tmp_path):
     monkeypatch.setattr(swap, "TOTAL_BYTES", 4 << 20)
     monkeypatch.setattr(swap, "PAIRS", 2)
+    monkeypatch.setattr(swap_engine, "PAIRS", 1)
+    monkeypatch.setattr(swap_engine, "BUDGET_BYTES", 16 << 20)
+    monkeypatch.setattr(swap_engine, "PHASES", 2)
+    monkeypatch.setattr(swap_engine, "ITERATIONS", 30)
     monkeypatch.setenv("VMM_SWAP_FOLDER", str(tmp_path))
 
 
@@ -22,7 +26,9 @@ def test_all_ratios_are_reported_and_all_pages_verified(tmp_path):
         for way in ("out", "in")
         for ratio in (f"host_{way}_ratio", f"host_{way}_whole_ratio", f"nvme_{way}_ratio")
     }
-    assert report.metrics.keys() == ratios | {"nvme_direct", "verified_pages"}
+    engine = {"evict_clean_page_ratio", "step_slowdown_while_swapping", "swapped_while_stepping_gb_s"}
+    assert report.metrics.keys() == ratios | engine | {"nvme_direct", "verified_pages"}
+    assert all(report.metrics[metric] > 0 for metric in engine)
     assert all(report.metrics[ratio] > 0 for ratio in ratios)
     # Both stores, three rounds of 4 MiB, in pages of either size.
     assert report.metrics["verified_pages"] == 2 * 3 * (2 + 64)
