@@ -15,7 +15,7 @@ namespace {
 [[maybe_unused]] const int set_limit = setenv("VMM_MAX_MAPPINGS", "4000", 1);
 
 /// Each sequence has pages in so many extents, which take at least one mapping each.
-constexpr PrefixOptions many_extents{.budget = 512_MiB, .slots = 60, .extents = 64};
+const PrefixOptions many_extents{.budget = 512_MiB, .slots = 60, .extents = 64};
 
 /// Opens sequences with the prompt until one finds nothing, which is the last.
 std::vector<Sequence> open_all(PrefixCache& test, const TokenList& prompt) {
