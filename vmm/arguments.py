@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from vmm.errors import InvalidArgument
 
@@ -15,6 +15,11 @@ def checked_number(argument: str, value: Any, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise InvalidArgument(f"{argument} is {value!r}; expected {least} to {most}")
     return value
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it is an int or a float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def checked_page_bytes(page_bytes: Any, granularity_bytes: int) -> int:

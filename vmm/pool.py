@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from vmm import _core, devices, shares, sharing
-from vmm.arguments import checked_number
+from vmm.arguments import checked_number, is_number
 from vmm.budgets import changed_budget_bytes, new_budget_bytes
 from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
@@ -180,8 +180,7 @@ class Pool(Closing):
         while they do. For a thread of an engine that shrinks by itself. Returns the bytes: 0 when the time is
         over or the pool was closed. Raises InvalidArgument for a pool without a share or a ``timeout_s`` that
         is no number from 0 on, and Forked. Safe from any thread, beside all other use; Ctrl-C ends it."""
-        is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
-        if not is_number or not timeout_s >= 0:
+        if not is_number(timeout_s) or not timeout_s >= 0:
             raise InvalidArgument(f"timeout_s is {timeout_s!r}; expected seconds, 0 or more")
         if self._share is None:
             raise InvalidArgument(
@@ -324,7 +323,6 @@ class Pool(Closing):
 def _idle_ns(idle_seconds: float | None) -> int:
     if idle_seconds is None:
         return 0
-    is_number = isinstance(idle_seconds, int | float) and not isinstance(idle_seconds, bool)
-    if not is_number or not 1e-3 <= idle_seconds <= 1e9:
+    if not is_number(idle_seconds) or not 1e-3 <= idle_seconds <= 1e9:
         raise InvalidArgument(f"idle_seconds is {idle_seconds!r}; expected 0.001 to 1e9, or None")
     return int(idle_seconds * 1e9)

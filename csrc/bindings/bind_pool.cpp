@@ -112,31 +112,6 @@ py::dict stats(const PoolHandle& handle) {
   return out;
 }
 
-std::optional<py::dict> tier_stats(const PoolHandle& handle) {
-  handle.require_parent();
-  if (!handle.parking) return std::nullopt;
-  ParkingFigures figures;
-  std::vector<std::pair<const char*, TierFigures>> tiers;
-  {
-    const ReleaseGil released;
-    figures = handle.parking->figures();
-    const Tiers& all = handle.parking->tiers();
-    for (std::uint32_t tier = 0; tier < all.count(); ++tier)
-      tiers.emplace_back(all.name(tier), all.figures(tier));
-  }
-  py::dict out;
-  out["parked_sequences"] = figures.parked;
-  out["cleaned_pages"] = figures.cleaned;
-  out["loaded_pages"] = figures.loaded;
-  out["lost_pages"] = figures.lost;
-  out["loads"] = figures.loads;
-  out["loading_ns"] = figures.loading.count();
-  out["waited_ns"] = figures.waited.count();
-  out["page_bytes"] = figures.page_bytes.count;
-  for (const auto& [name, tier] : tiers) out[name] = dict_of(tier);
-  return out;
-}
-
 std::vector<std::pair<int, std::string>> drain_log(const PoolHandle& handle) {
   handle.require_parent();
   std::vector<std::pair<int, std::string>> out;

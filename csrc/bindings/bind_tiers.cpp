@@ -5,12 +5,14 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/pool_handle.h"
 #include "tier/host_store.h"
 #include "tier/slot_file.h"
 
@@ -79,8 +81,6 @@ void memcpy_pages(std::uintptr_t to, std::uintptr_t from, std::size_t page, std:
     std::memcpy(reinterpret_cast<void*>(to + at), reinterpret_cast<const void*>(from + at), page);
 }
 
-}  // namespace
-
 py::dict dict_of(const TierFigures& f) {
   using namespace py::literals;
   return py::dict("slots"_a = f.slots, "free"_a = f.free, "quarantined"_a = f.quarantined,
@@ -89,6 +89,33 @@ py::dict dict_of(const TierFigures& f) {
                   "write_failures"_a = f.write_failures, "read_failures"_a = f.read_failures,
                   "corrupt"_a = f.corrupt, "timed_out"_a = f.timed_out, "read_only"_a = f.read_only,
                   "longest_running_ns"_a = f.longest_running.count());
+}
+
+}  // namespace
+
+std::optional<py::dict> tier_stats(const PoolHandle& handle) {
+  handle.require_parent();
+  if (!handle.parking) return std::nullopt;
+  ParkingFigures figures;
+  std::vector<std::pair<const char*, TierFigures>> tiers;
+  {
+    const ReleaseGil released;
+    figures = handle.parking->figures();
+    const Tiers& all = handle.parking->tiers();
+    for (std::uint32_t tier = 0; tier < all.count(); ++tier)
+      tiers.emplace_back(all.name(tier), all.figures(tier));
+  }
+  py::dict out;
+  out["parked_sequences"] = figures.parked;
+  out["cleaned_pages"] = figures.cleaned;
+  out["loaded_pages"] = figures.loaded;
+  out["lost_pages"] = figures.lost;
+  out["loads"] = figures.loads;
+  out["loading_ns"] = figures.loading.count();
+  out["waited_ns"] = figures.waited.count();
+  out["page_bytes"] = figures.page_bytes.count;
+  for (const auto& [name, tier] : tiers) out[name] = dict_of(tier);
+  return out;
 }
 
 void bind_tiers(py::module_& m) {

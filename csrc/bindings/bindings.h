@@ -81,8 +81,9 @@ std::shared_ptr<T> ends_without_gil(std::shared_ptr<T> thing) {
           }};
 }
 
-struct TierFigures;
-pybind11::dict dict_of(const TierFigures& figures);
+struct PoolHandle;
+/// Of the pool's tiers (bind_tiers.cpp); none where it has none.
+std::optional<pybind11::dict> tier_stats(const PoolHandle& pool);
 
 void bind_errors();
 void bind_driver(pybind11::module_& m);

@@ -1,4 +1,5 @@
-// What the owners of parked units ask for. What the pager does about it is in parking_moves.cpp.
+// What the owners of parked units ask for. What the pager does about it is in parking_moves.cpp, and what
+// that calls.
 #include "engine/parking.h"
 
 #include <algorithm>
@@ -134,16 +135,13 @@ void Parking::put_back(Unit& one) {
   set_aside(one, [](const Page& page) { return page.copied && !page.moving; });
 }
 
-void Parking::put_back(UnitId id) {
-  const std::lock_guard lock(mutex_);
-  put_back(unit(id));
+bool Parking::resident(const Pool::Needs& needs, const Page& page) {
+  return needs.resident(*page.at.reservation, {page.at.page, {1}}).count == 1;
 }
 
 bool Parking::away(const Unit& one) {
   const Pool::Needs needs(pool());
-  return !std::ranges::all_of(one.pages, [&](const Page& page) {
-    return needs.resident(*page.at.reservation, {page.at.page, {1}}).count == 1;
-  });
+  return !std::ranges::all_of(one.pages, [&](const Page& page) { return resident(needs, page); });
 }
 
 bool Parking::there(UnitId id) {
@@ -206,12 +204,6 @@ std::optional<Tokens> Parking::take(UnitId id, Tokens length) {
   return one.lost;
 }
 
-bool Parking::settled(UnitId id) {
-  const std::lock_guard lock(mutex_);
-  const Unit& one = unit(id);
-  return one.moving == 0 && !one.mapping && one.phase != Phase::loading;
-}
-
 void Parking::cut(UnitId id, Tokens to) {
   const std::lock_guard lock(mutex_);
   for (Page& page : unit(id).pages)
@@ -219,7 +211,7 @@ void Parking::cut(UnitId id, Tokens to) {
 }
 
 bool Parking::forget(UnitId id) {
-  std::shared_ptr<void> owner;  // whose end takes locks
+  std::shared_ptr<void> owner;  // ends without the lock
   const std::lock_guard lock(mutex_);
   const auto found = units_.find(id);
   if (found == units_.end()) return true;
@@ -227,12 +219,19 @@ bool Parking::forget(UnitId id) {
   policy_->forget(id);
   one.phase = Phase::forgotten;
   if (one.moving != 0 || one.mapping) return false;
-  for (Page& page : one.pages) forget_copy(page);
+  owner = erase(id);
+  return true;
+}
+
+/// Nothing is known of the unit from now on. Returns its owner, whose end takes locks.
+std::shared_ptr<void> Parking::erase(UnitId id) {
+  const auto found = units_.find(id);
+  for (Page& page : found->second.pages) forget_copy(page);
   std::erase(cleaning_, id);
-  owner = std::move(one.owner);
+  std::shared_ptr<void> owner = std::move(found->second.owner);
   units_.erase(found);
   any_parked_ = !units_.empty();
-  return true;
+  return owner;
 }
 
 bool Parking::can_clean(const Unit& one) const {

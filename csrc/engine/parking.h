@@ -76,10 +76,6 @@ class Parking final : public Growing {
   /// what comes after them. Copies stay of what will not be written. Returns the first token that was lost,
   /// if any was.
   std::optional<Tokens> take(UnitId unit, Tokens length);
-  /// What was kept of a unit that is parked, and settled, is needed as before.
-  void put_back(UnitId unit);
-  /// Nothing moves from or to the unit's pages.
-  bool settled(UnitId unit);
   /// A unit that is not parked will write to what comes after its first `to` tokens.
   void cut(UnitId unit, Tokens to);
   /// The unit will not come back. False where transfers still touch its pages, which must be left alone
@@ -150,7 +146,9 @@ class Parking final : public Growing {
   void notify();
   Unit& unit(UnitId id) { return units_.at(id); }
   std::uint32_t label_of(const std::string& category);
+  static bool resident(const Pool::Needs& needs, const Page& page);
   bool away(const Unit& unit);
+  std::shared_ptr<void> erase(UnitId id);
   void forget_copy(Page& page);
   void carry_copies(Unit& unit, std::vector<ParkedPage>&& pages);
   using Ranges = std::vector<std::pair<Reservation*, std::vector<PageRange>>>;

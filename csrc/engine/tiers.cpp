@@ -45,12 +45,6 @@ void Tiers::serve(Bytes page_bytes, const std::function<void()>& on_end) {
   page_bytes_ = page_bytes;
 }
 
-std::size_t Tiers::alignment() const {
-  std::size_t most = 1;
-  for (const auto& store : stores_) most = std::max(most, store->alignment());
-  return most;
-}
-
 std::vector<TierPlace> Tiers::take(std::uint32_t count) {
   std::vector<TierPlace> out;
   for (std::uint32_t tier = 0; tier < stores_.size() && out.empty(); ++tier) {

@@ -46,8 +46,6 @@ class Tiers {
   /// another size, and what make_host_store() and make_slot_file() throw.
   void serve(Bytes page_bytes, const std::function<void()>& on_end);
   bool serves() const noexcept { return !stores_.empty(); }
-  /// What addresses of pages must be multiples of.
-  std::size_t alignment() const;
 
   /// At most so many places, all in one tier: the first that has any.
   std::vector<TierPlace> take(std::uint32_t count);

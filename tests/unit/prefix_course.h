@@ -117,36 +117,32 @@ class PrefixCourse {
     test_.commit(each.sequence, each.committed, to);
     each.committed = to;
   }
+  /// Whether the work was not refused for want of memory, or because of another stream's work.
+  template <class Work>
+  static bool is_done(Work work) {
+    try {
+      work();
+      return true;
+    } catch (const InvalidArgument&) {
+      throw;
+    } catch (const Error&) {
+      return false;
+    }
+  }
   void cut(CourseSequence& each) {
     const std::uint64_t length = each.sequence.tokens.size();
     std::uint64_t to = pick(length + 1);
     if (test_.options.window.count != 0) to = pick(8) == 0 ? 0 : std::max(to, each.before);
-    try {
-      test_.truncate(each.sequence, to, each.stream);
-      each.parked = false;
-    } catch (const OutOfPages&) {
-      return;
-    } catch (const InvalidArgument&) {
-      throw;
-    } catch (const Error&) {
-      return;
-    }
+    if (!is_done([&] { test_.truncate(each.sequence, to, each.stream); })) return;
+    each.parked = false;
     each.committed = std::min(each.committed, to);
     each.before = std::min(each.before, to);
   }
   void fork(CourseSequence& from) {
     if (running_.size() + 1 >= test_.options.slots) return;
     CourseSequence child = from;
-    try {
-      child.sequence = test_.fork(from.sequence, from.stream);
-      from.parked = child.parked = false;
-    } catch (const OutOfPages&) {
-      return;
-    } catch (const InvalidArgument&) {
-      throw;
-    } catch (const Error&) {
-      return;
-    }
+    if (!is_done([&] { child.sequence = test_.fork(from.sequence, from.stream); })) return;
+    from.parked = child.parked = false;
     running_.push_back(std::move(child));
   }
   /// It is idle; or, if it is that already, it may be wanted back.
@@ -156,13 +152,8 @@ class PrefixCourse {
       test_.cache->prefetch(std::span(&slot, 1), test_.clock->now() + Nanoseconds{pick(1'000'000)});
       return;
     }
-    try {
-      test_.cache->park(each.sequence.slot, {.category = pick(2) == 0 ? "tool" : "user"}, each.stream);
-    } catch (const InvalidArgument&) {
-      throw;
-    } catch (const Error&) {  // another stream copies it
-      return;
-    }
+    const ParkHint hint{.category = pick(2) == 0 ? "tool" : "user"};
+    if (!is_done([&] { test_.cache->park(each.sequence.slot, hint, each.stream); })) return;
     each.parked = !each.sequence.tokens.empty();
     each.before = each.sequence.tokens.size();
   }

@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 
 from vmm import _core
-from vmm.arguments import checked_number, chosen_page_bytes
+from vmm.arguments import checked_number, chosen_page_bytes, is_number
 from vmm.closing import Closing
 from vmm.dlpack import FLOATS, checked_float, tensor_over
 from vmm.errors import Closed, InvalidArgument, OutOfPages, SequenceLost
@@ -172,8 +172,7 @@ class KVCache(Closing):
         1e9, and Closed for a closed sequence."""
         some = [sequences] if isinstance(sequences, Sequence) else sequences
         seconds = 0.0 if by_s is None else by_s
-        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not is_number or not 0 <= seconds <= 1e9:
+        if not is_number(seconds) or not 0 <= seconds <= 1e9:
             raise InvalidArgument(f"by_s is {by_s!r}; expected seconds, 0 to 1e9, or None")
         self._engine.prefetch(slots_of(self, "sequences", some), int(seconds * 1e9))
 

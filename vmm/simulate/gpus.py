@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from vmm.arguments import is_number
 from vmm.errors import InvalidArgument
 from vmm.simulate.models import read_object
 
@@ -153,6 +154,6 @@ def read_call_times(path: Path) -> CallTimes:
 
 def _microseconds(path: Path, metrics: dict[str, Any], name: str) -> float:
     value = metrics[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if not is_number(value) or not 0 <= value < math.inf:
         raise InvalidArgument(f"{path}: {name} is {value!r}; expected microseconds")
     return float(value)

@@ -13,6 +13,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
+from vmm.arguments import is_number
 from vmm.errors import InvalidArgument
 
 _COLUMNS = {
@@ -138,7 +139,7 @@ class _Record(NamedTuple):
 
     def time(self, name: str) -> float:
         value = self.values.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST_TIME:
+        if not is_number(value) or not 0 <= value <= MOST_TIME:
             raise self.refusal(name, "a number, 0 or more")
         return value
 
