@@ -120,7 +120,6 @@ void Parking::park(UnitId id, std::vector<ParkedPage> pages, Fence until, const 
                          .whole_sequence = true,
                          .new_blocks = static_cast<std::uint32_t>(hint.new_tokens)});
     one.until = std::move(until);
-    one.lost.reset();
     one.stuck = one.urgent = one.no_memory = false;
     one.next = 0;
     put_back(one);
@@ -201,7 +200,7 @@ std::optional<Tokens> Parking::take(UnitId id, Tokens length) {
     page.away = page.mapped = false;
     if (page.at.complete > good) forget_copy(page);
   }
-  return one.lost;
+  return std::exchange(one.lost, std::nullopt);
 }
 
 void Parking::cut(UnitId id, Tokens to) {
@@ -226,9 +225,13 @@ bool Parking::forget(UnitId id) {
 /// Nothing is known of the unit from now on. Returns its owner, whose end takes locks.
 std::shared_ptr<void> Parking::erase(UnitId id) {
   const auto found = units_.find(id);
-  for (Page& page : found->second.pages) forget_copy(page);
+  Unit& one = found->second;
+  // Whoever has its place next may look for its tokens there. Not in what was mapped to be read and was not,
+  // and not in what was lost.
+  unmap(one, [&](const Page& page) { return page.away || (one.lost && page.at.first >= *one.lost); });
+  for (Page& page : one.pages) forget_copy(page);
   std::erase(cleaning_, id);
-  std::shared_ptr<void> owner = std::move(found->second.owner);
+  std::shared_ptr<void> owner = std::move(one.owner);
   units_.erase(found);
   any_parked_ = !units_.empty();
   return owner;

@@ -156,6 +156,8 @@ class Parking final : public Growing {
   static Ranges ranges(const Unit& unit, Is is);
   template <class Is>
   void set_aside(const Unit& unit, Is is);
+  template <class Is>
+  void unmap(const Unit& unit, Is is);
   void put_back(Unit& unit);
   enum class Kept : std::uint8_t { all, some, refused };
   Kept keep_resident(Unit& unit);
@@ -226,6 +228,12 @@ Parking::Ranges Parking::ranges(const Unit& unit, Is is) {
 template <class Is>
 void Parking::set_aside(const Unit& unit, Is is) {
   for (const auto& [reservation, pages] : ranges(unit, is)) pool().set_aside(*reservation, pages, unit.until);
+}
+
+/// Unmaps those of the unit's pages that `is(page)`.
+template <class Is>
+void Parking::unmap(const Unit& unit, Is is) {
+  for (const auto& [reservation, pages] : ranges(unit, is)) pool().retire(*reservation, pages, unit.until);
 }
 
 }  // namespace vmm

@@ -209,8 +209,7 @@ void Parking::give_up(Unit& one) {
   if (!one.urgent) one.failure = nullptr;  // it is in the log, and the load is tried again
   one.phase = one.urgent ? Phase::idle : Phase::wanted;
   one.urgent = false;
-  const auto unread = [](const Page& page) { return page.away && page.mapped; };
-  for (const auto& [reservation, pages] : ranges(one, unread)) pool().retire(*reservation, pages, {});
+  unmap(one, [](const Page& page) { return page.away; });
   for (Page& page : one.pages) page.away = page.mapped = false;
   put_back(one);
   moved_.notify_all();

@@ -190,6 +190,42 @@ TEST(tokens_whose_copies_are_not_good_are_lost_by_name_and_all_else_goes_on) {
   CHECK(test.intact(bad) && test.intact(good));
 }
 
+TEST(nobody_finds_tokens_whose_copies_were_not_good) {
+  auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  const TokenList tokens = tokens_from(1, 3 * tokens_a_page);
+  const Sequence bad = test.serve(tokens);
+  test.park(bad);
+  test.push_out();
+  calls->refuse = [](const std::string& call, int) { return call == "preadv" ? EIO : 0; };
+  CHECK(test.is_prefetched(bad) && test.figures().lost == 3);
+  test.close(bad);
+  test.end();
+  CHECK(test.open(tokens).cached == 0);
+}
+
+TEST(nobody_finds_tokens_of_a_sequence_that_ended_while_its_pages_were_mapped) {
+  std::atomic<bool> held = false, mapping = false;
+  const auto before_map = [&](std::size_t) {
+    mapping = true;
+    while (held) std::this_thread::sleep_for(std::chrono::microseconds(100));
+  };
+  Parked test({.slots = 2, .before_map = before_map});
+  const TokenList tokens = tokens_from(1, 3 * tokens_a_page);
+  const Sequence idle = test.serve(tokens);
+  test.park(idle);
+  test.push_out();
+  held = true;
+  mapping = false;
+  const auto slot = static_cast<std::int32_t>(idle.slot);
+  test.cache->prefetch(std::span(&slot, 1), test.clock->now());
+  CHECK(comes([&] { return mapping.load(); }));
+  test.cache->close(idle.slot, {});
+  held = false;
+  test.open({});
+  CHECK(test.open(tokens).cached == 0);  // waits until its only slot is free
+}
+
 TEST(a_tier_that_cannot_be_written_loses_nothing_and_says_that_there_is_no_memory) {
   auto calls = std::make_shared<TestCalls>();
   Parked test({.file = 8_MiB, .calls = calls});

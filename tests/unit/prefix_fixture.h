@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -20,17 +21,18 @@ namespace vmm {
 
 using TokenList = std::vector<PrefixIndex::Token>;
 
-/// A driver on which mapping takes time, and nothing else does.
-class SlowMaps final : public DriverDecorator {
+/// A driver that lets the test do something before it maps so many pages.
+class HookedMaps final : public DriverDecorator {
  public:
-  SlowMaps(std::unique_ptr<Driver> inner, ManualClock& clock)
-      : DriverDecorator(std::shared_ptr<Driver>(std::move(inner))), clock_(clock) {}
+  using Hook = std::function<void(std::size_t pages)>;
+  HookedMaps(std::unique_ptr<Driver> inner, Hook before_map)
+      : DriverDecorator(std::shared_ptr<Driver>(std::move(inner))), before_map_(std::move(before_map)) {}
   Address reserve(Bytes size, Bytes alignment) override { return inner().reserve(size, alignment); }
   void free_reservation(Address base, Bytes size) override { inner().free_reservation(base, size); }
   PageHandle create(Bytes page, Place place) override { return inner().create(page, place); }
   void release(PageHandle page) override { inner().release(page); }
   void map(std::span<const PageMapping> pages) override {
-    clock_.advance(Nanoseconds{static_cast<std::int64_t>(1'000 * pages.size())});
+    before_map_(pages.size());
     inner().map(pages);
   }
   void set_access(std::span<const PageMapping> pages) override { inner().set_access(pages); }
@@ -43,11 +45,14 @@ class SlowMaps final : public DriverDecorator {
   }
 
  private:
-  ManualClock& clock_;
+  const Hook before_map_;
 };
 
+/// Mapping takes time, and nothing else does.
 inline std::unique_ptr<Driver> with_slow_maps(std::unique_ptr<Driver> inner, ManualClock& clock) {
-  return std::make_unique<SlowMaps>(std::move(inner), clock);
+  return std::make_unique<HookedMaps>(std::move(inner), [&clock](std::size_t pages) {
+    clock.advance(Nanoseconds{static_cast<std::int64_t>(1'000 * pages)});
+  });
 }
 
 struct PrefixOptions {
@@ -59,7 +64,8 @@ struct PrefixOptions {
   Tokens window{};  // of the first lease's layers
   Tokens tail{};
   bool slow_maps = false;  // then copies are cheaper
-  Bytes host{}, file{};    // tiers, where sequences can be parked
+  HookedMaps::Hook before_map = {};
+  Bytes host{}, file{};  // tiers, where sequences can be parked
   std::string policy = "predictive";
   std::shared_ptr<SlotCalls> calls = std::make_shared<SlotCalls>();  // of the file
 };
@@ -110,8 +116,7 @@ struct Sequence {
 /// The K and V of a token depend on all tokens before it, as in a model.
 struct PrefixCache : TestPool {
   explicit PrefixCache(const PrefixOptions& options_ = {})
-      : TestPool(options_.budget, nullptr, options_.slow_maps ? WrapDriver(with_slow_maps) : WrapDriver{}),
-        options(options_) {
+      : TestPool(options_.budget, nullptr, wrap(options_)), options(options_) {
     std::vector<SlotPart> parts;
     for (std::size_t i = 0; i < options.leases; ++i) {
       leases.push_back(reserve(1_MiB, options.slots * options.extents));
@@ -137,6 +142,13 @@ struct PrefixCache : TestPool {
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
 
+  static WrapDriver wrap(const PrefixOptions& options) {
+    if (options.slow_maps) return with_slow_maps;
+    if (!options.before_map) return {};
+    return [hook = options.before_map](std::unique_ptr<Driver> inner, ManualClock&) {
+      return std::make_unique<HookedMaps>(std::move(inner), hook);
+    };
+  }
   unsigned char* token(std::size_t lease, std::uint64_t extent, std::uint64_t at) const {
     return bytes_at(*leases[lease], 1_MiB * extent + options.record * at);
   }
