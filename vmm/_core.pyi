@@ -446,12 +446,16 @@ class Course:
 eviction_policies: tuple[str, ...]
 
 class TierStore:
-    """For ``vmm bench swap``. A slot is a pair of its index and its generation."""
+    """For ``vmm bench swap`` and tests. A slot is a pair of its index and its generation."""
 
     @staticmethod
-    def host(*, capacity: int, slot: int) -> TierStore: ...
+    def host(*, capacity: int, slot: int, pool: Pool | None = None) -> TierStore:
+        """With a ``pool`` the addresses are those of its device."""
+
     @staticmethod
-    def file(directory: str, *, capacity: int, slot: int, threads: int = 4) -> TierStore: ...
+    def file(
+        directory: str, *, capacity: int, slot: int, threads: int = 4, pool: Pool | None = None
+    ) -> TierStore: ...
     @property
     def alignment(self) -> int: ...
     def take(self, count: int) -> list[tuple[int, int]]: ...

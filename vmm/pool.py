@@ -106,8 +106,6 @@ class Pool(Closing):
         self._share, minimum_bytes = shares.checked_terms(share, minimum, priority)
         host_tier_bytes = checked_host(host)
         tier_directory, file_tier_bytes = checked_nvme(nvme)
-        if ordinal >= 0 and (host_tier_bytes or file_tier_bytes) and not devices.cuda_host_accessible:
-            raise InvalidArgument("host, nvme: a GPU's pool cannot have tiers yet")
         # Making a context for each question would take long, so this one is held until the pool has its own.
         context = _core.CudaContext(ordinal) if ordinal >= 0 else None
         budget_bytes = new_budget_bytes(budget, context, shares.bytes_of_others(self._share))

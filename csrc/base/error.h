@@ -58,6 +58,12 @@ class MappingLimit : public DriverError {
   using DriverError::DriverError;
 };
 
+/// Nothing works on the device any more, nor goes on there, until the process is restarted.
+class DeviceLost : public DriverError {
+ public:
+  using DriverError::DriverError;
+};
+
 /// A table contradicts itself, or was asked for a forbidden transition: a bug of ours, never of the caller.
 class InvariantViolation : public Error {
  public:

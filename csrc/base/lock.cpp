@@ -10,16 +10,16 @@
 namespace vmm::locks {
 namespace {
 
-constexpr std::array names{
-    "shares",         "engine",      "kv_cache",    "slots_owner",   "slots_ahead",
-    "keeping",        "range_ahead", "epochs_poll", "epochs_record", "parking",
-    "slots_prepared", "rows",        "range",       "pool",          "slots_due",
-    "streams",        "epochs",      "budget",      "pool_wake",     "pager_inbox",
-    "pager_thread",   "tier_store",  "log",         "fault_driver",  "checked_driver",
-    "sim_driver",     "cuda_driver", "host_driver", "host_streams",  "mapping_reserve"};
+constexpr std::array names{"shares",       "engine",         "kv_cache",    "slots_owner",   "slots_ahead",
+                           "keeping",      "range_ahead",    "epochs_poll", "epochs_record", "tiers",
+                           "parking",      "slots_prepared", "rows",        "range",         "pool",
+                           "slots_due",    "streams",        "epochs",      "budget",        "pool_wake",
+                           "pager_inbox",  "pager_thread",   "tier_store",  "device_link",   "log",
+                           "fault_driver", "checked_driver", "sim_driver",  "cuda_driver",   "host_driver",
+                           "host_streams", "mapping_reserve"};
 static_assert(names.size() == static_cast<std::size_t>(LockRank::count));
 
-constexpr auto last_with_driver_calls = static_cast<unsigned>(LockRank::epochs_record);
+constexpr auto last_with_driver_calls = static_cast<unsigned>(LockRank::tiers);
 
 /// Has a bit for each rank of which this thread holds a lock.
 thread_local std::uint64_t held = 0;

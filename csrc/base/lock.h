@@ -24,6 +24,7 @@ enum class LockRank : std::uint8_t {
   range_ahead,
   epochs_poll,
   epochs_record,
+  tiers,
   // While one of these is held it must not be.
   parking,
   slots_prepared,
@@ -38,6 +39,7 @@ enum class LockRank : std::uint8_t {
   pager_inbox,
   pager_thread,
   tier_store,
+  device_link,
   log,
   // These are the drivers' own.
   fault_driver,

@@ -61,9 +61,8 @@ std::unique_ptr<PoolHandle, DeleteWithoutGil> make_pool(const Options& options,
   auto pool = Pool::make(std::move(driver), handle->budget, std::make_shared<RealClock>(), pool_options);
   handle->engine = std::make_unique<Engine>(pool, pager_options, options.pager_thread);
   if (options.tiers.host.count != 0 || options.tiers.file.count != 0) {
-    const std::shared_ptr<Log> log(pool, &pool->log());
-    auto tiers = std::make_unique<Tiers>(options.tiers, plain_slabs(), std::make_shared<SlotCalls>(),
-                                         std::make_shared<RealClock>(), log);
+    auto tiers =
+        make_tiers(pool, options.tiers, std::make_shared<SlotCalls>(), std::make_shared<RealClock>());
     handle->parking = Parking::make(handle->engine->pager(), std::move(tiers), options.eviction);
   }
   return handle;

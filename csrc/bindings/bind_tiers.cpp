@@ -1,4 +1,5 @@
-// Stores of tiers, by themselves, for `vmm bench swap`. A slot is a pair of its index and its generation.
+// Stores of tiers, by themselves, for `vmm bench swap` and tests. A slot is a pair of its index and its
+// generation.
 #include <pybind11/stl.h>
 
 #include <array>
@@ -13,6 +14,7 @@
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/pool_handle.h"
+#include "tier/device_link.h"
 #include "tier/host_store.h"
 #include "tier/slot_file.h"
 
@@ -24,18 +26,31 @@ namespace {
 using SlotPair = std::pair<std::uint32_t, std::uint32_t>;
 using StorePointer = std::unique_ptr<TierStore, DeleteWithoutGil>;
 
-StorePointer bound_host_store(std::uint64_t capacity, std::uint64_t slot) {
-  return StorePointer(make_host_store({.capacity = {capacity}, .slot = {slot}}, plain_slabs(),
+/// The driver of the pool whose pages a store is for, where the CPU does not reach them.
+std::shared_ptr<Driver> device_of(const PoolHandle* pool) {
+  if (pool == nullptr) return nullptr;
+  pool->require_parent();
+  return copying_device(pool->engine->pool());
+}
+
+StorePointer bound_host_store(std::uint64_t capacity, std::uint64_t slot, const PoolHandle* pool) {
+  const std::shared_ptr<Driver> device = device_of(pool);
+  return StorePointer(make_host_store({.capacity = {capacity}, .slot = {slot}, .device = device},
+                                      device ? pinned_slabs(device) : plain_slabs(),
                                       std::make_shared<RealClock>(), std::make_shared<Log>())
                           .release());
 }
 
 StorePointer bound_slot_file(const std::string& directory, std::uint64_t capacity, std::uint64_t slot,
-                             unsigned threads) {
-  return StorePointer(
-      make_slot_file({.directory = directory, .capacity = {capacity}, .slot = {slot}, .threads = threads},
-                     std::make_shared<SlotCalls>(), std::make_shared<RealClock>(), std::make_shared<Log>())
-          .release());
+                             unsigned threads, const PoolHandle* pool) {
+  return StorePointer(make_slot_file({.directory = directory,
+                                      .capacity = {capacity},
+                                      .slot = {slot},
+                                      .threads = threads,
+                                      .device = device_of(pool)},
+                                     std::make_shared<SlotCalls>(), std::make_shared<RealClock>(),
+                                     std::make_shared<Log>())
+                          .release());
 }
 
 std::vector<SlotPair> take_slots(TierStore& store, std::uint32_t count) {
@@ -72,7 +87,7 @@ void transfer_all(TierStore& store, TransferKind kind, const std::vector<SlotPai
     ended += got;
   }
   if (refused) std::rethrow_exception(refused);
-  if (failed > 0) throw DriverError(std::to_string(failed) + " transfers of a tier failed");
+  if (failed > 0) throw DriverError(std::to_string(failed) + " pages could not be moved to or from a tier");
 }
 
 /// What a store of memory is compared with: the system's copies, one for each page.
@@ -120,9 +135,10 @@ std::optional<py::dict> tier_stats(const PoolHandle& handle) {
 
 void bind_tiers(py::module_& m) {
   py::class_<TierStore, StorePointer>(m, "TierStore")
-      .def_static("host", &bound_host_store, py::kw_only(), py::arg("capacity"), py::arg("slot"), NoGil())
+      .def_static("host", &bound_host_store, py::kw_only(), py::arg("capacity"), py::arg("slot"),
+                  py::arg("pool") = nullptr, NoGil())
       .def_static("file", &bound_slot_file, py::arg("directory"), py::kw_only(), py::arg("capacity"),
-                  py::arg("slot"), py::arg("threads") = 4, NoGil())
+                  py::arg("slot"), py::arg("threads") = 4, py::arg("pool") = nullptr, NoGil())
       .def_property_readonly("alignment", no_gil(&TierStore::alignment))
       .def("take", &take_slots, py::arg("count"), NoGil())
       .def("give_back", &give_slots_back, py::arg("slots"), NoGil())

@@ -98,4 +98,33 @@ void CheckedDriver::zero(std::span<const MemoryRange> ranges, StreamHandle strea
   inner().zero(ranges, stream);
 }
 
+std::byte* CheckedDriver::allocate_host(Bytes size) {
+  std::byte* const memory = DriverDecorator::allocate_host(size);
+  ledger_.add_host_memory(memory, size);
+  return memory;
+}
+
+void CheckedDriver::release_host(std::byte* memory) {
+  // This comes before the call: once it is released, another thread may be given the same memory.
+  auto taken = ledger_.take_host_memory(memory);
+  try {
+    DriverDecorator::release_host(memory);
+  } catch (...) {
+    ledger_.put_back_host_memory(std::move(taken));
+    throw;
+  }
+}
+
+void CheckedDriver::copy_out(std::byte* to, Address from, Bytes size, StreamHandle stream) {
+  ledger_.check_host_memory("to", to, size);
+  ledger_.check_accessible("from", from, size);
+  DriverDecorator::copy_out(to, from, size, stream);
+}
+
+void CheckedDriver::copy_in(Address to, const std::byte* from, Bytes size, StreamHandle stream) {
+  ledger_.check_accessible("to", to, size);
+  ledger_.check_host_memory("from", from, size);
+  DriverDecorator::copy_in(to, from, size, stream);
+}
+
 }  // namespace vmm

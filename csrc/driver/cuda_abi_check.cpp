@@ -45,6 +45,7 @@ static_assert(handle_posix_fd == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
 static_assert(capture_relaxed == CU_STREAM_CAPTURE_MODE_RELAXED);
 static_assert(capture_none == CU_STREAM_CAPTURE_STATUS_NONE);
 static_assert(stream_non_blocking == CU_STREAM_NON_BLOCKING && event_no_timing == CU_EVENT_DISABLE_TIMING);
+static_assert(event_blocking_sync == CU_EVENT_BLOCKING_SYNC && host_portable == CU_MEMHOSTALLOC_PORTABLE);
 
 static_assert(sizeof(DevicePointer) == sizeof(CUdeviceptr));
 static_assert(sizeof(AllocationHandle) == sizeof(CUmemGenericAllocationHandle));

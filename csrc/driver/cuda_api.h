@@ -43,7 +43,9 @@ constexpr int attribute_vmm = 102;       // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_M
 constexpr int capture_relaxed = 2;       // CU_STREAM_CAPTURE_MODE_RELAXED
 constexpr int capture_none = 0;          // CU_STREAM_CAPTURE_STATUS_NONE
 constexpr unsigned stream_non_blocking = 1;  // CU_STREAM_NON_BLOCKING
+constexpr unsigned event_blocking_sync = 1;  // CU_EVENT_BLOCKING_SYNC
 constexpr unsigned event_no_timing = 2;      // CU_EVENT_DISABLE_TIMING
+constexpr unsigned host_portable = 1;        // CU_MEMHOSTALLOC_PORTABLE
 
 struct Location {
   int type;
@@ -108,6 +110,10 @@ struct AccessDescriptor {
   CALL(cuMemExportToShareableHandle, 10020,                                                                  \
        (void* shareable, AllocationHandle handle, int type, unsigned long long flags))                       \
   CALL(cuMemcpyAsync, 4000, (DevicePointer to, DevicePointer from, std::size_t size, Stream stream))         \
+  CALL(cuMemHostAlloc, 2020, (void** memory, std::size_t size, unsigned flags))                              \
+  CALL(cuMemFreeHost, 2000, (void* memory))                                                                  \
+  CALL(cuMemcpyDtoHAsync, 3020, (void* to, DevicePointer from, std::size_t size, Stream stream))             \
+  CALL(cuMemcpyHtoDAsync, 3020, (DevicePointer to, const void* from, std::size_t size, Stream stream))       \
   CALL(cuMemsetD8Async, 3020, (DevicePointer address, unsigned char value, std::size_t size, Stream stream)) \
   CALL(cuStreamCreate, 2000, (Stream * stream, unsigned flags))                                              \
   CALL(cuStreamCreateWithPriority, 5050, (Stream * stream, unsigned flags, int priority))                    \

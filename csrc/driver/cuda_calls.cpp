@@ -65,8 +65,8 @@ bool Calls::is_bound() const noexcept { return bound_to == id_; }
 
 void Calls::require_alive() const {
   if (const Result error = lost_.load())
-    throw DriverError("the CUDA context was ended by " + described(api_, error) +
-                      ": nothing on this device works any more; restart the process");
+    throw DeviceLost("the CUDA context was ended by " + described(api_, error) +
+                     ": nothing on this device works any more; restart the process");
 }
 
 void Calls::fail(const char* name, Result result, std::string arguments) const {
@@ -75,7 +75,8 @@ void Calls::fail(const char* name, Result result, std::string arguments) const {
   const std::string what = std::string(name) + "(" + arguments + ") on cuda:" + std::to_string(ordinal_) +
                            ": " + described(api_, result);
   if (result == out_of_memory) throw DriverOutOfMemory(what);
-  throw DriverError(ends_context(result) ? what + ". The CUDA context is lost; restart the process" : what);
+  if (ends_context(result)) throw DeviceLost(what + ". The CUDA context is lost; restart the process");
+  throw DriverError(what);
 }
 
 std::uint64_t free_bytes(const Calls& calls) {

@@ -17,7 +17,7 @@ namespace vmm {
 /// A page is a handle of cuMemCreate, a stream is a CUstream, and an event a CUevent. Streams may be
 /// anybody's. The default stream is CUDA's legacy one. Only copy() and zero() on the default stream use a
 /// stream of the driver's own instead, and wait for it, so that nobody else's work is held up.
-class CudaDriver final : public Driver, private Exports {
+class CudaDriver final : public Driver, private Exports, private HostCopies {
  public:
   /// Throws InvalidArgument for a device that is not there or cannot do what is asked of it, and DriverError
   /// where CUDA cannot be used.
@@ -37,6 +37,7 @@ class CudaDriver final : public Driver, private Exports {
   void copy(Address to, Address from, Bytes size, StreamHandle stream) override;
   void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override;
   Exports* exports() noexcept override { return shareable_ ? this : nullptr; }
+  HostCopies* host_copies() noexcept override { return this; }
   StreamHandle create_stream() override;
   void destroy_stream(StreamHandle stream) override;
   EventHandle record(StreamHandle stream) override;
@@ -52,9 +53,16 @@ class CudaDriver final : public Driver, private Exports {
   std::size_t events_in_use() const;
 
  private:
+  static cuda::Stream to_cuda(StreamHandle stream) { return reinterpret_cast<cuda::Stream>(stream.value); }
+  static cuda::Event to_cuda(EventHandle event) { return reinterpret_cast<cuda::Event>(event.value); }
   /// Every call is made within one of these. Throws in a forked child.
   cuda::Calls::Scope enter() const;
   ExportedPage export_page(Address address) override;
+  std::byte* allocate_host(Bytes size) override;
+  void release_host(std::byte* memory) override;
+  void copy_out(std::byte* to, Address from, Bytes size, StreamHandle stream) override;
+  void copy_in(Address to, const std::byte* from, Bytes size, StreamHandle stream) override;
+  void finish(StreamHandle stream) override;
   void note_exportable(std::span<const PageMapping> pages);
   void forget_exportable(std::span<const PageMapping> pages) noexcept;
   void undo_map(std::span<const PageMapping> mapped) noexcept;

@@ -7,9 +7,6 @@
 namespace vmm {
 namespace {
 
-cuda::Stream to_cuda(StreamHandle stream) { return reinterpret_cast<cuda::Stream>(stream.value); }
-cuda::Event to_cuda(EventHandle event) { return reinterpret_cast<cuda::Event>(event.value); }
-
 constexpr StreamHandle per_thread{2};  // CU_STREAM_PER_THREAD
 bool is_default(StreamHandle stream) { return stream.value <= 1; }
 

@@ -18,7 +18,8 @@
 //    kills the process (but see Gaps).
 //  - Work on a stream is done in order, beside the caller. Work on the default stream is over when the call
 //    that asked for it returns; of all other work only events tell when it is over.
-//  - No call but `destroy_stream` and `wait` waits for work in flight. What such work touches must not be
+//  - No call but `destroy_stream`, `wait` and `finish` waits for work in flight. What such work touches must
+//  not be
 //    unmapped: the caller has to prove that it is over (memory/fences.h). A driver that can see this rule
 //    broken refuses with InvalidArgument.
 //
@@ -28,6 +29,7 @@
 // not know.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <span>
 
@@ -125,6 +127,24 @@ class Exports {
   ~Exports() = default;
 };
 
+/// The ability to copy between pages and host memory, where the CPU does not reach the pages.
+class HostCopies {
+ public:
+  /// Locked memory, aligned to 4 KiB, that only release_host() ends. Throws DriverOutOfMemory.
+  virtual std::byte* allocate_host(Bytes size) = 0;
+  virtual void release_host(std::byte* memory) = 0;
+  /// These two are done in order with the other work on `stream`, which create_stream() made. The page must
+  /// be accessible, and the bytes of the host inside what allocate_host() gave.
+  virtual void copy_out(std::byte* to, Address from, Bytes size, StreamHandle stream) = 0;
+  virtual void copy_in(Address to, const std::byte* from, Bytes size, StreamHandle stream) = 0;
+  /// Waits, asleep, for the work that is on the stream now. Where it throws anything but DeviceLost, that may
+  /// go on.
+  virtual void finish(StreamHandle stream) = 0;
+
+ protected:
+  ~HostCopies() = default;
+};
+
 class Driver {
  public:
   virtual ~Driver() = default;
@@ -132,6 +152,7 @@ class Driver {
   /// What not every driver can do. Null where this one cannot.
   virtual Gaps* gaps() noexcept { return nullptr; }
   virtual Exports* exports() noexcept { return nullptr; }
+  virtual HostCopies* host_copies() noexcept { return nullptr; }
 
   /// Returns the start of an address range in which nothing is mapped. Both arguments are positive multiples
   /// of the granularity, and the alignment is a power of two.

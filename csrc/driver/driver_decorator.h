@@ -11,13 +11,14 @@ namespace vmm {
 
 /// It passes every call on to the driver within, but for those that the class derived from it makes itself.
 /// It can do what that driver can.
-class DriverDecorator : public Driver, protected Gaps, protected Exports {
+class DriverDecorator : public Driver, protected Gaps, protected Exports, protected HostCopies {
  public:
   explicit DriverDecorator(std::shared_ptr<Driver> inner) : inner_(std::move(inner)) {}
 
   const Capabilities& capabilities() const noexcept override { return inner_->capabilities(); }
   Gaps* gaps() noexcept override { return inner_->gaps() == nullptr ? nullptr : this; }
   Exports* exports() noexcept override { return inner_->exports() == nullptr ? nullptr : this; }
+  HostCopies* host_copies() noexcept override { return inner_->host_copies() == nullptr ? nullptr : this; }
   StreamHandle create_stream() override { return inner().create_stream(); }
   void destroy_stream(StreamHandle stream) override { inner().destroy_stream(stream); }
   EventHandle record(StreamHandle stream) override { return inner().record(stream); }
@@ -37,6 +38,15 @@ class DriverDecorator : public Driver, protected Gaps, protected Exports {
   }
   void set_gap(Address start, Bytes size, Gap gap) override { inner().gaps()->set_gap(start, size, gap); }
   ExportedPage export_page(Address address) override { return inner().exports()->export_page(address); }
+  std::byte* allocate_host(Bytes size) override { return inner().host_copies()->allocate_host(size); }
+  void release_host(std::byte* memory) override { inner().host_copies()->release_host(memory); }
+  void copy_out(std::byte* to, Address from, Bytes size, StreamHandle stream) override {
+    inner().host_copies()->copy_out(to, from, size, stream);
+  }
+  void copy_in(Address to, const std::byte* from, Bytes size, StreamHandle stream) override {
+    inner().host_copies()->copy_in(to, from, size, stream);
+  }
+  void finish(StreamHandle stream) override { inner().host_copies()->finish(stream); }
 
  private:
   const std::shared_ptr<Driver> inner_;

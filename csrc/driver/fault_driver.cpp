@@ -121,4 +121,29 @@ bool FaultDriver::query(EventHandle event) {
   return inner().query(event);
 }
 
+std::byte* FaultDriver::allocate_host(Bytes size) {
+  maybe_fail("allocate_host");
+  return DriverDecorator::allocate_host(size);
+}
+
+void FaultDriver::release_host(std::byte* memory) {
+  maybe_fail("release_host");
+  DriverDecorator::release_host(memory);
+}
+
+void FaultDriver::copy_out(std::byte* to, Address from, Bytes size, StreamHandle stream) {
+  maybe_fail("copy_out");
+  DriverDecorator::copy_out(to, from, size, stream);
+}
+
+void FaultDriver::copy_in(Address to, const std::byte* from, Bytes size, StreamHandle stream) {
+  maybe_fail("copy_in");
+  DriverDecorator::copy_in(to, from, size, stream);
+}
+
+void FaultDriver::finish(StreamHandle stream) {
+  maybe_fail("finish");
+  DriverDecorator::finish(stream);
+}
+
 }  // namespace vmm

@@ -44,6 +44,11 @@ class FaultDriver final : public DriverDecorator {
 
  private:
   void set_gap(Address start, Bytes size, Gap gap) override;
+  std::byte* allocate_host(Bytes size) override;
+  void release_host(std::byte* memory) override;
+  void copy_out(std::byte* to, Address from, Bytes size, StreamHandle stream) override;
+  void copy_in(Address to, const std::byte* from, Bytes size, StreamHandle stream) override;
+  void finish(StreamHandle stream) override;
   bool due();
   void maybe_fail(const char* call);
   [[noreturn]] void fail(const char* call);

@@ -215,4 +215,31 @@ void Ledger::remove(std::span<const PageMapping> pages) noexcept {
   }
 }
 
+void Ledger::add_host_memory(const std::byte* memory, Bytes size) {
+  std::lock_guard lock(mutex_);
+  host_memory_[reinterpret_cast<std::uintptr_t>(memory)] = size;
+}
+
+Ledger::HostMemory::node_type Ledger::take_host_memory(const std::byte* memory) {
+  std::lock_guard lock(mutex_);
+  const auto found = host_memory_.find(reinterpret_cast<std::uintptr_t>(memory));
+  if (found == host_memory_.end()) throw InvalidArgument("memory: was not allocated here");
+  return host_memory_.extract(found);
+}
+
+void Ledger::put_back_host_memory(HostMemory::node_type memory) {
+  std::lock_guard lock(mutex_);
+  host_memory_.insert(std::move(memory));
+}
+
+void Ledger::check_host_memory(const char* argument, const std::byte* memory, Bytes size) const {
+  const auto start = reinterpret_cast<std::uintptr_t>(memory);
+  std::lock_guard lock(mutex_);
+  const auto found = at_or_before(host_memory_, start);
+  const std::uint64_t offset = found == host_memory_.end() ? 0 : start - found->first;
+  if (found == host_memory_.end() || offset > found->second.count ||
+      size.count > found->second.count - offset)
+    throw InvalidArgument(std::string(argument) + ": " + hex(start) + " is not host memory of this driver");
+}
+
 }  // namespace vmm

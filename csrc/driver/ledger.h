@@ -2,6 +2,7 @@
 // say so in the same words for every driver.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -27,6 +28,7 @@ class Ledger {
   using Reservations = std::map<std::uintptr_t, Bytes>;
   using PagesByHandle = std::map<std::uint64_t, Page>;  // in order, so that overlapping places are found
   using Mappings = std::map<std::uintptr_t, Mapping>;
+  using HostMemory = std::map<std::uintptr_t, Bytes>;
 
  public:
   explicit Ledger(Bytes granularity) : granularity_(granularity) {}
@@ -59,6 +61,12 @@ class Ledger {
   void check_accessible(const char* argument, Address address, Bytes size) const;
   void remove_mappings(std::span<const PageMapping> pages) noexcept;
 
+  void add_host_memory(const std::byte* memory, Bytes size);
+  HostMemory::node_type take_host_memory(const std::byte* memory);
+  void put_back_host_memory(HostMemory::node_type memory);
+  /// Throws unless all of it is in one piece of what was allocated.
+  void check_host_memory(const char* argument, const std::byte* memory, Bytes size) const;
+
  private:
   void check_size(const char* argument, Bytes size) const;
   void check_inside(Address start, Bytes size) const;
@@ -71,6 +79,7 @@ class Ledger {
   Reservations reservations_;
   PagesByHandle pages_;
   Mappings mappings_;
+  HostMemory host_memory_;
 };
 
 }  // namespace vmm

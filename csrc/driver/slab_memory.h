@@ -12,7 +12,7 @@ namespace vmm {
 class SlabMemory {
  public:
   virtual ~SlabMemory() = default;
-  /// So many bytes, aligned to 4 KiB at least, which read as zeros. Throws DriverOutOfMemory.
+  /// So many bytes, aligned to 4 KiB at least. Throws DriverOutOfMemory.
   virtual std::byte* allocate(Bytes size) = 0;
   virtual void release(std::byte* slab, Bytes size) noexcept = 0;
   /// Whether the memory is locked, so that RLIMIT_MEMLOCK bounds it.

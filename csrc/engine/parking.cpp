@@ -60,10 +60,10 @@ void Parking::notify() {
 }
 
 void Parking::serve(Bytes page_bytes) {
-  const std::lock_guard lock(mutex_);
   tiers_->serve(page_bytes, [self = self_] {
     if (const std::shared_ptr<Growing> growing = self.lock()) static_cast<Parking&>(*growing).notify();
   });
+  const std::lock_guard lock(mutex_);
   page_bytes_ = page_bytes;
   most_in_flight_ =
       static_cast<std::uint32_t>(std::max<std::uint64_t>(least_in_flight, bytes_in_flight / page_bytes));

@@ -120,7 +120,6 @@ bool Parking::map_some(Lock& lock, UnitId id, Bytes batch, Left& left) {
   one.failure = failure;
   read_mapped(id, one);
   // 3. What has failed ends when nothing moves any more.
-  if (failure && one.phase != Phase::loading && !one.failure) std::rethrow_exception(failure);
   if (one.phase != Phase::loading || failure) return false;
   if (starved)
     starve(one, page_bytes_ * some.size(), left);
@@ -206,7 +205,7 @@ void Parking::finish_load(Unit& one) {
 /// wanted still.
 void Parking::give_up(Unit& one) {
   one.no_memory = one.urgent && !one.failure;
-  if (!one.urgent) one.failure = nullptr;  // it is in the log, and the load is tried again
+  if (!one.urgent && one.failure) failure_ = std::exchange(one.failure, nullptr);  // it is tried again later
   one.phase = one.urgent ? Phase::idle : Phase::wanted;
   one.urgent = false;
   unmap(one, [](const Page& page) { return page.away; });

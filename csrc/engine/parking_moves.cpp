@@ -2,6 +2,7 @@
 // parking_load.cpp, and what is cleaned in parking_clean.cpp.
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <utility>
 
 #include "base/error.h"
@@ -35,6 +36,7 @@ Ahead Parking::map_ahead(Bytes batch, Pages) {
     choose_victims();
     clean(left);
     orphans.swap(orphans_);
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     if (left.more) return Ahead::more;
     if (left.starved) return Ahead::starved;
     return left.later ? Ahead::later : Ahead::done;
@@ -76,6 +78,11 @@ void Parking::written(Unit& one, Page& page, Outcome outcome) {
 }
 
 void Parking::read(Unit& one, Page& page, Outcome outcome) {
+  if (outcome == Outcome::device) {  // its copy is as good as before: only this load fails
+    one.failure = std::make_exception_ptr(
+        DriverError("a page of a parked sequence could not be copied to the device; the log says why"));
+    return;
+  }
   page.away = page.mapped = false;
   if (outcome == Outcome::done) {
     ++figures_.loaded;

@@ -6,14 +6,17 @@
 #include <utility>
 
 #include "base/error.h"
+#include "memory/pool.h"
+#include "tier/device_link.h"
 #include "tier/host_store.h"
 #include "tier/slot_file.h"
 
 namespace vmm {
 
-Tiers::Tiers(TiersOptions options, std::shared_ptr<SlabMemory> memory, std::shared_ptr<SlotCalls> calls,
-             std::shared_ptr<Clock> clock, std::shared_ptr<Log> log)
+Tiers::Tiers(TiersOptions options, std::shared_ptr<Driver> device, std::shared_ptr<SlabMemory> memory,
+             std::shared_ptr<SlotCalls> calls, std::shared_ptr<Clock> clock, std::shared_ptr<Log> log)
     : options_(std::move(options)),
+      device_(std::move(device)),
       memory_(std::move(memory)),
       calls_(std::move(calls)),
       clock_(std::move(clock)),
@@ -22,6 +25,7 @@ Tiers::Tiers(TiersOptions options, std::shared_ptr<SlabMemory> memory, std::shar
 }
 
 void Tiers::serve(Bytes page_bytes, const std::function<void()>& on_end) {
+  const std::lock_guard lock(serving_);
   if (serves() && page_bytes != page_bytes_)
     throw InvalidArgument("page_bytes is " + std::to_string(page_bytes.count) +
                           "; the pool's tiers have pages of " + std::to_string(page_bytes_.count) +
@@ -30,24 +34,29 @@ void Tiers::serve(Bytes page_bytes, const std::function<void()>& on_end) {
   std::vector<std::unique_ptr<TierStore>> stores;
   std::vector<const char*> names;
   if (options_.host.count != 0) {
-    stores.push_back(make_host_store({.capacity = options_.host, .slot = page_bytes, .on_end = on_end},
-                                     memory_, clock_, log_));
+    stores.push_back(
+        make_host_store({.capacity = options_.host, .slot = page_bytes, .device = device_, .on_end = on_end},
+                        memory_, clock_, log_));
     names.push_back("host");
   }
   if (options_.file.count != 0) {
-    stores.push_back(make_slot_file(
-        {.directory = options_.directory, .capacity = options_.file, .slot = page_bytes, .on_end = on_end},
-        calls_, clock_, log_));
+    stores.push_back(make_slot_file({.directory = options_.directory,
+                                     .capacity = options_.file,
+                                     .slot = page_bytes,
+                                     .device = device_,
+                                     .on_end = on_end},
+                                    calls_, clock_, log_));
     names.push_back("file");
   }
   stores_ = std::move(stores);
   names_ = std::move(names);
   page_bytes_ = page_bytes;
+  serves_.store(true, std::memory_order_release);
 }
 
 std::vector<TierPlace> Tiers::take(std::uint32_t count) {
   std::vector<TierPlace> out;
-  for (std::uint32_t tier = 0; tier < stores_.size() && out.empty(); ++tier) {
+  for (std::uint32_t tier = 0; tier < stores().size() && out.empty(); ++tier) {
     TierStore& store = *stores_[tier];
     // Others may take some meanwhile; then the next tier will do.
     const auto some = static_cast<std::uint32_t>(std::min<std::uint64_t>(count, store.figures().free));
@@ -59,7 +68,7 @@ std::vector<TierPlace> Tiers::take(std::uint32_t count) {
 
 std::uint64_t Tiers::free_places() const {
   std::uint64_t sum = 0;
-  for (const auto& store : stores_) {
+  for (const auto& store : stores()) {
     const TierFigures figures = store->figures();
     if (!figures.read_only) sum += figures.free;
   }
@@ -74,7 +83,7 @@ bool Tiers::submit(TransferKind kind, const TierPlace& place, std::byte* memory,
 std::size_t Tiers::poll(std::span<Ended> out) {
   std::array<Completion, 64> ends;
   std::size_t count = 0;
-  for (const auto& store : stores_)
+  for (const auto& store : stores())
     for (;;) {
       const std::size_t got = store->poll(std::span(ends).first(std::min(ends.size(), out.size() - count)));
       for (std::size_t i = 0; i < got; ++i) out[count++] = {ends[i].transfer.tag, ends[i].outcome};
@@ -86,8 +95,23 @@ std::size_t Tiers::poll(std::span<Ended> out) {
 bool Tiers::close(Nanoseconds patience) {
   const Nanoseconds until = clock_->now() + patience;
   bool all = true;
-  for (const auto& store : stores_) all &= store->close(std::max(until - clock_->now(), Nanoseconds{0})) == 0;
+  for (const auto& store : stores())
+    all &= store->close(std::max(until - clock_->now(), Nanoseconds{0})) == 0;
   return all;
+}
+
+std::shared_ptr<Driver> copying_device(const std::shared_ptr<Pool>& pool) {
+  if (pool->driver().host_copies() == nullptr) return nullptr;
+  return std::shared_ptr<Driver>(pool, &pool->driver());
+}
+
+std::unique_ptr<Tiers> make_tiers(const std::shared_ptr<Pool>& pool, TiersOptions options,
+                                  std::shared_ptr<SlotCalls> calls, std::shared_ptr<Clock> clock) {
+  const std::shared_ptr<Log> log(pool, &pool->log());
+  std::shared_ptr<Driver> device = copying_device(pool);
+  std::shared_ptr<SlabMemory> memory = device ? pinned_slabs(device) : plain_slabs();
+  return std::make_unique<Tiers>(std::move(options), std::move(device), std::move(memory), std::move(calls),
+                                 std::move(clock), log);
 }
 
 }  // namespace vmm

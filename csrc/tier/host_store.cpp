@@ -2,63 +2,84 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "tier/device_link.h"
+#include "tier/slab.h"
 #include "tier/slot_checksums.h"
 
 namespace vmm {
 namespace {
 
+constexpr Bytes device_call = 16_MiB;  // at a time: some 0.3 ms of the link, beside which a wait is short
+
+/// The slots' places.
+class Slabs {
+ public:
+  Slabs(const HostStoreOptions& options, std::uint64_t slots, const std::shared_ptr<SlabMemory>& memory)
+      : slot_(options.slot), slots_per_slab_(std::max<std::uint64_t>(1, options.slab / options.slot)) {
+    slabs_.reserve((slots + slots_per_slab_ - 1) / slots_per_slab_);
+    for (std::uint64_t done = 0; done < slots; done += slots_per_slab_)
+      slabs_.emplace_back(memory, slot_ * std::min(slots_per_slab_, slots - done));
+  }
+  std::byte* place(std::uint32_t slot) const {
+    return slabs_[slot / slots_per_slab_].start() + slot % slots_per_slab_ * slot_.count;
+  }
+
+ private:
+  const Bytes slot_;
+  const std::uint64_t slots_per_slab_;
+  std::vector<Slab> slabs_;
+};
+
+/// The CPU copies, and makes checksums as it does.
 class HostSlabs final : public SlotMedium {
  public:
-  HostSlabs(const HostStoreOptions& options, std::uint64_t slots, std::shared_ptr<SlabMemory> memory)
-      : memory_(std::move(memory)),
-        slot_(options.slot),
-        slots_per_slab_(std::max<std::uint64_t>(1, options.slab / options.slot)) {
-    slabs_.reserve((slots + slots_per_slab_ - 1) / slots_per_slab_);
-    for (std::uint64_t done = 0; done < slots; done += slots_per_slab_) {
-      const Bytes size = slot_ * std::min(slots_per_slab_, slots - done);
-      slabs_.push_back({SlabOwner{memory_.get(), memory_->allocate(size), size}});
-    }
-  }
+  HostSlabs(Slabs slabs, Bytes slot) : slabs_(std::move(slabs)), slot_(slot) {}
 
   void write(std::span<SlotCopy> copies) override {
     answer_with_checksums(copies, slot_, [this](const SlotCopy& copy) {
-      return CheckedCopy{place(copy.slot), copy.memory, copy.seed, 0};
+      return CheckedCopy{slabs_.place(copy.slot), copy.memory, copy.seed, 0};
     });
   }
-
   void read(std::span<SlotCopy> copies) override {
     answer_with_checksums(copies, slot_, [this](const SlotCopy& copy) {
-      return CheckedCopy{copy.memory, place(copy.slot), copy.seed, 0};
+      return CheckedCopy{copy.memory, slabs_.place(copy.slot), copy.seed, 0};
     });
   }
 
  private:
-  struct SlabOwner {
-    SlabOwner(SlabMemory* owner, std::byte* slab, Bytes bytes) : memory(owner), start(slab), size(bytes) {}
-    SlabOwner(SlabOwner&& other) noexcept : memory(other.memory), start(other.start), size(other.size) {
-      other.start = nullptr;
-    }
-    SlabOwner& operator=(SlabOwner&&) = delete;
-    ~SlabOwner() {
-      if (start != nullptr) memory->release(start, size);
-    }
+  const Slabs slabs_;
+  const Bytes slot_;
+};
 
-    SlabMemory* memory;
-    std::byte* start;
-    Bytes size;
-  };
+/// The device copies. The CPU does not see the bytes, so there are no checksums.
+class DeviceSlabs final : public SlotMedium {
+ public:
+  DeviceSlabs(Slabs slabs, Bytes slot, std::shared_ptr<Driver> device)
+      : slabs_(std::move(slabs)), slot_(slot), link_(std::move(device)) {}
 
-  std::byte* place(std::uint32_t slot) const {
-    return slabs_[slot / slots_per_slab_].start + slot % slots_per_slab_ * slot_.count;
+  void bind_thread() override { link_.bind_thread(); }
+  bool checks() const override { return false; }
+  void write(std::span<SlotCopy> copies) override {
+    link_.run([&](HostCopies& device, StreamHandle stream) {
+      for (const SlotCopy& each : copies)
+        device.copy_out(slabs_.place(each.slot), address_of(each.memory), slot_, stream);
+    });
+  }
+  void read(std::span<SlotCopy> copies) override {
+    link_.run([&](HostCopies& device, StreamHandle stream) {
+      for (const SlotCopy& each : copies)
+        device.copy_in(address_of(each.memory), slabs_.place(each.slot), slot_, stream);
+    });
   }
 
-  const std::shared_ptr<SlabMemory> memory_;
+ private:
+  const Slabs slabs_;
   const Bytes slot_;
-  const std::uint64_t slots_per_slab_;
-  std::vector<SlabOwner> slabs_;
+  DeviceLink link_;
 };
 
 }  // namespace
@@ -78,12 +99,19 @@ std::unique_ptr<TierStore> make_host_store(const HostStoreOptions& options,
   store.slot = options.slot;
   store.slots = slots_within(options.capacity, options.slot);
   check_host_capacity(options.slot * store.slots, *memory, options.files);
-  store.threads = options.threads;
+  store.threads = options.device ? options.device_threads : options.threads;
   store.merged = merged_slots(options.slot);
   store.thread_name = "vmm-host-tier";
   store.on_end = options.on_end;
-  return std::make_unique<TierStore>(store, std::make_shared<HostSlabs>(options, store.slots, memory),
-                                     std::move(clock), std::move(log));
+  Slabs slabs(options, store.slots, memory);
+  std::shared_ptr<SlotMedium> medium;
+  if (options.device) {
+    store.merged = std::clamp<std::size_t>(device_call / options.slot, 1, most_merged);
+    medium = std::make_shared<DeviceSlabs>(std::move(slabs), options.slot, options.device);
+  } else {
+    medium = std::make_shared<HostSlabs>(std::move(slabs), options.slot);
+  }
+  return std::make_unique<TierStore>(store, std::move(medium), std::move(clock), std::move(log));
 }
 
 }  // namespace vmm

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "tier/slot_checksums.h"
+#include "tier/staged_medium.h"
 #include "tier/unnamed_file.h"
 
 namespace vmm {
@@ -97,9 +98,11 @@ std::unique_ptr<TierStore> make_slot_file(const SlotFileOptions& options, std::s
     throw InvalidArgument("capacity: a file cannot be so long");
   UnnamedFile file =
       make_unnamed_file(options.directory, options.slot * store.slots, options.direct, *calls, *log);
-  return std::make_unique<TierStore>(
-      store, std::make_shared<SlotFile>(std::move(file), options.slot, std::move(calls)), std::move(clock),
-      std::move(log));
+  std::shared_ptr<SlotMedium> medium =
+      std::make_shared<SlotFile>(std::move(file), options.slot, std::move(calls));
+  if (options.device)
+    medium = staged_medium(std::move(medium), options.device, options.slot, store.merged, options.threads);
+  return std::make_unique<TierStore>(store, std::move(medium), std::move(clock), std::move(log));
 }
 
 }  // namespace vmm

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "driver/driver.h"
 #include "tier/slot_calls.h"
 #include "tier/tier_store.h"
 
@@ -19,7 +20,8 @@ struct SlotFileOptions {
   unsigned threads = 4;
   bool direct = true;  // past the page cache, where the file system can
   Nanoseconds patience = std::chrono::seconds(30);
-  std::function<void()> on_end = {};  // see TierStoreOptions
+  std::shared_ptr<Driver> device = {};  // whose the pages are, if not the CPU's
+  std::function<void()> on_end = {};    // see TierStoreOptions
 };
 
 /// A store of capacity / slot slots in a file without a name, which is as long from the beginning and ends

@@ -64,6 +64,7 @@ void SlotTable::cancel(TierSlot name, TransferKind kind) noexcept {
 }
 
 void SlotTable::end(TierSlot name, TransferKind kind, Outcome outcome, std::uint32_t checksum) noexcept {
+  if (outcome == Outcome::device) return cancel(name, kind);
   Slot& slot = slots_[name.index];
   if (kind == TransferKind::read) {
     if (outcome != Outcome::done) slot.suspect = true;

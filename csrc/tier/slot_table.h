@@ -28,6 +28,7 @@ enum class Outcome : std::uint8_t {
   corrupt,    // what came back is not what was written
   timed_out,  // it waited for a worker for too long, and has touched nothing
   closed,     // the store was closed before it began, and it has touched nothing
+  device,     // the device could not copy: what is in the slot is as good as before
   read_only,  // the store had failed too often to write, and it has touched nothing
 };
 

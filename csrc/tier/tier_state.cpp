@@ -101,6 +101,11 @@ TierFigures TierState::figures() const {
 
 void TierState::work(std::size_t index) {
   Worker& worker = workers_[index];
+  try {
+    medium_->bind_thread();
+  } catch (const std::exception& failure) {  // then its transfers fail, and say so
+    log_first("a tier's thread could not be used for the device: ", failure.what());
+  }
   while (next_batch(worker)) {
     perform(worker);
     finish(worker);
@@ -143,6 +148,7 @@ bool TierState::attempt(Worker& worker, std::size_t first, std::size_t count) no
   const std::span ends(worker.ends.data() + first, count);
   const bool writes = ends[0].transfer.kind == TransferKind::write;
   int error = 0;
+  Outcome outcome = Outcome::failed;
   try {
     if (writes)
       medium_->write(copies);
@@ -153,12 +159,18 @@ bool TierState::attempt(Worker& worker, std::size_t first, std::size_t count) no
   } catch (const std::system_error& failure) {
     error = failure.code().value();
     log_first(writes ? "a write to a tier failed: " : "a read from a tier failed: ", failure.what());
+  } catch (const DeviceFailed& failure) {
+    outcome = Outcome::device;
+    log_first("the device could not copy from or to a tier: ", failure.what());
   } catch (const std::exception& failure) {
     log_first("a transfer of a tier failed: ", failure.what());
   } catch (...) {
     log_first("a transfer of a tier failed", "");
   }
-  for (Completion& end : ends) end.error = error;
+  for (Completion& end : ends) {
+    end.outcome = outcome;
+    end.error = error;
+  }
   return false;
 }
 
@@ -182,10 +194,11 @@ void TierState::finish(Worker& worker) noexcept {
 }
 
 void TierState::count(const Completion& end) noexcept {
+  if (end.outcome == Outcome::device) return;  // no fault of the store's
   const bool done = end.outcome == Outcome::done;
   if (end.transfer.kind == TransferKind::read) {
     figures_.read += done ? options_.slot : Bytes{};
-    figures_.verified += done;
+    figures_.verified += done && medium_->checks();
     figures_.read_failures += end.outcome == Outcome::failed;
     figures_.corrupt += end.outcome == Outcome::corrupt;
     return;

@@ -27,7 +27,7 @@ struct TierStoreOptions {
   Nanoseconds patience = std::chrono::seconds(30);  // how long a transfer may wait for a worker
   const char* thread_name = "vmm-tier";
   Waking waking = Waking::yields;  // of the threads
-  std::function<void()> on_end;    // called by a worker, which holds no lock, when transfers can be collected
+  std::function<void()> on_end{};  // called by a worker, which holds no lock, when transfers can be collected
 };
 
 struct Transfer {

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import tempfile
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cuda_standin
@@ -153,6 +155,24 @@ def _fork(pool, _):
     cache.truncate(third, 3)
     _step(cache, third, 12)
     cache.close(third)
+
+
+def _swap(pool, folder):
+    """Two pages go to the host's memory and to a file, and come back."""
+    lease = reserve(pool, 2)
+    lease.map([(0, 2)])
+    host = partial(_core.TierStore.host, capacity=2 * PAGE, slot=PAGE, pool=pool)
+    file = partial(_core.TierStore.file, folder, capacity=2 * PAGE, slot=PAGE, threads=1, pool=pool)
+    try:
+        for make in (host, file):
+            store = make()
+            slots = store.take(2)
+            store.write(slots, lease.address)
+            store.read(slots, lease.address)
+            store.close()
+    finally:
+        lease.retire([(0, 2)])
+    settle(pool)
 
 
 def _map_after_a_failure(pool, _):
@@ -305,6 +325,7 @@ SCENARIOS = {
     "make room": Scenario(_make_room),
     "serve": Scenario(_serve),
     "fork": Scenario(_fork),
+    "swap": Scenario(_swap, lambda pool, _: tempfile.gettempdir(), ends_drivers=True),
     "map after a failure": Scenario(_map_after_a_failure),
     "map over what is stuck": Scenario(_map_over_what_is_stuck, _stuck),
     "end with something stuck": Scenario(_end_with_something_stuck, _pool_with_something_stuck, True),

@@ -5,11 +5,10 @@ import time
 
 import pytest
 import torch
+from cuda_standin import ON_CUDA
 from own_pool import int32
 
 from vmm import Closed, InvalidArgument, KVCache, OutOfPages, Pool, TierStats
-
-pytestmark = pytest.mark.host_only
 
 SHAPE = {"layers": 2, "kv_heads": 2, "head_dim": 64, "dtype": torch.float32}
 TOKENS = 512  # of each sequence: 8 pages of each extent
@@ -71,7 +70,8 @@ def test_more_sequences_than_memory_take_turns(cache):
     assert tiers.lost_pages == 0
     assert tiers.parked_sequences == 6
     store = tiers.host or tiers.file
-    assert store.verified_pages == tiers.loaded_pages
+    unchecked = tiers.host is not None and ON_CUDA
+    assert store.verified_pages == (0 if unchecked else tiers.loaded_pages)
     assert store.failures == 0
 
 
@@ -190,6 +190,7 @@ def test_bad_tiers(argument, value):
         Pool("4MiB", **options)
 
 
+@pytest.mark.host_only  # where a page is larger
 @pytest.mark.parametrize(
     ("options", "words"),
     [

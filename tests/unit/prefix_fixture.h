@@ -123,8 +123,7 @@ struct PrefixCache : TestPool {
       parts.push_back({leases[i], 0, options.extents, options.record, i == 0 ? options.window : Tokens{}});
     }
     if (options.host.count + options.file.count != 0) {
-      auto tiers = std::make_unique<Tiers>(TiersOptions{options.host, "/tmp", options.file}, plain_slabs(),
-                                           options.calls, clock, std::make_shared<Log>());
+      auto tiers = make_tiers(pool, TiersOptions{options.host, "/tmp", options.file}, options.calls, clock);
       parking = Parking::make(pager, std::move(tiers), options.policy);
       background = std::make_unique<Background>(pager, *clock);
     }

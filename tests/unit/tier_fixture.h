@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -17,6 +18,8 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "driver/driver_decorator.h"
+#include "driver/host_driver.h"
 #include "tier/host_store.h"
 #include "tier/slot_file.h"
 #include "tier/tier_store.h"
@@ -163,6 +166,85 @@ class TestCalls final : public SlotCalls {
   std::mutex mutex_;
 };
 
+/// A device whose pages the CPU reaches after all. What is copied is copied when somebody waits for it.
+class TestDevice final : public DriverDecorator {
+ public:
+  TestDevice() : DriverDecorator(std::make_shared<HostDriver>("vmm-test")) {}
+  ~TestDevice() override { CHECK(live == 0 && queued_.empty()); }
+  HostCopies* host_copies() noexcept override { return this; }
+
+  Address reserve(Bytes size, Bytes alignment) override { return inner().reserve(size, alignment); }
+  void free_reservation(Address base, Bytes size) override { inner().free_reservation(base, size); }
+  PageHandle create(Bytes page, Place place) override { return inner().create(page, place); }
+  void release(PageHandle page) override { inner().release(page); }
+  void map(std::span<const PageMapping> pages) override { inner().map(pages); }
+  void set_access(std::span<const PageMapping> pages) override { inner().set_access(pages); }
+  void unmap(std::span<const PageMapping> pages, std::size_t& done) override { inner().unmap(pages, done); }
+  void copy(Address to, Address from, Bytes size, StreamHandle stream) override {
+    inner().copy(to, from, size, stream);
+  }
+  void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override {
+    inner().zero(ranges, stream);
+  }
+  StreamHandle create_stream() override {
+    before("create_stream");
+    return inner().create_stream();
+  }
+
+  std::byte* allocate_host(Bytes size) override {
+    std::byte* const memory = plain_slabs()->allocate(size);
+    const std::lock_guard lock(mutex_);
+    sizes_[memory] = size;
+    ++live;
+    return memory;
+  }
+  void release_host(std::byte* memory) override {
+    const std::lock_guard lock(mutex_);
+    plain_slabs()->release(memory, sizes_.at(memory));
+    sizes_.erase(memory);
+    --live;
+  }
+  void copy_out(std::byte* to, Address from, Bytes size, StreamHandle stream) override {
+    queue("copy_out", to, reinterpret_cast<const std::byte*>(from.value), size, stream);
+  }
+  void copy_in(Address to, const std::byte* from, Bytes size, StreamHandle stream) override {
+    queue("copy_in", reinterpret_cast<std::byte*>(to.value), from, size, stream);
+  }
+  void finish(StreamHandle stream) override {
+    try {
+      before("finish");
+    } catch (const DeviceLost&) {  // nothing goes on any more
+      const std::lock_guard lock(mutex_);
+      queued_.erase(stream);
+      throw;
+    }
+    std::vector<std::function<void()>> work;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto found = queued_.find(stream);
+      if (found == queued_.end()) return;
+      work = std::move(found->second);
+      queued_.erase(found);
+    }
+    for (const auto& each : work) each();
+  }
+
+  /// May throw, before each call.
+  std::function<void(const std::string& call)> before = [](const std::string&) {};
+  std::atomic<int> live{0};
+
+ private:
+  void queue(const char* call, std::byte* to, const std::byte* from, Bytes size, StreamHandle stream) {
+    before(call);
+    const std::lock_guard lock(mutex_);
+    queued_[stream].push_back([=] { std::memcpy(to, from, size.count); });
+  }
+
+  std::mutex mutex_;
+  std::map<StreamHandle, std::vector<std::function<void()>>> queued_;
+  std::map<std::byte*, Bytes> sizes_;
+};
+
 /// A store, and how to reach its bytes past it.
 struct StoreUnderTest {
   std::string name;
@@ -170,7 +252,10 @@ struct StoreUnderTest {
   std::shared_ptr<TestSlabs> slabs = std::make_shared<TestSlabs>();
   std::shared_ptr<TestCalls> calls = std::make_shared<TestCalls>();
   std::unique_ptr<TestDirectory> directory = std::make_unique<TestDirectory>();
+  std::shared_ptr<TestDevice> device = nullptr;  // whose the pages are
   std::unique_ptr<TierStore> store = nullptr;
+
+  bool checks() const { return name != "device host"; }
 
   /// Turns one bit of a slot over.
   void damage(TierSlot slot) {
@@ -199,23 +284,28 @@ inline void open_file(StoreUnderTest& made, std::uint64_t slots, bool direct = t
   made.store = make_slot_file({.directory = made.directory->path(),
                                .capacity = page_bytes * slots,
                                .slot = page_bytes,
-                               .direct = direct},
+                               .direct = direct,
+                               .device = made.device},
                               made.calls, std::make_shared<RealClock>(), made.log);
 }
 
 inline StoreUnderTest make_store(const std::string& name, std::uint64_t slots) {
   StoreUnderTest made;
   made.name = name;
-  if (name == "host")
-    made.store = make_host_store(host_options(slots), made.slabs, std::make_shared<RealClock>(), made.log);
-  else
-    open_file(made, slots, name == "file");
+  if (name.starts_with("device")) made.device = std::make_shared<TestDevice>();
+  if (name.ends_with("host")) {
+    HostStoreOptions options = host_options(slots);
+    options.device = made.device;
+    made.store = make_host_store(options, made.slabs, std::make_shared<RealClock>(), made.log);
+  } else {
+    open_file(made, slots, name != "buffered file");
+  }
   return made;
 }
 
 /// Runs this with each kind of store.
 inline void on_each_store(std::uint64_t slots, const std::function<void(StoreUnderTest&)>& body) {
-  for (const char* name : {"host", "file", "buffered file"}) {
+  for (const char* name : {"host", "file", "buffered file", "device host", "device file"}) {
     const int before = check::failures();
     StoreUnderTest made = make_store(name, slots);
     body(made);
