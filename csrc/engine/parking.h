@@ -204,7 +204,7 @@ class Parking final : public Growing {
   std::uint32_t in_flight_ = 0;
   std::uint32_t most_in_flight_ = 0;
   bool shut_ = false;
-  std::exception_ptr failure_{};  // of the driver, for the log: nobody waits for what it ended
+  std::exception_ptr failure_{};         // of the driver, for the log: nobody waits for what it ended
   std::atomic<bool> any_parked_{false};  // since all were gone
   ParkingFigures figures_;
 };
