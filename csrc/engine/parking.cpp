@@ -157,13 +157,14 @@ Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
     if (urgent && std::exchange(one.no_memory, false)) return Presence::no_memory;
     if (urgent && one.phase == Phase::idle && one.failure)
       std::rethrow_exception(std::exchange(one.failure, nullptr));
+    // Who was wanted before keeps its turn, also when others have taken its pages since.
+    one.by = one.phase == Phase::idle ? by : std::min(one.by, by);
     const bool taken = one.phase == Phase::there && !one.urgent && away(one);  // by others, since it came
     const bool anew = one.phase == Phase::idle || taken || (one.phase == Phase::there && one.urgent < urgent);
     if (anew) {
       one.phase = Phase::wanted;
       leave_policy(id);
     }
-    one.by = anew ? by : std::min(one.by, by);
     one.urgent |= urgent;
     if (anew && urgent && one.moving == 0) begin_load(one);
     if (one.phase == Phase::there && one.moving == 0) return Presence::there;

@@ -124,6 +124,7 @@ class Parking final : public Growing {
     bool stuck = false;     // its pages cannot be cleaned: a tier failed too often
     bool urgent = false;
     bool no_memory = false;  // for a load that was urgent
+    bool reads = false;      // it has read something since it was wanted
     bool mapping = false;    // the pager maps pages of it, without the lock
     std::uint32_t next = 0;  // the page to clean, or to load, next
     std::uint32_t moving = 0;
@@ -171,6 +172,8 @@ class Parking final : public Growing {
   void load(Lock& lock, Bytes batch, Left& left);
   bool map_some(Lock& lock, UnitId id, Bytes batch, Left& left);
   bool await_memory(Unit& unit, Left& left);
+  bool displace(const Unit& unit, Bytes lacking);
+  Bytes given_up_by(const Unit& unit);
   void starve(Unit& unit, Bytes lacking, Left& left);
   static bool cleanable(const Unit& unit);
   void read_mapped(UnitId id, Unit& unit);

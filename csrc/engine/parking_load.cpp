@@ -31,8 +31,7 @@ void Parking::begin_load(Unit& one) {
   one.phase = Phase::loading;
   one.next = 0;
   one.began = pool().clock().now();
-  if (kept == Kept::all) return finish_load(one);
-  ++figures_.loads;
+  if (kept == Kept::all) finish_load(one);
 }
 
 /// Of the units that are wanted, the one to load next: an urgent one if there is any, of these one that was
@@ -143,9 +142,45 @@ bool Parking::await_memory(Unit& one, Left& left) {
   if (missing == 0) return false;
   const Tenant& tenant = one.pages.front().at.reservation->tenant;
   const Bytes needed = page_bytes_ * (missing + surplus);
-  const Bytes available = pool().reclaiming().available(tenant, one.urgent ? Need::kept : Need::announced);
+  const Need whose = one.urgent ? Need::kept : Need::announced;
+  Bytes available = pool().reclaiming().available(tenant, whose);
   if (available >= needed) return false;
+  if (!one.urgent && displace(one, needed - available)) {
+    available = pool().reclaiming().available(tenant, whose);
+    if (available >= needed) return false;
+  }
   starve(one, needed - available, left);
+  return true;
+}
+
+/// What the pool can take of the unit, which is there, when it is not wanted any more.
+Bytes Parking::given_up_by(const Unit& one) {
+  const Pool::Needs needs(pool());
+  return page_bytes_ * static_cast<std::uint64_t>(std::ranges::count_if(one.pages, [&](const Page& page) {
+           return page.copied && resident(needs, page);
+         }));
+}
+
+/// The unit lacks so much, and must not wait behind those that are wanted later but happened to be there: of
+/// these, the last ones give up what has a copy. They are ready as long as nobody takes it. False, and
+/// nothing has changed, where that would not be enough.
+bool Parking::displace(const Unit& one, Bytes lacking) {
+  std::vector<Unit*> later;
+  Bytes all;
+  for (auto& [id, other] : units_)
+    if (other.phase == Phase::there && !other.urgent && other.moving == 0 && other.by > one.by) {
+      later.push_back(&other);
+      all += given_up_by(other);
+    }
+  if (all < lacking) return false;
+  std::ranges::sort(later, {}, [](const Unit* each) { return each->by; });
+  while (lacking.count != 0) {
+    Unit& last = *later.back();
+    later.pop_back();
+    lacking -= std::min(lacking, given_up_by(last));
+    last.phase = Phase::wanted;
+    put_back(last);
+  }
   return true;
 }
 
@@ -191,6 +226,8 @@ void Parking::read_mapped(UnitId id, Unit& one) {
 }
 
 void Parking::finish_load(Unit& one) {
+  figures_.loads += one.reads;
+  one.reads = false;
   figures_.loading += pool().clock().now() - one.began;
   one.phase = Phase::there;
   moved_.notify_all();

@@ -110,6 +110,7 @@ bool Parking::submit(TransferKind kind, UnitId id, std::uint32_t number) {
   if (!tiers_->submit(kind, page.place, reinterpret_cast<std::byte*>(address.value), tag_of(id, number)))
     return false;
   page.moving = true;
+  one.reads |= kind == TransferKind::read;
   ++one.moving;
   ++in_flight_;
   return true;

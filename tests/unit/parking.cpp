@@ -63,9 +63,9 @@ struct Parked : PrefixCache {
     end();
   }
   /// Whether it is ready some time after it was prefetched.
-  bool is_prefetched(const Sequence& each) {
+  bool is_prefetched(const Sequence& each, Nanoseconds by = {}) {
     const auto slot = static_cast<std::int32_t>(each.slot);
-    cache->prefetch(std::span(&slot, 1), clock->now());
+    cache->prefetch(std::span(&slot, 1), clock->now() + by);
     return comes([&] { return cache->ready(each.slot); });
   }
   /// Whether something is on its way to the first tier, or back.
@@ -120,6 +120,19 @@ TEST(what_was_prefetched_goes_again_when_others_need_the_memory) {
   CHECK(!test.cache->ready(idle.slot));
   test.more(idle);
   CHECK(test.intact(idle));
+}
+
+TEST(who_is_wanted_first_does_not_wait_behind_those_that_are_there_already) {
+  Parked test;
+  Sequence first = test.idle(5), later = test.idle(4);
+  test.push_out(8);
+  CHECK(test.is_prefetched(later, std::chrono::hours(2)));
+  CHECK(test.is_prefetched(first, std::chrono::hours(1)) && !test.cache->ready(later.slot));
+  test.more(first);
+  CHECK(test.intact(first));
+  test.park(first);
+  test.more(later);
+  CHECK(test.intact(later));
 }
 
 TEST(pages_that_were_not_written_since_are_not_copied_again) {
