@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from vmm.arguments import checked_number, is_number
 from vmm.errors import InvalidArgument
 from vmm.pool_stats import StoreStats, TierStats
 from vmm.units import parse_bytes
@@ -25,6 +26,21 @@ def checked_nvme(nvme: Any) -> tuple[str, int]:
     if not os.path.isdir(directory) or not os.access(directory, os.W_OK):
         raise InvalidArgument(f"nvme is {nvme!r}; expected a directory that can be written to")
     return directory, parse_bytes(size, "nvme")
+
+
+def checked_hint(category: Any, priority: Any) -> None:
+    """What is told of a sequence that is parked."""
+    if not isinstance(category, str):
+        raise InvalidArgument(f"category is {category!r}; expected text")
+    checked_number("priority", priority, -1000, 1000)
+
+
+def checked_by_s(by_s: Any) -> float:
+    """In how many seconds something is wanted."""
+    seconds = 0.0 if by_s is None else by_s
+    if not is_number(seconds) or not 0 <= seconds <= 1e9:
+        raise InvalidArgument(f"by_s is {by_s!r}; expected seconds, 0 to 1e9, or None")
+    return float(seconds)
 
 
 def tier_stats(core: dict[str, Any] | None) -> TierStats | None:

@@ -2,6 +2,8 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -11,6 +13,7 @@
 #include "bindings/full_device.h"
 #include "bindings/pool_handle.h"
 #include "engine/growth.h"
+#include "engine/parked_growths.h"
 
 namespace py = pybind11;
 
@@ -119,6 +122,32 @@ void bind_growth_rows(py::class_<Growth, std::shared_ptr<Growth>>& growth) {
           py::arg("rows"), py::arg("length"));
 }
 
+void bind_parked_growths(py::module_& m) {
+  py::class_<ParkedGrowths, std::unique_ptr<ParkedGrowths, DeleteWithoutGil>>(m, "ParkedGrowths")
+      .def(py::init([](const PoolHandle& pool,
+                       const std::vector<std::pair<std::shared_ptr<Growth>, std::uint64_t>>& layers,
+                       std::string category, int priority, std::uint64_t new_tokens) {
+             std::vector<ParkedGrowths::Layer> all;
+             for (const auto& [growth, length] : layers) all.push_back({growth, {length}});
+             return std::unique_ptr<ParkedGrowths, DeleteWithoutGil>(new ParkedGrowths(
+                 pool.parking, std::move(all),
+                 {.new_tokens = new_tokens, .category = std::move(category), .priority = priority}));
+           }),
+           py::arg("pool"), py::arg("layers"), py::kw_only(), py::arg("category"), py::arg("priority"),
+           py::arg("new_tokens"), NoGil())
+      .def(
+          "want", [](ParkedGrowths& p, std::int64_t in_ns) { p.want_in(Nanoseconds{in_ns}); },
+          py::arg("in_ns"), NoGil())
+      .def_property_readonly("ready", no_gil(&ParkedGrowths::ready))
+      .def(
+          "wake",
+          [](ParkedGrowths& p) -> std::optional<std::uint64_t> {
+            const std::optional<Tokens> lost = p.wake();
+            return lost ? std::optional(lost->count) : std::nullopt;
+          },
+          NoGil());
+}
+
 void bind_growths(py::module_& m) {
   py::class_<GrowthMove, std::shared_ptr<GrowthMove>>(m, "GrowthMove")
       .def("finish", &GrowthMove::finish, NoGil());
@@ -159,7 +188,8 @@ void bind_growths(py::module_& m) {
           "missing", [](const Growth& g, std::uint64_t to) { return g.missing({to}).count; }, py::arg("to"),
           NoGil())
       .def_property_readonly("max_tokens", [](const Growth& g) { return g.max_tokens().count; })
-      .def_property_readonly("frontier", [](const Growth& g) { return g.frontier().count; });
+      .def_property_readonly("frontier", [](const Growth& g) { return g.frontier().count; })
+      .def_property_readonly("limit", [](const Growth& g) { return g.limit().count; });
   m.def(
       "admit",
       [](const std::vector<std::shared_ptr<Growth>>& growths, std::uint64_t to) {
@@ -180,6 +210,7 @@ void bind_growths(py::module_& m) {
 void bind_growth(py::module_& m) {
   bind_lease(m);
   bind_growths(m);
+  bind_parked_growths(m);
 }
 
 }  // namespace vmm

@@ -111,6 +111,13 @@ py::dict stats(const PoolHandle& handle) {
   return out;
 }
 
+/// So many bytes are lacking. Waits a moment for parked sequences to give them. False where none will.
+bool await_room(const PoolHandle& handle, std::uint64_t bytes) {
+  if (!handle.parking || !handle.parking->make_room({bytes})) return false;
+  handle.parking->await();
+  return true;
+}
+
 std::vector<std::pair<int, std::string>> drain_log(const PoolHandle& handle) {
   handle.require_parent();
   std::vector<std::pair<int, std::string>> out;
@@ -166,6 +173,8 @@ void bind_pool(py::module_& m) {
           py::arg("stream") = py::none(), py::arg("tenant") = 0, NoGil())
       .def("stats", &stats)
       .def("tier_stats", &tier_stats)
+      .def_property_readonly("has_tiers", [](const PoolHandle& h) { return h.parking != nullptr; })
+      .def("await_room", &await_room, py::arg("bytes"), NoGil())
       .def(
           "check", [](PoolHandle& h) { h.pool().check(); }, NoGil())
       .def(

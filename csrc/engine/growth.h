@@ -53,6 +53,17 @@ class Growth {
   /// `first` there is something to do.
   Tokens slide(Tokens first, Tokens length);
 
+  // Parked, as one of ParkedGrowths: see Slots.
+  std::vector<ParkedPage> pages(Tokens length) const { return slots_->pages_of(0, length); }
+  void park(Tokens length, const Fence& readers) { slots_->park(0, length, readers); }
+  void resume(Tokens length) { slots_->resume(0, length); }
+  void adopt(Tokens length, const Fence& readers) {
+    slots_->adopt(0, length, readers);
+    frontier_ = length;
+  }
+  Bytes live(Tokens length) const { return slots_->live(length); }
+  Bytes page_bytes() const { return slots_->page_bytes(); }
+
   // Rows: see Slots.
   /// Returns the limit; throws as Slots::take_rows.
   Tokens take_rows(const Growth& from, std::span<const std::uint32_t> rows, Tokens length);
@@ -74,11 +85,12 @@ class Growth {
   Tokens max_tokens() const noexcept { return slots_->max_tokens(); }
   /// The tokens that there are: the largest length since the last truncation.
   Tokens frontier() const { return frontier_; }
+  /// Up to there the caller may write without calling advance().
+  Tokens limit() const { return slots_->limits()[0]; }
   Pool& pool() const noexcept { return slots_->pool(); }
   const Tenant& tenant() const noexcept { return slots_->tenant(); }
 
  private:
-  Tokens limit() const { return slots_->limits()[0]; }
   void require_no_open_epoch() const;
 
   std::shared_ptr<Slots> slots_;

@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 from vmm.arguments import checked_number
 from vmm.default_pools import chosen_pool, default_pool
 from vmm.errors import InvalidArgument, MappingLimit
+from vmm.integrations.transformers.idle import IdleLayers
 from vmm.integrations.transformers.layer import VmmLayer
 from vmm.integrations.transformers.memory import CacheMemory
 from vmm.integrations.transformers.saved import SavedLayer
@@ -28,6 +29,7 @@ from vmm.integrations.transformers.sliding import VmmSlidingLayer
 from vmm.pool import Pool
 from vmm.stream import release_after
 from vmm.tenant import Tenant, pool_for
+from vmm.tiers import checked_by_s, checked_hint
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ class VmmCache(DynamicCache):
         tokens = live = mapped = 0
         layout = "none yet"
         for layer in self._memory.layers:
-            if layer.growth is None or layer.keys is None:
+            if layer.growth is None or not layer.is_initialized:
                 continue
             tokens = max(tokens, layer.length)
             for space in (layer._key_space, layer._value_space):
                 rows, heads, _, dim = space.shape
-                live += rows * heads * layer.keys.shape[2] * dim * space.itemsize
+                live += rows * heads * layer.shown_tokens * dim * space.itemsize
                 layout = self._memory.layout(rows, heads)
             mapped += layer.mapped_bytes
         return CacheStats(tokens, live, mapped, len(self._memory.layers), layout)
@@ -134,7 +136,56 @@ class VmmCache(DynamicCache):
     def reset(self, stream: Any = None) -> None:
         """Forgets all tokens; ``stream`` as in ``crop``."""
         release_after(self.pool, stream)
+        if self._memory.idle is not None:  # nobody needs to bring them back
+            self._memory.idle = None
+            for layer in self._memory.layers:
+                layer._forget()
         super().reset()
+
+    def park(self, *, category: str = "", priority: int = 0, stream: Any = None) -> None:
+        """The conversation is idle from now on: its user thinks, or a tool runs. Where memory is short others
+        get what its full-attention layers have, once that has been copied to a tier of the pool
+        (``Pool(host=, nvme=)``). Whoever uses the cache next brings it back, to the same addresses, and waits
+        for that: nothing is computed again. ``prefetch`` brings it back earlier, and ``ready`` says when it
+        is there. Nothing waits here, and nothing happens to a cache that is parked. Layers with windows stay.
+
+        ``category`` names its kind, from which the policy ``predictive`` learns how long such caches are
+        idle; ``priority`` is for the policy of that name; ``stream`` as in ``crop``.
+
+        The call that brings it back may raise OutOfPages, and the cache is parked still; or SequenceLost,
+        where copies were not good: the cache has the tokens before those that were lost, or none if it has
+        layers with windows (and ``reset`` it, if it has other special layers). Raises InvalidArgument where
+        the pool has no tiers, or has tiers for pages of another size. What was read of ``layers`` before must
+        not be read while it is parked.
+        """
+        checked_hint(category, priority)
+        if not self.pool._core.has_tiers:
+            raise InvalidArgument(
+                "park: the pool has no tier to which idle caches could go; make it with host= or nvme="
+            )
+        layers = [each for each in self._layers_with_rows() if not each.window]
+        if self._memory.idle is not None or not layers:
+            return
+        release_after(self.pool, stream)
+        tokens = max(layer.length for layer in layers)
+        new_tokens = max(0, tokens - self._memory.parked_tokens)
+        self._memory.idle = IdleLayers(
+            self.pool, layers, category=category, priority=priority, new_tokens=new_tokens
+        )
+        self._memory.parked_tokens = tokens
+
+    def prefetch(self, by_s: float | None = None) -> None:
+        """The cache will be used in ``by_s`` seconds, or soon. If it is parked, and away, it is loaded
+        meanwhile, those first that are wanted first. Waits for nothing. Raises InvalidArgument for anything
+        but None or seconds from 0 to 1e9."""
+        seconds = checked_by_s(by_s)
+        if self._memory.idle is not None:
+            self._memory.idle.prefetch(seconds)
+
+    @property
+    def ready(self) -> bool:
+        """Whether whoever uses the cache would not have to wait for its tokens."""
+        return self._memory.idle is None or self._memory.idle.ready
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._rebatch(lambda rows: rows.repeat_interleave(repeats))
@@ -153,6 +204,7 @@ class VmmCache(DynamicCache):
             layer.reorder_cache(beam_idx)
 
     def _reorder(self, beam_idx: torch.Tensor) -> None:
+        self._memory.wake()
         layers = self._layers_with_rows()
         if not layers:
             return

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from vmm._core import Growth
 from vmm.errors import InvalidArgument
-from vmm.integrations.transformers.memory import CacheMemory, with_garbage_collected
+from vmm.integrations.transformers.memory import CacheMemory
 from vmm.integrations.transformers.rebatching import Rebatching
 from vmm.integrations.transformers.rows import Place, alike, shared_tokens
 from vmm.integrations.transformers.saved import SavedLayer
@@ -55,6 +55,21 @@ class VmmLayer(Rebatching, DynamicLayer):
         self._value_tail: torch.Tensor | None = None
         self._key_kind: tuple = ()  # what an update must look like
         self._value_kind: tuple = ()
+
+    def park(self) -> None:
+        """Its tokens are away, or will be. Whoever needs them asks for one of these first, and so gets them
+        back: no forward has to ask whether the layer is parked."""
+        del self.keys, self.values, self._limit
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("keys", "values", "_limit") and self._memory.wake():
+            return self.__dict__[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def unpark(self) -> None:
+        """The tokens are there again."""
+        self._allow(self.growth.limit)
+        self._show(self.length)
 
     def _reserve(
         self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int | None = None
@@ -174,7 +189,7 @@ class VmmLayer(Rebatching, DynamicLayer):
 
     def _grow_to(self, first: int, length: int) -> None:
         """Maps what tokens [first, length) of a layer without tokens need."""
-        self._allow(with_garbage_collected(lambda: self.growth.advance(length)))
+        self._allow(self._memory.with_room(lambda: self.growth.advance(length)))
 
     def saved(self) -> SavedLayer:
         """What another layer, in any memory, needs to be as this one."""
@@ -185,6 +200,10 @@ class VmmLayer(Rebatching, DynamicLayer):
     def _options(self) -> dict[str, Any]:
         """Arguments of the class, besides the memory."""
         return {}
+
+    @property
+    def shown_tokens(self) -> int:
+        return self.length - self._first
 
     @property
     def mapped_bytes(self) -> int:
@@ -200,6 +219,7 @@ class VmmLayer(Rebatching, DynamicLayer):
 
     def reset(self) -> None:
         """Forgets all tokens. The memory goes back to the pool, still mapped, and the next use adopts it."""
+        self._memory.wake()
         if self.growth is not None:
             torch_stream(self._memory.pool)
         self._memory.frontier = 0
@@ -207,12 +227,13 @@ class VmmLayer(Rebatching, DynamicLayer):
 
     def prepare_crop(self, tokens_to_remove: int) -> None:
         """Makes sure that the crop will not fail: what later tokens go to must be this layer's alone."""
+        self._memory.wake()
         if self.growth is None or tokens_to_remove >= 0:
             return
         to = min(max(0, self.length + tokens_to_remove), self.growth.frontier)
         stream = torch_stream(self._memory.pool)
         try:
-            with_garbage_collected(lambda: self.growth.make_private(to, stream))
+            self._memory.with_room(lambda: self.growth.make_private(to, stream))
         except BaseException:
             if self.growth.frontier == 0:  # the driver has lost the tokens
                 self._allow(0)

@@ -13,6 +13,7 @@ from vmm import _core
 from vmm.arguments import chosen_page_bytes
 from vmm.dlpack import checked_float, tensor_over
 from vmm.errors import InvalidArgument, OutOfPages
+from vmm.integrations.transformers.idle import IdleLayers, lost
 from vmm.integrations.transformers.rows import Place
 from vmm.limits import MOST_INT32_ELEMENTS, fits_int32, fits_mappings, too_many_mappings, warn_of_int32
 from vmm.pool import Pool
@@ -25,16 +26,6 @@ if TYPE_CHECKING:
     from vmm.integrations.transformers.layer import VmmLayer
 
 Result = TypeVar("Result")
-
-
-def with_garbage_collected(work: Callable[[], Result]) -> Result:
-    """Calls ``work``; when it runs out of pages, frees the caches that only reference cycles keep, and calls
-    it again."""
-    try:
-        return work()
-    except OutOfPages:
-        gc.collect()
-    return work()
 
 
 class CacheMemory:
@@ -61,6 +52,8 @@ class CacheMemory:
         self._has_warned = False
         # Strong references would make the cache a cycle, whose memory would wait for the garbage collector.
         self._layers: list[weakref.ref[VmmLayer]] = []
+        self.idle: IdleLayers | None = None  # while the cache is parked
+        self.parked_tokens = 0  # when it was parked last
         self._find_pool = pool
         self._pool = pool if isinstance(pool, Pool) else None
 
@@ -90,6 +83,33 @@ class CacheMemory:
                 raise
         if str(device) != self._pool.device:
             raise InvalidArgument(f"device is {device}; the cache's pool is on {self._pool.device}")
+
+    def with_room(self, work: Callable[[], Result]) -> Result:
+        """Calls ``work``; when it runs out of pages, frees the caches that only reference cycles keep, waits
+        for what parked ones give, and calls it again."""
+        try:
+            return work()
+        except OutOfPages:
+            gc.collect()
+        while True:
+            try:
+                return work()
+            except OutOfPages as error:
+                asked = error.asked
+            if not self.pool._core.await_room(asked):
+                return work()
+
+    def wake(self) -> bool:
+        """Whether the cache was parked; it is not any more. Raises as IdleLayers.wake, and SequenceLost."""
+        if self.idle is None:
+            return False
+        left = self.with_room(self.idle.wake)
+        idle, self.idle = self.idle, None
+        idle.show()
+        self.frontier = max(layer.length for layer in self.layers)
+        if left is not None:
+            raise lost(self.layers, left)
+        return True
 
     def empty_copy(self) -> CacheMemory:
         """The memory of another cache of the same kind, without layers."""
@@ -153,11 +173,9 @@ class CacheMemory:
         if to > self.max_tokens:
             raise InvalidArgument(f"max_tokens is {self.max_tokens}; the cache would grow to {to} tokens")
         if to > self.frontier:
-            with_garbage_collected(lambda: self._admit(layer.length, to, like))
+            self.with_room(lambda: self._admit(layer.length, to, like))
         advance = layer.growth.advance
-        limit = with_garbage_collected(
-            lambda: advance(to) if like is None else layer.growth.advance_alike(like, to)
-        )
+        limit = self.with_room(lambda: advance(to) if like is None else layer.growth.advance_alike(like, to))
         self.frontier = max(self.frontier, to)
         return limit
 

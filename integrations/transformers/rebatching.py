@@ -9,7 +9,7 @@ from torch.autograd.graph import increment_version
 
 from vmm._core import GrowthMove
 from vmm.errors import MappingLimit
-from vmm.integrations.transformers.memory import CacheMemory, with_garbage_collected
+from vmm.integrations.transformers.memory import CacheMemory
 from vmm.stream import torch_stream
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Rebatching:
         if not all(theirs.is_like(ours) for theirs, ours in places):
             return False
         try:
-            with_garbage_collected(lambda: fresh._take_rows(self, rows))
+            self._memory.with_room(lambda: fresh._take_rows(self, rows))
         except MappingLimit:
             # What shares pages lies in more pieces than what does not.
             fresh._reserve(self.keys, self.values, batch=len(rows))

@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from vmm.errors import InvalidArgument
 from vmm.integrations.transformers.layer import VmmLayer
-from vmm.integrations.transformers.memory import CacheMemory, with_garbage_collected
+from vmm.integrations.transformers.memory import CacheMemory
 
 
 class VmmSlidingLayer(VmmLayer, DynamicSlidingWindowLayer):
@@ -81,7 +81,7 @@ class VmmSlidingLayer(VmmLayer, DynamicSlidingWindowLayer):
         at = 0
         while at < length:
             at = min(at + self.sliding_window, length)
-            self._allow(with_garbage_collected(lambda to=at: self.growth.advance(to)))
+            self._allow(self._memory.with_room(lambda to=at: self.growth.advance(to)))
             self._slides_at = self.growth.slide(min(first, at), at)
 
     def get_max_length(self) -> int:

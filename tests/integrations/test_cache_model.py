@@ -25,6 +25,7 @@ STEP = st.one_of(
     st.tuples(st.just("reorder"), NUMBER, ROWS, st.booleans()),
     st.tuples(st.just("select"), NUMBER, ROWS, st.booleans()),
     st.tuples(st.just("repeat"), NUMBER, st.integers(1, 3), st.booleans()),
+    st.tuples(st.just("park"), NUMBER, NUMBER, st.booleans()),
     st.tuples(st.just("deepcopy"), NUMBER, NUMBER, st.booleans()),
     st.tuples(st.just("forget"), NUMBER, NUMBER, st.booleans()),
 )
@@ -34,6 +35,7 @@ class Pairs:
     """Up to three caches, each beside a DynamicCache that has gone the same way."""
 
     def __init__(self, pool):
+        self.pool = pool
         model = model_of("qwen2-mixed", window=WINDOW)
         self.pairs = [(DynamicCache(config=model.config), cache_for(model, pool))]
         for cache in self.pairs[0]:
@@ -79,6 +81,17 @@ class Pairs:
             for cache in pair:
                 cache.batch_repeat_interleave(repeats)
 
+    def park(self, pair, _, push_out):
+        pair[1].park()
+        if push_out:
+            self.push_out()
+
+    def push_out(self):
+        """All that is parked leaves the device."""
+        while self.pool._core.await_room(2**30):
+            pass
+        self.pool.trim(2**30)
+
     def deepcopy(self, pair, *_):
         if len(self.pairs) < MOST_CACHES:
             self.pairs.append(copy.deepcopy(pair))
@@ -107,7 +120,7 @@ class Pairs:
 )
 @given(st.lists(STEP, min_size=1, max_size=25))
 def test_random_courses(steps):
-    with Pool("64MiB") as pool:
+    with Pool("64MiB", host="64MiB") as pool:
         Pairs(pool).run(steps)
         settle(pool)
         pool.check()

@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 
 from vmm import _core
-from vmm.arguments import checked_number, chosen_page_bytes, is_number
+from vmm.arguments import checked_number, chosen_page_bytes
 from vmm.closing import Closing
 from vmm.dlpack import FLOATS, checked_float, tensor_over
 from vmm.errors import Closed, InvalidArgument, OutOfPages, SequenceLost
@@ -23,6 +23,7 @@ from vmm.pool import Pool
 from vmm.records import LayoutName, Part, Records, Where, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
 from vmm.tenant import Tenant, owner_id, pool_for
+from vmm.tiers import checked_by_s
 
 # Kernels load whole tiles of K and V, of up to 256 tokens in FlashAttention 3 and 4. The first tile may begin
 # before the window does.
@@ -171,9 +172,7 @@ class KVCache(Closing):
         Raises InvalidArgument for anything but open sequences of this cache and a number of seconds from 0 to
         1e9, and Closed for a closed sequence."""
         some = [sequences] if isinstance(sequences, Sequence) else sequences
-        seconds = 0.0 if by_s is None else by_s
-        if not is_number(seconds) or not 0 <= seconds <= 1e9:
-            raise InvalidArgument(f"by_s is {by_s!r}; expected seconds, 0 to 1e9, or None")
+        seconds = checked_by_s(by_s)
         self._engine.prefetch(slots_of(self, "sequences", some), int(seconds * 1e9))
 
     def batch(self, sequences: Ordered[Sequence]) -> Batch:

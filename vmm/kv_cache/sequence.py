@@ -13,6 +13,7 @@ from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument
 from vmm.kv_cache.arguments import token_ids
 from vmm.stream import release_after, torch_stream
+from vmm.tiers import checked_hint
 
 if TYPE_CHECKING:
     from vmm.kv_cache.cache import KVCache
@@ -102,9 +103,7 @@ class Sequence(Closing):
 
         Raises InvalidArgument where the pool has no tiers, and for a sequence that is parked; Error where
         another stream's fork of it is not over."""
-        if not isinstance(category, str):
-            raise InvalidArgument(f"category is {category!r}; expected text")
-        checked_number("priority", priority, -1000, 1000)
+        checked_hint(category, priority)
         release_after(self.cache.pool, stream, named=True)
         self.cache._engine.park(self.slot, category, priority, self.cache._stream(stream))
 
