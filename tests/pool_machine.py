@@ -1,6 +1,7 @@
 """What a state machine of a pool's users does to the pool, and its platform."""
 
 import contextlib
+from time import monotonic
 
 from core_pool import settle
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from vmm import DriverError
 
 PAGE = 4096
 MOST_PAGES = 56  # of a budget
+DEVICE_HELD_S = 1.5
 LATEST = 9  # queries that an event may be late by
 # What a rule draws never depends on what came of earlier steps: which driver call fails, and whether work is
 # over, may hang on a thread's timing, and Hypothesis stops at draws that differ when it repeats a course.
@@ -30,6 +32,8 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.failing = False
+        self.out_of_memory = False  # is what fails
+        self.refused_s = float("-inf")  # when the device last had no memory
         self.work_is_late = False  # an unfinished epoch holds back what is reclaimable
 
     @rule(times=st.integers(1, 4))
@@ -53,13 +57,20 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(n=st.integers(1, 6), times=st.integers(1, 4), out_of_memory=st.booleans())
     def fail(self, n, times, out_of_memory):
+        self.recover()
         self.core.fail_at(n, times, out_of_memory)
-        self.failing = True
+        self.failing, self.out_of_memory = True, out_of_memory
 
     @rule()
     def recover(self):
+        if self.out_of_memory and self.core.last_failed:
+            self.refused_s = monotonic()
         self.core.fail_at(0, 0)
-        self.failing = False
+        self.failing = self.out_of_memory = False
+
+    def device_is_asked(self):
+        """Nobody asks a device that has just had no memory; for a second after that."""
+        return monotonic() - self.refused_s > DEVICE_HELD_S
 
     def finish_work(self):
         self.recover()

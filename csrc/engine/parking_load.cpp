@@ -184,10 +184,15 @@ bool Parking::displace(const Unit& one, Bytes lacking) {
   return true;
 }
 
-/// The unit lacks so much memory. It waits for what is being cleaned; where that is nothing, it is given up.
+/// The unit lacks so much memory. It waits for what is being cleaned, or unmapped; where that is nothing, it
+/// is given up.
 void Parking::starve(Unit& one, Bytes lacking, Left& left) {
   if (any_to_clean()) {
     demanded_ = std::max(demanded_, lacking);
+    left.later = true;
+    return;
+  }
+  if (pool().reclaiming().coming().count != 0) {
     left.later = true;
     return;
   }

@@ -54,6 +54,8 @@ class Reclaiming {
   /// What may be created, is free, or is mapped and needed less than `whose`; as much of it as the tenant may
   /// have.
   Bytes available(const Tenant& tenant, Need whose) const;
+  /// How much cannot be had yet, but will come by itself: what is being unmapped, or work that ends uses.
+  Bytes coming() const;
   /// The figures of an OutOfPages. Called under the lock.
   MemoryFigures figures(Bytes asked, const Tenant& tenant) const;
   /// Who may have how much. Called under the lock.

@@ -94,6 +94,11 @@ Bytes Reclaiming::available(const Tenant& tenant, Need whose) const {
   return std::min(sum, Bytes{static_cast<std::uint64_t>(room)});
 }
 
+Bytes Reclaiming::coming() const {
+  std::lock_guard lock(ground_.mutex);
+  return tables_.coming();
+}
+
 Bytes Reclaiming::owed() const {
   std::lock_guard lock(ground_.mutex);
   return std::min(tables_.allowance().exceeded(),

@@ -140,7 +140,7 @@ class BlocksMachine(PoolMachine):
         self.finish_work()
         needed = self.pages(self.written.keys() | self.announced)
         limit = self.core.budget.limit_bytes // PAGE
-        if len(needed) + len(self.other_kept) <= limit // 2:
+        if self.device_is_asked() and len(needed) + len(self.other_kept) <= limit // 2:
             self.blocks.announce(sorted(self.announced))  # what was taken since is asked for again
             for _ in range(100):
                 self.core.poll()

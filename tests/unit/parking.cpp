@@ -338,8 +338,15 @@ TEST(a_driver_that_fails_while_a_sequence_comes_back_loses_nothing) {
       }
       const bool reached = !test.faults->last_failed().empty();
       test.faults->fail_at(0, 0, Fault::error);
-      CHECK(comes([&] { return !test.pool->reclaiming().refused(); }));
-      if (failed) test.more(idle);
+      if (failed)
+        CHECK(comes([&] {
+          try {
+            test.more(idle);
+            return true;
+          } catch (const OutOfPages&) {  // what the driver has refused to unmap comes soon
+            return false;
+          }
+        }));
       CHECK(test.intact(idle) && test.figures().lost == 0);
       test.close(idle);
       test.end();
