@@ -31,10 +31,13 @@ class ElasticBlockPool(BlockPool):
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         growth = self.growth
         with growth.lock:
-            if growth.fresh < num_blocks:
+            fresh = growth.fresh - num_blocks
+            if fresh < 0:
                 growth.await_fresh(num_blocks)
-            growth.fresh = max(growth.fresh - num_blocks, 0)
-            return super().get_new_blocks(num_blocks)
+                fresh = max(growth.fresh - num_blocks, 0)
+            growth.fresh = fresh
+            # Every block of a running request comes from here, and super() costs as much as the lock.
+            return BlockPool.get_new_blocks(self, num_blocks)
 
     def touch(self, blocks: Sequence[KVCacheBlock]) -> None:
         with self.growth.lock:

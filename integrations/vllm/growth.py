@@ -120,6 +120,8 @@ class Growth:
 
     def _counted(self, most: int) -> int:
         """How many blocks at the front of the queue hold nothing that is cached, counted up to ``most``."""
+        if self._pool.get_num_free_blocks() == self.fresh:
+            return self.fresh
         count = 0
         for block in compat.from_the_front(self._pool):
             if compat.is_cached(block) or count == most:

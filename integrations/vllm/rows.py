@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterable
 
 
 class Rows:
@@ -20,7 +19,7 @@ class Rows:
         #: The most blocks that can have memory at a time, the null block included.
         self.capacity = blocks if capacity >= blocks else capacity // row * row
         self._absent = list(range(-(-blocks // row)))  # a heap: lowest first
-        self._unanswered: dict[int, int] = {}  # by row
+        self._unanswered: set[int] = set()
         self._present: set[int] = set()
 
     def blocks_of(self, row: int) -> range:
@@ -49,25 +48,25 @@ class Rows:
                 break
             row = heapq.heappop(self._absent)
             if mine:
-                self._unanswered[row] = len(mine)
+                self._unanswered.add(row)
                 ids.extend(mine)
         self.asked += len(ids)
         return ids
 
-    def answer(self, ids: Iterable[int], ready: bool) -> None:
-        """The blocks of a row are all ready, or all refused."""
-        for block in ids:
-            row = self.row_of(block)
-            self.asked -= 1
-            self.present += ready
-            self._unanswered[row] -= 1
-            if self._unanswered[row]:
-                continue
-            del self._unanswered[row]
+    def answer(self, ids: array[int], ready: bool) -> None:
+        """Whole rows, one after the other: all ready, or all refused."""
+        place = 0
+        while place < len(ids):
+            row = self.row_of(ids[place])
+            self._unanswered.remove(row)
             if ready:
                 self._present.add(row)
             else:
                 heapq.heappush(self._absent, row)
+            place += len(self.blocks_of(row))
+        self.asked -= place
+        if ready:
+            self.present += place
 
     def give_back(self, row: int) -> None:
         self._present.remove(row)
