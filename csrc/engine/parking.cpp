@@ -151,6 +151,7 @@ bool Parking::there(UnitId id) {
 }
 
 Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
+  bool news = true;
   {
     const std::lock_guard lock(mutex_);
     Unit& one = unit(id);
@@ -158,19 +159,22 @@ Presence Parking::want(UnitId id, Nanoseconds by, bool urgent) {
     if (urgent && one.phase == Phase::idle && one.failure)
       std::rethrow_exception(std::exchange(one.failure, nullptr));
     // Who was wanted before keeps its turn, also when others have taken its pages since.
-    one.by = one.phase == Phase::idle ? by : std::min(one.by, by);
+    const Nanoseconds turn = one.phase == Phase::idle ? by : std::min(one.by, by);
     const bool taken = one.phase == Phase::there && !one.urgent && away(one);  // by others, since it came
     const bool anew = one.phase == Phase::idle || taken || (one.phase == Phase::there && one.urgent < urgent);
     if (anew) {
       one.phase = Phase::wanted;
       leave_policy(id);
     }
+    // A scheduler asks anew in each iteration for all that wait. The pager need not hear of it each time.
+    news = anew || urgent || turn != one.by;
+    one.by = turn;
     one.urgent |= urgent;
     if (anew && urgent && one.moving == 0) begin_load(one);
     if (one.phase == Phase::there && one.moving == 0) return Presence::there;
     if (shut_ && urgent) throw Closed("this pool is closed");  // nothing will come any more
   }
-  notify();
+  if (news) notify();
   return Presence::coming;
 }
 
