@@ -122,19 +122,18 @@ std::uint32_t KvCache::open(Tokens prompt, Tokens announced, StreamHandle stream
   slots_->check_length("prompt_tokens", prompt);
   slots_->check_length("announce", announced);
   std::unique_lock lock(mutex_);
-  await_leaving(lock);
-  return open_anew(prompt, announced, stream);
+  reap();
+  return open_anew(lock, prompt, announced, stream);
 }
 
 /// The caller holds the lock.
-std::uint32_t KvCache::open_anew(Tokens prompt, Tokens announced, StreamHandle stream) {
-  if (not_open() == 0)
-    throw InvalidArgument("max_sequences is " + std::to_string(slots_->count()) + ": all of them are open");
+std::uint32_t KvCache::open_anew(std::unique_lock<Mutex>& lock, Tokens prompt, Tokens announced,
+                                 StreamHandle stream) {
   slots_->pool().epochs().poll();
   const Tokens first = std::max(prompt, first_tokens());
   announced = std::max(announced, first_tokens());
   std::uint32_t slot;
-  make_way(first, stream);
+  make_way(lock, first, stream);
   {
     Slots::Needs needs(*slots_);
     slot = choose(needs, static_cast<std::uint32_t>(first.count), stream);
@@ -224,7 +223,7 @@ void KvCache::close(std::uint32_t slot, StreamHandle stream) {
   std::lock_guard lock(mutex_);
   require_open(slot);
   reap();
-  if (!end_parked(slot)) return;
+  if (states_[slot] == SlotState::parked && !end_parked(slot)) return;
   close_slot(slot, stream);
   prepare();
 }
@@ -241,6 +240,7 @@ void KvCache::close_slot(std::uint32_t slot, StreamHandle stream) {
     try {
       slots_->set_aside(slot, held, fences_[slot]);
       Slots::Needs(*slots_).note_use(slot);
+      leave_to_tiers(slot, held);
     } catch (...) {
       cached_.take(slot);
       throw;
@@ -248,6 +248,7 @@ void KvCache::close_slot(std::uint32_t slot, StreamHandle stream) {
     states_[slot] = SlotState::cached;
     return;
   }
+  forget_unit(slot);
   slots_->truncate(slot, {}, fences_[slot]);
   index_.end(slot);
   free_.put(slot, holds);

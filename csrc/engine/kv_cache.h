@@ -8,7 +8,9 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -73,7 +75,8 @@ class SequenceLost : public Error {
 
 /// What became of prompts that were looked up.
 struct PrefixStats {
-  std::uint64_t adopted, aliased, copied;  // sequences that found some of their tokens, by what was done
+  // Sequences that found some of their tokens, by what was done; those that are restored have them in a tier.
+  std::uint64_t adopted, aliased, copied, restored;
   Tokens looked_up, found;
   std::uint64_t cached_slots;  // that nobody is in, and whose tokens can be found
 };
@@ -175,6 +178,14 @@ class KvCache {
   static constexpr std::size_t bytes_per_slot();
 
  private:
+  static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
+  /// Tokens of a prompt that a slot has.
+  struct Prefix {
+    std::uint32_t slot = no_slot;
+    Tokens length{};
+    bool whole = false;  // nobody is in the slot, and it holds nothing else that could be found
+    bool away = false;   // not all of it is on the device
+  };
   void require_open(std::uint32_t slot) const;
   void require_awake(std::uint32_t slot) const;
   void wake(std::unique_lock<Mutex>& lock, std::uint32_t slot);
@@ -184,7 +195,15 @@ class KvCache {
   void unwant(std::span<const std::int32_t> slots);
   [[noreturn]] void refuse_to_wake(std::span<const std::int32_t> slots);
   bool end_parked(std::uint32_t slot);
-  void await_leaving(std::unique_lock<Mutex>& lock);
+  void leave_to_tiers(std::uint32_t slot, Tokens held);
+  void forget_unit(std::uint32_t slot);
+  bool hold(std::uint32_t slot);
+  void release(std::uint32_t slot);
+  void take_unit(std::uint32_t slot, Tokens length);
+  Tokens saved(std::uint32_t slot, Tokens length, bool on_device);
+  std::optional<std::uint32_t> restore(const Prefix& prefix);
+  bool copies_of(const Prefix& prefix, std::uint32_t slot);
+  bool await_tier(std::unique_lock<Mutex>& lock, Nanoseconds until);
   void reap();
   bool map_or_wait(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots,
                    std::span<const std::int32_t> lengths, StreamHandle stream);
@@ -200,14 +219,15 @@ class KvCache {
   void await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t slot, std::uint32_t count,
                             StreamHandle stream);
   std::uint32_t fork_one(std::uint32_t slot, StreamHandle stream);
-  std::uint32_t open_anew(Tokens prompt, Tokens announced, StreamHandle stream);
+  std::uint32_t open_anew(std::unique_lock<Mutex>& lock, Tokens prompt, Tokens announced,
+                          StreamHandle stream);
   bool over_elsewhere(std::uint32_t slot, StreamHandle stream) const;
   void note_copier(std::uint32_t slot, StreamHandle stream);
   void require_copied(std::uint32_t slot);
-  struct Prefix;
-  Prefix find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream);
+  Prefix find(const Prompt& prompt, StreamHandle stream);
   std::optional<Opened> attach(std::unique_lock<Mutex>& lock, const Prompt& prompt, StreamHandle stream);
   std::optional<bool> keep(const Prefix& prefix);
+  void put_back(const Prefix& prefix);
   bool adopt(const Prefix& prefix);
   struct Target;
   std::optional<Target> target_for(const Prefix& prefix);
@@ -216,11 +236,12 @@ class KvCache {
   bool await_a_slot(std::unique_lock<Mutex>& lock, std::uint32_t but, StreamHandle stream);
   std::optional<std::uint32_t> slot_to_fill(Tokens length = {}, std::uint32_t but = no_slot);
   void evict(std::uint32_t slot);
-  void make_way(Tokens first, StreamHandle stream);
+  void make_way(std::unique_lock<Mutex>& lock, Tokens first, StreamHandle stream);
+  bool evict_oldest(const std::function<bool(std::uint32_t)>& is_over);
   bool make_private(std::uint32_t slot, Tokens to, StreamHandle stream);
   void close_slot(std::uint32_t slot, StreamHandle stream);
   bool is_read(std::span<const std::int32_t> slots, StreamHandle stream);
-  static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
+  static constexpr Nanoseconds patience = std::chrono::seconds(2);  // with a tier, for a slot
   static constexpr Tokens block{PrefixIndex::block_tokens};
   /// Slots that a sequence could have.
   std::uint32_t not_open() const { return free_.count() + cached_.count(); }
@@ -228,6 +249,7 @@ class KvCache {
   bool is_taken(std::uint32_t slot) const { return states_[slot] >= SlotState::leaving; }
   /// A sequence is in it.
   bool is_open(std::uint32_t slot) const { return states_[slot] >= SlotState::parked; }
+  bool is_cached(std::uint32_t slot) const { return states_[slot] == SlotState::cached; }
   bool is_awake(std::uint32_t slot) const { return states_[slot] >= SlotState::fresh; }
   std::uint32_t choose(Slots::Needs& needs, std::uint32_t prompt, StreamHandle stream);
   void prepare();

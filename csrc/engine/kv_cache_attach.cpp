@@ -30,13 +30,6 @@ bool has_memory_for(Log& log, Work work, Undo undo) {
 
 }  // namespace
 
-/// Tokens of a prompt that a slot has.
-struct KvCache::Prefix {
-  std::uint32_t slot = no_slot;
-  Tokens length{};
-  bool whole = false;  // nobody is in the slot, and it holds nothing else that could be found
-};
-
 /// A free slot that a prefix goes to, and how.
 struct KvCache::Target {
   std::uint32_t slot;
@@ -45,24 +38,33 @@ struct KvCache::Target {
   Pages missing;  // those of them that a copy would have to map first
 };
 
-/// The longest prefix that can be had now. The caller holds the lock.
-KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, StreamHandle stream) {
+/// The longest prefix that can be had now, or at least soon. The caller holds the lock.
+KvCache::Prefix KvCache::find(const Prompt& prompt, StreamHandle stream) {
   const Epochs& epochs = slots_->pool().epochs();
+  struct Away {
+    Prefix prefix;
+    Tokens holds;  // of it, on the device
+  };
   Prefix best;
-  std::vector<std::pair<std::uint32_t, Tokens>> lost;
+  std::vector<Away> away;                                             // what is not all on the device
   const auto tokens = prompt.tokens.first(prompt.tokens.size() - 1);  // the last one's result is wanted
-  index_.find(prompt.salt, tokens, [&](Tokens length, std::vector<std::uint32_t>& slots) {
+  const auto look = [&](const Slots::Needs& needs, Tokens length, std::vector<std::uint32_t>& slots) {
     if (length <= best.length) return false;
     const auto whole = [&](std::uint32_t slot) { return !is_open(slot) && index_.findable(slot) == length; };
     std::ranges::partition(slots, whole);
     for (std::uint32_t slot : slots) {
-      if (is_taken(slot) && !is_awake(slot)) continue;  // what is parked is not kept
+      if (states_[slot] == SlotState::leaving) continue;
+      if (states_[slot] == SlotState::parked) {  // what is parked is not kept
+        away.push_back({{slot, length}, {}});
+        continue;
+      }
       if (!(is_open(slot) ? over_elsewhere(slot, stream) : epochs.complete(fences_[slot], stream))) continue;
       // What the window of a running sequence has left may be there, but not for long.
       if (is_open(slot) && !slots_->can_go_back(slot, length)) continue;
       const Tokens holds = needs.holds(slot, length);
       // What a window needs at another length may be there all the same.
-      if (holds < length && !is_open(slot) && !slots_->has_windows()) lost.emplace_back(slot, holds);
+      if (holds < length && !is_open(slot) && !slots_->has_windows())
+        away.push_back({{slot, length, whole(slot)}, holds});
       Tokens blocks = holds - holds % block;
       for (Tokens more = holds; blocks != more;) {  // for fewer tokens a window needs others
         more = needs.holds(slot, blocks);
@@ -72,8 +74,19 @@ KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, S
       if (best.length == length) return false;
     }
     return true;
-  });
-  for (const auto& [slot, holds] : lost) index_.cut(slot, holds);  // memory was short
+  };
+  {
+    const Slots::Needs needs(*slots_);
+    index_.find(prompt.salt, tokens,
+                [&](Tokens length, std::vector<std::uint32_t>& slots) { return look(needs, length, slots); });
+  }
+  for (const auto& [prefix, holds] : away) {
+    const Tokens had = saved(prefix.slot, prefix.length, prefix.whole), blocks = had - had % block;
+    if (blocks > best.length) best = {prefix.slot, blocks, prefix.whole && blocks == prefix.length, true};
+    if (is_open(prefix.slot)) continue;
+    const Tokens left = std::max(holds, prefix.whole ? had : saved(prefix.slot, prefix.length, true));
+    if (left < prefix.length) index_.cut(prefix.slot, left);  // memory was short
+  }
   return best;
 }
 
@@ -82,18 +95,29 @@ KvCache::Prefix KvCache::find(const Slots::Needs& needs, const Prompt& prompt, S
 std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, const Prompt& prompt,
                                                StreamHandle stream) {
   const std::uint32_t user = users_bit(stream);
+  const Nanoseconds until = slots_->pool().clock().now() + patience;
   while (not_open() != 0) {
     slots_->pool().epochs().poll();
-    Prefix prefix = find(Slots::Needs(*slots_), prompt, stream);
+    Prefix prefix = find(prompt, stream);
     if (prefix.length.count == 0) break;
     prefix.whole = prefix.whole && !slots_->shares_pages_beyond(prefix.slot, prefix.length);
     std::optional<Target> own;
-    if (!prefix.whole) own = target_for(prefix);
-    if (!prefix.whole && !own) {
+    if (!prefix.whole && !prefix.away) own = target_for(prefix);
+    if (!prefix.whole && !own && !prefix.away) {
       prefix.whole = not_open() == 1 && !is_open(prefix.slot) &&
                      !slots_->shares_pages_beyond(prefix.slot, prefix.length);
       if (!prefix.whole && !await_a_slot(lock, prefix.slot, stream)) break;
       if (!prefix.whole) continue;
+    }
+    if (!is_open(prefix.slot) && !hold(prefix.slot)) {  // a tier copies its pages
+      if (!await_tier(lock, until)) break;
+      continue;
+    }
+    if (prefix.away) {
+      const std::optional<std::uint32_t> slot = restore(prefix);
+      if (!slot) break;
+      users_[*slot] |= user;
+      return Opened{*slot, prefix.length};
     }
     const std::optional<bool> kept = keep(prefix);
     if (!kept) continue;
@@ -109,21 +133,29 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
   return std::nullopt;
 }
 
-/// Keeps the tokens of a slot that nobody is in. Returns false where the tenant may not keep so much, and
-/// none where somebody has taken pages.
+/// Keeps the tokens of a slot that nobody is in, and that is held. Returns false where the tenant may not
+/// keep so much, and none where somebody has taken pages.
 std::optional<bool> KvCache::keep(const Prefix& prefix) {
-  const auto put_back = [&] { slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]); };
+  const bool open = is_open(prefix.slot);
   bool kept = true;
   try {
     Slots::Needs needs(*slots_);
-    if (needs.holds(prefix.slot, prefix.length) < prefix.length) return std::nullopt;
-    if (!is_open(prefix.slot)) kept = needs.keep(prefix.slot, prefix.length);
+    const bool all = needs.holds(prefix.slot, prefix.length) >= prefix.length;
+    if (open) return all ? std::optional(true) : std::nullopt;
+    if (all) kept = needs.keep(prefix.slot, prefix.length);
+    if (all && kept) return true;
   } catch (...) {
-    if (!is_open(prefix.slot)) undo_or_leak(put_back);
+    if (!open) undo_or_leak([&] { put_back(prefix); });
     throw;
   }
-  if (!kept) put_back();
-  return kept;
+  put_back(prefix);
+  return kept ? std::nullopt : std::optional(false);
+}
+
+/// Nobody keeps the tokens of a slot that nobody is in, or holds it.
+void KvCache::put_back(const Prefix& prefix) {
+  slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
+  release(prefix.slot);
 }
 
 /// False where there is no memory for the slot's tail.
@@ -131,11 +163,12 @@ bool KvCache::adopt(const Prefix& prefix) {
   const Fence& readers = fences_[prefix.slot];
   if (!has_memory_for(
           slots_->pool().log(), [&] { slots_->adopt(prefix.slot, prefix.length, readers); },
-          [&] { slots_->put_back(prefix.slot, prefix.length, readers); }))
+          [&] { put_back(prefix); }))
     return false;
   Slots::Needs(*slots_).forget_use(prefix.slot);
   cached_.take(prefix.slot);
   index_.cut(prefix.slot, prefix.length);
+  take_unit(prefix.slot, prefix.length);
   ++prefixes_.adopted;
   return true;
 }
@@ -171,7 +204,7 @@ bool KvCache::fill(const Prefix& prefix, const Target& target, StreamHandle stre
   const auto leave_source = [&] {
     if (is_open(prefix.slot)) return;
     fences_[prefix.slot] = readers(users_[prefix.slot], stream);
-    slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
+    put_back(prefix);
   };
   const auto undo = [&] {
     index_.end(slot);

@@ -1,6 +1,7 @@
 // Sequences that begin with the tokens of another one, and share its pages.
 #include <algorithm>
 #include <chrono>
+#include <ranges>
 #include <string>
 #include <utility>
 
@@ -87,7 +88,14 @@ void KvCache::await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t 
     pool.epochs().poll();
     std::uint32_t coming;
     const std::uint32_t over = slots_for_fork(stream, coming);
-    if (over >= count) return;
+    const auto is_over = [&](std::uint32_t each) { return pool.epochs().complete(fences_[each]); };
+    const auto free = [&](std::uint32_t each) {
+      return !is_cached(each) && !is_taken(each) && is_over(each);
+    };
+    const auto slots = std::views::iota(0U, slots_->count());
+    do  // tiers may copy pages of cached ones
+      if (over >= count && std::ranges::count_if(slots, free) >= count) return;
+    while (over >= count && evict_oldest(is_over));
     if (over + coming < count)
       throw Error(
           "free slots were closed in an epoch of another stream that is open still: end it there first");

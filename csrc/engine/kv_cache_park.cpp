@@ -1,6 +1,5 @@
 // Sequences that are idle, and come back.
 #include <algorithm>
-#include <chrono>
 #include <string>
 #include <utility>
 
@@ -10,8 +9,6 @@
 
 namespace vmm {
 namespace {
-
-constexpr Nanoseconds patience = std::chrono::seconds(2);  // with a tier, for a slot
 
 std::string described(const std::vector<SequenceLost::Loss>& losses) {
   std::string out = "the copies of tokens were not good, and these are lost:";
@@ -171,35 +168,32 @@ void KvCache::resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses
   losses.push_back({slot, *lost});
 }
 
-/// The sequence in the slot ends. False where it is parked and a tier still copies its pages: then the slot
-/// is free when that is over.
+/// The parked sequence in the slot ends. False where a tier still copies its pages: then the slot is free
+/// when that is over.
 bool KvCache::end_parked(std::uint32_t slot) {
   const auto parked = parked_.find(slot);
-  if (parked == parked_.end()) return true;
-  const bool was_parked = states_[slot] == SlotState::parked;
   if (!options_.parking->forget(parked->second.unit)) {
     states_[slot] = SlotState::leaving;
     leaving_.push_back(slot);
     return false;
   }
   parked_.erase(parked);
-  if (!was_parked) return true;
   Slots::Needs(*slots_).forget_use(slot);
   slots_->resume(slot, {lengths_[slot]});
   states_[slot] = SlotState::running;
   return true;
 }
 
-/// A sequence is to be opened. Where the only slots for it are those whose pages a tier still copies, this
-/// waits for that without the lock, but not for a tier that hangs.
-void KvCache::await_leaving(std::unique_lock<Mutex>& lock) {
-  const Clock& clock = slots_->pool().clock();
-  const Nanoseconds until = clock.now() + patience;
-  for (reap(); not_open() == 0 && !leaving_.empty() && clock.now() < until; reap()) {
-    lock.unlock();
-    options_.parking->await();
-    lock.lock();
-  }
+/// Waits for a moment, without the lock, for tiers that copy pages of slots which nobody is in. False where
+/// it is too late, or there are none.
+bool KvCache::await_tier(std::unique_lock<Mutex>& lock, Nanoseconds until) {
+  const bool may_come = options_.parking && (!leaving_.empty() || cached_.count() != 0);
+  if (!may_come || slots_->pool().clock().now() >= until) return false;
+  lock.unlock();
+  options_.parking->await();
+  lock.lock();
+  reap();
+  return true;
 }
 
 /// Slots are free whose pages no tier copies any more.

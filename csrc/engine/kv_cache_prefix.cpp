@@ -6,6 +6,7 @@
 // time (*aliased*) or copied.
 #include <algorithm>
 #include <chrono>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
@@ -22,21 +23,24 @@ KvCache::Opened KvCache::open_prompt(const Prompt& prompt, Tokens announced, Str
   slots_->check_length("announce", announced);
   stream = pool.epochs().named(stream);
   std::unique_lock lock(mutex_);
-  await_leaving(lock);
+  reap();
   prefixes_.looked_up += length;
   std::optional<Opened> opened;
   try {
     if (length > block && (opened = attach(lock, prompt, stream))) {
       prefixes_.found += opened->cached;
       const Tokens next = std::min(opened->cached + first_tokens(), slots_->max_tokens());
-      slots_->announce(opened->slot, std::max(announced, next));
+      if (is_awake(opened->slot)) slots_->announce(opened->slot, std::max(announced, next));
       prepare();
     } else {
-      opened = Opened{open_anew(length, announced, stream), {}};
+      opened = Opened{open_anew(lock, length, announced, stream), {}};
       index_.begin(opened->slot, prompt.salt);
     }
   } catch (...) {  // nobody would ever close it
-    if (opened) undo_or_leak([&] { close_slot(opened->slot, stream); });
+    if (opened)
+      undo_or_leak([&] {
+        if (is_awake(opened->slot) || end_parked(opened->slot)) close_slot(opened->slot, stream);
+      });
     throw;
   }
   return *opened;
@@ -89,7 +93,7 @@ std::optional<std::uint32_t> KvCache::slot_to_fill(Tokens length, std::uint32_t 
   if (free_.count() != 0)
     if (const std::uint32_t slot = free_.best_fit(0, over); over(slot)) return slot;
   for (const auto& [use, slot] : cached_.oldest_first()) {
-    if (slot == but || !over(slot)) continue;
+    if (slot == but || !over(slot) || !hold(slot)) continue;
     const std::uint32_t found = slot;
     evict(found);
     return found;
@@ -97,8 +101,9 @@ std::optional<std::uint32_t> KvCache::slot_to_fill(Tokens length, std::uint32_t 
   return std::nullopt;
 }
 
-/// A cached slot is free from here on: nobody finds its tokens any more.
+/// A cached slot, which is held, is free from here on: nobody finds its tokens any more.
 void KvCache::evict(std::uint32_t slot) {
+  forget_unit(slot);
   slots_->let_go(slot, fences_[slot]);
   Slots::Needs(*slots_).forget_use(slot);
   cached_.take(slot);
@@ -107,11 +112,24 @@ void KvCache::evict(std::uint32_t slot) {
   states_[slot] = SlotState::free;
 }
 
+/// Of the cached slots for which `is_over(slot)`, the one that was used longest ago is evicted. False where
+/// there is none, or tiers still copy their pages.
+bool KvCache::evict_oldest(const std::function<bool(std::uint32_t)>& is_over) {
+  for (const auto& [use, slot] : cached_.oldest_first()) {
+    if (!is_over(slot) || !hold(slot)) continue;
+    evict(std::uint32_t{slot});
+    return true;
+  }
+  return false;
+}
+
 /// A sequence is to begin anew with `first` tokens. Where no slot is free for it, or memory is so short that
 /// something must go for it, the cached slot that was used longest ago is evicted: its pages are mapped.
-void KvCache::make_way(Tokens first, StreamHandle stream) {
-  if (cached_.count() == 0) return;
-  if (free_.count() != 0) {
+/// Throws InvalidArgument where no slot is free in the end.
+void KvCache::make_way(std::unique_lock<Mutex>& lock, Tokens first, StreamHandle stream) {
+  const Epochs& epochs = slots_->pool().epochs();
+  const auto over = [&](std::uint32_t slot) { return epochs.complete(fences_[slot], stream); };
+  if (free_.count() != 0 && cached_.count() != 0) {
     std::uint32_t largest = no_slot;
     free_.from_largest([&](std::uint32_t slot) {
       largest = slot;
@@ -121,15 +139,13 @@ void KvCache::make_way(Tokens first, StreamHandle stream) {
     if (slots_->not_kept(largest, first) <=
         slots_->pool().reclaiming().available(slots_->tenant(), Need::none))
       return;
+    evict_oldest(over);
   }
-  const Epochs& epochs = slots_->pool().epochs();
-  const auto& cached = cached_.oldest_first();
-  const auto over = std::ranges::find_if(
-      cached, [&](const auto& each) { return epochs.complete(fences_[each.second], stream); });
-  if (over != cached.end())
-    evict(over->second);
-  else if (free_.count() == 0)
-    evict(cached.begin()->second);
+  const auto any = [](std::uint32_t) { return true; };
+  const Nanoseconds until = slots_->pool().clock().now() + patience;
+  while (free_.count() == 0 && !evict_oldest(over) && !evict_oldest(any))
+    if (!await_tier(lock, until))
+      throw InvalidArgument("max_sequences is " + std::to_string(slots_->count()) + ": all of them are open");
 }
 
 }  // namespace vmm

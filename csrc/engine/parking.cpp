@@ -81,8 +81,20 @@ std::uint32_t Parking::label_of(const std::string& category) {
   return labels_.emplace(category, static_cast<std::uint32_t>(labels_.size() + 1)).first->second;
 }
 
+std::uint64_t Parking::key_of(const TierPlace& place) {
+  return static_cast<std::uint64_t>(place.tier) << 32 | place.slot.index;
+}
+
+/// A page does not have this place any more.
+void Parking::give_back(const TierPlace& place) {
+  if (const auto others = shared_.find(key_of(place)); others == shared_.end())
+    tiers_->give_back(place);
+  else if (--others->second == 0)
+    shared_.erase(others);
+}
+
 void Parking::forget_copy(Page& page) {
-  if (page.copied) tiers_->give_back(page.place);
+  if (page.copied) give_back(page.place);
   page.copied = false;
 }
 
@@ -111,16 +123,10 @@ void Parking::park(UnitId id, std::vector<ParkedPage> pages, Fence until, const 
   {
     const std::lock_guard lock(mutex_);
     Unit& one = unit(id);
-    const std::uint32_t label = label_of(hint.category);
     carry_copies(one, std::move(pages));
-    policy_->access(id, {.at = pool().clock().now(),
-                         .size = page_bytes_ * one.pages.size(),
-                         .priority = hint.priority,
-                         .label = label,
-                         .whole_sequence = true,
-                         .new_blocks = static_cast<std::uint32_t>(hint.new_tokens)});
+    enter_policy(id, one, hint);
     one.until = std::move(until);
-    one.stuck = one.urgent = one.no_memory = false;
+    one.spare = one.stuck = one.urgent = one.no_memory = false;
     one.next = 0;
     put_back(one);
     one.phase = Phase::idle;
@@ -129,13 +135,27 @@ void Parking::park(UnitId id, std::vector<ParkedPage> pages, Fence until, const 
   notify();
 }
 
+void Parking::enter_policy(UnitId id, const Unit& one, const ParkHint& hint) {
+  policy_->access(id, {.at = pool().clock().now(),
+                       .size = page_bytes_ * one.pages.size(),
+                       .priority = hint.priority,
+                       .label = label_of(hint.category),
+                       .whole_sequence = true,
+                       .new_blocks = static_cast<std::uint32_t>(hint.new_tokens)});
+}
+
 /// What has been cleaned is needed by nobody; the rest is kept.
 void Parking::put_back(Unit& one) {
   set_aside(one, [](const Page& page) { return page.copied && !page.moving; });
 }
 
-bool Parking::resident(const Pool::Needs& needs, const Page& page) {
+bool Parking::mapped(const Pool::Needs& needs, const Page& page) {
   return needs.resident(*page.at.reservation, {page.at.page, {1}}).count == 1;
+}
+
+/// Whether the unit's bytes are there.
+bool Parking::resident(const Pool::Needs& needs, const Page& page) {
+  return !page.foreign && mapped(needs, page);
 }
 
 bool Parking::away(const Unit& one) {
@@ -198,7 +218,7 @@ std::optional<Tokens> Parking::take(UnitId id, Tokens length) {
   const std::lock_guard lock(mutex_);
   Unit& one = unit(id);
   one.phase = Phase::running;
-  one.urgent = one.no_memory = false;
+  one.spare = one.urgent = one.no_memory = false;
   leave_policy(id);
   const Tokens good = one.lost ? std::min(*one.lost, length) : length;
   for (Page& page : one.pages) {
@@ -233,7 +253,9 @@ std::shared_ptr<void> Parking::erase(UnitId id) {
   Unit& one = found->second;
   // Whoever has its place next may look for its tokens there. Not in what was mapped to be read and was not,
   // and not in what was lost.
-  unmap(one, [&](const Page& page) { return page.away || (one.lost && page.at.first >= *one.lost); });
+  unmap(one, [&](const Page& page) {
+    return page.away || page.foreign || (one.lost && page.at.first >= *one.lost);
+  });
   for (Page& page : one.pages) forget_copy(page);
   std::erase(cleaning_, id);
   std::shared_ptr<void> owner = std::move(one.owner);
@@ -242,6 +264,7 @@ std::shared_ptr<void> Parking::erase(UnitId id) {
   return owner;
 }
 
+/// Whether something can be copied of it, which makes room unless the unit is spare.
 bool Parking::can_clean(const Unit& one) const {
   return cleanable(one) && one.dirty != 0 && !one.stuck && !pool().epochs().waits_for_open_epoch(one.until);
 }
@@ -252,8 +275,8 @@ bool Parking::any_to_clean() const {
   bool any = false, copies = !places_.empty() || tiers_->free_places() != 0;
   for (const auto& [id, one] : units_) {
     if (cleanable(one) && one.moving != 0) return true;
-    any |= can_clean(one);
-    if (one.phase == Phase::running && !copies)
+    any |= can_clean(one) && !one.spare;
+    if ((one.phase == Phase::running || one.spare) && !copies)
       copies = std::ranges::any_of(one.pages, [](const Page& page) { return page.copied; });
   }
   return any && copies;
@@ -291,7 +314,7 @@ ParkingFigures Parking::figures() {
   ParkingFigures out = figures_;
   out.page_bytes = page_bytes_;
   for (const auto& [id, one] : units_)
-    out.parked += one.phase != Phase::running && one.phase != Phase::forgotten;
+    out.parked += one.phase != Phase::running && one.phase != Phase::forgotten && !one.spare;
   return out;
 }
 

@@ -78,6 +78,27 @@ class Parking final : public Growing {
   std::optional<Tokens> take(UnitId unit, Tokens length);
   /// A unit that is not parked will write to what comes after its first `to` tokens.
   void cut(UnitId unit, Tokens to);
+
+  // Units that nobody is in, but whose tokens others may begin with: *spare* ones. What of them is on the
+  // device is needed by nobody, and may be taken at any time. What has a copy can be had again nevertheless.
+
+  /// The unit, which is not parked, is spare from now on. Of its pages nobody keeps any.
+  void leave(UnitId unit, std::vector<ParkedPage> pages, Fence until);
+  /// From now on the spare unit is its owner's, who may do with its pages what he likes, until release() or
+  /// take(). False, and nothing has changed, while a transfer touches one of them.
+  bool hold(UnitId unit);
+  /// It is spare again. Work until then may still read its pages.
+  void release(UnitId unit, Fence until);
+  /// How many of the first `length` tokens of a unit that is parked or spare can be had again: those before
+  /// the first page that has no good copy and, where what is `on_device` counts, is not there, either.
+  Tokens saved(UnitId unit, Tokens length, bool on_device);
+  /// A spare unit, which its owner holds, is parked from now on, with so many tokens. False, and nothing has
+  /// changed, where some cannot be had any more, or the tenant may not keep them.
+  bool adopt(UnitId unit, Tokens length);
+  /// `to`, which is new, is parked: its pages, of which none is on the device, have the copies of the first
+  /// `length` tokens of `from`. False, and nothing has changed, where one of these has none.
+  bool share_copies(UnitId from, Tokens length, UnitId to, std::vector<ParkedPage> pages);
+
   /// The unit will not come back. False where transfers still touch its pages, which must be left alone
   /// until it is true: then this must be called again, unless the unit's owner ends, too.
   bool forget(UnitId unit);
@@ -113,6 +134,8 @@ class Parking final : public Growing {
     bool away = false;     // to be loaded
     bool mapped = false;   // for that
     bool cleaned = false;  // lately: it is kept still
+    bool foreign = false;  // what is there now is not the unit's: its bytes have never been there
+    bool gone = false;     // of a spare unit: somebody took it before it was copied
   };
   enum class Phase : std::uint8_t { running, idle, wanted, loading, there, forgotten };
   struct Unit {
@@ -120,6 +143,7 @@ class Parking final : public Growing {
     std::vector<Page> pages{};
     Fence until{};
     Phase phase = Phase::running;
+    bool spare = false;
     bool cleaning = false;  // it is among cleaning_
     bool stuck = false;     // its pages cannot be cleaned: a tier failed too often
     bool urgent = false;
@@ -131,6 +155,7 @@ class Parking final : public Growing {
     std::uint32_t dirty = 0;  // pages without a copy
     Nanoseconds by{};
     Nanoseconds began{};
+    Nanoseconds left{};  // when it became spare, or was last used
     std::optional<Tokens> lost{};
     std::exception_ptr failure{};  // of the driver, which ends the load
   };
@@ -147,11 +172,16 @@ class Parking final : public Growing {
   void notify();
   Unit& unit(UnitId id) { return units_.at(id); }
   std::uint32_t label_of(const std::string& category);
+  static bool mapped(const Pool::Needs& needs, const Page& page);
   static bool resident(const Pool::Needs& needs, const Page& page);
   bool away(const Unit& unit);
   std::shared_ptr<void> erase(UnitId id);
+  static std::uint64_t key_of(const TierPlace& place);
+  void give_back(const TierPlace& place);
   void forget_copy(Page& page);
   void carry_copies(Unit& unit, std::vector<ParkedPage>&& pages);
+  void rest(UnitId id, Unit& unit, Fence until);
+  void enter_policy(UnitId id, const Unit& unit, const ParkHint& hint);
   using Ranges = std::vector<std::pair<Reservation*, std::vector<PageRange>>>;
   template <class Is>
   static Ranges ranges(const Unit& unit, Is is);
@@ -184,10 +214,14 @@ class Parking final : public Growing {
   void leave_policy(UnitId unit);
   void clean(Left& left);
   bool clean(UnitId id, Unit& unit, Left& left);
+  bool begin_to_clean(UnitId id, Unit& unit);
   bool submit(TransferKind kind, UnitId id, std::uint32_t page);
-  bool take_places();
+  bool take_places(const Unit& unit);
   bool take_copies_of_running();
+  bool take_copies_of_spare(const Unit& other);
+  bool keep_to_clean(Unit& unit, Page& page);
   bool can_clean(const Unit& unit) const;
+  Bytes unsaved() const;
   bool any_to_clean() const;
   std::uint32_t room() const { return most_in_flight_ - std::min(most_in_flight_, in_flight_); }
 
@@ -201,6 +235,8 @@ class Parking final : public Growing {
   std::deque<UnitId> cleaning_;                 // chosen by the policy
   std::vector<std::shared_ptr<void>> orphans_;  // owners of units that are gone, to end without the lock
   std::vector<TierPlace> places_;               // taken, for what is cleaned next
+  std::map<std::uint64_t, std::uint32_t>
+      shared_;  // places that several pages have, and how many more than one
   std::uint64_t last_unit_ = 0;
   Bytes page_bytes_;
   Bytes demanded_;  // to be cleaned, because somebody waits for it

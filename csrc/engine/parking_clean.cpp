@@ -1,12 +1,16 @@
 // Pages of parked units on their way down to the tiers.
 #include <algorithm>
 
+#include "base/undo.h"
 #include "engine/parking.h"
 
 namespace vmm {
 namespace {
 
-constexpr std::uint64_t reserve_fraction_to_clean = 16;  // of the budget is kept free, or clean
+// Parts of the budget are kept free, or clean. What nobody keeps can be taken at any moment, and is lost then
+// if it has no copy, so of that there is more.
+constexpr std::uint64_t reserve_fraction_to_clean = 16;
+constexpr std::uint64_t reserve_fraction_to_save = 4;
 
 }  // namespace
 
@@ -20,7 +24,7 @@ bool Parking::cleanable(const Unit& one) {
 /// Has as many units cleaned as memory is short of.
 void Parking::choose_victims() {
   const Bytes reserve = pool().budget().limit() / reserve_fraction_to_clean;
-  Bytes lacking = demanded_;
+  Bytes lacking = demanded_, unsafe;
   if (!units_.empty()) {
     const auto some =
         std::ranges::find_if(units_, [](const auto& each) { return !each.second.pages.empty(); });
@@ -28,18 +32,27 @@ void Parking::choose_victims() {
     const Tenant& tenant = some->second.pages.front().at.reservation->tenant;
     const Bytes available = pool().reclaiming().available(tenant, Need::announced);
     lacking = std::max(lacking, reserve - std::min(reserve, available));
+    const Bytes surplus = pool().reclaiming().available(tenant, Need::guess);
+    const Bytes safe = surplus - std::min(surplus, unsaved());
+    const Bytes wanted = pool().budget().limit() / reserve_fraction_to_save;
+    unsafe = wanted - std::min(wanted, safe);
   }
+  const auto will_be_cleaned = [&](const Unit& one) {
+    const Bytes size = page_bytes_ * one.dirty;
+    unsafe -= std::min(unsafe, size);
+    if (!one.spare) lacking -= std::min(lacking, size);  // the memory of others counts as free already
+  };
   for (const UnitId id : cleaning_)
     if (!pool().epochs().waits_for_open_epoch(unit(id).until))  // who knows when that is closed
-      lacking -= std::min(lacking, page_bytes_ * unit(id).dirty);
-  while (lacking.count != 0) {
+      will_be_cleaned(unit(id));
+  while (lacking.count != 0 || unsafe.count != 0) {
     const std::optional<UnitId> victim = next_victim();
     if (!victim) return;
     Unit& one = unit(*victim);
     one.cleaning = true;
     one.next = 0;
     cleaning_.push_back(*victim);
-    lacking -= std::min(lacking, page_bytes_ * one.dirty);
+    will_be_cleaned(one);
   }
 }
 
@@ -70,10 +83,10 @@ void Parking::clean(Left& left) {
     one.cleaning = false;
     cleaning_.erase(cleaning_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+  if (!any_to_clean()) demanded_ = {};
   if (!cleaning_.empty()) return;
   for (const TierPlace& place : places_) tiers_->give_back(place);
   places_.clear();
-  if (!any_to_clean()) demanded_ = {};
 }
 
 /// Begins to copy pages of the unit. Returns whether nothing is left to do for it.
@@ -86,20 +99,44 @@ bool Parking::clean(UnitId id, Unit& one, Left& left) {
   }
   for (; one.next < one.pages.size() && room() != 0; ++one.next) {
     Page& page = one.pages[one.next];
-    if (page.copied || page.moving) continue;
-    if (!take_places()) return false;
-    page.place = places_.back();
-    if (!submit(TransferKind::write, id, one.next)) return false;
-    places_.pop_back();
+    if (page.copied || page.moving || page.gone) continue;
+    if (!take_places(one)) return false;
+    if (one.spare && !keep_to_clean(one, page)) {
+      if (one.stuck) return true;
+      continue;
+    }
+    if (!begin_to_clean(id, one)) return false;
   }
   return false;
 }
 
+/// Begins to copy the unit's next page. False where the tiers take no more now.
+bool Parking::begin_to_clean(UnitId id, Unit& one) {
+  Page& page = one.pages[one.next];
+  const auto put_back = [&] {
+    if (one.spare) set_aside(one, [&](const Page& each) { return &each == &page; });
+  };
+  page.place = places_.back();
+  bool begun = false;
+  try {
+    begun = submit(TransferKind::write, id, one.next);
+  } catch (...) {
+    undo_or_leak(put_back);
+    throw;
+  }
+  if (begun)
+    places_.pop_back();
+  else
+    put_back();
+  return begun;
+}
+
 /// Makes sure that there are places for what is cleaned next. False where there are none.
-bool Parking::take_places() {
+bool Parking::take_places(const Unit& one) {
   if (!places_.empty()) return true;
   places_ = tiers_->take(room());
-  if (places_.empty() && take_copies_of_running()) places_ = tiers_->take(room());
+  if (places_.empty() && (take_copies_of_running() || take_copies_of_spare(one)))
+    places_ = tiers_->take(room());
   std::ranges::reverse(places_);  // they are used from the end, and those in order are written together
   return !places_.empty();
 }

@@ -110,7 +110,7 @@ bool Parking::map_some(Lock& lock, UnitId id, Bytes batch, Left& left) {
     for (const std::uint32_t i : some) {
       Page& page = one.pages[i];
       const PageRange range{page.at.page, {1}};
-      page.mapped = resident(needs, page) && needs.may_keep(*page.at.reservation, std::span(&range, 1));
+      page.mapped = mapped(needs, page) && needs.may_keep(*page.at.reservation, std::span(&range, 1));
       if (page.mapped) needs.set(*page.at.reservation, std::span(&range, 1), Need::kept);
       all &= page.mapped;
     }

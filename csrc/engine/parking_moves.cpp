@@ -73,6 +73,7 @@ void Parking::written(Unit& one, Page& page, Outcome outcome) {
     return;
   }
   tiers_->give_back(page.place);
+  page.cleaned = one.spare;
   if (++page.failures >= most_failures) one.stuck = true;
   one.next = std::min(one.next, static_cast<std::uint32_t>(&page - one.pages.data()));
 }
@@ -83,7 +84,7 @@ void Parking::read(Unit& one, Page& page, Outcome outcome) {
         DriverError("a page of a parked sequence could not be copied to the device; the log says why"));
     return;
   }
-  page.away = page.mapped = false;
+  page.away = page.mapped = page.foreign = false;
   if (outcome == Outcome::done) {
     ++figures_.loaded;
     return;
@@ -96,7 +97,8 @@ void Parking::read(Unit& one, Page& page, Outcome outcome) {
 
 /// Something of the unit has moved, or was mapped. One that is forgotten ends with the last such thing.
 void Parking::end_of_transfer(UnitId id, Unit& one) {
-  if (cleanable(one)) set_aside(one, [](const Page& page) { return page.cleaned && page.copied; });
+  if (cleanable(one) || one.spare)
+    set_aside(one, [&](const Page& page) { return page.cleaned && (page.copied || one.spare); });
   for (Page& page : one.pages) page.cleaned = false;
   if (one.moving != 0 || one.mapping || one.phase != Phase::forgotten) return;
   orphans_.push_back(erase(id));

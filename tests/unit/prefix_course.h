@@ -89,6 +89,7 @@ class PrefixCourse {
     if (streams_.size() == 1) CHECK(made.sequence.cached >= expected);
     CHECK(test_.parking || test_.pool->stats().kept >= kept);
     made.committed = made.before = made.sequence.cached;
+    made.parked = made.sequence.restored;
     running_.push_back(std::move(made));
   }
   void grow(CourseSequence& each) {
@@ -198,7 +199,7 @@ class PrefixCourse {
 };
 
 struct CourseSums {
-  std::uint64_t adopted = 0, aliased = 0, copied = 0, cleaned = 0, loaded = 0;
+  std::uint64_t adopted = 0, aliased = 0, copied = 0, restored = 0, cleaned = 0, loaded = 0;
 };
 
 inline bool adopted_and_aliased(const CourseSums& sums) { return sums.adopted > 0 && sums.aliased > 0; }
@@ -223,6 +224,7 @@ inline CourseSums run_courses(
       sums.adopted += stats.adopted;
       sums.aliased += stats.aliased;
       sums.copied += stats.copied;
+      sums.restored += stats.restored;
       if (!course.cache().parking) continue;
       const ParkingFigures figures = course.cache().parking->figures();
       sums.cleaned += figures.cleaned;

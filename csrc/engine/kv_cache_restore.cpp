@@ -1,0 +1,115 @@
+// Prefixes whose pages have left the device: what a sequence that has ended leaves in the tiers, for those
+// that will begin with the same tokens.
+//
+// A cached slot has a spare unit (parking.h) then. Whoever begins with all that can be found there adopts the
+// slot with its unit. For others, and for those who begin like a parked sequence, a slot of their own has the
+// copies, too. Either way the new sequence is parked: it is brought back as if it had been idle.
+#include <chrono>
+#include <utility>
+
+#include "engine/kv_cache.h"
+#include "engine/parking.h"
+
+namespace vmm {
+
+/// The slot, whose sequence has ended, keeps its first `held` tokens for others. Where windows have left
+/// some, or there are no tiers, that is only for as long as nobody needs the memory.
+void KvCache::leave_to_tiers(std::uint32_t slot, Tokens held) {
+  if (!options_.parking || slots_->has_windows()) return;
+  auto parked = parked_.find(slot);
+  if (parked == parked_.end())
+    parked = parked_.emplace(slot, Parked{.unit = options_.parking->add(slots_)}).first;
+  options_.parking->leave(parked->second.unit, slots_->pages_of(slot, held), fences_[slot]);
+}
+
+/// Nothing of the slot is wanted from a tier any more. No tier copies its pages now.
+void KvCache::forget_unit(std::uint32_t slot) {
+  const auto parked = parked_.find(slot);
+  if (parked == parked_.end()) return;
+  options_.parking->forget(parked->second.unit);
+  parked_.erase(parked);
+}
+
+/// Nobody is in the slot. Returns whether we may do with its pages what we like; else a tier copies them now.
+bool KvCache::hold(std::uint32_t slot) {
+  const auto parked = parked_.find(slot);
+  return parked == parked_.end() || options_.parking->hold(parked->second.unit);
+}
+
+void KvCache::release(std::uint32_t slot) {
+  if (const auto parked = parked_.find(slot); parked != parked_.end())
+    options_.parking->release(parked->second.unit, fences_[slot]);
+}
+
+/// A sequence with so many tokens, all of which are on the device, runs in the slot that was held.
+void KvCache::take_unit(std::uint32_t slot, Tokens length) {
+  const auto parked = parked_.find(slot);
+  if (parked == parked_.end()) return;
+  options_.parking->take(parked->second.unit, length);
+  parked->second.since = length;
+}
+
+/// How many of the first tokens of the slot can be had again: see Parking::saved.
+Tokens KvCache::saved(std::uint32_t slot, Tokens length, bool on_device) {
+  const auto parked = parked_.find(slot);
+  if (parked == parked_.end() || slots_->has_windows()) return {};
+  return options_.parking->saved(parked->second.unit, length, on_device);
+}
+
+/// A parked sequence begins with the prefix; its slot is held if nobody is in it. Returns its slot. None
+/// where no slot is free for it, or the prefix cannot be had any more.
+std::optional<std::uint32_t> KvCache::restore(const Prefix& prefix) {
+  Parking& parking = *options_.parking;
+  const UnitId source = parked_.at(prefix.slot).unit;
+  std::uint32_t slot = prefix.slot;
+  if (prefix.whole) {
+    if (!parking.adopt(source, prefix.length)) {
+      release(slot);
+      return std::nullopt;
+    }
+    cached_.take(slot);
+    index_.cut(slot, prefix.length);
+  } else {
+    const std::optional<std::uint32_t> own = slot_to_fill({}, prefix.slot);
+    const bool made = own && copies_of(prefix, *own);
+    if (!is_open(prefix.slot)) release(prefix.slot);
+    if (!made) return std::nullopt;
+    slot = *own;
+  }
+  Parked& parked = parked_.at(slot);
+  parked.since = prefix.length;
+  parked.lost = {};
+  states_[slot] = SlotState::parked;
+  lengths_[slot] = previous_[slot] = static_cast<std::uint32_t>(prefix.length.count);
+  ++prefixes_.restored;
+  parking.want(parked.unit, slots_->pool().clock().now(), false);
+  return slot;
+}
+
+/// The slot, which is free, has the copies of the prefix. False where they cannot be had any more.
+bool KvCache::copies_of(const Prefix& prefix, std::uint32_t slot) {
+  Parking& parking = *options_.parking;
+  const auto parked = parked_.emplace(slot, Parked{.unit = parking.add(slots_)}).first;
+  bool shared = false;
+  try {
+    Slots::Needs(*slots_).take(slot, {});
+    index_.copy(prefix.slot, slot, prefix.length);
+    shared = parking.share_copies(parked_.at(prefix.slot).unit, prefix.length, parked->second.unit,
+                                  slots_->pages_of(slot, prefix.length));
+  } catch (...) {
+    index_.end(slot);
+    forget_unit(slot);
+    throw;
+  }
+  if (!shared) {
+    index_.end(slot);
+    forget_unit(slot);
+    return false;
+  }
+  free_.take(slot);
+  if (states_[slot] == SlotState::ready) std::erase(ready_, slot);
+  users_[slot] = copiers_[slot] = 0;
+  return true;
+}
+
+}  // namespace vmm

@@ -1,0 +1,194 @@
+// Tiers and drivers that fail under sequences that are parked.
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "check.h"
+#include "parked_fixture.h"
+
+using namespace vmm;
+
+TEST(tokens_whose_copies_are_not_good_are_lost_by_name_and_all_else_goes_on) {
+  auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  Sequence good = test.idle(2), bad = test.idle(3);
+  test.push_out();
+  test.more(good);
+  std::atomic<int> left = 1;
+  calls->refuse = [&](const std::string& call, int) { return call == "preadv" && left > 0 ? EIO : 0; };
+  std::optional<std::vector<SequenceLost::Loss>> losses;
+  try {
+    test.more(bad);
+  } catch (const SequenceLost& error) {
+    losses = error.losses();
+  }
+  left = 0;
+  CHECK(losses && losses->size() == 1 && losses->front().slot == bad.slot);
+  const std::uint64_t first = losses ? losses->front().first.count : 0;
+  CHECK(first % tokens_a_page == 0 && first < bad.tokens.size());
+  CHECK(test.cache->length(bad.slot) == Tokens{first});
+  CHECK(test.cache->lost(bad.slot) == Tokens{bad.tokens.size() - first});
+  bad.tokens.resize(first);
+  test.step(bad, tokens_from(321, 100));
+  test.park(bad);
+  test.push_out(5);
+  test.more(bad);
+  test.more(good);
+  CHECK(test.intact(bad) && test.intact(good));
+}
+
+TEST(nobody_finds_tokens_whose_copies_were_not_good) {
+  auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  const TokenList tokens = tokens_from(1, 3 * tokens_a_page);
+  const Sequence bad = test.serve(tokens);
+  test.park(bad);
+  test.push_out(8);
+  calls->refuse = [](const std::string& call, int) { return call == "preadv" ? EIO : 0; };
+  CHECK(test.is_prefetched(bad) && test.figures().lost == 3);
+  test.close(bad);
+  test.end();
+  CHECK(test.open(tokens).cached == 0);
+}
+
+TEST(nobody_finds_tokens_of_a_sequence_that_ended_while_its_pages_were_mapped) {
+  std::atomic<bool> held = false, mapping = false;
+  const auto before_map = [&](std::size_t) {
+    mapping = true;
+    while (held) std::this_thread::sleep_for(std::chrono::microseconds(100));
+  };
+  Parked test({.slots = 2, .before_map = before_map});
+  const TokenList tokens = tokens_from(1, 3 * tokens_a_page);
+  const Sequence idle = test.serve(tokens);
+  test.park(idle);
+  test.push_out(8);
+  held = true;
+  mapping = false;
+  const auto slot = static_cast<std::int32_t>(idle.slot);
+  test.cache->prefetch(std::span(&slot, 1), test.clock->now());
+  CHECK(comes([&] { return mapping.load(); }));
+  test.cache->close(idle.slot, {});
+  held = false;
+  test.open({});
+  CHECK(test.open(tokens).cached == 0);  // waits until its only slot is free
+}
+
+TEST(a_tier_that_cannot_be_written_loses_nothing_and_says_that_there_is_no_memory) {
+  auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  calls->refuse = [](const std::string& call, int) { return call == "pwritev" ? ENOSPC : 0; };
+  Sequence idle = test.idle(5), other = test.open({});
+  CHECK_THROWS(OutOfPages, "out of pages", test.step(other, tokens_from(7, 5 * tokens_a_page)));
+  test.more(idle);
+  CHECK(test.intact(idle) && test.figures().lost == 0);
+}
+
+TEST(where_the_tiers_are_full_the_rest_stays_where_it_is) {
+  Parked test({.host = 64_KiB * 3});
+  Sequence idle = test.idle(5), other = test.open({});
+  CHECK_THROWS(OutOfPages, "out of pages", test.step(other, tokens_from(7, 7 * tokens_a_page)));
+  test.step(other, tokens_from(7, 5 * tokens_a_page));
+  CHECK(test.intact(other));
+  test.close(other);
+  test.more(idle);
+  CHECK(test.intact(idle));
+}
+
+TEST(a_step_for_which_there_is_no_memory_names_those_that_fit) {
+  Parked test;
+  Sequence first = test.idle(5), second = test.idle(5);
+  const std::int32_t slots[] = {static_cast<std::int32_t>(first.slot),
+                                static_cast<std::int32_t>(second.slot)};
+  const std::int32_t lengths[] = {5 * tokens_a_page, 5 * tokens_a_page};
+  try {
+    test.cache->step(slots, lengths, {});
+    CHECK(!"there is memory for both");
+  } catch (const OutOfPages& error) {
+    CHECK(error.fitting().size() <= 1);
+  }
+  test.more(first);
+  CHECK(test.intact(first));
+  test.park(first);
+  test.more(second);
+  CHECK(test.intact(second));
+}
+
+TEST(a_sequence_may_end_while_a_tier_that_hangs_copies_it) {
+  std::atomic<bool> hangs = true;
+  const auto calls = std::make_shared<TestCalls>();
+  Parked test({.slots = 2, .file = 8_MiB, .calls = calls});
+  hang_writes(*calls, hangs);
+  Sequence idle = test.idle(5), other = test.open({});
+  test.end();
+  CHECK(test.parking->make_room(64_KiB));
+  CHECK(comes([&] { return calls->made > 0 && test.is_moving(); }));
+  test.close(idle);
+  CHECK(test.cache->open_slots() == 1);
+  CHECK_THROWS(InvalidArgument, "max_sequences", test.open({}));  // its pages must not be another's yet
+  hangs = false;
+  CHECK(comes([&] {
+    try {
+      test.open({});
+      return true;
+    } catch (const InvalidArgument&) {
+      return false;
+    }
+  }));
+  test.step(other, tokens_from(7, 7 * tokens_a_page));
+  CHECK(test.intact(other));
+}
+
+TEST(a_cache_may_end_while_a_tier_that_hangs_copies_its_pages) {
+  std::atomic<bool> hangs = true;
+  const auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  hang_writes(*calls, hangs);
+  test.idle(5);
+  test.end();
+  CHECK(test.parking->make_room(64_KiB));
+  CHECK(comes([&] { return test.is_moving(); }));
+  test.cache.reset();
+  test.leases.clear();
+  test.pool->trim(1_GiB);
+  CHECK(test.pool->stats().kept >= 64_KiB * 5);  // what is copied must be there
+  hangs = false;
+  CHECK(comes([&] { return test.pool->stats().kept == Bytes{}; }));
+}
+
+TEST(a_driver_that_fails_while_a_sequence_comes_back_loses_nothing) {
+  // A worker whose wait for a device fails tries again, and whoever waits for it waits as long.
+  for (const std::int64_t times : {1, on_cuda() ? 20 : 1'000})
+    for (std::int64_t n = 1; n < 100; ++n) {
+      Parked test;
+      Sequence idle = test.idle(4);
+      test.push_out();
+      test.faults->fail_at(n, times, Fault::error);
+      bool failed = false;
+      try {
+        test.more(idle);
+      } catch (const SequenceLost&) {
+        throw;
+      } catch (const Error&) {
+        failed = true;
+      }
+      const bool reached = !test.faults->last_failed().empty();
+      test.faults->fail_at(0, 0, Fault::error);
+      CHECK(comes([&] { return !test.pool->reclaiming().refused(); }));
+      if (failed)
+        CHECK(comes([&] {
+          try {
+            test.more(idle);
+            return true;
+          } catch (const OutOfPages&) {  // what the driver has refused to unmap comes soon
+            return false;
+          }
+        }));
+      CHECK(test.intact(idle) && test.figures().lost == 0);
+      test.close(idle);
+      test.end();
+      CHECK(comes([&] { return !test.pool->reclaiming().refused(); }));
+      if (!reached) break;
+      CHECK(n < 99);
+    }
+}
