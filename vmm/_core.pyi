@@ -132,6 +132,7 @@ class Pool:
         tier_directory: str = "",
         file_tier_bytes: int = 0,
         eviction: str = "predictive",
+        write_through: bool = False,
     ) -> None: ...
     def tier_stats(self) -> dict[str, Any] | None: ...
     @property

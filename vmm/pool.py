@@ -19,7 +19,7 @@ from vmm.open_pools import remember
 from vmm.pool_stats import PoolStats
 from vmm.range import Range
 from vmm.sharing import ExportedPage
-from vmm.tiers import checked_host, checked_nvme, tier_stats
+from vmm.tiers import checked_host, checked_nvme, checked_write_through, tier_stats
 from vmm.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -60,10 +60,11 @@ class Pool(Closing):
     name the same share have one part of it, with the same three figures. docs/sharing-a-device.md has the
     rules.
 
-    ``host`` and ``nvme`` are tiers below the device, for sequences that are parked (`Sequence.park`): so many
-    bytes of the host's memory, and a directory on a disk with the bytes of a file there
-    (``"/mnt/nvme/vmm:500GiB"``). Where memory is short, idle sequences are copied there, the host's memory
-    first, in the order that the policy ``eviction`` says (``vmm bench policies`` compares them).
+    ``host`` and ``nvme`` are tiers below the device, for sequences that are parked (`Sequence.park`) and for
+    what closed ones leave to be found (`Sequence.commit`): so many bytes of the host's memory, and a
+    directory on a disk with the bytes of a file there (``"/mnt/nvme/vmm:500GiB"``). Where memory is short,
+    idle sequences are copied there, the host's memory first, in the order that the policy ``eviction`` says
+    (``vmm bench policies`` compares them); with ``write_through`` they are copied as soon as they are idle.
     docs/tiers.md has the rules.
 
     Making a pool raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, for
@@ -95,6 +96,7 @@ class Pool(Closing):
         host: int | str | None = None,
         nvme: str | None = None,
         eviction: str = "predictive",
+        write_through: bool = False,
     ) -> None:
         name, ordinal = devices.parsed_device(device)
         checked_number("lookahead_pages", lookahead_pages, 0, 2**16 - 1)
@@ -128,6 +130,7 @@ class Pool(Closing):
             tier_directory=tier_directory,
             file_tier_bytes=file_tier_bytes,
             eviction=eviction,
+            write_through=checked_write_through(write_through, host_tier_bytes + file_tier_bytes),
         )
         sharing.warn_of_old_devices(name, core.compute_capability)
         self._begin(core, name, ordinal)

@@ -16,6 +16,14 @@ def checked_host(host: int | str | None) -> int:
     return 0 if host is None else parse_bytes(host, "host")
 
 
+def checked_write_through(value: Any, tier_bytes: int) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"write_through is {value!r}; expected True or False")
+    if value and tier_bytes == 0:
+        raise InvalidArgument("write_through is True; expected a tier, too: host= or nvme=")
+    return value
+
+
 def checked_nvme(nvme: Any) -> tuple[str, int]:
     """The directory, and the bytes, of a tier in a file: ``"/mnt/nvme/vmm:500GiB"``. None is no tier."""
     if nvme is None:

@@ -70,6 +70,7 @@ void bind_kv_cache(py::module_& m) {
              out["adopted"] = stats.adopted;
              out["aliased"] = stats.aliased;
              out["copied"] = stats.copied;
+             out["restored"] = stats.restored;
              out["prompt_tokens"] = stats.looked_up.count;
              out["cached_tokens"] = stats.found.count;
              out["cached_sequences"] = stats.cached_slots;

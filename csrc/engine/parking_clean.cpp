@@ -36,6 +36,7 @@ void Parking::choose_victims() {
     const Bytes safe = surplus - std::min(surplus, unsaved());
     const Bytes wanted = pool().budget().limit() / reserve_fraction_to_save;
     unsafe = wanted - std::min(wanted, safe);
+    if (tiers_->write_through()) unsafe = Bytes{~std::uint64_t{0}};
   }
   const auto will_be_cleaned = [&](const Unit& one) {
     const Bytes size = page_bytes_ * one.dirty;
@@ -100,7 +101,10 @@ bool Parking::clean(UnitId id, Unit& one, Left& left) {
   for (; one.next < one.pages.size() && room() != 0; ++one.next) {
     Page& page = one.pages[one.next];
     if (page.copied || page.moving || page.gone) continue;
-    if (!take_places(one)) return false;
+    if (!take_places(one)) {
+      one.stuck = one.spare;  // others have the places until it is used again
+      return one.stuck;
+    }
     if (one.spare && !keep_to_clean(one, page)) {
       if (one.stuck) return true;
       continue;

@@ -135,13 +135,13 @@ bool Parking::keep_to_clean(Unit& one, Page& page) {
   return true;
 }
 
-/// The tiers are full. Of the spare units the one that was used longest ago gives up its copies. Returns
-/// whether there was any but `other`.
+/// The tiers are full. Of the spare units the one that was used longest ago gives up its copies for `other`.
+/// Returns whether there was any; a spare one gets no place of one that was used later.
 bool Parking::take_copies_of_spare(const Unit& other) {
   Unit* oldest = nullptr;
   for (auto& [id, one] : units_)
-    if (one.spare && &one != &other && (oldest == nullptr || one.left < oldest->left) &&
-        std::ranges::any_of(one.pages, &Page::copied))
+    if (one.spare && &one != &other && (!other.spare || one.left < other.left) &&
+        (oldest == nullptr || one.left < oldest->left) && std::ranges::any_of(one.pages, &Page::copied))
       oldest = &one;
   if (oldest == nullptr) return false;
   const Pool::Needs needs(pool());

@@ -23,9 +23,10 @@ namespace vmm {
 class Pool;
 
 struct TiersOptions {
-  Bytes host{};           // 0: no tier in the host's memory
-  std::string directory;  // of the file
-  Bytes file{};           // 0: no tier in a file
+  Bytes host{};                // 0: no tier in the host's memory
+  std::string directory;       // of the file
+  Bytes file{};                // 0: no tier in a file
+  bool write_through = false;  // what is parked is copied at once, and not only where memory is short
 };
 
 /// Where a copy is.
@@ -51,6 +52,7 @@ class Tiers {
   /// transfers have ended. Calling it again with the same size does nothing. Throws InvalidArgument for
   /// another size, and what make_host_store() and make_slot_file() throw.
   void serve(Bytes page_bytes, const std::function<void()>& on_end);
+  bool write_through() const noexcept { return options_.write_through; }
   bool serves() const noexcept { return serves_.load(std::memory_order_acquire); }
 
   /// At most so many places, all in one tier: the first that has any.

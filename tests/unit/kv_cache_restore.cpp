@@ -18,21 +18,22 @@ struct Restored : Parked {
     made.budget = 64_KiB * 32;
     return made;
   }
-  /// Memory becomes short little by little, so that what was left is copied before it is taken.
+  bool are_cleaned(std::uint64_t pages) {
+    return comes([&] { return figures().cleaned >= pages; });
+  }
+  /// Leaves a closed sequence with these tokens, of which there are copies.
+  void leave_copies(const TokenList& tokens) {
+    const std::uint64_t cleaned = figures().cleaned;
+    leave(tokens);
+    CHECK(are_cleaned(cleaned + tokens.size() / tokens_a_page));
+  }
+  /// Somebody needs all memory for a moment.
   void fill_memory() {
     Sequence others[] = {open({}), open({})};
-    for (PrefixIndex::Token i = 0; i < 8; ++i) {
-      step(others[i % 2], tokens_from(20'000 + 1'000 * i, 4 * tokens_a_page));
-      settle_tier();
-    }
+    for (PrefixIndex::Token i = 0; i < 2; ++i)
+      step(others[i], tokens_from(20'000 + 1'000 * i, 16 * tokens_a_page));
     for (const Sequence& each : others) close(each);
     end();
-  }
-  /// Work is done, and what can be copied has been.
-  void settle_tier() {
-    end();
-    std::this_thread::sleep_for(std::chrono::microseconds(200));
-    CHECK(comes([&] { return !is_moving(); }));
   }
   bool is_whole(Sequence& each) {
     more(each);
@@ -50,8 +51,16 @@ TEST(what_a_sequence_has_left_comes_back_from_a_tier) {
   Restored test;
   const TokenList tokens = text(100, 3);
   test.leave(tokens);
-  test.fill_memory();
-  CHECK(test.figures().cleaned == 3);
+  CHECK(test.figures().cleaned == 0);
+  Sequence others[] = {test.open({}), test.open({})};
+  for (Sequence& each : others) test.step(each, text(20'000, 1));
+  test.step(others[0], text(30'000, 15));
+  test.step(others[1], text(40'000, 4));  // memory becomes short
+  test.end();
+  CHECK(test.are_cleaned(3));
+  test.step(others[1], text(50'000, 11));
+  for (const Sequence& each : others) test.close(each);
+  test.end();
   Sequence again = test.open(joined(tokens, text(7, 1)));
   CHECK(again.restored && again.cached == 3 * tokens_a_page);
   CHECK(test.stats().restored == 1 && test.stats().found == Tokens{again.cached});
@@ -60,9 +69,9 @@ TEST(what_a_sequence_has_left_comes_back_from_a_tier) {
 }
 
 TEST(who_begins_with_some_of_it_has_copies_and_the_rest_stays) {
-  Restored test;
+  Restored test({.write_through = true});
   const TokenList tokens = text(100, 3);
-  test.leave(tokens);
+  test.leave_copies(tokens);
   test.fill_memory();
   const TokenList some = joined(first_of(tokens, 80), text(9'000, 1));
   Sequence part = test.open(some);
@@ -84,10 +93,12 @@ TEST(who_begins_with_some_of_it_has_copies_and_the_rest_stays) {
 }
 
 TEST(who_begins_like_a_parked_sequence_has_its_copies) {
-  Restored test;
+  Restored test({.write_through = true});
   const TokenList tokens = text(100, 3);
   Sequence idle = test.serve(tokens);
   test.park(idle);
+  test.end();
+  CHECK(test.are_cleaned(3));
   test.fill_memory();
   Sequence same = test.open(joined(first_of(tokens, 128), text(7'000, 1)));
   CHECK(same.restored && same.cached == 128);
@@ -98,33 +109,45 @@ TEST(who_begins_like_a_parked_sequence_has_its_copies) {
   CHECK(test.is_whole(third) && test.intact(same));
 }
 
-TEST(what_was_left_never_stands_in_the_way_of_those_that_run) {
-  Restored test({.host = 64_KiB * 4});
-  for (int i = 0; i < 4; ++i) test.leave(text(1'000 * i, 2));
+TEST(what_was_left_never_stands_in_the_way_of_those_that_run_or_are_parked) {
+  Restored test({.host = 64_KiB * 4, .write_through = true});
+  for (PrefixIndex::Token i = 0; i < 4; ++i) test.leave_copies(text(1'000 * i, 2));
   test.fill_memory();
   Sequence idle = test.idle(4);  // the tier has room for it, whatever lies there
+  test.end();
   test.fill_memory();
+  CHECK(!test.cache->ready(idle.slot));
   CHECK(test.is_whole(idle));
 }
 
 TEST(of_what_was_left_a_full_tier_keeps_the_newest) {
-  Restored test({.host = 64_KiB * 4});
-  std::vector<TokenList> texts;
-  for (int i = 0; i < 4; ++i) {
-    texts.push_back(text(1'000 * i, 2));
-    test.leave(texts.back());
-    test.settle_tier();
-  }
+  Restored test({.host = 64_KiB * 4, .write_through = true});
+  for (PrefixIndex::Token i = 0; i < 4; ++i) test.leave_copies(text(1'000 * i, 2));
   test.fill_memory();
-  Sequence newest = test.open(joined(texts.back(), text(7, 1)));
-  CHECK(newest.cached == 2 * tokens_a_page && test.is_whole(newest));
+  for (PrefixIndex::Token i = 2; i < 4; ++i) {
+    Sequence newer = test.open(joined(text(1'000 * i, 2), text(7, 1)));
+    CHECK(newer.cached == 2 * tokens_a_page && test.is_whole(newer));
+  }
+  CHECK(test.found(joined(text(0, 2), text(7, 1))) == 0);
+}
+
+TEST(where_it_is_written_through_all_that_is_idle_is_copied_at_once) {
+  Restored test({.write_through = true});
+  const TokenList tokens = text(100, 3);
+  test.leave(tokens);
+  Sequence idle = test.idle(2);
+  test.end();
+  CHECK(comes([&] { return test.figures().cleaned == 5; }));
+  test.push_out(16);
+  Sequence all = test.open(joined(tokens, text(7, 1)));
+  CHECK(all.cached == 3 * tokens_a_page && test.is_whole(all) && test.is_whole(idle));
 }
 
 TEST(a_copy_of_what_was_left_that_is_not_good_is_lost_by_name) {
   auto calls = std::make_shared<TestCalls>();
-  Restored test({.file = 8_MiB, .calls = calls});
+  Restored test({.file = 8_MiB, .write_through = true, .calls = calls});
   const TokenList tokens = text(100, 3);
-  test.leave(tokens);
+  test.leave_copies(tokens);
   test.fill_memory();
   Sequence again = test.open(joined(tokens, text(7, 1)));
   CHECK(again.restored);
@@ -170,9 +193,9 @@ TEST(a_slot_whose_pages_a_tier_copies_is_not_given_to_others) {
 
 TEST(a_driver_that_fails_while_tokens_are_restored_loses_nothing) {
   for (std::int64_t n = 1; n < 100; ++n) {
-    Restored test;
+    Restored test({.write_through = true});
     const TokenList tokens = text(100, 3);
-    test.leave(tokens);
+    test.leave_copies(tokens);
     test.fill_memory();
     test.faults->fail_at(n, 1, Fault::error);
     std::optional<Sequence> again;

@@ -67,6 +67,7 @@ struct PrefixOptions {
   HookedMaps::Hook before_map = {};
   Bytes host{}, file{};  // tiers, where sequences can be parked
   std::string policy = "predictive";
+  bool write_through = false;
   std::shared_ptr<SlotCalls> calls = std::make_shared<SlotCalls>();  // of the file
 };
 
@@ -124,7 +125,8 @@ struct PrefixCache : TestPool {
       parts.push_back({leases[i], 0, options.extents, options.record, i == 0 ? options.window : Tokens{}});
     }
     if (options.host.count + options.file.count != 0) {
-      auto tiers = make_tiers(pool, TiersOptions{options.host, "/tmp", options.file}, options.calls, clock);
+      auto tiers = make_tiers(pool, TiersOptions{options.host, "/tmp", options.file, options.write_through},
+                              options.calls, clock);
       parking = Parking::make(pager, std::move(tiers), options.policy);
       background = std::make_unique<Background>(pager, *clock);
     }

@@ -20,7 +20,8 @@ class CacheStats:
     cached_tokens: int  #: of these, that were found
     adopted: int  #: sequences that began in the slot that had the tokens
     aliased: int  #: in whose slot the pages were mapped a second time
-    copied: int  #: and in whose slot they were copied
+    copied: int  #: in whose slot they were copied
+    restored: int  #: and which were parked at once, because the tokens were in a tier
     cached_sequences: int  #: closed ones whose tokens may still be found
     layout: LayoutName
     bookkeeping_bytes: int  #: of ordinary memory, for each sequence that there can be

@@ -70,6 +70,8 @@ class Sequence(Closing):
         said before (at first: its ``cached_tokens``), and work that computes their K and V is under way, or
         done, on the stream that stepped the sequence. They are found in whole blocks of 16, also after the
         sequence was closed, until memory is short or nobody has used them for the pool's ``idle_seconds``.
+        Where the pool has tiers, what closed sequences leave is copied there while memory becomes short, and
+        is found until the tiers are full.
 
         Raises InvalidArgument for more tokens than the sequence has, and for anything but ids. Takes a few
         hundred nanoseconds for a block."""
