@@ -5,6 +5,7 @@
 // slot with its unit. For others, and for those who begin like a parked sequence, a slot of their own has the
 // copies, too. Either way the new sequence is parked: it is brought back as if it had been idle.
 #include <chrono>
+#include <new>
 #include <utility>
 
 #include "engine/kv_cache.h"
@@ -15,11 +16,15 @@ namespace vmm {
 /// The slot, whose sequence has ended, keeps its first `held` tokens for others. Where windows have left
 /// some, or there are no tiers, that is only for as long as nobody needs the memory.
 void KvCache::leave_to_tiers(std::uint32_t slot, Tokens held) {
-  if (!options_.parking || slots_->has_windows()) return;
-  auto parked = parked_.find(slot);
-  if (parked == parked_.end())
-    parked = parked_.emplace(slot, Parked{.unit = options_.parking->add(slots_)}).first;
-  options_.parking->leave(parked->second.unit, slots_->pages_of(slot, held), fences_[slot]);
+  if (!options_.parking || slots_->has_windows()) return forget_unit(slot);
+  try {
+    auto parked = parked_.find(slot);
+    if (parked == parked_.end())
+      parked = parked_.emplace(slot, Parked{.unit = options_.parking->add(slots_)}).first;
+    options_.parking->leave(parked->second.unit, slots_->pages_of(slot, held), fences_[slot]);
+  } catch (const std::bad_alloc&) {  // then the tokens are found only as long as they are on the device
+    forget_unit(slot);
+  }
 }
 
 /// Nothing of the slot is wanted from a tier any more. No tier copies its pages now.

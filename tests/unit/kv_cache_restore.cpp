@@ -52,15 +52,13 @@ TEST(what_a_sequence_has_left_comes_back_from_a_tier) {
   const TokenList tokens = text(100, 3);
   test.leave(tokens);
   CHECK(test.figures().cleaned == 0);
-  Sequence others[] = {test.open({}), test.open({})};
-  for (Sequence& each : others) test.step(each, text(20'000, 1));
-  test.step(others[0], text(30'000, 15));
-  test.step(others[1], text(40'000, 4));  // memory becomes short
+  const std::shared_ptr<Lease> other = test.reserve(2_MiB);
+  map(*other, 0, 22);  // memory becomes short
   test.end();
   CHECK(test.are_cleaned(3));
-  test.step(others[1], text(50'000, 11));
-  for (const Sequence& each : others) test.close(each);
-  test.end();
+  map(*other, 22, 10);
+  const PageRange all{{0}, {32}};
+  test.pool->unkeep(other->reservation(), std::span(&all, 1), {});
   Sequence again = test.open(joined(tokens, text(7, 1)));
   CHECK(again.restored && again.cached == 3 * tokens_a_page);
   CHECK(test.stats().restored == 1 && test.stats().found == Tokens{again.cached});
