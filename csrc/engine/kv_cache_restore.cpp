@@ -52,6 +52,7 @@ void KvCache::take_unit(std::uint32_t slot, Tokens length) {
   if (parked == parked_.end()) return;
   options_.parking->take(parked->second.unit, length);
   parked->second.since = length;
+  parked->second.lost = {};
 }
 
 /// How many of the first tokens of the slot can be had again: see Parking::saved.

@@ -155,7 +155,7 @@ class Parking final : public Growing {
     std::uint32_t dirty = 0;  // pages without a copy
     Nanoseconds by{};
     Nanoseconds began{};
-    Nanoseconds left{};  // when it became spare, or was last used
+    std::uint64_t use = 0;  // of a spare unit: the last, among all of these
     std::optional<Tokens> lost{};
     std::exception_ptr failure{};  // of the driver, which ends the load
   };
@@ -238,6 +238,7 @@ class Parking final : public Growing {
   std::map<std::uint64_t, std::uint32_t>
       shared_;  // places that several pages have, and how many more than one
   std::uint64_t last_unit_ = 0;
+  std::uint64_t last_use_ = 0;
   Bytes page_bytes_;
   Bytes demanded_;  // to be cleaned, because somebody waits for it
   std::uint32_t in_flight_ = 0;

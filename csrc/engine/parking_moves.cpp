@@ -1,5 +1,5 @@
-// A piece of the pager's work for what is parked, and the transfers it begins and ends. What is loaded is in
-// parking_load.cpp, and what is cleaned in parking_clean.cpp.
+// A piece of the pager's work for what is parked, the transfers it begins and ends, and the copies it knows.
+// What is loaded is in parking_load.cpp, and what is cleaned in parking_clean.cpp.
 #include <algorithm>
 #include <array>
 #include <exception>
@@ -116,6 +116,44 @@ bool Parking::submit(TransferKind kind, UnitId id, std::uint32_t number) {
   ++one.moving;
   ++in_flight_;
   return true;
+}
+
+std::uint64_t Parking::key_of(const TierPlace& place) {
+  return static_cast<std::uint64_t>(place.tier) << 32 | place.slot.index;
+}
+
+/// A page does not have this place any more.
+void Parking::give_back(const TierPlace& place) {
+  if (const auto others = shared_.find(key_of(place)); others == shared_.end())
+    tiers_->give_back(place);
+  else if (--others->second == 0)
+    shared_.erase(others);
+}
+
+void Parking::forget_copy(Page& page) {
+  if (page.copied) give_back(page.place);
+  page.copied = false;
+}
+
+/// The unit's pages are these; copies of those that were there before are good still.
+void Parking::carry_copies(Unit& unit, std::vector<ParkedPage>&& pages) {
+  std::map<std::pair<const Reservation*, std::uint32_t>, Page*> before;
+  for (Page& page : unit.pages)
+    if (page.copied) before[{page.at.reservation, page.at.page.value}] = &page;
+  std::vector<Page> now;
+  now.reserve(pages.size());
+  unit.dirty = 0;
+  for (ParkedPage& each : pages) {
+    Page page{.at = each};
+    if (const auto found = before.find({each.reservation, each.page.value}); found != before.end()) {
+      page.place = found->second->place;
+      page.copied = std::exchange(found->second->copied, false);
+    }
+    unit.dirty += !page.copied;
+    now.push_back(page);
+  }
+  for (Page& page : unit.pages) forget_copy(page);
+  unit.pages = std::move(now);
 }
 
 }  // namespace vmm

@@ -13,7 +13,7 @@ namespace vmm {
 void Parking::rest(UnitId id, Unit& one, Fence until) {
   enter_policy(id, one, {});
   one.until = std::move(until);
-  one.left = pool().clock().now();
+  one.use = ++last_use_;
   one.stuck = false;
   one.spare = true;
   one.next = 0;
@@ -140,8 +140,8 @@ bool Parking::keep_to_clean(Unit& one, Page& page) {
 bool Parking::take_copies_of_spare(const Unit& other) {
   Unit* oldest = nullptr;
   for (auto& [id, one] : units_)
-    if (one.spare && &one != &other && (!other.spare || one.left < other.left) &&
-        (oldest == nullptr || one.left < oldest->left) && std::ranges::any_of(one.pages, &Page::copied))
+    if (one.spare && &one != &other && (!other.spare || one.use < other.use) &&
+        (oldest == nullptr || one.use < oldest->use) && std::ranges::any_of(one.pages, &Page::copied))
       oldest = &one;
   if (oldest == nullptr) return false;
   const Pool::Needs needs(pool());

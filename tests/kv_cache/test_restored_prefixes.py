@@ -37,6 +37,10 @@ def comes(condition):
     return condition()
 
 
+def becomes_ready(sequence):
+    return comes(lambda: sequence.ready)
+
+
 def leave(cache, tokens, number):
     """Somebody computes these and ends; they are copied."""
     cleaned = cache.pool.stats().tiers.cleaned_pages
@@ -61,7 +65,7 @@ def test_ten_times_as_many_prompts_as_memory_are_found(cache):
     for number in range(20):
         sequence = cache.open(tokens=[*prompt(number), 1, 2])
         assert sequence.cached_tokens == 4 * PER_PAGE
-        assert comes(lambda: sequence.ready)
+        assert becomes_ready(sequence)
         cache.step({sequence: sequence.length + 2})
         assert all(bool((kv[: 4 * PER_PAGE] == number).all()) for kv in sequence.kv(0))
         sequence.close()
@@ -81,7 +85,7 @@ def test_prompts_that_part_share_the_copies_and_not_the_bytes(cache):
     assert cache.pool.stats().tiers.host.used_bytes <= used
     for each in parts:
         assert each.cached_tokens == 3 * PER_PAGE
-        assert comes(lambda: each.ready)
+        assert becomes_ready(each)
     cache.step({each: each.length + 1 for each in parts})
     parts[0].kv(0)[0][-1] = 55
     for kv in parts[1].kv(0):

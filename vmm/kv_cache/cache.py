@@ -207,7 +207,8 @@ class KVCache(Closing):
         (``Sequence.commit``), whether these are open or closed: ``cached_tokens`` says how many, and
         ``length`` is that already. At least one token is left to compute. Sequences with another ``salt``
         find none of each other's tokens. If tokens are found, but all slots are still read by work under way,
-        this waits for that work.
+        this waits for that work. If they have left the device for a tier, the sequence is parked: they are
+        loaded already, ``ready`` says when they are there, and a step waits for them.
 
         Raises InvalidArgument when all slots are taken, and for bad arguments; DriverError where the driver
         fails when it maps what was found. Then nothing was opened."""
