@@ -25,25 +25,24 @@ KvCache::Opened KvCache::open_prompt(const Prompt& prompt, Tokens announced, Str
   std::unique_lock lock(mutex_);
   reap();
   prefixes_.looked_up += length;
-  std::optional<Opened> opened;
+  const std::optional<Opened> found = length > block ? attach(lock, prompt, stream) : std::nullopt;
+  const Opened opened = found ? *found : Opened{open_anew(lock, length, announced, stream), {}};
   try {
-    if (length > block && (opened = attach(lock, prompt, stream))) {
-      prefixes_.found += opened->cached;
-      const Tokens next = std::min(opened->cached + first_tokens(), slots_->max_tokens());
-      if (is_awake(opened->slot)) slots_->announce(opened->slot, std::max(announced, next));
-      prepare();
+    if (!found) {
+      index_.begin(opened.slot, prompt.salt);
     } else {
-      opened = Opened{open_anew(lock, length, announced, stream), {}};
-      index_.begin(opened->slot, prompt.salt);
+      prefixes_.found += opened.cached;
+      const Tokens next = std::min(opened.cached + first_tokens(), slots_->max_tokens());
+      if (is_awake(opened.slot)) slots_->announce(opened.slot, std::max(announced, next));
+      prepare();
     }
   } catch (...) {  // nobody would ever close it
-    if (opened)
-      undo_or_leak([&] {
-        if (is_awake(opened->slot) || end_parked(opened->slot)) close_slot(opened->slot, stream);
-      });
+    undo_or_leak([&] {
+      if (is_awake(opened.slot) || end_parked(opened.slot)) close_slot(opened.slot, stream);
+    });
     throw;
   }
-  return *opened;
+  return opened;
 }
 
 void KvCache::commit(std::uint32_t slot, std::span<const PrefixIndex::Token> tokens) {
