@@ -105,9 +105,9 @@ class KvCache {
   /// Does the same for a sequence that begins with these tokens. Those that other sequences with the same
   /// beginning have had committed it has at once, but at least one is left to compute. Where the only slots
   /// that it could have are still read, it waits for that. Where the tokens are in a tier, it is parked, and
-  /// on its way back already. It may have fewer than there are, where there is
-  /// no memory for them, or where work of another stream that writes them is not over. Throws what open()
-  /// and the driver throw; then nothing is open that was not before.
+  /// on its way back already. It may have fewer than there are, where there is no memory for them, or where
+  /// work of another stream that writes them is not over. Throws what open() and the driver throw; then
+  /// nothing is open that was not before.
   Opened open_prompt(const Prompt& prompt, Tokens announced, StreamHandle stream);
   /// These are the tokens of the sequence that follow those of which it was said before, and work that
   /// computes them is under way, or done, on the streams that step it. From now on others can begin with

@@ -92,10 +92,14 @@ void KvCache::await_slots_for_fork(std::unique_lock<Mutex>& lock, std::uint32_t 
     const auto free = [&](std::uint32_t each) {
       return !is_cached(each) && !is_taken(each) && is_over(each);
     };
-    const auto slots = std::views::iota(0U, slots_->count());
-    do  // tiers may copy pages of cached ones
-      if (over >= count && std::ranges::count_if(slots, free) >= count) return;
-    while (over >= count && evict_oldest(is_over));
+    const auto enough = [&] {
+      return std::ranges::count_if(std::views::iota(0U, slots_->count()), free) >= count;
+    };
+    if (over >= count) {
+      while (!enough() && evict_oldest(is_over)) {
+      }
+      if (enough()) return;  // else a tier copies the pages of cached ones
+    }
     if (over + coming < count)
       throw Error(
           "free slots were closed in an epoch of another stream that is open still: end it there first");

@@ -222,6 +222,7 @@ class Parking final : public Growing {
   bool keep_to_clean(Unit& unit, Page& page);
   bool can_clean(const Unit& unit) const;
   Bytes unsaved() const;
+  Bytes in_danger(const Tenant& tenant);
   bool any_to_clean() const;
   std::uint32_t room() const { return most_in_flight_ - std::min(most_in_flight_, in_flight_); }
 
@@ -232,11 +233,10 @@ class Parking final : public Growing {
   std::unique_ptr<EvictionPolicy> policy_;
   std::map<std::string, std::uint32_t> labels_;
   Units units_;
-  std::deque<UnitId> cleaning_;                 // chosen by the policy
-  std::vector<std::shared_ptr<void>> orphans_;  // owners of units that are gone, to end without the lock
-  std::vector<TierPlace> places_;               // taken, for what is cleaned next
-  std::map<std::uint64_t, std::uint32_t>
-      shared_;  // places that several pages have, and how many more than one
+  std::deque<UnitId> cleaning_;                    // chosen by the policy
+  std::vector<std::shared_ptr<void>> orphans_;     // owners of units that are gone, to end without the lock
+  std::vector<TierPlace> places_;                  // taken, for what is cleaned next
+  std::map<std::uint64_t, std::uint32_t> shared_;  // places that other pages have, too, and how many
   std::uint64_t last_unit_ = 0;
   std::uint64_t last_use_ = 0;
   Bytes page_bytes_;

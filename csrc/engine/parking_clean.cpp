@@ -21,6 +21,16 @@ bool Parking::cleanable(const Unit& one) {
   return one.phase == Phase::idle || (ahead && !one.urgent);
 }
 
+/// How much must be copied, so that what nobody keeps is not lost when memory is needed.
+Bytes Parking::in_danger(const Tenant& tenant) {
+  const Bytes dirty = unsaved();
+  if (dirty.count == 0) return {};
+  const Bytes surplus = pool().reclaiming().available(tenant, Need::guess);
+  const Bytes safe = surplus - std::min(surplus, dirty);
+  const Bytes wanted = pool().budget().limit() / reserve_fraction_to_save;
+  return std::min(dirty, wanted - std::min(wanted, safe));
+}
+
 /// Has as many units cleaned as memory is short of.
 void Parking::choose_victims() {
   const Bytes reserve = pool().budget().limit() / reserve_fraction_to_clean;
@@ -32,11 +42,7 @@ void Parking::choose_victims() {
     const Tenant& tenant = some->second.pages.front().at.reservation->tenant;
     const Bytes available = pool().reclaiming().available(tenant, Need::announced);
     lacking = std::max(lacking, reserve - std::min(reserve, available));
-    const Bytes surplus = pool().reclaiming().available(tenant, Need::guess);
-    const Bytes safe = surplus - std::min(surplus, unsaved());
-    const Bytes wanted = pool().budget().limit() / reserve_fraction_to_save;
-    unsafe = wanted - std::min(wanted, safe);
-    if (tiers_->write_through()) unsafe = Bytes{~std::uint64_t{0}};
+    unsafe = tiers_->write_through() ? Bytes{~std::uint64_t{0}} : in_danger(tenant);
   }
   const auto will_be_cleaned = [&](const Unit& one) {
     const Bytes size = page_bytes_ * one.dirty;
