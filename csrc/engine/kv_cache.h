@@ -187,6 +187,11 @@ class KvCache {
     bool whole = false;  // nobody is in the slot, and it holds nothing else that could be found
     bool away = false;   // not all of it is on the device
   };
+  struct Parked {
+    UnitId unit{};
+    Tokens since{};  // tokens when it was last parked
+    Tokens lost{};
+  };
   void require_open(std::uint32_t slot) const;
   void require_awake(std::uint32_t slot) const;
   void wake(std::unique_lock<Mutex>& lock, std::uint32_t slot);
@@ -197,6 +202,7 @@ class KvCache {
   [[noreturn]] void refuse_to_wake(std::span<const std::int32_t> slots);
   bool end_parked(std::uint32_t slot);
   void leave_to_tiers(std::uint32_t slot, Tokens held);
+  Parked& unit_of(std::uint32_t slot);
   void forget_unit(std::uint32_t slot);
   bool hold(std::uint32_t slot);
   void release(std::uint32_t slot);
@@ -282,12 +288,7 @@ class KvCache {
   std::vector<SlotLength> coming_;       // scratch of announce()
   std::uint32_t steps_ = 0;
   std::uint32_t fresh_ = 0;  // slots that are fresh
-  // Of slots that have been parked:
-  struct Parked {
-    UnitId unit{};
-    Tokens since{};  // tokens when it was last parked
-    Tokens lost{};
-  };
+  // Of slots that have been parked, or whose tokens are left to others:
   std::map<std::uint32_t, Parked> parked_;
   std::vector<std::uint32_t> leaving_;  // slots
 };

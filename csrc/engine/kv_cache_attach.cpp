@@ -114,7 +114,13 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
       continue;
     }
     if (prefix.away) {
-      const std::optional<std::uint32_t> slot = restore(prefix);
+      std::optional<std::uint32_t> slot;
+      try {
+        slot = restore(prefix);
+      } catch (...) {
+        if (!is_open(prefix.slot)) release(prefix.slot);
+        throw;
+      }
       if (!slot) break;
       users_[*slot] |= user;
       return Opened{*slot, prefix.length};

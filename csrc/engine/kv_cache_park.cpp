@@ -33,21 +33,19 @@ void KvCache::park(std::uint32_t slot, const ParkHint& hint, StreamHandle stream
   if (lengths_[slot] == 0) return;
   require_copied(slot);
   const Tokens length{lengths_[slot]};
-  auto parked = parked_.find(slot);
-  if (parked == parked_.end())
-    parked = parked_.emplace(slot, Parked{.unit = options_.parking->add(slots_)}).first;
+  Parked& parked = unit_of(slot);
   const Fence until = readers(users_[slot], stream);
   ParkHint told = hint;
-  told.new_tokens = (length - std::min(length, parked->second.since)).count;
+  told.new_tokens = (length - std::min(length, parked.since)).count;
   Slots::Needs(*slots_).note_use(slot);
-  options_.parking->park(parked->second.unit, slots_->pages_of(slot, length), until, told);
+  options_.parking->park(parked.unit, slots_->pages_of(slot, length), until, told);
   try {
     slots_->park(slot, length, until);
   } catch (...) {
-    options_.parking->take(parked->second.unit, length);
+    options_.parking->take(parked.unit, length);
     throw;
   }
-  parked->second.since = length;
+  parked.since = length;
   fences_[slot] = until;
   states_[slot] = SlotState::parked;
   previous_[slot] = lengths_[slot];

@@ -18,13 +18,23 @@ namespace vmm {
 void KvCache::leave_to_tiers(std::uint32_t slot, Tokens held) {
   if (!options_.parking || slots_->has_windows()) return forget_unit(slot);
   try {
-    auto parked = parked_.find(slot);
-    if (parked == parked_.end())
-      parked = parked_.emplace(slot, Parked{.unit = options_.parking->add(slots_)}).first;
-    options_.parking->leave(parked->second.unit, slots_->pages_of(slot, held), fences_[slot]);
+    options_.parking->leave(unit_of(slot).unit, slots_->pages_of(slot, held), fences_[slot]);
   } catch (const std::bad_alloc&) {  // then the tokens are found only as long as they are on the device
     forget_unit(slot);
   }
+}
+
+/// The slot has a unit from now on.
+KvCache::Parked& KvCache::unit_of(std::uint32_t slot) {
+  const auto [parked, made] = parked_.try_emplace(slot);
+  if (!made) return parked->second;
+  try {
+    parked->second.unit = options_.parking->add(slots_);
+  } catch (...) {
+    parked_.erase(parked);
+    throw;
+  }
+  return parked->second;
 }
 
 /// Nothing of the slot is wanted from a tier any more. No tier copies its pages now.
@@ -42,8 +52,12 @@ bool KvCache::hold(std::uint32_t slot) {
 }
 
 void KvCache::release(std::uint32_t slot) {
-  if (const auto parked = parked_.find(slot); parked != parked_.end())
+  const auto parked = parked_.find(slot);
+  if (parked == parked_.end()) return;
+  try {
     options_.parking->release(parked->second.unit, fences_[slot]);
+  } catch (const std::bad_alloc&) {  // then nothing more is copied of it until it was held again
+  }
 }
 
 /// A sequence with so many tokens, all of which are on the device, runs in the slot that was held.
@@ -88,19 +102,22 @@ std::optional<std::uint32_t> KvCache::restore(const Prefix& prefix) {
   states_[slot] = SlotState::parked;
   lengths_[slot] = previous_[slot] = static_cast<std::uint32_t>(prefix.length.count);
   ++prefixes_.restored;
-  parking.want(parked.unit, slots_->pool().clock().now(), false);
+  try {
+    parking.want(parked.unit, slots_->pool().clock().now(), false);
+  } catch (const std::bad_alloc&) {  // then whoever steps it waits longer
+  }
   return slot;
 }
 
 /// The slot, which is free, has the copies of the prefix. False where they cannot be had any more.
 bool KvCache::copies_of(const Prefix& prefix, std::uint32_t slot) {
   Parking& parking = *options_.parking;
-  const auto parked = parked_.emplace(slot, Parked{.unit = parking.add(slots_)}).first;
   bool shared = false;
   try {
+    const UnitId unit = unit_of(slot).unit;
     Slots::Needs(*slots_).take(slot, {});
     index_.copy(prefix.slot, slot, prefix.length);
-    shared = parking.share_copies(parked_.at(prefix.slot).unit, prefix.length, parked->second.unit,
+    shared = parking.share_copies(parked_.at(prefix.slot).unit, prefix.length, unit,
                                   slots_->pages_of(slot, prefix.length));
   } catch (...) {
     index_.end(slot);

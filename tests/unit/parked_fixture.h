@@ -76,4 +76,34 @@ struct Parked : PrefixCache {
   PrefixIndex::Token next_ = 0;
 };
 
+/// Memory for 32 pages, and closed sequences whose tokens go to the tier.
+struct Restored : Parked {
+  explicit Restored(PrefixOptions options_ = {}) : Parked(enlarged(std::move(options_))) {}
+  static PrefixOptions enlarged(PrefixOptions made) {
+    made.budget = 64_KiB * 32;
+    return made;
+  }
+  bool are_cleaned(std::uint64_t pages) {
+    return comes([&] { return figures().cleaned >= pages; });
+  }
+  /// Leaves a closed sequence with these tokens, of which there are copies.
+  void leave_copies(const TokenList& tokens) {
+    const std::uint64_t cleaned = figures().cleaned;
+    leave(tokens);
+    CHECK(are_cleaned(cleaned + tokens.size() / tokens_a_page));
+  }
+  /// Somebody needs all memory for a moment.
+  void fill_memory() {
+    Sequence others[] = {open({}), open({})};
+    for (PrefixIndex::Token i = 0; i < 2; ++i)
+      step(others[i], tokens_from(20'000 + 1'000 * i, 16 * tokens_a_page));
+    for (const Sequence& each : others) close(each);
+    end();
+  }
+  bool is_whole(Sequence& each) {
+    more(each);
+    return intact(each);
+  }
+};
+
 }  // namespace vmm
