@@ -4,7 +4,7 @@
 // A cached slot has a spare unit (parking.h) then. Whoever begins with all that can be found there adopts the
 // slot with its unit. For others, and for those who begin like a parked sequence, a slot of their own has the
 // copies, too. Either way the new sequence is parked: it is brought back as if it had been idle.
-#include <chrono>
+#include <algorithm>
 #include <new>
 #include <utility>
 
