@@ -201,6 +201,7 @@ class KvCache {
   void unwant(std::span<const std::int32_t> slots);
   [[noreturn]] void refuse_to_wake(std::span<const std::int32_t> slots);
   bool end_parked(std::uint32_t slot);
+  bool leaves_copies() const;
   void leave_to_tiers(std::uint32_t slot, Tokens held);
   Parked& unit_of(std::uint32_t slot);
   void forget_unit(std::uint32_t slot);

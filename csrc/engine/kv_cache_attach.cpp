@@ -41,12 +41,12 @@ struct KvCache::Target {
 /// The longest prefix that can be had now, or at least soon. The caller holds the lock.
 KvCache::Prefix KvCache::find(const Prompt& prompt, StreamHandle stream) {
   const Epochs& epochs = slots_->pool().epochs();
-  struct Away {
+  struct Away {  // not all of it is on the device
     Prefix prefix;
     Tokens holds;  // of it, on the device
   };
   Prefix best;
-  std::vector<Away> away;                                             // what is not all on the device
+  std::vector<Away> away;
   const auto tokens = prompt.tokens.first(prompt.tokens.size() - 1);  // the last one's result is wanted
   const auto look = [&](const Slots::Needs& needs, Tokens length, std::vector<std::uint32_t>& slots) {
     if (length <= best.length) return false;

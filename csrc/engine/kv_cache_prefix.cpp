@@ -122,13 +122,14 @@ bool KvCache::evict_oldest(const std::function<bool(std::uint32_t)>& is_over) {
   return false;
 }
 
-/// A sequence is to begin anew with `first` tokens. Where no slot is free for it, or memory is so short that
-/// something must go for it, the cached slot that was used longest ago is evicted: its pages are mapped.
-/// Throws InvalidArgument where no slot is free in the end.
+/// A sequence is to begin anew with `first` tokens. Where no slot is free for it, the cached slot that was
+/// used longest ago is evicted; so it is where memory is so short that something must go for it, because its
+/// pages are mapped, unless tiers would lose their copies. Throws InvalidArgument where no slot is free in
+/// the end.
 void KvCache::make_way(std::unique_lock<Mutex>& lock, Tokens first, StreamHandle stream) {
   const Epochs& epochs = slots_->pool().epochs();
   const auto over = [&](std::uint32_t slot) { return epochs.complete(fences_[slot], stream); };
-  if (free_.count() != 0 && cached_.count() != 0) {
+  if (free_.count() != 0 && cached_.count() != 0 && !leaves_copies()) {
     std::uint32_t largest = no_slot;
     free_.from_largest([&](std::uint32_t slot) {
       largest = slot;

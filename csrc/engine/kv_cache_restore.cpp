@@ -13,10 +13,13 @@
 
 namespace vmm {
 
-/// The slot, whose sequence has ended, keeps its first `held` tokens for others. Where windows have left
-/// some, or there are no tiers, that is only for as long as nobody needs the memory.
+/// Whether tiers get what closed sequences leave. Not where windows have left some of it.
+bool KvCache::leaves_copies() const { return options_.parking && !slots_->has_windows(); }
+
+/// The slot, whose sequence has ended, keeps its first `held` tokens for others; without tiers only for as
+/// long as nobody needs the memory.
 void KvCache::leave_to_tiers(std::uint32_t slot, Tokens held) {
-  if (!options_.parking || slots_->has_windows()) return forget_unit(slot);
+  if (!leaves_copies()) return forget_unit(slot);
   try {
     options_.parking->leave(unit_of(slot).unit, slots_->pages_of(slot, held), fences_[slot]);
   } catch (const std::bad_alloc&) {  // then the tokens are found only as long as they are on the device
@@ -72,7 +75,7 @@ void KvCache::take_unit(std::uint32_t slot, Tokens length) {
 /// How many of the first tokens of the slot can be had again: see Parking::saved.
 Tokens KvCache::saved(std::uint32_t slot, Tokens length, bool on_device) {
   const auto parked = parked_.find(slot);
-  if (parked == parked_.end() || slots_->has_windows()) return {};
+  if (parked == parked_.end() || !leaves_copies()) return {};
   return options_.parking->saved(parked->second.unit, length, on_device);
 }
 

@@ -88,6 +88,22 @@ TEST(what_was_left_never_stands_in_the_way_of_those_that_run_or_are_parked) {
   CHECK(test.is_whole(idle));
 }
 
+TEST(who_opens_while_memory_is_short_evicts_no_copies_as_long_as_a_slot_is_free) {
+  Restored test({.write_through = true});
+  const TokenList tokens = text(100, 3);
+  test.leave_copies(tokens);
+  const std::shared_ptr<Lease> other = test.reserve(2_MiB);
+  map(*other, 0, 30);
+  const TokenList prompt = text(5'000, 2);
+  const Sequence made = test.open(prompt);
+  CHECK(test.stats().cached_slots == 1);
+  test.close(made);
+  const PageRange all{{0}, {32}};
+  test.pool->unkeep(other->reservation(), std::span(&all, 1), {});
+  Sequence again = test.open(joined(tokens, text(7, 1)));
+  CHECK(again.cached == 3 * tokens_a_page && test.is_whole(again));
+}
+
 TEST(of_what_was_left_a_full_tier_keeps_the_newest) {
   Restored test({.host = 64_KiB * 4, .write_through = true});
   for (PrefixIndex::Token i = 0; i < 4; ++i) test.leave_copies(text(1'000 * i, 2));
