@@ -93,8 +93,8 @@ TEST(who_opens_while_memory_is_short_evicts_no_copies_as_long_as_a_slot_is_free)
   const TokenList tokens = text(100, 3);
   test.leave_copies(tokens);
   const std::shared_ptr<Lease> other = test.reserve(2_MiB);
-  map(*other, 0, 30);
-  const TokenList prompt = text(5'000, 2);
+  map(*other, 0, 32);
+  const TokenList prompt = text(5'000, 8);  // more than any slot is ready for
   const Sequence made = test.open(prompt);
   CHECK(test.stats().cached_slots == 1);
   test.close(made);
