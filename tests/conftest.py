@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for child.py
 
@@ -13,6 +14,9 @@ import cuda_standin
 from cuda_standin import ON_CUDA
 
 import vmm
+
+settings.register_profile("vmm", deadline=None)  # no test asserts a time
+settings.load_profile("vmm")
 
 collect_ignore = ["vllm"]  # they run in vLLM's environment: tests/vllm/run
 

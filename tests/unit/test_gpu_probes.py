@@ -28,7 +28,7 @@ show(
     times=lambda b: probe_times.call_times(b, in_all=4 * 2**20, sizes=(64 * KIB, 256 * KIB)),
     spans=lambda b: probe_times.spans(b, counts=(1, 4)),
     beside=lambda b: probe_beside_work.beside_long_work(b, work_bytes=64 * KIB, memsets=20),
-    jitter=lambda b: probe_jitter.launch_jitter(b, seconds=0.05),
+    jitter=lambda b: probe_jitter.launch_jitter(b, seconds=0.2),
     events=lambda b: probe_times.event_times(b, rounds=20),
     zeroing=lambda b: probe_times.zeroing(b, sizes=(64 * KIB, 128 * KIB)),
 )
