@@ -9,7 +9,7 @@ namespace vmm {
 /// Whoever maps pages may take the memory of those that are needed less.
 enum class Need : std::uint8_t {
   none,       // surplus, or a look-ahead
-  guess,      // ready for who may come
+  guess,      // ready for who may come; or tokens of one that has gone, which are to be copied first
   announced,  // will be used soon
   kept,       // in use: never reclaimed
 };

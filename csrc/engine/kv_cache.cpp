@@ -238,10 +238,11 @@ void KvCache::close_slot(std::uint32_t slot, StreamHandle stream) {
   if (held.count != 0 && slots_->can_go_back(slot, held)) {
     cached_.use(slot);
     try {
-      slots_->set_aside(slot, held, fences_[slot]);
-      Slots::Needs(*slots_).note_use(slot);
+      Slots::Needs(*slots_).note_use(slot);  // first: whoever takes memory right after takes older tokens
+      slots_->set_aside(slot, held, fences_[slot], need_of_left());
       leave_to_tiers(slot, held);
     } catch (...) {
+      Slots::Needs(*slots_).forget_use(slot);
       cached_.take(slot);
       throw;
     }
@@ -249,6 +250,7 @@ void KvCache::close_slot(std::uint32_t slot, StreamHandle stream) {
     return;
   }
   forget_unit(slot);
+  Slots::Needs(*slots_).forget_use(slot);  // of when it was parked
   slots_->truncate(slot, {}, fences_[slot]);
   index_.end(slot);
   free_.put(slot, holds);

@@ -202,6 +202,7 @@ class KvCache {
   [[noreturn]] void refuse_to_wake(std::span<const std::int32_t> slots);
   bool end_parked(std::uint32_t slot);
   bool leaves_copies() const;
+  Need need_of_left() const { return leaves_copies() ? Need::guess : Need::none; }  // until it has a copy
   void leave_to_tiers(std::uint32_t slot, Tokens held);
   Parked& unit_of(std::uint32_t slot);
   void forget_unit(std::uint32_t slot);

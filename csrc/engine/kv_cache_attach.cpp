@@ -160,7 +160,7 @@ std::optional<bool> KvCache::keep(const Prefix& prefix) {
 
 /// Nobody keeps the tokens of a slot that nobody is in, or holds it.
 void KvCache::put_back(const Prefix& prefix) {
-  slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot]);
+  slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot], need_of_left());
   release(prefix.slot);
 }
 

@@ -176,7 +176,6 @@ bool KvCache::end_parked(std::uint32_t slot) {
     return false;
   }
   parked_.erase(parked);
-  Slots::Needs(*slots_).forget_use(slot);
   slots_->resume(slot, {lengths_[slot]});
   states_[slot] = SlotState::running;
   return true;

@@ -24,6 +24,7 @@ void KvCache::leave_to_tiers(std::uint32_t slot, Tokens held) {
     options_.parking->leave(unit_of(slot).unit, slots_->pages_of(slot, held), fences_[slot]);
   } catch (const std::bad_alloc&) {  // then the tokens are found only as long as they are on the device
     forget_unit(slot);
+    slots_->put_back(slot, held, fences_[slot], Need::none);
   }
 }
 

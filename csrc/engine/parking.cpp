@@ -218,6 +218,7 @@ std::shared_ptr<void> Parking::erase(UnitId id) {
   unmap(one, [&](const Page& page) {
     return page.away || page.foreign || (one.lost && page.at.first >= *one.lost);
   });
+  if (one.spare) set_need(one, every, Need::none);
   for (Page& page : one.pages) forget_copy(page);
   std::erase(cleaning_, id);
   std::shared_ptr<void> owner = std::move(one.owner);

@@ -80,9 +80,11 @@ class Parking final : public Growing {
   void cut(UnitId unit, Tokens to);
 
   // Units that nobody is in, but whose tokens others may begin with: *spare* ones. What of them is on the
-  // device is needed by nobody, and may be taken at any time. What has a copy can be had again nevertheless.
+  // device may be taken at any time: what has a copy by anybody, because it can be had again, and the rest by
+  // whoever does not only guess. Where nobody has taken it for a while, it is copied and given back.
 
-  /// The unit, which is not parked, is spare from now on. Of its pages nobody keeps any.
+  /// The unit, which is not parked, is spare from now on. Of its pages nobody keeps any; as those of a spare
+  /// unit they are needed as a guess is until they have copies, and this ends that for those that do.
   void leave(UnitId unit, std::vector<ParkedPage> pages, Fence until);
   /// From now on the spare unit is its owner's, who may do with its pages what he likes, until release() or
   /// take(). False, and nothing has changed, while a transfer touches one of them.
@@ -123,6 +125,7 @@ class Parking final : public Growing {
   Pool& pool() const noexcept override;
   /// Does a piece of what is to be done: collects, loads, cleans.
   Ahead map_ahead(Bytes batch, Pages lookahead) override;
+  bool age() override;
 
  private:
   struct Page {
@@ -145,7 +148,8 @@ class Parking final : public Growing {
     Phase phase = Phase::running;
     bool spare = false;
     bool cleaning = false;  // it is among cleaning_
-    bool stuck = false;     // its pages cannot be cleaned: a tier failed too often
+    bool stuck = false;     // its pages cannot be cleaned: a tier failed too often, or is full
+    bool old = false;       // it is spare, and has been since age() was called
     bool urgent = false;
     bool no_memory = false;  // for a load that was urgent
     bool reads = false;      // it has read something since it was wanted
@@ -186,9 +190,12 @@ class Parking final : public Growing {
   template <class Is>
   static Ranges ranges(const Unit& unit, Is is);
   template <class Is>
-  void set_aside(const Unit& unit, Is is);
+  void set_aside(const Unit& unit, Is is, Need need = Need::none);
+  template <class Is>
+  void set_need(const Unit& unit, Is is, Need need);
   template <class Is>
   void unmap(const Unit& unit, Is is);
+  static bool every(const Page&) { return true; }
   void put_back(Unit& unit);
   enum class Kept : std::uint8_t { all, some, refused };
   Kept keep_resident(Unit& unit);
@@ -211,6 +218,7 @@ class Parking final : public Growing {
   void give_up(Unit& unit);
   void choose_victims();
   std::optional<UnitId> next_victim();
+  void choose_to_clean(UnitId id, Unit& unit);
   void leave_policy(UnitId unit);
   void clean(Left& left);
   bool clean(UnitId id, Unit& unit, Left& left);
@@ -220,6 +228,7 @@ class Parking final : public Growing {
   bool take_copies_of_running();
   bool take_copies_of_spare(const Unit& other);
   bool keep_to_clean(Unit& unit, Page& page);
+  void give_up_cleaning(Unit& unit);
   bool can_clean(const Unit& unit) const;
   Bytes unsaved() const;
   Bytes in_danger(const Tenant& tenant);
@@ -244,6 +253,7 @@ class Parking final : public Growing {
   std::uint32_t in_flight_ = 0;
   std::uint32_t most_in_flight_ = 0;
   bool shut_ = false;
+  bool ageing_ = false;                  // the pager calls age()
   std::exception_ptr failure_{};         // of the driver, for the log: nobody waits for what it ended
   std::atomic<bool> any_parked_{false};  // since all were gone
   ParkingFigures figures_;
@@ -265,10 +275,20 @@ Parking::Ranges Parking::ranges(const Unit& unit, Is is) {
   return out;
 }
 
-/// Nobody needs those of the unit's pages that `is(page)`.
+/// Those of the unit's pages that `is(page)` are needed only to this degree.
 template <class Is>
-void Parking::set_aside(const Unit& unit, Is is) {
-  for (const auto& [reservation, pages] : ranges(unit, is)) pool().set_aside(*reservation, pages, unit.until);
+void Parking::set_aside(const Unit& unit, Is is, Need need) {
+  for (const auto& [reservation, pages] : ranges(unit, is))
+    pool().set_aside(*reservation, pages, unit.until, need);
+}
+
+/// The same for pages that nobody keeps; the need of these may rise.
+template <class Is>
+void Parking::set_need(const Unit& unit, Is is, Need need) {
+  Pool::Needs needs(pool());
+  for (const auto& [reservation, pages] :
+       ranges(unit, [&](const Page& page) { return is(page) && resident(needs, page); }))
+    needs.set(*reservation, pages, need);
 }
 
 /// Unmaps those of the unit's pages that `is(page)`.

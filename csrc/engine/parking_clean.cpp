@@ -25,8 +25,7 @@ bool Parking::cleanable(const Unit& one) {
 Bytes Parking::in_danger(const Tenant& tenant) {
   const Bytes dirty = unsaved();
   if (dirty.count == 0) return {};
-  const Bytes surplus = pool().reclaiming().available(tenant, Need::guess);
-  const Bytes safe = surplus - std::min(surplus, dirty);
+  const Bytes safe = pool().reclaiming().available(tenant, Need::guess);
   const Bytes wanted = pool().budget().limit() / reserve_fraction_to_save;
   return std::min(dirty, wanted - std::min(wanted, safe));
 }
@@ -55,12 +54,16 @@ void Parking::choose_victims() {
   while (lacking.count != 0 || unsafe.count != 0) {
     const std::optional<UnitId> victim = next_victim();
     if (!victim) return;
-    Unit& one = unit(*victim);
-    one.cleaning = true;
-    one.next = 0;
-    cleaning_.push_back(*victim);
-    will_be_cleaned(one);
+    choose_to_clean(*victim, unit(*victim));
+    will_be_cleaned(unit(*victim));
   }
+}
+
+void Parking::choose_to_clean(UnitId id, Unit& one) {
+  leave_policy(id);
+  one.cleaning = true;
+  one.next = 0;
+  cleaning_.push_back(id);
 }
 
 /// The unit that is to be cleaned next: the policy's choice; or else one that was chosen before, but was
@@ -108,7 +111,7 @@ bool Parking::clean(UnitId id, Unit& one, Left& left) {
     Page& page = one.pages[one.next];
     if (page.copied || page.moving || page.gone) continue;
     if (!take_places(one)) {
-      one.stuck = one.spare;  // others have the places until it is used again
+      if (one.spare) give_up_cleaning(one);  // others have the places
       return one.stuck;
     }
     if (one.spare && !keep_to_clean(one, page)) {
@@ -124,7 +127,7 @@ bool Parking::clean(UnitId id, Unit& one, Left& left) {
 bool Parking::begin_to_clean(UnitId id, Unit& one) {
   Page& page = one.pages[one.next];
   const auto put_back = [&] {
-    if (one.spare) set_aside(one, [&](const Page& each) { return &each == &page; });
+    if (one.spare) set_aside(one, [&](const Page& each) { return &each == &page; }, Need::guess);
   };
   page.place = places_.back();
   bool begun = false;

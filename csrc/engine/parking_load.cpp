@@ -237,10 +237,7 @@ void Parking::finish_load(Unit& one) {
   one.phase = Phase::there;
   moved_.notify_all();
   if (one.urgent) return;
-  const auto copied = [](const Page& page) { return page.copied; };
-  set_aside(one, copied);
-  for (const auto& [reservation, pages] : ranges(one, copied))
-    Pool::Needs(pool()).set(*reservation, pages, Need::announced);
+  set_aside(one, [](const Page& page) { return page.copied; }, Need::announced);
 }
 
 /// The unit, which no transfer touches, is not loaded now. Who wanted it urgently hears of it; else it is

@@ -74,7 +74,7 @@ void Parking::written(Unit& one, Page& page, Outcome outcome) {
   }
   tiers_->give_back(page.place);
   page.cleaned = one.spare;
-  if (++page.failures >= most_failures) one.stuck = true;
+  if (++page.failures >= most_failures) give_up_cleaning(one);
   one.next = std::min(one.next, static_cast<std::uint32_t>(&page - one.pages.data()));
 }
 
@@ -98,7 +98,11 @@ void Parking::read(Unit& one, Page& page, Outcome outcome) {
 /// Something of the unit has moved, or was mapped. One that is forgotten ends with the last such thing.
 void Parking::end_of_transfer(UnitId id, Unit& one) {
   if (cleanable(one) || one.spare)
-    set_aside(one, [&](const Page& page) { return page.cleaned && (page.copied || one.spare); });
+    set_aside(one, [](const Page& page) { return page.cleaned && page.copied; });
+  if (one.spare)
+    set_aside(
+        one, [](const Page& page) { return page.cleaned && !page.copied; },
+        one.stuck ? Need::none : Need::guess);
   for (Page& page : one.pages) page.cleaned = false;
   if (one.moving != 0 || one.mapping || one.phase != Phase::forgotten) return;
   orphans_.push_back(erase(id));

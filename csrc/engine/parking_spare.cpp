@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/pager.h"
 #include "engine/parking.h"
 
 namespace vmm {
@@ -14,11 +15,37 @@ void Parking::rest(UnitId id, Unit& one, Fence until) {
   enter_policy(id, one, {});
   one.until = std::move(until);
   one.use = ++last_use_;
-  one.stuck = false;
+  one.stuck = one.old = false;
   one.spare = true;
   one.next = 0;
   one.phase = Phase::idle;
   any_parked_ = true;
+  set_need(one, [](const Page& page) { return page.copied; }, Need::none);
+  set_need(one, [](const Page& page) { return !page.copied; }, Need::guess);
+  if (!ageing_) pager_->age(*this);
+  ageing_ = true;
+}
+
+/// Nothing more is copied of the unit until it is parked, or left, again.
+void Parking::give_up_cleaning(Unit& one) {
+  one.stuck = true;
+  if (one.spare) set_need(one, every, Need::none);
+}
+
+/// What nobody has used for a while is copied, and then needed by nobody: so the pool gives it back.
+bool Parking::age() {
+  {
+    const std::lock_guard lock(mutex_);
+    ageing_ = false;
+    for (auto& [id, one] : units_) {
+      if (!one.spare || one.phase != Phase::idle || one.stuck || one.dirty == 0) continue;
+      ageing_ = true;
+      if (std::exchange(one.old, true) && can_clean(one) && !one.cleaning) choose_to_clean(id, one);
+    }
+    if (shut_ || !ageing_) return ageing_ = false;
+  }
+  notify();
+  return true;
 }
 
 void Parking::leave(UnitId id, std::vector<ParkedPage> pages, Fence until) {
@@ -128,7 +155,7 @@ bool Parking::keep_to_clean(Unit& one, Page& page) {
     return false;
   }
   if (!needs.may_keep(*page.at.reservation, std::span(&range, 1))) {
-    one.stuck = true;
+    give_up_cleaning(one);
     return false;
   }
   needs.set(*page.at.reservation, std::span(&range, 1), Need::kept);
@@ -144,13 +171,16 @@ bool Parking::take_copies_of_spare(const Unit& other) {
         (oldest == nullptr || one.use < oldest->use) && std::ranges::any_of(one.pages, &Page::copied))
       oldest = &one;
   if (oldest == nullptr) return false;
-  const Pool::Needs needs(pool());
-  for (Page& page : oldest->pages) {
-    if (!page.copied) continue;
-    forget_copy(page);
-    page.gone = !resident(needs, page);
-    oldest->dirty += !page.gone;
+  {
+    const Pool::Needs needs(pool());
+    for (Page& page : oldest->pages) {
+      if (!page.copied) continue;
+      forget_copy(page);
+      page.gone = !resident(needs, page);
+      oldest->dirty += !page.gone;
+    }
   }
+  if (!oldest->stuck) set_need(*oldest, [](const Page& page) { return !page.copied; }, Need::guess);
   return true;
 }
 

@@ -78,8 +78,8 @@ void Range::give_up(std::span<const PageRange> pages, const Fence& until, bool u
   else if (!unneeded_.empty())
     pool().unkeep(reservation(), unneeded_, until);
   if (announced_.empty()) return;
-  pool().unkeep(reservation(), announced_, until);
-  Pool::Needs(pool()).set(reservation(), announced_, Need::announced);
+  pool().unkeep(reservation(), announced_, until, Need::announced);
+  Pool::Needs(pool()).set(reservation(), announced_, Need::announced);  // also where a call was in vain
 }
 
 void Range::forget_unused(std::span<const PageRange> pages) {

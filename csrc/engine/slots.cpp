@@ -197,7 +197,7 @@ void Slots::truncate(std::uint32_t number, Tokens to, const Fence& readers) {
     throw InvalidArgument("to is " + std::to_string(to.count) +
                           " tokens; a layer's window before them was given up");
   const Tokens kept{std::min(slot.kept.load(), reach(to).count)};
-  const Tokens needed{std::max(slot.kept.load(), slot.announced.load())};
+  const Tokens needed = announce_no_more(number);
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
     part.append_pages(number, part.pages_for(kept), part.pages_for(needed), ranges);

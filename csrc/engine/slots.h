@@ -89,16 +89,17 @@ class Slots final : public Growing {
   /// Whether the slot still has what a sequence of only `to` tokens would need, as far as windows go.
   bool can_go_back(std::uint32_t slot, Tokens to) const;
   /// Nobody is in the slot any more, but a sequence that begins with its first `held` tokens may come: the
-  /// pages of these stay mapped, shared ones too, until memory is short or let_go() is called. The others are
+  /// pages of these are needed to the degree `need`; they stay mapped, shared ones too, until memory is short
+  /// or let_go() is called. The others are
   /// given up as truncate() does.
-  void set_aside(std::uint32_t slot, Tokens held, const Fence& readers);
+  void set_aside(std::uint32_t slot, Tokens held, const Fence& readers, Need need);
   /// Other tokens will be written to the slot. Nobody finds those that were set aside any more.
   void let_go(std::uint32_t slot, const Fence& readers);
   /// A sequence is in the slot again, with the first `length` of the tokens that were set aside: they
   /// are kept (Needs::keep), and later ones may be written. Throws what Pool::map throws for the tail.
   void adopt(std::uint32_t slot, Tokens length, const Fence& readers);
   /// The first `length` tokens of a slot that nobody is in are not kept any more.
-  void put_back(std::uint32_t slot, Tokens length, const Fence& readers);
+  void put_back(std::uint32_t slot, Tokens length, const Fence& readers, Need need);
   /// The pages that the next step of a sequence with so many tokens will read.
   std::vector<ParkedPage> pages_of(std::uint32_t slot, Tokens length) const;
   /// The sequence in the slot is parked: these pages stay kept, and all others are given up until `readers`
@@ -188,11 +189,12 @@ class Slots final : public Growing {
 
  private:
   struct Slot {
-    std::uint64_t aside = 0;                  // tokens that were set aside when nobody was in it any more
+    std::atomic<std::uint64_t> aside{0};      // tokens that were set aside when nobody was in it any more
     std::uint64_t passed = 0;                 // tokens when what windows do not reach was last given up
     std::atomic<std::uint64_t> kept{0};       // tokens, with the tail, whose pages are kept
     std::atomic<std::uint64_t> announced{0};  // tokens, with the tail
     std::atomic<std::uint64_t> prepared{0};   // tokens, with the tail, of a slot that nobody is in
+    std::uint64_t mapped_to = 0;              // tokens, with the tail: the pager has just mapped these
     // Under due_mutex_:
     Nanoseconds asked = never;  // when what is announced and not known to be mapped was asked for
     bool due = false;           // among due_
@@ -240,6 +242,8 @@ class Slots final : public Growing {
   bool have_memory(std::span<const std::uint32_t> slots, Need need) const;
   std::size_t mappable(std::span<const std::uint32_t> slots, Pages at_most) const;
   void note_mapped(std::span<const std::uint32_t> slots);
+  void settle();
+  Tokens announce_no_more(std::uint32_t slot);
   void put_due(std::uint32_t slot);
 
   std::shared_ptr<Pager> pager_;

@@ -128,9 +128,11 @@ bool Slots::map_ahead(std::span<const std::uint32_t> slots, Need need, Pages loo
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> ranges;
     for (std::uint32_t number : slots) {
-      const Slot& slot = slots_[number];
-      part.append_pages(number, part.pages_for({slot.kept.load()}),
-                        part.pages_for(wanted_for(slot, need)) + lookahead, ranges);
+      Slot& slot = slots_[number];
+      const Tokens wanted = wanted_for(slot, need);
+      slot.mapped_to = std::max(slot.mapped_to, wanted.count);
+      part.append_pages(number, part.pages_for({slot.kept.load()}), part.pages_for(wanted) + lookahead,
+                        ranges);
     }
     const MapResult result = map_what_fits(pool(), part.lease->reservation(), ranges, options, at_most);
     pool().counters().pages_mapped_ahead.add(result.mapped.count);
@@ -161,6 +163,34 @@ void Slots::note_mapped(std::span<const std::uint32_t> slots) {
     if (slot.due || slot.asked == never) continue;  // more was announced meanwhile
     delay_ = std::max(delay_.load(), (now - std::exchange(slot.asked, never)).count());
   }
+}
+
+/// Nothing is announced any more for the slot, beyond what is kept. Returns up to where pages may be needed
+/// still: the caller ends that need after this, and what the pager maps meanwhile is seen to by the pager.
+Tokens Slots::announce_no_more(std::uint32_t number) {
+  Slot& slot = slots_.at(number);
+  std::lock_guard lock(due_mutex_);
+  const Tokens needed{std::max(slot.kept.load(), slot.announced.load())};
+  slot.announced = slot.kept.load();
+  covered_[number] = limits_[number];
+  return needed;
+}
+
+/// Nobody needs what was called off while it was mapped.
+void Slots::settle() {
+  const auto needed = [&](std::uint32_t number) {
+    const Slot& slot = slots_[number];
+    return std::max({slot.announced.load(), slot.prepared.load(), slot.aside.load()});
+  };
+  const auto called_off = [&](std::uint32_t number) { return needed(number) < slots_[number].mapped_to; };
+  if (std::ranges::any_of(at_hand_, called_off)) {
+    Needs needs(*this);
+    for (const std::uint32_t number : at_hand_) {
+      const Tokens from{needed(number)}, to{slots_[number].mapped_to};
+      if (from < to) needs.set(number, from, to, Need::none);
+    }
+  }
+  for (const std::uint32_t number : at_hand_) slots_[number].mapped_to = 0;
 }
 
 /// Moves due_ to at_hand_.
@@ -209,6 +239,7 @@ Ahead Slots::map_ahead(Bytes batch, Pages lookahead) {
     return Ahead::more;
   };
   const Ahead result = ahead_of_need(pool(), map, [&] { put_back(false); });
+  settle();
   if (result != Ahead::done || !options_.look_ahead) return result;
   // The look-ahead takes no memory from others. If it fails now, the next page asks for it again.
   if (map_ahead(at_hand_, Need::none, lookahead, at_most)) return Ahead::done;

@@ -25,7 +25,7 @@ std::vector<ParkedPage> Slots::pages_of(std::uint32_t number, Tokens length) con
 void Slots::park(std::uint32_t number, Tokens length, const Fence& readers) {
   std::lock_guard owner(owner_mutex_);
   const Slot& slot = slots_.at(number);
-  const Tokens needed{std::max(slot.kept.load(), slot.announced.load())};
+  const Tokens needed = announce_no_more(number);
   for (const SlotPart& part : parts_) {
     const LivePages live = part.live_pages(length, length);
     std::vector<PageRange> rest;

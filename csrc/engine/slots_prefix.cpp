@@ -71,17 +71,17 @@ bool Slots::can_go_back(std::uint32_t number, Tokens to) const {
       parts_, [&](const SlotPart& part) { return part.behind_window(to) >= part.behind_window(passed); });
 }
 
-void Slots::set_aside(std::uint32_t number, Tokens held, const Fence& readers) {
+void Slots::set_aside(std::uint32_t number, Tokens held, const Fence& readers, Need need) {
   std::lock_guard owner(owner_mutex_);
   Slot& slot = slots_.at(number);
   slot.aside = held.count;
-  const Tokens needed{std::max(slot.kept.load(), slot.announced.load())};
+  const Tokens needed = announce_no_more(number);
   for (const SlotPart& part : parts_) {
     Reservation& reservation = part.lease->reservation();
     std::vector<PageRange> held_pages, rest;
     part.append_pages(number, {}, part.pages_for(held), held_pages);
     part.append_pages(number, part.pages_for(held), part.pages_for(needed), rest);
-    pool().set_aside(reservation, held_pages, readers);
+    pool().set_aside(reservation, held_pages, readers, need);
     pool().unkeep(reservation, rest, readers);
   }
   set_length(number, {}, {});
@@ -97,19 +97,19 @@ void Slots::let_go_beyond(std::uint32_t number, Tokens length, const Fence& read
   Slot& slot = slots_.at(number);
   for (const SlotPart& part : parts_) {
     std::vector<PageRange> pages;
-    part.append_pages(number, part.pages_for(length), part.pages_for({slot.aside}), pages);
+    part.append_pages(number, part.pages_for(length), part.pages_for({slot.aside.load()}), pages);
     pool().let_go(part.lease->reservation(), pages, readers);
   }
-  slot.aside = std::min(slot.aside, length.count);
+  slot.aside = std::min(slot.aside.load(), length.count);
 }
 
-void Slots::put_back(std::uint32_t number, Tokens length, const Fence& readers) {
+void Slots::put_back(std::uint32_t number, Tokens length, const Fence& readers, Need need) {
   std::lock_guard owner(owner_mutex_);
   for (const SlotPart& part : parts_) {
     const LivePages live = part.live_pages(length, length);
     std::vector<PageRange> pages;
     part.append_pages(number, live.first, live.end, pages);
-    pool().set_aside(part.lease->reservation(), pages, readers);
+    pool().set_aside(part.lease->reservation(), pages, readers, need);
   }
 }
 

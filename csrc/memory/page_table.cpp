@@ -96,10 +96,10 @@ void PageTable::set_last_use(PageIndex page, std::uint16_t last_use) {
   count(page, entry, true);
 }
 
-void PageTable::unkeep(PageIndex page, std::uint16_t last_use) {
+void PageTable::unkeep(PageIndex page, std::uint16_t last_use, Need need) {
   VirtualPage& entry = pages_.at(page.value);
   if (entry.kept()) entry.last_use = last_use;
-  set_need(page, Need::none);
+  set_need(page, need);
 }
 
 }  // namespace vmm

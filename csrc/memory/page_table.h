@@ -37,9 +37,8 @@ class PageTable {
   void set_content(PageIndex page, ContentId content) { pages_.at(page.value).content = content; }
   /// Only a Resident page can be needed.
   void set_need(PageIndex page, Need need);
-  /// Ends the need for the page, if there is one. If the page was kept, the work of `last_use` may still use
-  /// it.
-  void unkeep(PageIndex page, std::uint16_t last_use);
+  /// Lowers the need for the page. If the page was kept, the work of `last_use` may still use it.
+  void unkeep(PageIndex page, std::uint16_t last_use, Need need = Need::none);
   void set_last_use(PageIndex page, std::uint16_t last_use);
 
   /// For Sharing.

@@ -91,24 +91,26 @@ void Pool::end_lease(Reservation& reservation, bool whole) noexcept {
   if (closed()) tear_down();
 }
 
-void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
+void Pool::unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until,
+                  Need need) {
   ground_.require_parent();
   {
     std::lock_guard lock(ground_.mutex);
     reservation.check(ranges);
     retire_shared(reservation, ranges, until);
-    end_need(reservation, ranges, until);
+    lower_need(reservation, ranges, until, need);
   }
   ground_.signals.note_idle();
   ground_.signals.wake_if_over_budget();
 }
 
-void Pool::set_aside(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
+void Pool::set_aside(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until,
+                     Need need) {
   ground_.require_parent();
   {
     std::lock_guard lock(ground_.mutex);
     reservation.check(ranges);
-    end_need(reservation, ranges, until);
+    lower_need(reservation, ranges, until, need);
   }
   ground_.signals.note_idle();
   ground_.signals.wake_if_over_budget();
@@ -121,13 +123,14 @@ void Pool::let_go(Reservation& reservation, std::span<const PageRange> ranges, c
 }
 
 /// The caller holds the lock.
-void Pool::end_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until) {
+void Pool::lower_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until,
+                      Need need) {
   LastUses& last_uses = tables_.last_uses();
   const std::uint16_t last_use = last_uses.number(until);
   bool any = false, at_once = false;
   for (PageIndex page : each_page(ranges)) {
-    if (reservation.table[page].need == Need::none) continue;
-    tables_.unkeep(reservation, page, last_use);
+    if (reservation.table[page].need <= need) continue;
+    tables_.unkeep(reservation, page, last_use, need);
     any = true;
     at_once |= last_uses.over(reservation.table[page].last_use);
   }

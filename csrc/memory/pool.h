@@ -52,13 +52,15 @@ class Pool : public std::enable_shared_from_this<Pool> {
   MapResult map(Reservation& reservation, std::span<const PageRange> ranges, const MapOptions& options) {
     return mapping_.map(reservation, ranges, options);
   }
-  /// Ends the need for Resident pages among these. They stay mapped until somebody needs their memory, who
+  /// Lowers the need for Resident pages among these. They stay mapped until somebody needs their memory, who
   /// has those that were kept once `until` is complete. But those whose memory others share are unmapped
   /// then: nobody may find them here again, and write to them.
-  void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
+  void unkeep(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until,
+              Need need = Need::none);
   /// Does the same for pages that nobody will write to before let_go() was called for them: so those whose
   /// memory others share stay mapped, too.
-  void set_aside(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
+  void set_aside(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until,
+                 Need need = Need::none);
   /// Unmaps those of these pages whose memory others share, once `until` is complete: then the others may be
   /// written to.
   void let_go(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
@@ -119,7 +121,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   ~Pool();
 
   void retire_shared(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
-  void end_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until);
+  void lower_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until, Need need);
   void give_up_shared(Reservation& reservation) noexcept;
   void end_lease(Reservation& reservation, bool whole) noexcept;
   void tear_down() noexcept;

@@ -76,8 +76,8 @@ class Tables {
   /// The Resident pages among these become Retiring, and wait for `fence`.
   void retire(Reservation& reservation, std::span<const PageRange> ranges, Fence fence,
               bool to_system = false);
-  /// Ends the need for the page, if there is one. If it was kept, the work of `last_use` may still use it.
-  void unkeep(Reservation& reservation, PageIndex page, std::uint16_t last_use);
+  /// Lowers the need for the page, if it is greater. If it was kept, the work of `last_use` may still use it.
+  void unkeep(Reservation& reservation, PageIndex page, std::uint16_t last_use, Need need = Need::none);
   /// A Retiring page that its owner wants back becomes Resident again, with its bytes, where that is still
   /// possible: not where others share them, because the owner may write. Whoever ordered the old reads orders
   /// the new writes, too. Throws what Retired::fence_of throws.

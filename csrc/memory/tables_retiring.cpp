@@ -19,9 +19,9 @@ void note_to_release(PhysicalPageId page, Unmapped& freed) noexcept {
 
 }  // namespace
 
-void Tables::unkeep(Reservation& reservation, PageIndex page, std::uint16_t last_use) {
-  if (reservation.table[page].need == Need::none) return;
-  reservation.table.unkeep(page, last_use);
+void Tables::unkeep(Reservation& reservation, PageIndex page, std::uint16_t last_use, Need need) {
+  if (reservation.table[page].need <= need) return;
+  reservation.table.unkeep(page, last_use, need);
   if (reservation.table[page].shared) share_last_use(reservation.table[page].content);
 }
 

@@ -9,7 +9,7 @@ from vmm import InvalidArgument, KVCache, Pool
 
 PAGE = 64 << 10
 PER_PAGE = PAGE // (2 * 64 * 4)  # tokens
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def becomes_ready(sequence):
 
 
 def leave(cache, tokens, number):
-    """Somebody computes these and ends; they are copied. False where others took the memory before."""
+    """Somebody computes these and ends; they are copied."""
     cleaned = cache.pool.stats().tiers.cleaned_pages
     sequence = cache.open(tokens=tokens)
     cache.step({sequence: len(tokens)})
@@ -52,7 +52,7 @@ def leave(cache, tokens, number):
     sequence.close()
     cache.end()
     pages = -(-len(tokens) // PER_PAGE)
-    return comes(lambda: cache.pool.stats().tiers.cleaned_pages >= cleaned + pages)
+    assert comes(lambda: cache.pool.stats().tiers.cleaned_pages >= cleaned + pages)
 
 
 def prompt(number, pages=4):
@@ -62,22 +62,22 @@ def prompt(number, pages=4):
 def test_ten_times_as_many_prompts_as_memory_are_found(cache):
     for number in range(20):
         leave(cache, prompt(number), number)
-    found = 0
     for number in range(20):
         sequence = cache.open(tokens=[*prompt(number), 1, 2])
-        cached = sequence.cached_tokens
-        cache.step({sequence: max(cached, 1)})
-        assert all(bool((kv[:cached] == number).all()) for kv in sequence.kv(0))
-        found += cached == 4 * PER_PAGE
+        assert sequence.cached_tokens == 4 * PER_PAGE
+        assert becomes_ready(sequence)
+        cache.step({sequence: sequence.length + 2})
+        assert all(bool((kv[: 4 * PER_PAGE] == number).all()) for kv in sequence.kv(0))
         sequence.close()
         cache.end()
-    assert found >= 10  # the memory of some may have gone to others before it was copied
-    assert cache.stats().restored >= 5
+    stats = cache.stats()
+    assert stats.restored > 10
+    assert stats.cached_tokens == 20 * 4 * PER_PAGE
     assert cache.pool.stats().tiers.lost_pages == 0
 
 
 def test_prompts_that_part_share_the_copies_and_not_the_bytes(cache):
-    assert leave(cache, prompt(7), 7)
+    leave(cache, prompt(7), 7)
     for number in range(100, 105):
         leave(cache, prompt(number), number)  # pushes it out
     used = cache.pool.stats().tiers.host.used_bytes
@@ -97,7 +97,7 @@ def test_prompts_that_part_share_the_copies_and_not_the_bytes(cache):
 
 
 def test_another_salt_finds_nothing_in_a_tier(cache):
-    assert leave(cache, prompt(7), 7)
+    leave(cache, prompt(7), 7)
     for number in range(100, 105):
         leave(cache, prompt(number), number)
     assert cache.open(tokens=[*prompt(7), 1], salt="b").cached_tokens == 0

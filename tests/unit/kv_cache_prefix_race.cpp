@@ -1,9 +1,12 @@
 // Threads open sequences with prompts that begin alike, commit what they have computed, and close, all on one
-// cache, with the pager's thread and an onlooker beside them. Made for ThreadSanitizer.
+// cache, with the pager's thread and an onlooker beside them. Made for ThreadSanitizer. And memory that is
+// taken at the very moment when a sequence ends.
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "check.h"
 #include "engine/pager_thread.h"
@@ -129,4 +132,58 @@ TEST(threads_begin_with_each_others_tokens) {
   CHECK(stats.adopted > 0 && stats.aliased + stats.copied > 0);
   test.end();
   for (std::size_t i = 2; i < streams.size(); ++i) test.pool->streams().destroy(streams[i]);
+}
+
+TEST(memory_taken_while_a_sequence_ends_is_that_of_those_which_ended_before) {
+  PrefixCache test({.budget = 4_MiB, .slots = 8});
+  std::atomic<int> asked{0}, answered{0};
+  std::thread taker([&] {
+    for (int round = 0; round != -1;) {
+      const int next = asked;
+      if (next == round) continue;
+      round = next;
+      if (round > 0) test.pool->trim(64_KiB);
+      answered = round;
+    }
+  });
+  int wrong = 0, lost = 0;
+  for (int round = 1; round <= 2'000; ++round) {
+    const Sequence one = test.serve(tokens_from(1'000 * round, 256));
+    test.cache->end({});
+    asked = round;
+    for (int i = 0; i < 16 * (round % 64); ++i) std::atomic_signal_fence(std::memory_order_seq_cst);
+    test.cache->close(one.slot, {});
+    while (answered != round) std::this_thread::yield();
+    const Slots::Needs needs(test.cache->slots());
+    Tokens others{};
+    for (std::uint32_t slot = 0; slot < test.options.slots; ++slot)
+      if (slot != one.slot) others += needs.holds(slot, {256});
+    lost += others.count % 256 != 0;
+    wrong += needs.holds(one.slot, {256}).count != 256 && others.count != 0;
+  }
+  asked = -1;
+  taker.join();
+  CHECK(lost > 100);
+  CHECK(wrong == 0);
+}
+
+TEST(what_is_mapped_ahead_for_a_sequence_that_ends_meanwhile_is_needed_by_nobody) {
+  std::function<void()> meanwhile;
+  PrefixCache test({.before_map = [&](std::size_t) {
+    if (const auto now = std::exchange(meanwhile, {})) std::thread(now).join();
+  }});
+  const Sequence one = test.serve(tokens_from(0, 64));
+  test.cache->announce_tokens(one.slot, {256});
+  meanwhile = [&] { test.close(one); };
+  while (test.pager->poll(test.clock->now()).now) {
+  }
+  CHECK(!meanwhile);
+  int resident = 0;
+  for (std::uint32_t page = 0; page < 16; ++page) {
+    const VirtualPage& each = test.leases[0]->reservation().table[{16 * one.slot + page}];
+    resident += each.state == VirtualState::resident;
+    CHECK(each.need == Need::none);
+  }
+  CHECK(resident > 1);
+  test.end();
 }

@@ -68,6 +68,17 @@ struct Parked : PrefixCache {
     cache->prefetch(std::span(&slot, 1), clock->now() + by);
     return comes([&] { return cache->ready(each.slot); });
   }
+  /// Whether a slot is free some time later.
+  bool opens_at_last() {
+    return comes([&] {
+      try {
+        open({});
+        return true;
+      } catch (const InvalidArgument&) {
+        return false;
+      }
+    });
+  }
   /// Whether something is on its way to the first tier, or back.
   bool is_moving() const { return parking->tiers().figures(0).pending != 0; }
   ParkingFigures figures() const { return parking->figures(); }
