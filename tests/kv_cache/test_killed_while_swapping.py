@@ -1,0 +1,73 @@
+"""Processes that are killed while sequences leave the device and come back: nothing of them is left."""
+
+import os
+
+import pytest
+
+from child import run_child
+
+SWAPPER = """
+    import os, random, signal, sys, time, traceback
+    import torch
+    from vmm import KVCache, Pool
+
+    torch.set_num_threads(1)
+    directory, kills = sys.argv[1], int(sys.argv[2])
+    PAGE, PER_PAGE = 64 << 10, 128
+
+    def swap():
+        pool = Pool(16 * PAGE, host="256KiB", nvme=f"{directory}:4MiB", write_through=True)
+        cache = KVCache(1, 1, 64, dtype=torch.float32, max_tokens=16 * PER_PAGE, max_sequences=24,
+                        pool=pool, layout="token-major", page_bytes=PAGE)
+        idle = []
+        for turn in range(1_000_000):
+            if len(idle) < 12:
+                sequence, number = cache.open(), turn
+                cache.step({sequence: 4 * PER_PAGE})
+                for kv in sequence.kv(0):
+                    kv.fill_(number)
+            else:
+                sequence, number = idle.pop(random.randrange(len(idle)))
+                cache.step({sequence: sequence.length})
+                for kv in sequence.kv(0):
+                    if not bool((kv == number).all()):
+                        raise AssertionError("other bytes came back")
+            sequence.park()
+            cache.end()
+            idle.append((sequence, number))
+            if turn == 20:
+                os.write(told, b".")  # by now some have come back
+
+    for kill in range(kills):
+        heard, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(heard)
+                swap()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        os.close(told)
+        if kill % 8 == 0:
+            assert os.read(heard, 1) == b".", "it ended by itself"
+        time.sleep(random.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        os.close(heard)
+        assert os.WIFSIGNALED(status), f"kill {kill}: it had ended by itself: {status}"
+        left = os.listdir(directory)
+        assert not left, f"kill {kill}: {left} is left"
+"""
+
+
+@pytest.mark.host_only
+@pytest.mark.parametrize("kills", [24, pytest.param(2_000, marks=pytest.mark.long)])
+def test_a_killed_process_leaves_no_file_and_no_room_taken(tmp_path, kills):
+    before = os.statvfs(tmp_path).f_bavail
+    code = SWAPPER.replace("sys.argv[1], int(sys.argv[2])", f"{str(tmp_path)!r}, {kills}")
+    done = run_child(code, timeout=600)
+    assert done.returncode == 0, done.stderr
+    taken = (before - os.statvfs(tmp_path).f_bavail) * os.statvfs(tmp_path).f_frsize
+    assert taken < 64 << 20  # others write to this disk, too
