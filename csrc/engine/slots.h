@@ -90,15 +90,14 @@ class Slots final : public Growing {
   bool can_go_back(std::uint32_t slot, Tokens to) const;
   /// Nobody is in the slot any more, but a sequence that begins with its first `held` tokens may come: the
   /// pages of these are needed to the degree `need`; they stay mapped, shared ones too, until memory is short
-  /// or let_go() is called. The others are
-  /// given up as truncate() does.
+  /// or let_go() is called. The others are given up as truncate() does.
   void set_aside(std::uint32_t slot, Tokens held, const Fence& readers, Need need);
   /// Other tokens will be written to the slot. Nobody finds those that were set aside any more.
   void let_go(std::uint32_t slot, const Fence& readers);
   /// A sequence is in the slot again, with the first `length` of the tokens that were set aside: they
   /// are kept (Needs::keep), and later ones may be written. Throws what Pool::map throws for the tail.
   void adopt(std::uint32_t slot, Tokens length, const Fence& readers);
-  /// The first `length` tokens of a slot that nobody is in are not kept any more.
+  /// The first `length` tokens of a slot that nobody is in are not kept any more, but needed to that degree.
   void put_back(std::uint32_t slot, Tokens length, const Fence& readers, Need need);
   /// The pages that the next step of a sequence with so many tokens will read.
   std::vector<ParkedPage> pages_of(std::uint32_t slot, Tokens length) const;

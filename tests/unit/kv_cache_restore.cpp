@@ -37,18 +37,23 @@ TEST(what_a_sequence_has_left_comes_back_from_a_tier) {
 }
 
 TEST(who_begins_with_some_of_it_has_copies_and_the_rest_stays) {
-  Restored test({.write_through = true});
+  std::atomic<bool> hangs = false;
+  const auto calls = std::make_shared<TestCalls>();
+  Restored test({.file = 8_MiB, .write_through = true, .calls = calls});
+  hang(*calls, "preadv", hangs);
   const TokenList tokens = text(100, 3);
   test.leave_copies(tokens);
   test.fill_memory();
   const TokenList some = joined(first_of(tokens, 80), text(9'000, 1));
+  hangs = true;
   Sequence part = test.open(some);
   CHECK(part.restored && part.cached == 80);
-  // It may not have been read by now, and its slot held other bytes: nobody finds them.
+  // Nobody has read it, and its slot held other bytes: nobody finds them.
   test.close(part);
   test.end();
   part = test.open(some);
-  CHECK(part.cached == 80);
+  CHECK(part.cached == 80 && part.restored);
+  hangs = false;
   Sequence second = test.open(joined(first_of(tokens, 96), text(8'000, 1)));
   CHECK(second.cached == 96 && second.restored);
   CHECK(test.is_whole(part) && test.is_whole(second));
@@ -152,7 +157,7 @@ TEST(who_only_guesses_takes_what_has_a_copy_and_leaves_the_rest) {
   std::atomic<bool> hangs = false;
   const auto calls = std::make_shared<TestCalls>();
   Restored test({.file = 8_MiB, .write_through = true, .calls = calls});
-  hang_writes(*calls, hangs);
+  hang(*calls, "pwritev", hangs);
   test.leave_copies(text(100, 3));
   hangs = true;
   const TokenList tokens = text(5'000, 4);
@@ -173,9 +178,7 @@ TEST(who_only_guesses_takes_what_has_a_copy_and_leaves_the_rest) {
   CHECK(Slots::Needs(test.cache->slots()).holds(made.slot, {256}) == Tokens{256});
   hangs = false;
   CHECK(test.are_cleaned(7));
-  map(*other, 0, 32);
-  const PageRange all{{0}, {32}};
-  test.pool->unkeep(other->reservation(), std::span(&all, 1), {});
+  test.fill_memory();
   Sequence again = test.open(joined(tokens, {1}));
   CHECK(again.restored && again.cached == 4 * tokens_a_page && test.is_whole(again));
 }
@@ -199,7 +202,7 @@ TEST(a_slot_whose_pages_a_tier_copies_is_not_given_to_others) {
   std::atomic<bool> hangs = true;
   const auto calls = std::make_shared<TestCalls>();
   Restored test({.slots = 3, .file = 8_MiB, .calls = calls});
-  hang_writes(*calls, hangs);
+  hang(*calls, "pwritev", hangs);
   const TokenList tokens = text(100, 3);
   Sequence others[] = {test.open({}), test.open({})};
   test.leave(tokens);

@@ -24,10 +24,10 @@ inline bool comes(const std::function<bool()>& is) {
   return false;
 }
 
-/// Writes do not return while it `hangs`.
-inline void hang_writes(TestCalls& calls, const std::atomic<bool>& hangs) {
-  calls.refuse = [&hangs](const std::string& call, int) {
-    while (call == "pwritev" && hangs) std::this_thread::sleep_for(std::chrono::microseconds(100));
+/// Such calls do not return while it `hangs`.
+inline void hang(TestCalls& calls, const std::string& name, const std::atomic<bool>& hangs) {
+  calls.refuse = [name, &hangs](const std::string& call, int) {
+    while (call == name && hangs) std::this_thread::sleep_for(std::chrono::microseconds(100));
     return 0;
   };
 }

@@ -118,7 +118,7 @@ TEST(a_sequence_may_end_while_a_tier_that_hangs_copies_it) {
   std::atomic<bool> hangs = true;
   const auto calls = std::make_shared<TestCalls>();
   Parked test({.slots = 2, .file = 8_MiB, .calls = calls});
-  hang_writes(*calls, hangs);
+  hang(*calls, "pwritev", hangs);
   Sequence idle = test.idle(5), other = test.open({});
   test.end();
   CHECK(test.parking->make_room(64_KiB));
@@ -136,7 +136,7 @@ TEST(a_cache_may_end_while_a_tier_that_hangs_copies_its_pages) {
   std::atomic<bool> hangs = true;
   const auto calls = std::make_shared<TestCalls>();
   Parked test({.file = 8_MiB, .calls = calls});
-  hang_writes(*calls, hangs);
+  hang(*calls, "pwritev", hangs);
   test.idle(5);
   test.end();
   CHECK(test.parking->make_room(64_KiB));
