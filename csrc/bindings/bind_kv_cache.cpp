@@ -23,6 +23,13 @@ std::span<const std::int32_t> numbers(std::uintptr_t address, std::size_t count)
   return {reinterpret_cast<const std::int32_t*>(address), count};
 }
 
+/// The salt, and the tokens as the bytes of int32.
+py::tuple known(const KvCache::Known& found) {
+  const auto* bytes = reinterpret_cast<const char*>(found.tokens.data());
+  return py::make_tuple(py::bytes(found.salt),
+                        py::bytes(bytes, found.tokens.size() * sizeof(PrefixIndex::Token)));
+}
+
 }  // namespace
 
 void bind_kv_cache(py::module_& m) {
@@ -121,6 +128,28 @@ void bind_kv_cache(py::module_& m) {
           },
           py::arg("slots"), py::arg("in_ns"), NoGil())
       .def("ready", &KvCache::ready, py::arg("slot"), NoGil())
+      .def("parked", &KvCache::parked, NoGil())
+      .def("cached",
+           [](const KvCache& c) {
+             const std::vector<KvCache::Known> all = (py::gil_scoped_release(), c.cached());
+             py::list out;
+             for (const KvCache::Known& each : all) out.append(known(each));
+             return out;
+           })
+      .def(
+          "known",
+          [](const KvCache& c, std::uint32_t slot) {
+            const KvCache::Known found = (py::gil_scoped_release(), c.known(slot));
+            return known(found);
+          },
+          py::arg("slot"))
+      .def(
+          "pin",
+          [](KvCache& c, std::uint32_t slot) {
+            return with_full_device(c.slots().pool(), [&] { return c.pin(slot).count; });
+          },
+          py::arg("slot"))
+      .def("unpin", &KvCache::unpin, py::arg("slot"), NoGil())
       .def(
           "lost", [](const KvCache& c, std::uint32_t slot) { return c.lost(slot).count; }, py::arg("slot"),
           NoGil())

@@ -22,6 +22,7 @@
 #include "engine/cached_slots.h"
 #include "engine/free_slots.h"
 #include "engine/parked_page.h"
+#include "engine/sequence_lost.h"
 #include "engine/slots_needs.h"
 #include "policy/arrival_predictor.h"
 #include "policy/attach_costs.h"
@@ -56,21 +57,6 @@ enum class SlotState : std::uint8_t {
 struct Prompt {
   std::span<const PrefixIndex::Token> tokens;
   std::string salt;
-};
-
-/// Tokens of sequences were lost, because no copy of them was good. Each of these has `first` tokens now,
-/// which are as they were; everything else is as if the step had not been made.
-class SequenceLost : public Error {
- public:
-  struct Loss {
-    std::uint32_t slot;
-    Tokens first;  // that was lost
-  };
-  explicit SequenceLost(std::vector<Loss> losses);
-  const std::vector<Loss>& losses() const noexcept { return losses_; }
-
- private:
-  std::vector<Loss> losses_;
 };
 
 /// What became of prompts that were looked up.
@@ -164,6 +150,25 @@ class KvCache {
   /// How many of its tokens the sequence has lost for ever, because no copy was good when it came back.
   Tokens lost(std::uint32_t slot) const;
 
+  // For whoever writes the cache down (kv_cache_save.cpp).
+
+  /// Tokens that are found, and the salt of those who find them.
+  struct Known {
+    std::string salt;
+    std::vector<PrefixIndex::Token> tokens;
+  };
+  /// The slots of parked sequences.
+  std::vector<std::uint32_t> parked() const;
+  /// What closed sequences have left that is found in whole blocks, the one used longest ago first.
+  std::vector<Known> cached() const;
+  /// What was committed of the sequence. Throws InvalidArgument for a slot that is not open.
+  Known known(std::uint32_t slot) const;
+  /// All tokens of the sequence are on the device until unpin(), or until somebody uses the sequence; where
+  /// it is parked it stays so, and this waits until they have come. Returns how many are as they were, which
+  /// are fewer where a copy was not good. Throws as step() does, but not SequenceLost.
+  Tokens pin(std::uint32_t slot);
+  void unpin(std::uint32_t slot);
+
   Tokens length(std::uint32_t slot) const;
   /// Tokens before the last step. Where layers have windows, what they did not need is gone.
   Tokens previous_length(std::uint32_t slot) const;
@@ -186,6 +191,7 @@ class KvCache {
     Tokens length{};
     bool whole = false;  // nobody is in the slot, and it holds nothing else that could be found
     bool away = false;   // not all of it is on the device
+    Tokens coming{};     // of the prompt, in a slot whose sequence has ended but which a tier still copies
   };
   struct Parked {
     UnitId unit{};
@@ -195,6 +201,7 @@ class KvCache {
   void require_open(std::uint32_t slot) const;
   void require_awake(std::uint32_t slot) const;
   void wake(std::unique_lock<Mutex>& lock, std::uint32_t slot);
+  bool all_there(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots);
   bool bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots);
   bool resume(std::span<const std::int32_t> slots);
   void resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses);

@@ -53,8 +53,7 @@ KvCache::Prefix KvCache::find(const Prompt& prompt, StreamHandle stream) {
     const auto whole = [&](std::uint32_t slot) { return !is_open(slot) && index_.findable(slot) == length; };
     std::ranges::partition(slots, whole);
     for (std::uint32_t slot : slots) {
-      if (states_[slot] == SlotState::leaving) continue;
-      if (states_[slot] == SlotState::parked) {  // what is parked is not kept
+      if (states_[slot] <= SlotState::parked && is_taken(slot)) {  // what is not there nobody keeps
         away.push_back({{slot, length}, {}});
         continue;
       }
@@ -81,8 +80,13 @@ KvCache::Prefix KvCache::find(const Prompt& prompt, StreamHandle stream) {
                 [&](Tokens length, std::vector<std::uint32_t>& slots) { return look(needs, length, slots); });
   }
   for (const auto& [prefix, holds] : away) {
+    if (states_[prefix.slot] == SlotState::leaving) {
+      best.coming = std::max(best.coming, saved(prefix.slot, prefix.length, true));
+      continue;
+    }
     const Tokens had = saved(prefix.slot, prefix.length, prefix.whole), blocks = had - had % block;
-    if (blocks > best.length) best = {prefix.slot, blocks, prefix.whole && blocks == prefix.length, true};
+    if (blocks > best.length)
+      best = {prefix.slot, blocks, prefix.whole && blocks == prefix.length, true, best.coming};
     if (is_open(prefix.slot)) continue;
     const Tokens left = std::max(holds, prefix.whole ? had : saved(prefix.slot, prefix.length, true));
     if (left < prefix.length) index_.cut(prefix.slot, left);  // memory was short
@@ -99,6 +103,7 @@ std::optional<KvCache::Opened> KvCache::attach(std::unique_lock<Mutex>& lock, co
   while (not_open() != 0) {
     slots_->pool().epochs().poll();
     Prefix prefix = find(prompt, stream);
+    if (prefix.coming > prefix.length && await_tier(lock, until)) continue;
     if (prefix.length.count == 0) break;
     prefix.whole = prefix.whole && !slots_->shares_pages_beyond(prefix.slot, prefix.length);
     std::optional<Target> own;

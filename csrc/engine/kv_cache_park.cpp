@@ -88,10 +88,9 @@ void KvCache::wake(std::unique_lock<Mutex>& lock, std::uint32_t slot) {
   }
 }
 
-/// Brings the parked ones among these back, and returns true; or waits for a moment, without the lock, and
-/// returns false. Whoever does not call it again says so (unwant). Throws OutOfPages, SequenceLost, and what
-/// Slots::adopt throws.
-bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots) {
+/// Whether all tokens of these are on the device; if not, it has waited for them for a moment, without the
+/// lock. Whoever does not call it again says so (unwant). Throws OutOfPages, and what Parking::want throws.
+bool KvCache::all_there(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots) {
   Parking& parking = *options_.parking;
   const Nanoseconds now = slots_->pool().clock().now();
   bool all = true, memory = true;
@@ -103,12 +102,18 @@ bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int
     memory &= presence != Presence::no_memory;
   }
   if (!memory) refuse_to_wake(slots);
-  if (all) return resume(slots);
+  if (all) return true;
   lock.unlock();
   parking.await();
   parking.waited(slots_->pool().clock().now() - now);
   lock.lock();
   return false;
+}
+
+/// Brings the parked ones among these back, and returns true; or has waited for them as all_there() does.
+/// Throws SequenceLost and what Slots::adopt throws, too.
+bool KvCache::bring_back(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots) {
+  return all_there(lock, slots) && resume(slots);
 }
 
 /// Nobody waits for those of them any more that are parked.
@@ -170,12 +175,17 @@ void KvCache::resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses
 /// when that is over.
 bool KvCache::end_parked(std::uint32_t slot) {
   const auto parked = parked_.find(slot);
-  if (!options_.parking->forget(parked->second.unit)) {
+  const Tokens findable = leaves_copies() ? index_.findable(slot) : Tokens{};
+  const Tokens held = saved(slot, findable, true);
+  const bool over = held.count != 0 ? options_.parking->wind_up(parked->second.unit, held)
+                                    : options_.parking->forget(parked->second.unit);
+  if (!over) {
     states_[slot] = SlotState::leaving;
     leaving_.push_back(slot);
     return false;
   }
-  parked_.erase(parked);
+  if (held.count == 0) parked_.erase(parked);
+  if (held < findable) index_.cut(slot, held);
   slots_->resume(slot, {lengths_[slot]});
   states_[slot] = SlotState::running;
   return true;

@@ -209,15 +209,19 @@ bool Parking::forget(UnitId id) {
   return true;
 }
 
+/// Whoever has its place next may look for its tokens there. Not in what was mapped to be read and was not,
+/// and not in what was lost.
+void Parking::unmap_foreign(const Unit& one) {
+  unmap(one, [&](const Page& page) {
+    return page.away || page.foreign || (one.lost && page.at.first >= *one.lost);
+  });
+}
+
 /// Nothing is known of the unit from now on. Returns its owner, whose end takes locks.
 std::shared_ptr<void> Parking::erase(UnitId id) {
   const auto found = units_.find(id);
   Unit& one = found->second;
-  // Whoever has its place next may look for its tokens there. Not in what was mapped to be read and was not,
-  // and not in what was lost.
-  unmap(one, [&](const Page& page) {
-    return page.away || page.foreign || (one.lost && page.at.first >= *one.lost);
-  });
+  unmap_foreign(one);
   if (one.spare) set_need(one, every, Need::none);
   for (Page& page : one.pages) forget_copy(page);
   std::erase(cleaning_, id);

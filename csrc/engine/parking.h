@@ -101,6 +101,10 @@ class Parking final : public Growing {
   /// `length` tokens of `from`. False, and nothing has changed, where one of these has none.
   bool share_copies(UnitId from, Tokens length, UnitId to, std::vector<ParkedPage> pages);
 
+  /// The unit, which is parked, is nobody's from now on, although not all of it may be there; but copies of
+  /// its first `held` tokens stay, for leave(). False as of forget().
+  bool wind_up(UnitId unit, Tokens held);
+
   /// The unit will not come back. False where transfers still touch its pages, which must be left alone
   /// until it is true: then this must be called again, unless the unit's owner ends, too.
   bool forget(UnitId unit);
@@ -197,6 +201,7 @@ class Parking final : public Growing {
   void unmap(const Unit& unit, Is is);
   static bool every(const Page&) { return true; }
   void put_back(Unit& unit);
+  void unmap_foreign(const Unit& unit);
   enum class Kept : std::uint8_t { all, some, refused };
   Kept keep_resident(Unit& unit);
 

@@ -58,6 +58,24 @@ void Parking::leave(UnitId id, std::vector<ParkedPage> pages, Fence until) {
   notify();
 }
 
+bool Parking::wind_up(UnitId id, Tokens held) {
+  const std::lock_guard lock(mutex_);
+  Unit& one = unit(id);
+  one.urgent = one.no_memory = false;
+  if (one.phase == Phase::wanted) one.phase = Phase::idle;
+  if (one.moving != 0 || one.mapping) return false;
+  unmap_foreign(one);
+  leave_policy(id);
+  one.phase = Phase::running;
+  one.failure = nullptr;
+  one.lost.reset();
+  for (Page& page : one.pages) {
+    page.away = page.mapped = page.foreign = false;
+    if (page.at.first >= held) forget_copy(page);
+  }
+  return true;
+}
+
 bool Parking::hold(UnitId id) {
   const std::lock_guard lock(mutex_);
   Unit& one = unit(id);
@@ -78,7 +96,9 @@ void Parking::release(UnitId id, Fence until) {
 Tokens Parking::saved(UnitId id, Tokens length, bool on_device) {
   const std::lock_guard lock(mutex_);
   const Pool::Needs needs(pool());
-  for (const Page& page : unit(id).pages)
+  const Unit& one = unit(id);
+  if (one.lost) length = std::min(length, *one.lost);
+  for (const Page& page : one.pages)
     if (page.at.first < length && !page.copied && !(on_device && resident(needs, page)))
       length = page.at.first;
   return length;

@@ -207,8 +207,7 @@ void Slots::truncate(std::uint32_t number, Tokens to, const Fence& readers) {
   slot.kept = kept.count;
   limits_[number] = without_tail(room_in_pages_for(kept));
   std::lock_guard lock(due_mutex_);
-  slot.announced = kept.count;
-  covered_[number] = limits_[number];
+  announce_kept(number);
 }
 
 void Slots::scrub(std::uint32_t slot, Tokens from, Tokens to, StreamHandle stream) {

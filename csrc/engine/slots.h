@@ -243,6 +243,7 @@ class Slots final : public Growing {
   void note_mapped(std::span<const std::uint32_t> slots);
   void settle();
   Tokens announce_no_more(std::uint32_t slot);
+  void announce_kept(std::uint32_t slot);
   void put_due(std::uint32_t slot);
 
   std::shared_ptr<Pager> pager_;

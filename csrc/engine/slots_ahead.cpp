@@ -165,14 +165,19 @@ void Slots::note_mapped(std::span<const std::uint32_t> slots) {
   }
 }
 
+/// Nothing is announced but what is kept. The caller holds due_mutex_.
+void Slots::announce_kept(std::uint32_t number) {
+  slots_[number].announced = slots_[number].kept.load();
+  covered_[number] = limits_[number];
+}
+
 /// Nothing is announced any more for the slot, beyond what is kept. Returns up to where pages may be needed
 /// still: the caller ends that need after this, and what the pager maps meanwhile is seen to by the pager.
 Tokens Slots::announce_no_more(std::uint32_t number) {
   Slot& slot = slots_.at(number);
   std::lock_guard lock(due_mutex_);
   const Tokens needed{std::max(slot.kept.load(), slot.announced.load())};
-  slot.announced = slot.kept.load();
-  covered_[number] = limits_[number];
+  announce_kept(number);
   return needed;
 }
 

@@ -10,9 +10,8 @@ namespace vmm {
 void Slots::call_off_ahead(std::uint32_t number) {
   std::lock_guard until_it_is_done(ahead_mutex_);
   std::lock_guard lock(due_mutex_);
-  Slot& slot = slots_.at(number);
-  slot.announced = slot.kept.load();
-  covered_[number] = limits_[number];
+  announce_kept(number);
+  Slot& slot = slots_[number];
   slot.due = false;
   slot.asked = never;
   std::erase(due_, number);

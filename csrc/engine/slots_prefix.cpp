@@ -139,8 +139,7 @@ void Slots::set_length(std::uint32_t number, Tokens length, Tokens before) {
   slot.passed = before.count;
   limits_[number] = without_tail(room_in_pages_for(kept));
   std::lock_guard lock(due_mutex_);
-  slot.announced = kept.count;
-  covered_[number] = limits_[number];
+  announce_kept(number);
 }
 
 }  // namespace vmm

@@ -140,6 +140,22 @@ Tokens PrefixIndex::findable(std::uint32_t slot) const {
   return {begun(slot) ? paths_[slot].end->depth * std::uint64_t{block_tokens} : 0};
 }
 
+std::string PrefixIndex::salt(std::uint32_t slot) const {
+  const Node* node = paths_[slot].end;
+  while (node != nullptr && node->parent != nullptr) node = node->parent;
+  return node == nullptr ? std::string{} : *node->salt;
+}
+
+std::vector<PrefixIndex::Token> PrefixIndex::tokens(std::uint32_t slot, Tokens length) const {
+  std::vector<Token> out(known(slot).count);
+  const Path& path = paths_[slot];
+  std::ranges::copy(path.rest, out.end() - static_cast<std::ptrdiff_t>(path.rest.size()));
+  for (const Node* node = path.end; node != nullptr && node->block != nullptr; node = node->parent)
+    std::ranges::copy(*node->block, out.begin() + std::ptrdiff_t{node->depth - 1} * block_tokens);
+  out.resize(length.count);
+  return out;
+}
+
 const PrefixIndex::Node* PrefixIndex::deepest(const std::string& salt, std::span<const Token> tokens) const {
   const auto root = roots_.find(salt);
   if (root == roots_.end()) return nullptr;

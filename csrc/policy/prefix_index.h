@@ -51,6 +51,10 @@ class PrefixIndex {
   /// How many tokens of a slot are known, and how many of those are found, because they fill blocks.
   Tokens known(std::uint32_t slot) const;
   Tokens findable(std::uint32_t slot) const;
+  /// Whose they are; none where nothing is known of the slot.
+  std::string salt(std::uint32_t slot) const;
+  /// The first `length` of them, which must be known.
+  std::vector<Token> tokens(std::uint32_t slot, Tokens length) const;
 
   /// Calls visit(length, slots) for the slots that hold the first `length` of these tokens and no more of
   /// them, from the greatest length down, until that returns false. `slots` holds until the index changes.

@@ -289,6 +289,18 @@ TEST(a_path_of_a_hundred_thousand_blocks_ends_without_a_deep_stack) {
   }
 }
 
+TEST(what_is_known_of_a_slot_can_be_told) {
+  PrefixIndex index(2);
+  CHECK(index.salt(0).empty() && index.tokens(0, {}).empty());
+  const TokenList tokens = numbers(40);
+  index.begin(0, "salt");
+  index.append(0, tokens);
+  CHECK(index.salt(0) == "salt" && index.tokens(0, index.known(0)) == tokens);
+  CHECK(index.tokens(0, index.findable(0)) == numbers(32));
+  index.copy(0, 1, {20});
+  CHECK(index.salt(1) == "salt" && index.tokens(1, {20}) == numbers(20));
+}
+
 TEST(when_all_slots_have_ended_no_memory_is_left) {
   const TokenList tokens = numbers(1'000);
   PrefixIndex index(4);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
@@ -18,6 +19,8 @@ from vmm.errors import Closed, InvalidArgument, OutOfPages, SequenceLost
 from vmm.kv_cache.arguments import checked_salt, checked_shapes, int32_numbers, token_ids
 from vmm.kv_cache.cache_stats import CacheStats
 from vmm.kv_cache.layout import chosen_records
+from vmm.kv_cache.restoring import restore
+from vmm.kv_cache.saving import SaveReport, save
 from vmm.kv_cache.sequence import Batch, Sequence, slots_of
 from vmm.pool import Pool
 from vmm.records import LayoutName, Part, Records, Where, slot_elements, slot_tokens
@@ -87,6 +90,7 @@ class KVCache(Closing):
         self.tenant = tenant  #: whom it and its sequences belong to
         self._page_bytes = chosen_page_bytes(page_bytes, self.pool)
         more = max(self._tail, _TILE_TOKENS if self.pool._core.gpu else 0)
+        self._windows = tuple(shape.window for shape in shapes)
         self._shapes = [replace(shape, window=shape.window and shape.window + more) for shape in shapes]
         self._records = chosen_records(
             self._shapes,
@@ -256,6 +260,48 @@ class KVCache(Closing):
             layout=self._records.name,
             bookkeeping_bytes=_core.KvCache.bytes_per_slot,
         )
+
+    # Across a restart.
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        sequences: Mapping[str, Sequence] | None = None,
+        *,
+        model: str = "",
+    ) -> SaveReport:
+        """Writes open sequences, and what closed ones have left to be found, to the file ``path``: see
+        `restore`. ``sequences`` names those that are to be written; by default it is all that are parked,
+        each under the number of its slot. They stay as they are, but those that are away are brought to the
+        device, one at a time. ``model`` names the model and its weights: K and V are of no use to another.
+
+        The file appears, or replaces an older one, when all of it is on the disk: whenever the process ends
+        before, the older one is still there. Beside it, ``path`` with ``.saving`` at its end is written. Only
+        the file's owner may read it.
+
+        The sequences must not be used meanwhile, and all work that writes to them must have been submitted.
+        Others may be. Raises InvalidArgument for bad arguments, and where somebody else just saves to
+        ``path``; Closed for a closed sequence; OutOfPages where there is no memory to bring one back; OSError
+        where the file cannot be written. Then the older file is untouched."""
+        return save(self, path, sequences, model)
+
+    @classmethod
+    def restore(
+        cls, path: str | os.PathLike[str], *, model: str = "", **options: Any
+    ) -> tuple[KVCache, dict[str, Sequence]]:
+        """Makes a cache from what `save` has written, and returns it with its sequences by their names.
+        ``options`` are those of `KVCache`: a pool or a budget, say, and another layout or page size than
+        before, if you like. What the file tells (layers, heads, dtype, windows) need not be said; whatever is
+        said must agree. ``max_tokens`` and ``max_sequences`` are as before unless they are said.
+
+        What was parked is parked again where the pool has tiers; else it is open, and on the device. Tokens
+        that were found (``KVCache.open(tokens=)``) are found again, and where sequences began with the same
+        they share memory again.
+
+        Raises InvalidArgument, which says why, for a file that is none, is damaged or incomplete, or was
+        written for another model or by another version of vmm, and where the cache is too small; OutOfPages
+        where there is not enough memory; OSError where the file cannot be read. Then nothing was made."""
+        return restore(cls, path, model, options)
 
     def close(self) -> None:
         """Gives all memory back when the work on it is over, and closes the pool if it was made with
