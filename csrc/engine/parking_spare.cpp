@@ -96,7 +96,9 @@ void Parking::release(UnitId id, Fence until) {
 Tokens Parking::saved(UnitId id, Tokens length, bool on_device) {
   const std::lock_guard lock(mutex_);
   const Pool::Needs needs(pool());
-  const Unit& one = unit(id);
+  const auto found = units_.find(id);
+  if (found == units_.end() || found->second.phase == Phase::forgotten) return {};
+  const Unit& one = found->second;
   if (one.lost) length = std::min(length, *one.lost);
   for (const Page& page : one.pages)
     if (page.at.first < length && !page.copied && !(on_device && resident(needs, page)))

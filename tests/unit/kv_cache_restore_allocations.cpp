@@ -44,21 +44,20 @@ void refuse_all_of_open(std::uint64_t beginning) {
   CHECK(over && times > 5);
 }
 
-}  // namespace
-
-TEST(who_has_no_memory_for_the_books_opens_nothing_from_a_tier) {
-  if (on_cuda()) return;
-  refuse_all_of_open(3 * tokens_a_page);
-  refuse_all_of_open(80);
-}
-
-TEST(a_close_without_memory_for_the_books_of_a_tier_can_be_tried_again) {
-  if (on_cuda()) return;
+/// Refuses each allocation of close() in turn, of a sequence that runs, or is parked and away.
+void refuse_all_of_close(bool away) {
   bool over = false;
   for (int n = 1; !over && n < 1'000; ++n) {
     Restored test({.write_through = true});
     const TokenList tokens = tokens_from(100, 3 * tokens_a_page);
     const Sequence made = test.serve(tokens);
+    if (away) {
+      test.park(made);
+      test.end();
+      CHECK(test.are_cleaned(3));
+      test.fill_memory();
+      CHECK(!test.cache->ready(made.slot));
+    }
     const int before = allocations;
     is_refused(n, [&] { test.cache->close(made.slot, {}); });
     over = !reached(before, n);
@@ -72,4 +71,18 @@ TEST(a_close_without_memory_for_the_books_of_a_tier_can_be_tried_again) {
     test.end();
   }
   CHECK(over);
+}
+
+}  // namespace
+
+TEST(who_has_no_memory_for_the_books_opens_nothing_from_a_tier) {
+  if (on_cuda()) return;
+  refuse_all_of_open(3 * tokens_a_page);
+  refuse_all_of_open(80);
+}
+
+TEST(a_close_without_memory_for_the_books_of_a_tier_can_be_tried_again) {
+  if (on_cuda()) return;
+  refuse_all_of_close(false);
+  refuse_all_of_close(true);
 }

@@ -95,6 +95,31 @@ TEST(who_ends_with_copies_of_others_before_it_has_read_them_leaves_no_other_byte
   CHECK(test.is_whole(again) && same.cached == 128 && test.is_whole(same));
 }
 
+TEST(who_ends_while_it_is_copied_is_found_when_that_is_over_and_nobody_finds_what_was_not_committed) {
+  std::atomic<bool> hangs = true;
+  const auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  hang(*calls, "pwritev", hangs);
+  Sequence unknown = test.make(5);
+  const TokenList tokens = text(100, 1);
+  const Sequence known = test.serve(tokens);
+  test.park(unknown);
+  test.park(known);
+  test.end();
+  CHECK(test.parking->make_room(64_KiB * 6));
+  CHECK(comes([&] { return test.parking->tiers().figures(0).pending == 6; }));
+  test.close(unknown);
+  test.close(known);
+  CHECK(test.stats().cached_slots == 0);
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    hangs = false;
+  });
+  CHECK(test.found(joined(tokens, {1})) == tokens_a_page);
+  later.join();
+  CHECK(test.opens_at_last() && test.cache->open_slots() == 1);
+}
+
 TEST(a_copy_that_is_not_good_is_not_found_when_its_sequence_has_ended) {
   auto calls = std::make_shared<TestCalls>();
   Restored test({.file = 8_MiB, .write_through = true, .calls = calls});
