@@ -92,8 +92,8 @@ class Parking final : public Growing {
   /// It is spare again. Work until then may still read its pages.
   void release(UnitId unit, Fence until);
   /// How many of the first `length` tokens of a unit that is parked or spare can be had again: those before
-  /// the first page that has no good copy and, where what is `on_device` counts, is not there, either. None of
-  /// a unit that was forgotten.
+  /// the first page that has no good copy and, where what is `on_device` counts, is not there, either. None
+  /// of a unit that was forgotten.
   Tokens saved(UnitId unit, Tokens length, bool on_device);
   /// A spare unit, which its owner holds, is parked from now on, with so many tokens. False, and nothing has
   /// changed, where some cannot be had any more, or the tenant may not keep them.

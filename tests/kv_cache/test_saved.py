@@ -11,6 +11,7 @@ import torch
 from cuda_standin import ON_CUDA
 
 from vmm import Closed, InvalidArgument, KVCache, OutOfPages, Pool
+from vmm.testing import settle
 
 SHAPE = {"layers": 2, "kv_heads": 2, "head_dim": 16, "dtype": torch.float32}
 SIZES = {"max_tokens": 2000, "max_sequences": 8}
@@ -154,6 +155,41 @@ def test_what_closed_sequences_left_is_found_again(cache, path):
             again.step({sequence: 410})
             assert intact(sequence, number, 400)
         assert again.open(tokens=ids(0, 410), salt="c").cached_tokens == 0
+        again.close()
+
+
+@pytest.mark.parametrize(
+    ("tiers", "sizes", "found"),
+    [
+        ({}, {}, 2),  # as many as the device holds, beside what lies ready for others
+        ({"host": "1280KiB", "write_through": True}, {}, 4),  # the tier holds the sequence, and three
+        ({"host": "16MiB", "write_through": True}, {"max_sequences": 4}, 3),  # as many as slots are left
+        ({"host": "16MiB", "write_through": True}, {}, 8),
+    ],
+)
+def test_of_prefixes_that_do_not_fit_the_newest_are_kept(path, tiers, sizes, found):
+    shape = {"layers": 1, "kv_heads": 2, "head_dim": 64, "max_tokens": 700}  # 320 KiB are 640 tokens
+    with Pool("8MiB") as pool, KVCache(**shape, max_sequences=12, pool=pool) as cache:
+        for number in range(8):
+            written(cache, ids(1000 * number, 640), number).close()
+        idle = written(cache, ids(50_000, 640), 9)
+        cache.end()
+        assert cache.save(path, {"idle": idle}).prefixes == 8
+    with Pool("1536KiB", **tiers) as pool:
+        again, by_name = KVCache.restore(path, pool=pool, layout="token-major", **sizes)
+        if tiers:  # what nobody is in is not kept until it is copied
+            settle(pool)
+        assert intact(by_name["idle"], 9)
+        kept = []
+        for number in reversed(range(8)):
+            sequence = again.open(tokens=ids(1000 * number, 641), announce=0)
+            if sequence.cached_tokens == 640:
+                kept.append(number)
+                again.step({sequence: 640})
+                assert intact(sequence, number)
+            sequence.close()
+            again.end()
+        assert kept[:found] == list(range(7, 7 - found, -1))
         again.close()
 
 

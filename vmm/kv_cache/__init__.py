@@ -3,6 +3,7 @@ needed."""
 
 from vmm.kv_cache.cache import KVCache
 from vmm.kv_cache.cache_stats import CacheStats
+from vmm.kv_cache.saving import SaveReport
 from vmm.kv_cache.sequence import Batch, Sequence
 
-__all__ = ["Batch", "CacheStats", "KVCache", "Sequence"]
+__all__ = ["Batch", "CacheStats", "KVCache", "SaveReport", "Sequence"]

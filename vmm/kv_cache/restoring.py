@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vmm.errors import InvalidArgument
+from vmm.errors import InvalidArgument, OutOfPages
 from vmm.kv_cache.saved_file import Contents, FileReader, Piece, Saved
 from vmm.kv_cache.saving import checked_model, checked_path
 from vmm.kv_cache.sequence import Sequence
@@ -57,33 +58,47 @@ def _arguments(contents: Contents, options: dict[str, Any], path: Any) -> dict[s
 def _filled(cache: KVCache, file: FileReader) -> dict[str, Sequence]:
     """Fills the cache, which is new. Returns its sequences by their names."""
     sequences: dict[str, Sequence] = {}
-    prefixes = []
+    # Of those that nobody is in, the oldest first. They are parked until all is there: what is parked is not
+    # dropped while tiers have room for it.
+    prefixes: deque[Sequence] = deque()
+    tiers = cache.pool.stats().tiers is not None
     for saved in file.contents.saved:
-        sequence = _sequence(cache, file, saved)
-        if saved.name is None:
+        while (sequence := _sequence(cache, file, saved, may_fail=bool(prefixes))) is None:
+            prefixes.popleft().close()
+        if tiers and (saved.parked or saved.name is None):
+            sequence.park()
+        if saved.name is not None:
+            sequences[saved.name] = sequence
+        elif tiers:
             prefixes.append(sequence)
         else:
-            sequences[saved.name] = sequence
-        # Those of which nobody has said that they are idle run on, or there is no tier for them.
-        if (saved.parked or saved.name is None) and cache.pool.stats().tiers is not None:
-            sequence.park()
-            cache.end()
-    cache.end()
+            sequence.close()
+        cache.end()
     for sequence in prefixes:
         sequence.close()
     return sequences
 
 
-def _sequence(cache: KVCache, file: FileReader, saved: Saved) -> Sequence:
-    """Opens a sequence with the tokens that were saved. Those that another one has had before it shares."""
+def _sequence(cache: KVCache, file: FileReader, saved: Saved, *, may_fail: bool) -> Sequence | None:
+    """Opens a sequence with the tokens that were saved. Those that another one has had before it shares. None
+    where there is no slot or no memory for it, if it ``may_fail``."""
+    if may_fail and cache.stats().sequences == cache.max_sequences:
+        return None
     tokens = file.read(saved.tokens, saved.known * 4) if saved.known else bytearray(4)
     ids = torch.frombuffer(tokens, dtype=torch.int32)[: saved.known]
     sequence = cache.open(tokens=ids, salt=bytes.fromhex(saved.salt), announce=0)
-    for piece in saved.pieces:
-        if (had := sequence.length) < piece.end:
-            cache.step({sequence: piece.end})
-            _fill(sequence, piece, had, file)
-    sequence.commit(ids[sequence.cached_tokens :])
+    try:
+        for piece in saved.pieces:
+            if (had := sequence.length) < piece.end:
+                cache.step({sequence: piece.end})
+                _fill(sequence, piece, had, file)
+        sequence.commit(ids[sequence.cached_tokens :])
+    except OutOfPages:
+        sequence.close()
+        cache.end()
+        if may_fail:
+            return None
+        raise
     return sequence
 
 
