@@ -84,8 +84,9 @@ def _sequence(cache: KVCache, file: FileReader, saved: Saved, *, may_fail: bool)
     where there is no slot or no memory for it, if it ``may_fail``."""
     if may_fail and cache.stats().sequences == cache.max_sequences:
         return None
-    tokens = file.read(saved.tokens, saved.known * 4) if saved.known else bytearray(4)
-    ids = torch.frombuffer(tokens, dtype=torch.int32)[: saved.known]
+    ids = torch.empty(0, dtype=torch.int32)
+    if saved.known:
+        ids = torch.frombuffer(file.read(saved.tokens, saved.known * 4), dtype=torch.int32).clone()
     sequence = cache.open(tokens=ids, salt=bytes.fromhex(saved.salt), announce=0)
     try:
         for piece in saved.pieces:
@@ -108,7 +109,7 @@ def _fill(sequence: Sequence, piece: Piece, had: int, file: FileReader) -> None:
     shapes = list(zip(cache._shapes, piece.starts, strict=True))
     element = cache.dtype.itemsize
     sizes = [(piece.end - start) * shape.kv_heads * shape.head_dim * element for shape, start in shapes]
-    data = memoryview(file.read(piece.member, 2 * sum(sizes)))
+    data = file.read(piece.member, 2 * sum(sizes))
     for layer, (shape, start) in enumerate(shapes):
         for kv in cache.kv(layer):
             mine, data = data[: sizes[layer]], data[sizes[layer] :]

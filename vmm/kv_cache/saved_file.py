@@ -154,6 +154,7 @@ class FileReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._buffer = bytearray()
         self._file = open(path, "rb")  # noqa: SIM115  # __exit__ closes it
         try:
             self._archive = self._opened()
@@ -162,9 +163,11 @@ class FileReader:
             self._file.close()
             raise
 
-    def read(self, member: str, size: int) -> bytearray:
-        """The bytes of the member, which has so many."""
-        out = bytearray(size)
+    def read(self, member: str, size: int) -> memoryview:
+        """The bytes of the member, which has so many. They are good until the next call."""
+        if len(self._buffer) < size:  # one for all: to get fresh memory costs as much as to read
+            self._buffer = bytearray(size)
+        out = memoryview(self._buffer)[:size]
         try:
             with self._archive.open(member) as file:
                 if cast(zipfile.ZipExtFile, file).readinto(out) != size or file.read(1):

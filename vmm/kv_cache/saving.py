@@ -42,7 +42,9 @@ def save(cache: KVCache, path: Any, sequences: Any, model: Any) -> SaveReport:
         pieces = Pieces(cache, file)
         saved = [each for each in map(pieces.prefix, cache._engine.cached()) if each is not None]
         prefixes = len(saved)
-        for name, sequence in named.items():
+        coming = [sequence.slot for sequence in named.values()]
+        for at, (name, sequence) in enumerate(named.items()):
+            cache._engine.prefetch(coming[at + 1 : at + 2], 0)  # it comes back while this one is written
             saved.append(each := pieces.sequence(name, sequence))
             if each.length < sequence.length:
                 lost[name] = sequence.length - each.length
