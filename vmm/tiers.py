@@ -36,11 +36,14 @@ def checked_nvme(nvme: Any) -> tuple[str, int]:
     return directory, parse_bytes(size, "nvme")
 
 
-def checked_hint(category: Any, priority: Any) -> None:
-    """What is told of a sequence that is parked."""
+def checked_hint(category: Any, priority: Any, idle_s: Any) -> tuple[str, int, int]:
+    """What is told of a sequence that is parked, the seconds as nanoseconds."""
     if not isinstance(category, str):
         raise InvalidArgument(f"category is {category!r}; expected text")
     checked_number("priority", priority, -1000, 1000)
+    if idle_s is not None and (not is_number(idle_s) or not 0 <= idle_s <= 1e9):
+        raise InvalidArgument(f"idle_s is {idle_s!r}; expected seconds, 0 to 1e9, or None")
+    return category, priority, 0 if idle_s is None else max(1, int(idle_s * 1e9))
 
 
 def checked_by_s(by_s: Any) -> float:

@@ -126,15 +126,18 @@ void bind_parked_growths(py::module_& m) {
   py::class_<ParkedGrowths, std::unique_ptr<ParkedGrowths, DeleteWithoutGil>>(m, "ParkedGrowths")
       .def(py::init([](const PoolHandle& pool,
                        const std::vector<std::pair<std::shared_ptr<Growth>, std::uint64_t>>& layers,
-                       std::string category, int priority, std::uint64_t new_tokens) {
+                       std::string category, int priority, std::int64_t idle_ns, std::uint64_t new_tokens) {
              std::vector<ParkedGrowths::Layer> all;
              for (const auto& [growth, length] : layers) all.push_back({growth, {length}});
-             return std::unique_ptr<ParkedGrowths, DeleteWithoutGil>(new ParkedGrowths(
-                 pool.parking, std::move(all),
-                 {.new_tokens = new_tokens, .category = std::move(category), .priority = priority}));
+             return std::unique_ptr<ParkedGrowths, DeleteWithoutGil>(
+                 new ParkedGrowths(pool.parking, std::move(all),
+                                   {.new_tokens = new_tokens,
+                                    .category = std::move(category),
+                                    .priority = priority,
+                                    .idle = Nanoseconds{idle_ns}}));
            }),
            py::arg("pool"), py::arg("layers"), py::kw_only(), py::arg("category"), py::arg("priority"),
-           py::arg("new_tokens"), NoGil())
+           py::arg("idle_ns"), py::arg("new_tokens"), NoGil())
       .def(
           "want", [](ParkedGrowths& p, std::int64_t in_ns) { p.want_in(Nanoseconds{in_ns}); },
           py::arg("in_ns"), NoGil())

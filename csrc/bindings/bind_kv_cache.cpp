@@ -117,10 +117,14 @@ void bind_kv_cache(py::module_& m) {
           py::arg("slot"), py::arg("stream") = 0, NoGil())
       .def(
           "park",
-          [](KvCache& c, std::uint32_t slot, std::string category, int priority, std::uint64_t stream) {
-            c.park(slot, {.category = std::move(category), .priority = priority}, {stream});
+          [](KvCache& c, std::uint32_t slot, std::string category, int priority, std::int64_t idle_ns,
+             std::uint64_t stream) {
+            c.park(slot,
+                   {.category = std::move(category), .priority = priority, .idle = Nanoseconds{idle_ns}},
+                   {stream});
           },
-          py::arg("slot"), py::arg("category"), py::arg("priority"), py::arg("stream") = 0, NoGil())
+          py::arg("slot"), py::arg("category"), py::arg("priority"), py::arg("idle_ns"),
+          py::arg("stream") = 0, NoGil())
       .def(
           "prefetch",
           [](KvCache& c, const std::vector<std::int32_t>& slots, std::int64_t in_ns) {

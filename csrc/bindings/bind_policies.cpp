@@ -49,9 +49,9 @@ EvictionStream stream_of_turns(
 
 void access(EvictionPolicy& policy, std::uint64_t unit, std::int64_t at, std::uint64_t size,
             std::optional<std::uint64_t> parent, int priority, std::uint32_t label, bool whole_sequence,
-            bool partial, std::uint32_t new_blocks, std::uint32_t output_tokens) {
-  UnitAccess access{Nanoseconds{at}, {size},  std::nullopt, priority,     label,
-                    whole_sequence,  partial, new_blocks,   output_tokens};
+            bool partial, std::uint32_t new_blocks, std::uint32_t output_tokens, std::int64_t guess) {
+  UnitAccess access{Nanoseconds{at}, {size},  std::nullopt, priority,      label,
+                    whole_sequence,  partial, new_blocks,   output_tokens, Nanoseconds{guess}};
   if (parent) access.parent = UnitId{*parent};
   policy.access(UnitId{unit}, access);
 }
@@ -66,7 +66,7 @@ void bind_policy(py::module_& m) {
       .def("access", &access, py::arg("unit"), py::kw_only(), py::arg("at_ns") = 0, py::arg("size") = 1,
            py::arg("parent") = py::none(), py::arg("priority") = 0, py::arg("label") = 0,
            py::arg("whole_sequence") = false, py::arg("partial") = false, py::arg("new_blocks") = 0,
-           py::arg("output_tokens") = 0)
+           py::arg("output_tokens") = 0, py::arg("guess_ns") = 0)
       .def(
           "victim",
           [](EvictionPolicy& policy, std::int64_t now) { return number_of(policy.victim(Nanoseconds{now})); },

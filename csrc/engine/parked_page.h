@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "base/clock.h"
 #include "memory/reservation.h"
 
 namespace vmm {
@@ -21,6 +22,7 @@ struct ParkHint {
   std::uint64_t new_tokens = 0;  // since it was last parked
   std::string category = {};     // what its user calls its kind
   int priority = 0;              // the higher, the longer it stays
+  Nanoseconds idle{};            // a guess of how long; 0: none
 };
 
 }  // namespace vmm

@@ -103,7 +103,8 @@ void Parking::enter_policy(UnitId id, const Unit& one, const ParkHint& hint) {
                        .priority = hint.priority,
                        .label = label_of(hint.category),
                        .whole_sequence = true,
-                       .new_blocks = static_cast<std::uint32_t>(hint.new_tokens)});
+                       .new_blocks = static_cast<std::uint32_t>(hint.new_tokens),
+                       .guess = hint.idle});
 }
 
 /// What has been cleaned is needed by nobody; the rest is kept.

@@ -142,15 +142,18 @@ class VmmCache(DynamicCache):
                 layer._forget()
         super().reset()
 
-    def park(self, *, category: str = "", priority: int = 0, stream: Any = None) -> None:
+    def park(
+        self, *, idle_s: float | None = None, category: str = "", priority: int = 0, stream: Any = None
+    ) -> None:
         """The conversation is idle from now on: its user thinks, or a tool runs. Where memory is short others
         get what its full-attention layers have, once that has been copied to a tier of the pool
         (``Pool(host=, nvme=)``). Whoever uses the cache next brings it back, to the same addresses, and waits
         for that: nothing is computed again. ``prefetch`` brings it back earlier, and ``ready`` says when it
         is there. Nothing waits here, and nothing happens to a cache that is parked. Layers with windows stay.
 
-        ``category`` names its kind, from which the policy ``predictive`` learns how long such caches are
-        idle; ``priority`` is for the policy of that name; ``stream`` as in ``crop``.
+        ``category`` names its kind, and ``idle_s`` is your guess how long it will be idle: from both the
+        policy ``predictive`` learns how long such caches are idle. ``priority`` is for the policy of that
+        name; ``stream`` as in ``crop``.
 
         The call that brings it back may raise OutOfPages, and the cache is parked still; or SequenceLost,
         where copies were not good: the cache has the tokens before those that were lost, or none if it has
@@ -158,7 +161,7 @@ class VmmCache(DynamicCache):
         the pool has no tiers, or has tiers for pages of another size. What was read of ``layers`` before must
         not be read while it is parked.
         """
-        checked_hint(category, priority)
+        hint = checked_hint(category, priority, idle_s)
         if not self.pool._core.has_tiers:
             raise InvalidArgument(
                 "park: the pool has no tier to which idle caches could go; make it with host= or nvme="
@@ -169,9 +172,7 @@ class VmmCache(DynamicCache):
         release_after(self.pool, stream)
         tokens = max(layer.length for layer in layers)
         new_tokens = max(0, tokens - self._memory.parked_tokens)
-        self._memory.idle = IdleLayers(
-            self.pool, layers, category=category, priority=priority, new_tokens=new_tokens
-        )
+        self._memory.idle = IdleLayers(self.pool, layers, hint=hint, new_tokens=new_tokens)
         self._memory.parked_tokens = tokens
 
     def prefetch(self, by_s: float | None = None) -> None:

@@ -18,13 +18,15 @@ class IdleLayers:
     where their pages have another size than the tiers'."""
 
     def __init__(
-        self, pool: Pool, layers: list[VmmLayer], *, category: str, priority: int, new_tokens: int
+        self, pool: Pool, layers: list[VmmLayer], *, hint: tuple[str, int, int], new_tokens: int
     ) -> None:
+        category, priority, idle_ns = hint
         self._core = _core.ParkedGrowths(
             pool._core,
             [(layer.growth, layer.length) for layer in layers],
             category=category,
             priority=priority,
+            idle_ns=idle_ns,
             new_tokens=new_tokens,
         )
         self._layers = [weakref.ref(layer) for layer in layers]  # else this would keep them

@@ -249,6 +249,8 @@ def test_bad_arguments_are_named(pool):
     _, ours = conversation(pool)
     with pytest.raises(InvalidArgument, match="category"):
         ours.park(category=3)
+    with pytest.raises(InvalidArgument, match="idle_s is -1"):
+        ours.park(idle_s=-1)
     with pytest.raises(InvalidArgument, match="priority"):
         ours.park(priority=10_000)
     with pytest.raises(InvalidArgument, match="by_s"):

@@ -141,6 +141,9 @@ def test_bad_arguments(cache):
         sequence.park()
     with pytest.raises(InvalidArgument, match=r"^category\b"):
         sequence.park(category=3)
+    for idle_s in (-1, "soon", float("nan"), True):
+        with pytest.raises(InvalidArgument, match=r"^idle_s is .*; expected seconds"):
+            sequence.park(idle_s=idle_s)
     with pytest.raises(InvalidArgument, match=r"^priority\b"):
         sequence.park(priority=0.5)
     for seconds in (-1, "soon", True, float("nan")):

@@ -119,6 +119,19 @@ TEST(predictive_keeps_the_kind_that_comes_back) {
   CHECK((evict(policy, 3, now + 4s) == Numbers{1, 2}));  // 2 is due in a second
 }
 
+TEST(predictive_learns_what_a_guess_is_worth) {
+  Predictive policy;
+  Nanoseconds now{};
+  std::uint64_t fresh = 1'000;
+  // Whoever is guessed to be away for an hour comes back after ten seconds, and the others never do.
+  for (int round = 0; round < 200; ++round, now += 5s) {
+    policy.access(unit(1 + round % 2), {.at = now, .label = 1, .whole_sequence = true, .guess = 3'600s});
+    policy.access(unit(fresh++), {.at = now, .label = 1, .whole_sequence = true, .guess = 10s});
+  }
+  const Numbers left = evict(policy, 200, now);
+  CHECK(left.size() == 200 && std::ranges::all_of(left, [](std::uint64_t each) { return each >= 1'000; }));
+}
+
 TEST(predictive_lets_go_of_what_should_have_come_back_by_now) {
   Predictive policy;
   Nanoseconds now{};

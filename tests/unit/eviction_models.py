@@ -243,8 +243,11 @@ def prefixes(path):
     return [path[:length] for length in range(len(path) + 1)]
 
 
-def path_of(uses, *, label=0, whole_sequence=False, partial=False, new_blocks=0, output_tokens=0):
+def path_of(uses, *, label=0, whole_sequence=False, partial=False, new_blocks=0, output_tokens=0, guess_ns=0):
     path = [("label", label)] if label else []
+    if guess_ns:
+        seconds = guess_ns // 1_000_000_000
+        path.append(("guess", min(12, math.floor(math.log2(seconds)) + 1 if seconds else 0)))
     if not whole_sequence:
         path += [("partial", partial), ("uses", math.ceil(math.log2(uses)))]
     path.append(("new", min(4, int(math.log2(max(new_blocks, 1))) // 2)))

@@ -63,6 +63,7 @@ FEATURES = st.fixed_dictionaries(
         "partial": st.booleans(),
         "new_blocks": st.sampled_from((0, 1, 3, 4, 40, 400)),
         "output_tokens": st.sampled_from((0, 2, 3, 14, 15, 300, 5000)),
+        "guess_ns": st.sampled_from((0, 0, 1, 10**9, 4 * 10**9, 5 * 10**9, 10**13)),
     }
 )
 USES = st.lists(

@@ -92,22 +92,25 @@ class Sequence(Closing):
         slots = self.cache._engine.fork(self.slot, n, self.cache._stream(stream))
         return [Sequence(self.cache, slot) for slot in slots]
 
-    def park(self, *, category: str = "", priority: int = 0, stream: Any = None) -> None:
+    def park(
+        self, *, idle_s: float | None = None, category: str = "", priority: int = 0, stream: Any = None
+    ) -> None:
         """The sequence is idle from now on: its user thinks, or a tool runs. It keeps its slot and its
         addresses, but where memory is short others get what it has, once that has been copied to a tier of
         the pool (``Pool(host=, nvme=)``). A step that names it brings it back, as `truncate` and `fork` do;
         `KVCache.prefetch` does so earlier, and `ready` says when it is there. What a layer's window has left
         is gone then. Nothing waits here, and it costs little where memory is not short.
 
-        ``category`` names its kind, from which the policy ``predictive`` learns how long such sequences are
-        idle; ``priority`` is for the policy of that name. ``stream`` (default: torch's current stream) is the
-        one that its last work is on.
+        ``category`` names its kind, and ``idle_s`` is your guess how long it will be idle. From both the
+        policy ``predictive`` learns how long such sequences are idle, so the guess need not be good.
+        ``priority`` is for the policy of that name. ``stream`` (default: torch's current stream) is the one
+        that its last work is on.
 
         Raises InvalidArgument where the pool has no tiers, and for a sequence that is parked; Error where
         another stream's fork of it is not over."""
-        checked_hint(category, priority)
+        hint = checked_hint(category, priority, idle_s)
         release_after(self.cache.pool, stream, named=True)
-        self.cache._engine.park(self.slot, category, priority, self.cache._stream(stream))
+        self.cache._engine.park(self.slot, *hint, self.cache._stream(stream))
 
     @property
     def ready(self) -> bool:

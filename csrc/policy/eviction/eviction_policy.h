@@ -24,6 +24,7 @@ struct UnitAccess {
   bool partial = false;             // a prompt's last block, which its tokens did not fill
   std::uint32_t new_blocks = 0;     // of the turn that used it: the blocks that no turn before had
   std::uint32_t output_tokens = 0;  // of the same turn
+  Nanoseconds guess{};              // its user's, of how long it will not be used; 0: none
 };
 
 /// Pure: no driver, no clock and no threads. Whoever holds the memory tells the policy of every use, asks for

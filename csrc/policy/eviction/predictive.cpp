@@ -7,12 +7,13 @@ namespace vmm {
 namespace {
 
 /// Which question about a unit a step of its path answers.
-enum class Question : std::uint8_t { label, partial, uses, new_blocks, output_tokens };
+enum class Question : std::uint8_t { label, guess, partial, uses, new_blocks, output_tokens };
 
 /// The labels that are told apart, and numbers by their order of magnitude, so that categories stay few.
 constexpr std::uint32_t most_labels = 64;
 constexpr std::uint32_t most_uses_class = 15;
 constexpr std::uint32_t most_magnitude = 4;
+constexpr std::uint32_t most_guess_class = 12;  // from 2,048 s on
 
 /// ⌊⌊log2 n⌋ / 2⌋, and no more than 4: 0 for n < 4, 1 for n < 16, …
 std::uint32_t magnitude(std::uint64_t n) {
@@ -25,13 +26,21 @@ std::uint32_t uses_class(std::uint64_t n) {
   return std::min(most_uses_class, static_cast<std::uint32_t>(std::bit_width(n - 1)));
 }
 
+/// 0 below a second, 1 below two, 2 below four, …
+std::uint32_t guess_class(Nanoseconds guess) {
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(guess).count();
+  return std::min(most_guess_class,
+                  static_cast<std::uint32_t>(std::bit_width(static_cast<std::uint64_t>(seconds))));
+}
+
 ReuseRates::Category category_of(ReuseRates& rates, const UnitAccess& access, std::uint64_t use_count) {
-  std::array<ReuseRates::Step, 5> path;
+  std::array<ReuseRates::Step, 6> path;
   std::size_t steps = 0;
   const auto answer = [&](Question question, std::uint32_t with) {
     path[steps++] = {static_cast<std::uint8_t>(question), with};
   };
   if (access.label != 0) answer(Question::label, std::min(access.label, most_labels));
+  if (access.guess.count() > 0) answer(Question::guess, guess_class(access.guess));
   if (!access.whole_sequence) {
     answer(Question::partial, access.partial);
     answer(Question::uses, uses_class(use_count));

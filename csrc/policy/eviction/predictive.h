@@ -16,11 +16,12 @@
 
 namespace vmm {
 
-/// Units are of a kind by what was known at their last use: the label, whether a block is partial, how often
-/// it was used, how many blocks were new in that turn, and how long its output was; a parked sequence by its
-/// label, and by the last two. `ReuseRates` learns from every use how long units of each kind are idle. The
-/// unit goes whose expected uses a second, times what loading a byte of it again would cost, are fewest;
-/// among equals the one used longest ago. A block goes before all blocks that it follows.
+/// Units are of a kind by what was known at their last use: the label, its user's guess, whether a block is
+/// partial, how often it was used, how many blocks were new in that turn, and how long its output was; a
+/// parked sequence by its label, the guess, and the last two. A guess is not believed: it is learnt how long
+/// units are idle of which the same was guessed. `ReuseRates` learns from every use how long units of each
+/// kind are idle. The unit goes whose expected uses a second, times what loading a byte of it again would
+/// cost, are fewest; among equals the one used longest ago. A block goes before all blocks that it follows.
 ///
 /// The index that decides is Gittins'; that a cache should keep what is likeliest to be used again in the
 /// time it takes up is also the idea of N. Beckmann, H. Chen and A. Cidon, "LHD: improving cache hit rate by
