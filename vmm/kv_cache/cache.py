@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
 from dataclasses import replace
@@ -14,18 +13,19 @@ import torch
 from vmm import _core
 from vmm.arguments import checked_number, chosen_page_bytes
 from vmm.closing import Closing
-from vmm.dlpack import FLOATS, checked_float, tensor_over
-from vmm.errors import Closed, InvalidArgument, OutOfPages, SequenceLost
+from vmm.dlpack import checked_float
+from vmm.errors import Closed, InvalidArgument
 from vmm.kv_cache.arguments import checked_salt, checked_shapes, int32_numbers, token_ids
 from vmm.kv_cache.cache_stats import CacheStats
 from vmm.kv_cache.layout import chosen_records
 from vmm.kv_cache.restoring import restore
 from vmm.kv_cache.saving import SaveReport, save
-from vmm.kv_cache.sequence import Batch, Sequence, slots_of
+from vmm.kv_cache.sequence import Batch, Sequence, slots_of, step_sequences
+from vmm.kv_cache.slot_memory import SlotMemory
 from vmm.pool import Pool
-from vmm.records import LayoutName, Part, Records, Where, slot_elements, slot_tokens
+from vmm.records import LayoutName, slot_elements, slot_tokens
 from vmm.stream import handle_of, torch_stream
-from vmm.tenant import Tenant, owner_id, pool_for
+from vmm.tenant import Tenant, pool_for
 from vmm.tiers import checked_by_s
 
 # Kernels load whole tiles of K and V, of up to 256 tokens in FlashAttention 3 and 4. The first tile may begin
@@ -92,16 +92,19 @@ class KVCache(Closing):
         more = max(self._tail, _TILE_TOKENS if self.pool._core.gpu else 0)
         self._windows = tuple(shape.window for shape in shapes)
         self._shapes = [replace(shape, window=shape.window and shape.window + more) for shape in shapes]
+        slot = (self.max_tokens + self._tail, dtype.itemsize, self._page_bytes)
         self._records = chosen_records(
             self._shapes,
             layout,
             layers_per_extent,
             self.pool,
             self.max_sequences,
-            slot_elements=self._slot_elements,
+            slot_elements=lambda records: slot_elements(records, *slot),
         )
-        self._slot_tokens = self._tokens(self._records)
-        self._leases = [self._reserve(part) for part in self._records.parts]
+        memory = SlotMemory(self.max_sequences, slot_tokens(self._records, *slot), dtype)
+        self._leases = [
+            memory.reserve(self.pool, part, self._page_bytes, self.tenant) for part in self._records.parts
+        ]
         self._opened: _core.KvCache | None = _core.KvCache(
             self.pool._core,
             [
@@ -114,7 +117,7 @@ class KVCache(Closing):
             max_tokens=self.max_tokens,
             first_tokens=first_tokens,
         )
-        self._views = [(self._view(k), self._view(v)) for k, v in self._records.layers]
+        self._views = memory.views(self._leases, self._records)
 
     # Once per iteration.
 
@@ -138,30 +141,11 @@ class KVCache(Closing):
         of another stream may still read for the sequence before. Then nothing has changed.
         """
         if lengths is None and isinstance(slots, Mapping):
-            self._step_sequences(slots, stream)
+            step_sequences(self, slots, self._stream(stream))
             return
         self._engine.step(
             *int32_numbers("slots", slots), *int32_numbers("lengths", lengths), self._stream(stream)
         )
-
-    def _step_sequences(self, lengths: Mapping[Sequence, int], stream: Any) -> None:
-        engine = self._engine
-        if not lengths:
-            raise InvalidArgument("slots is empty; expected {sequence: length}, or end() for an idle engine")
-        slots = array("i", slots_of(self, "slots", lengths))
-        numbers = array("i")
-        for at, length in enumerate(lengths.values()):
-            numbers.append(checked_number(f"lengths[{at}]", length, 0, self.max_tokens))
-        try:
-            engine.step(*slots.buffer_info(), *numbers.buffer_info(), self._stream(stream))
-        except OutOfPages as error:
-            given = dict(zip(slots, lengths, strict=True))
-            error.fitting = tuple(given[slot] for slot in error.fitting)
-            raise
-        except SequenceLost as error:
-            given = dict(zip(slots, lengths, strict=True))
-            error.sequences = tuple(given[slot] for slot in error.sequences)
-            raise
 
     def end(self, stream: Any = None) -> None:
         """Closes ``stream``'s epoch without opening the next: the engine goes idle."""
@@ -327,35 +311,3 @@ class KVCache(Closing):
     def _stream(self, stream: Any) -> int:
         current = torch_stream(self.pool)
         return current if stream is None else handle_of(stream)
-
-    def _tokens(self, records: Records) -> int:
-        return slot_tokens(records, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
-
-    def _slot_elements(self, records: Records) -> int:
-        return slot_elements(records, self.max_tokens + self._tail, self.dtype.itemsize, self._page_bytes)
-
-    def _reserve(self, part: Part) -> _core.Lease:
-        tokens = self._slot_tokens
-        if self.max_sequences * tokens >= 2**31:
-            raise InvalidArgument(
-                f"max_sequences x max_tokens: {self.max_sequences} slots of {tokens} tokens are 2^31 or more,"
-                " which int32 offsets cannot count"
-            )
-        return self.pool._core.reserve(
-            page_bytes=self._page_bytes,
-            extent_bytes=tokens * part.record * self.dtype.itemsize,
-            extents=self.max_sequences * part.extents,
-            kind=1 + FLOATS.index(self.dtype),  # else a tail might not be finite in this type
-            stream=torch_stream(self.pool),
-            tenant=owner_id(self.tenant),
-        )
-
-    def _view(self, where: Where) -> torch.Tensor:
-        part, tokens = self._records.parts[where.part], self._slot_tokens
-        return tensor_over(
-            self._leases[where.part],
-            self.dtype,
-            shape=(self.max_sequences, tokens, where.heads, where.dim),
-            strides=part.strides(tokens * part.record, where.dim),
-            offset_bytes=where.offset * self.dtype.itemsize,
-        )

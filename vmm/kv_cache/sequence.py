@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 
 from vmm.arguments import checked_number
 from vmm.closing import Closing
-from vmm.errors import Closed, InvalidArgument
+from vmm.errors import Closed, InvalidArgument, OutOfPages, SequenceLost
 from vmm.kv_cache.arguments import token_ids
 from vmm.stream import release_after, torch_stream
 from vmm.tiers import checked_hint
@@ -161,3 +162,24 @@ def slots_of(cache: KVCache, argument: str, sequences: Iterable[Sequence]) -> li
             raise Closed(f"{argument}[{at}]: this sequence is closed")
         slots.append(slot)
     return slots
+
+
+def step_sequences(cache: KVCache, lengths: Mapping[Sequence, int], stream: int) -> None:
+    """`KVCache.step` with sequences instead of slots."""
+    engine = cache._engine
+    if not lengths:
+        raise InvalidArgument("slots is empty; expected {sequence: length}, or end() for an idle engine")
+    slots = array("i", slots_of(cache, "slots", lengths))
+    numbers = array("i")
+    for at, length in enumerate(lengths.values()):
+        numbers.append(checked_number(f"lengths[{at}]", length, 0, cache.max_tokens))
+    try:
+        engine.step(*slots.buffer_info(), *numbers.buffer_info(), stream)
+    except OutOfPages as error:
+        given = dict(zip(slots, lengths, strict=True))
+        error.fitting = tuple(given[slot] for slot in error.fitting)
+        raise
+    except SequenceLost as error:
+        given = dict(zip(slots, lengths, strict=True))
+        error.sequences = tuple(given[slot] for slot in error.sequences)
+        raise
