@@ -17,6 +17,7 @@ namespace {
 constexpr Bytes bytes_in_flight = 32_MiB;     // a few milliseconds' worth: what is urgent waits behind them
 constexpr std::uint64_t least_in_flight = 8;  // pages
 constexpr Nanoseconds look_again = std::chrono::milliseconds(1);
+constexpr Nanoseconds hangs_after = std::chrono::seconds(5);  // without the end of any transfer
 
 }  // namespace
 
@@ -237,9 +238,13 @@ bool Parking::can_clean(const Unit& one) const {
   return cleanable(one) && one.dirty != 0 && !one.stuck && !pool().epochs().waits_for_open_epoch(one.until);
 }
 
+/// Whether transfers are under way of which none has ended for so long that nobody should wait for memory
+/// that they would make.
+bool Parking::hangs() const { return in_flight_ != 0 && pool().clock().now() - moved_at_ > hangs_after; }
+
 /// Whether pages are being cleaned, or there are some that can be.
 bool Parking::any_to_clean() const {
-  if (shut_) return false;
+  if (shut_ || hangs()) return false;
   bool any = false, copies = !places_.empty() || tiers_->free_places() != 0;
   for (const auto& [id, one] : units_) {
     if (cleanable(one) && one.moving != 0) return true;

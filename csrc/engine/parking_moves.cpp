@@ -48,6 +48,7 @@ void Parking::collect() {
   std::array<Tiers::Ended, 64> ends;
   std::vector<UnitId> touched;
   while (const std::size_t got = tiers_->poll(ends)) {
+    moved_at_ = pool().clock().now();
     for (std::size_t i = 0; i < got; ++i) {
       const UnitId id{ends[i].tag >> 32};
       Unit& one = unit(id);
@@ -115,6 +116,7 @@ bool Parking::submit(TransferKind kind, UnitId id, std::uint32_t number) {
   const Address address = page.at.reservation->address_of(page.at.page);
   if (!tiers_->submit(kind, page.place, reinterpret_cast<std::byte*>(address.value), tag_of(id, number)))
     return false;
+  if (in_flight_ == 0) moved_at_ = pool().clock().now();
   page.moving = true;
   one.reads |= kind == TransferKind::read;
   ++one.moving;

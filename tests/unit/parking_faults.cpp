@@ -2,6 +2,7 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -130,6 +131,35 @@ TEST(a_sequence_may_end_while_a_tier_that_hangs_copies_it) {
   CHECK(test.opens_at_last());
   test.step(other, tokens_from(7, 7 * tokens_a_page));
   CHECK(test.intact(other));
+}
+
+TEST(who_needs_memory_does_not_wait_for_a_tier_that_hangs) {
+  std::atomic<bool> hangs = true;
+  const auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  hang(*calls, "pwritev", hangs);
+  Sequence idle = test.idle(5), other = test.open({});
+  test.end();
+  std::atomic<bool> refused = false;
+  std::thread step([&] {
+    CHECK_THROWS(OutOfPages, "out of pages", test.step(other, tokens_from(7, 7 * tokens_a_page)));
+    refused = true;
+  });
+  CHECK(comes([&] { return test.is_moving(); }));
+  test.clock->advance(std::chrono::seconds(4));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CHECK(!refused);  // it may be slow only
+  test.clock->advance(std::chrono::seconds(2));
+  CHECK(comes([&] { return refused.load(); }));
+  step.join();
+  hangs = false;
+  CHECK(comes([&] { return !test.is_moving(); }));
+  test.step(other, tokens_from(7, 7 * tokens_a_page));
+  CHECK(test.intact(other));
+  test.close(other);
+  test.end();
+  test.more(idle);
+  CHECK(test.intact(idle));
 }
 
 TEST(a_cache_may_end_while_a_tier_that_hangs_copies_its_pages) {
