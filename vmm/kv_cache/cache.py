@@ -254,10 +254,11 @@ class KVCache(Closing):
         *,
         model: str = "",
     ) -> SaveReport:
-        """Writes open sequences, and what closed ones have left to be found, to the file ``path``: see
-        `restore`. ``sequences`` names those that are to be written; by default it is all that are parked,
-        each under the number of its slot. They stay as they are, but those that are away are brought to the
-        device, one at a time. ``model`` names the model and its weights: K and V are of no use to another.
+        """Writes open sequences and, if no layer has a window, what closed ones have left to be found, to the
+        file ``path``: see `restore`. ``sequences`` names those that are to be written; by default it is all
+        that are parked, each under the number of its slot. They stay as they are, but those that are away are
+        brought to the device, one at a time. ``model`` names the model and its weights: K and V are of no use
+        to another.
 
         The file appears, or replaces an older one, when all of it is on the disk: whenever the process ends
         before, the older one is still there. Beside it, ``path`` with ``.saving`` at its end is written. Only

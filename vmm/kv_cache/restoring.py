@@ -93,6 +93,8 @@ def _sequence(cache: KVCache, file: FileReader, saved: Saved, *, may_fail: bool)
             if (had := sequence.length) < piece.end:
                 cache.step({sequence: piece.end})
                 _fill(sequence, piece, had, file)
+        if any(cache._windows) and saved.length:
+            cache.step({sequence: saved.length})  # windows have moved on to the end
         sequence.commit(ids[sequence.cached_tokens :])
     except OutOfPages:
         sequence.close()

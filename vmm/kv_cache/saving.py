@@ -40,7 +40,7 @@ def save(cache: KVCache, path: Any, sequences: Any, model: Any) -> SaveReport:
     lost: dict[str, int] = {}
     with FileWriter(place) as file:
         pieces = Pieces(cache, file)
-        saved = [each for each in map(pieces.prefix, cache._engine.cached()) if each is not None]
+        saved = [each for each in map(pieces.prefix, pieces.findable()) if each is not None]
         prefixes = len(saved)
         coming = [sequence.slot for sequence in named.values()]
         for at, (name, sequence) in enumerate(named.items()):
@@ -92,21 +92,27 @@ def _contents(cache: KVCache, model: str, saved: list[Saved]) -> Contents:
 
 
 class Pieces:
-    """The pieces of one file. Where sequences begin with the same committed tokens, and no layer has a
-    window, they have the same pieces."""
+    """The pieces of one file. Where sequences begin with the same committed tokens they have the same pieces.
+    Not in a cache with windows: what a window has left is not there, and who begins with fewer tokens than a
+    sequence has may need it. So there nothing is found of what was saved."""
 
     def __init__(self, cache: KVCache, file: FileWriter) -> None:
         self._cache, self._file = cache, file
         self._parked = set(cache._engine.parked())
         self._written: dict[tuple[bytes, int], str] = {}  # members, by the hash of all tokens until their end
-        self._share = not any(cache._windows)
+        self._has_windows = any(cache._windows)
+
+    def findable(self) -> list[tuple[bytes, bytes]]:
+        """The salts and tokens of what closed sequences have left, the one used longest ago first."""
+        return [] if self._has_windows else self._cache._engine.cached()
 
     def sequence(self, name: str, sequence: Sequence) -> Saved:
         """Writes an open sequence. If it is parked it stays so."""
         engine, slot = self._cache._engine, sequence.slot
         length = engine.pin(slot)
         try:
-            return self._saved(name, sequence, length, *engine.known(slot))
+            salt, tokens = engine.known(slot)
+            return self._saved(name, sequence, length, salt, b"" if self._has_windows else tokens)
         finally:
             engine.unpin(slot)
 
@@ -152,7 +158,7 @@ class Pieces:
         for first in range(0, length, PIECE_TOKENS):
             end = min(first + PIECE_TOKENS, length)
             so_far.update(tokens[first * 4 : end * 4])
-            key = (so_far.digest(), end) if self._share and end * 4 <= len(tokens) else None
+            key = (so_far.digest(), end) if end * 4 <= len(tokens) else None
             member = self._written.get(key) if key else None
             starts = tuple(min(max(first, begin), end) for begin in begins)
             if member is None:
