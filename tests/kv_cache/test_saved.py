@@ -367,6 +367,7 @@ def test_bad_arguments_of_save_are_named(cache, tmp_path, path):
     for arguments, message in [
         ((7,), "path is 7"),
         (("",), "path is ''"),
+        ((tmp_path,), "path is .*, a directory"),
         ((path, [idle]), "sequences is"),
         ((path, {1: idle}), "sequences has the name 1"),
         ((path, {"a": 1}), r"sequences\[0\] is 1"),

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -109,14 +109,15 @@ class FileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:  # nothing of it stays, and no second error hides the first
-            with contextlib.suppress(Exception):
-                self._archive.close()
-            if _is_at(self._file.fileno(), self._beside):
-                self._beside.unlink()
-            with contextlib.suppress(OSError):
-                self._file.close()
-        self._file.close()
+        if kind is None:
+            self._file.close()
+            return
+        if _is_at(self._file.fileno(), self._beside):  # nothing of it stays
+            self._beside.unlink()
+        with contextlib.suppress(Exception):  # no second error hides the first
+            self._archive.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _locked(path: Path) -> int:
@@ -168,50 +169,39 @@ class FileReader:
         if len(self._buffer) < size:  # one for all: to get fresh memory costs as much as to read
             self._buffer = bytearray(size)
         out = memoryview(self._buffer)[:size]
-        try:
-            with self._archive.open(member) as file:
-                if cast(zipfile.ZipExtFile, file).readinto(out) != size or file.read(1):
-                    raise ValueError("its size is another")
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            self._refuse(f"{member} is damaged: {error}")
-        except Exception as error:  # zipfile raises more kinds than it names
-            self._refuse(f"{member} is damaged: {error}")
+        with self._refusing(f"{member} is damaged"), self._archive.open(member) as file:
+            if cast(zipfile.ZipExtFile, file).readinto(out) != size or file.read(1):
+                raise ValueError("its size is another")
         return out
 
     def _opened(self) -> zipfile.ZipFile:
         begins = self._file.read(4)
-        try:
+        with self._refusing(
+            "its end is missing or damaged" if begins == b"PK\3\4" else "it is not a saved cache"
+        ):
             return zipfile.ZipFile(self._file)
-        except OSError as error:
-            if error.errno is not None:
-                raise
-        except Exception:  # zipfile raises more kinds than it names
-            pass
-        if begins == b"PK\3\4":
-            self._refuse("its end is missing or damaged")
-        self._refuse("it is not a saved cache")
 
     def _contents(self) -> Contents:
-        try:
-            index = json.loads(self._archive.read(_INDEX))
-        except KeyError:
+        if _INDEX not in self._archive.namelist():
             self._refuse("it is not a saved cache")
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            self._refuse(f"{_INDEX} is damaged: {error}")
-        except Exception as error:  # zipfile raises more kinds than it names
-            self._refuse(f"{_INDEX} is damaged: {error}")
+        with self._refusing(f"{_INDEX} is damaged"):
+            index = json.loads(self._archive.read(_INDEX))
         if not isinstance(index, dict) or index.get("name") != _NAME:
             self._refuse("it is not a saved cache")
         if index.get("format") != FORMAT:
             self._refuse(f"its format is {index.get('format')!r}; this version of vmm reads {FORMAT}")
-        try:
+        with self._refusing(f"{_INDEX} is damaged"):
             return _parsed(index["contents"])
-        except (KeyError, TypeError, ValueError) as error:
-            self._refuse(f"{_INDEX} is damaged: {error!r}")
+
+    @contextlib.contextmanager
+    def _refusing(self, reason: str) -> Iterator[None]:
+        """Whatever is raised for what is damaged is refused. (zipfile raises more kinds than it names.)"""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:  # it cannot be read
+                raise
+            self._refuse(f"{reason} ({error!r})")
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InvalidArgument(f"path is {str(self._path)!r}: {reason}") from None
@@ -250,7 +240,6 @@ def _check(contents: Contents) -> None:
         if ends != firsts or not 0 <= each.known <= each.length:
             raise ValueError("length, known, pieces")
         for piece in each.pieces:
-            if len(piece.starts) != layers or not all(
-                piece.first <= start <= piece.end for start in piece.starts
-            ):
+            good = (isinstance(start, int) and piece.first <= start <= piece.end for start in piece.starts)
+            if len(piece.starts) != layers or not all(good):
                 raise ValueError("starts")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vmm.errors import InvalidArgument, OutOfPages, SequenceLost
+from vmm.errors import InvalidArgument, OutOfPages
 from vmm.kv_cache.saved_file import Contents, FileWriter, Piece, Saved
 from vmm.kv_cache.sequence import Sequence, slots_of
 
@@ -36,6 +36,8 @@ class SaveReport:
 def save(cache: KVCache, path: Any, sequences: Any, model: Any) -> SaveReport:
     """See `KVCache.save`."""
     place, model = checked_path(path), checked_model(model)
+    if place.is_dir():
+        raise InvalidArgument(f"path is {path!r}, a directory; expected the path of a file")
     named = _named(cache, sequences)
     lost: dict[str, int] = {}
     with FileWriter(place) as file:
@@ -54,9 +56,9 @@ def save(cache: KVCache, path: Any, sequences: Any, model: Any) -> SaveReport:
 
 
 def checked_path(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+    if not isinstance(path, str | os.PathLike) or not (place := Path(os.fsdecode(path))).name:
         raise InvalidArgument(f"path is {path!r}; expected the path of a file")
-    return Path(os.fspath(path))
+    return place
 
 
 def checked_model(model: Any) -> str:
@@ -106,7 +108,7 @@ class Pieces:
         """The salts and tokens of what closed sequences have left, the one used longest ago first."""
         return [] if self._has_windows else self._cache._engine.cached()
 
-    def sequence(self, name: str, sequence: Sequence) -> Saved:
+    def sequence(self, name: str | None, sequence: Sequence) -> Saved:
         """Writes an open sequence. If it is parked it stays so."""
         engine, slot = self._cache._engine, sequence.slot
         length = engine.pin(slot)
@@ -127,14 +129,12 @@ class Pieces:
         except InvalidArgument:  # all slots are open by now
             return None
         try:
-            if not (length := sequence.cached_tokens):
-                return None
-            sequence.truncate(length)  # waits until it is on the device
-            return self._saved(None, sequence, length, salt, tokens[: length * ids.itemsize])
-        except (OutOfPages, SequenceLost):  # it is only a cache
+            saved = self.sequence(None, sequence)
+        except OutOfPages:  # it is only a cache
             return None
         finally:
             sequence.close()
+        return saved if saved.length else None
 
     def _saved(self, name: str | None, sequence: Sequence, length: int, salt: bytes, tokens: bytes) -> Saved:
         tokens = tokens[: length * 4]
