@@ -42,7 +42,7 @@ test-python: setup
 	$(BIN)/python -m pytest $(PARALLEL) --durations 10 -m 'not long'
 
 test-long: setup ## what takes minutes: packaging, and the state machines with many more examples
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest $(PARALLEL) -m long
 	VMM_EXAMPLES=500 $(BIN)/python -m pytest $(PARALLEL) --timeout 1200 $(MACHINES) tests/kv_tensor/test_indexing.py
 	VMM_EXAMPLES=500 VMM_TEST_DRIVER=cuda $(BIN)/python -m pytest $(PARALLEL) --timeout 1200 $(MACHINES)
 

@@ -63,10 +63,11 @@ SWAPPER = """
 
 
 @pytest.mark.host_only
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kills", [24, pytest.param(2_000, marks=pytest.mark.long)])
 def test_a_killed_process_leaves_no_file_and_no_room_taken(tmp_path, kills):
     before = os.statvfs(tmp_path).f_bavail
-    done = run_child(f"directory, kills = {str(tmp_path)!r}, {kills}\n" + dedent(SWAPPER), timeout=600)
+    done = run_child(f"directory, kills = {str(tmp_path)!r}, {kills}\n" + dedent(SWAPPER), timeout=900)
     assert done.returncode == 0, done.stderr
     taken = (before - os.statvfs(tmp_path).f_bavail) * os.statvfs(tmp_path).f_frsize
     if kills > 1_000:  # others write to this disk, too, but not so much
