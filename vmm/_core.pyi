@@ -133,6 +133,7 @@ class Pool:
         file_tier_bytes: int = 0,
         eviction: str = "predictive",
         write_through: bool = False,
+        verify_host: bool = False,
     ) -> None: ...
     def tier_stats(self) -> dict[str, Any] | None: ...
     @property

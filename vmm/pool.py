@@ -19,7 +19,7 @@ from vmm.open_pools import remember
 from vmm.pool_stats import PoolStats
 from vmm.range import Range
 from vmm.sharing import ExportedPage
-from vmm.tiers import checked_host, checked_nvme, checked_write_through, tier_stats
+from vmm.tiers import checked_for_tier, checked_host, checked_nvme, tier_stats
 from vmm.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class Pool(Closing):
     directory on a disk with the bytes of a file there (``"/mnt/nvme/vmm:500GiB"``). Where memory is short,
     idle sequences are copied there, the host's memory first, in the order that the policy ``eviction`` says
     (``vmm bench policies`` compares them); with ``write_through`` they are copied as soon as they are idle.
-    docs/tiers.md has the rules.
+    Every copy is checked before it is used, but for what a GPU copies to the host's memory and back: the CPU
+    does not see that, unless ``verify_host`` has it look. docs/tiers.md has the rules.
 
     Making a pool raises InvalidArgument for a budget that does not parse or exceeds the machine's memory, for
     a device that is none of the above or not there, for ``lookahead_pages`` other than a whole number from 0
@@ -97,6 +98,7 @@ class Pool(Closing):
         nvme: str | None = None,
         eviction: str = "predictive",
         write_through: bool = False,
+        verify_host: bool = False,
     ) -> None:
         name, ordinal = devices.parsed_device(device)
         checked_number("lookahead_pages", lookahead_pages, 0, 2**16 - 1)
@@ -130,7 +132,8 @@ class Pool(Closing):
             tier_directory=tier_directory,
             file_tier_bytes=file_tier_bytes,
             eviction=eviction,
-            write_through=checked_write_through(write_through, host_tier_bytes + file_tier_bytes),
+            write_through=checked_for_tier("write_through", write_through, host_tier_bytes + file_tier_bytes),
+            verify_host=checked_for_tier("verify_host", verify_host, host_tier_bytes),
         )
         sharing.warn_of_old_devices(name, core.compute_capability)
         self._begin(core, name, ordinal)

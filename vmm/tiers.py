@@ -16,11 +16,13 @@ def checked_host(host: int | str | None) -> int:
     return 0 if host is None else parse_bytes(host, "host")
 
 
-def checked_write_through(value: Any, tier_bytes: int) -> bool:
+def checked_for_tier(argument: str, value: Any, tier_bytes: int) -> bool:
+    """A flag for a tier, which must be there."""
     if not isinstance(value, bool):
-        raise InvalidArgument(f"write_through is {value!r}; expected True or False")
+        raise InvalidArgument(f"{argument} is {value!r}; expected True or False")
     if value and tier_bytes == 0:
-        raise InvalidArgument("write_through is True; expected a tier, too: host= or nvme=")
+        tier = "host=" if argument == "verify_host" else "host= or nvme="
+        raise InvalidArgument(f"{argument} is True; expected a tier, too: {tier}")
     return value
 
 

@@ -139,9 +139,9 @@ void bind_pool(py::module_& m) {
                        std::shared_ptr<Budget> shared_budget, int cuda_device, bool cuda_host_accessible,
                        std::int64_t idle_ns, std::vector<int> peers, bool rdma, bool shareable,
                        std::uint64_t host_tier, std::string directory, std::uint64_t file_tier,
-                       std::string eviction, bool write_through) {
+                       std::string eviction, bool write_through, bool verify_host) {
              CudaOptions cuda{cuda_device, cuda_host_accessible, std::move(peers), rdma, shareable};
-             TiersOptions tiers{{host_tier}, std::move(directory), {file_tier}, write_through};
+             TiersOptions tiers{{host_tier}, std::move(directory), {file_tier}, write_through, verify_host};
              return make_pool({budget, name, arena, run, lookahead, pager_thread, faults, idle_ns,
                                std::move(cuda), std::move(tiers), std::move(eviction)},
                               std::move(shared_budget));
@@ -152,7 +152,8 @@ void bind_pool(py::module_& m) {
            py::arg("cuda_host_accessible") = false, py::arg("idle_ns") = PagerOptions{}.idle_time.count(),
            py::arg("peers") = std::vector<int>{}, py::arg("rdma") = false, py::arg("shareable") = false,
            py::arg("host_tier_bytes") = 0, py::arg("tier_directory") = "", py::arg("file_tier_bytes") = 0,
-           py::arg("eviction") = "predictive", py::arg("write_through") = false, NoGil())
+           py::arg("eviction") = "predictive", py::arg("write_through") = false,
+           py::arg("verify_host") = false, NoGil())
       .def(
           "reserve",
           [](PoolHandle& h, std::uint64_t page_bytes, std::uint64_t extent_bytes, std::uint64_t extents,

@@ -34,9 +34,12 @@ void Tiers::serve(Bytes page_bytes, const std::function<void()>& on_end) {
   std::vector<std::unique_ptr<TierStore>> stores;
   std::vector<const char*> names;
   if (options_.host.count != 0) {
-    stores.push_back(
-        make_host_store({.capacity = options_.host, .slot = page_bytes, .device = device_, .on_end = on_end},
-                        memory_, clock_, log_));
+    stores.push_back(make_host_store({.capacity = options_.host,
+                                      .slot = page_bytes,
+                                      .device = device_,
+                                      .verify_device = options_.verify_host,
+                                      .on_end = on_end},
+                                     memory_, clock_, log_));
     names.push_back("host");
   }
   if (options_.file.count != 0) {

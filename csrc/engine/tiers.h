@@ -27,6 +27,7 @@ struct TiersOptions {
   std::string directory;       // of the file
   Bytes file{};                // 0: no tier in a file
   bool write_through = false;  // what is parked is copied at once, and not only where memory is short
+  bool verify_host = false;    // also what a device copies, which costs the CPU two looks at each page
 };
 
 /// Where a copy is.

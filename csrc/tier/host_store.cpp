@@ -55,21 +55,24 @@ class HostSlabs final : public SlotMedium {
   const Bytes slot_;
 };
 
-/// The device copies. The CPU does not see the bytes, so there are no checksums.
+/// The device copies. The CPU does not see the bytes, so there are no checksums unless it looks at them for
+/// no other purpose.
 class DeviceSlabs final : public SlotMedium {
  public:
-  DeviceSlabs(Slabs slabs, Bytes slot, std::shared_ptr<Driver> device)
-      : slabs_(std::move(slabs)), slot_(slot), link_(std::move(device)) {}
+  DeviceSlabs(Slabs slabs, Bytes slot, std::shared_ptr<Driver> device, bool verifies)
+      : slabs_(std::move(slabs)), slot_(slot), link_(std::move(device)), verifies_(verifies) {}
 
   void bind_thread() override { link_.bind_thread(); }
-  bool checks() const override { return false; }
+  bool checks() const override { return verifies_; }
   void write(std::span<SlotCopy> copies) override {
     link_.run([&](HostCopies& device, StreamHandle stream) {
       for (const SlotCopy& each : copies)
         device.copy_out(slabs_.place(each.slot), address_of(each.memory), slot_, stream);
     });
+    look_at(copies);
   }
   void read(std::span<SlotCopy> copies) override {
+    look_at(copies);
     link_.run([&](HostCopies& device, StreamHandle stream) {
       for (const SlotCopy& each : copies)
         device.copy_in(address_of(each.memory), slabs_.place(each.slot), slot_, stream);
@@ -77,9 +80,17 @@ class DeviceSlabs final : public SlotMedium {
   }
 
  private:
+  void look_at(std::span<SlotCopy> copies) const {
+    if (!verifies_) return;
+    answer_with_checksums(copies, slot_, [this](const SlotCopy& copy) {
+      return CheckedCopy{nullptr, slabs_.place(copy.slot), copy.seed, 0};
+    });
+  }
+
   const Slabs slabs_;
   const Bytes slot_;
   DeviceLink link_;
+  const bool verifies_;
 };
 
 }  // namespace
@@ -107,7 +118,8 @@ std::unique_ptr<TierStore> make_host_store(const HostStoreOptions& options,
   std::shared_ptr<SlotMedium> medium;
   if (options.device) {
     store.merged = std::clamp<std::size_t>(device_call / options.slot, 1, most_merged);
-    medium = std::make_shared<DeviceSlabs>(std::move(slabs), options.slot, options.device);
+    medium =
+        std::make_shared<DeviceSlabs>(std::move(slabs), options.slot, options.device, options.verify_device);
   } else {
     medium = std::make_shared<HostSlabs>(std::move(slabs), options.slot);
   }

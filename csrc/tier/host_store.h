@@ -21,6 +21,7 @@ struct HostStoreOptions {
   // Where the pages are a device's: it copies, and two threads keep it busy, or both directions.
   std::shared_ptr<Driver> device = {};
   unsigned device_threads = 2;
+  bool verify_device = false;  // the CPU reads what the device has copied out, and again before it copies in
   MemoryFiles files = {};
   std::function<void()> on_end = {};  // see TierStoreOptions
 };
@@ -29,9 +30,9 @@ struct HostStoreOptions {
 void check_host_capacity(Bytes capacity, const SlabMemory& memory, const MemoryFiles& files = {});
 
 /// A store of capacity / slot slots, in slabs that are all there from the beginning. Copies that
-/// the CPU makes are checked as they are made (checked_copy.h); those of a device are not. Throws
-/// InvalidArgument for a capacity that holds no slot, or is more than the memory that the process could have
-/// now, with the figures; and what the slabs throw.
+/// the CPU makes are checked as they are made (checked_copy.h); those of a device only if that is asked for.
+/// Throws InvalidArgument for a capacity that holds no slot, or is more than the memory that the process
+/// could have now, with the figures; and what the slabs throw.
 std::unique_ptr<TierStore> make_host_store(const HostStoreOptions& options,
                                            const std::shared_ptr<SlabMemory>& memory,
                                            std::shared_ptr<Clock> clock, std::shared_ptr<Log> log);

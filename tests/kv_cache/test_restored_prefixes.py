@@ -108,8 +108,11 @@ def test_another_salt_finds_nothing_in_a_tier(cache):
     [
         ({"write_through": True}, "expected a tier, too"),
         ({"host": "1MiB", "write_through": 1}, "expected True or False"),
+        ({"nvme": "/tmp:1MiB", "verify_host": True}, "expected a tier, too: host="),
+        ({"host": "1MiB", "verify_host": None}, "expected True or False"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
-    with pytest.raises(InvalidArgument, match=f"write_through.*{message}"):
+    argument = [*options][-1]
+    with pytest.raises(InvalidArgument, match=f"{argument}.*{message}"):
         Pool("1MiB", **options)

@@ -292,10 +292,11 @@ inline void open_file(StoreUnderTest& made, std::uint64_t slots, bool direct = t
 inline StoreUnderTest make_store(const std::string& name, std::uint64_t slots) {
   StoreUnderTest made;
   made.name = name;
-  if (name.starts_with("device")) made.device = std::make_shared<TestDevice>();
+  if (name.find("device") != std::string::npos) made.device = std::make_shared<TestDevice>();
   if (name.ends_with("host")) {
     HostStoreOptions options = host_options(slots);
     options.device = made.device;
+    options.verify_device = name.starts_with("verified");
     made.store = make_host_store(options, made.slabs, std::make_shared<RealClock>(), made.log);
   } else {
     open_file(made, slots, name != "buffered file");
@@ -305,7 +306,8 @@ inline StoreUnderTest make_store(const std::string& name, std::uint64_t slots) {
 
 /// Runs this with each kind of store.
 inline void on_each_store(std::uint64_t slots, const std::function<void(StoreUnderTest&)>& body) {
-  for (const char* name : {"host", "file", "buffered file", "device host", "device file"}) {
+  for (const char* name :
+       {"host", "file", "buffered file", "device host", "verified device host", "device file"}) {
     const int before = check::failures();
     StoreUnderTest made = make_store(name, slots);
     body(made);
