@@ -7,8 +7,7 @@
 //  - Every method may be called from any thread, but two threads must not work on the same page or the same
 //    addresses at once.
 //  - A call that cannot be done throws DriverOutOfMemory, MappingLimit, or DriverError with the platform's
-//  own
-//    words; no call ends the process.
+//    own words; no call ends the process.
 //  - `create`, `map` and `set_access` do all that they are asked for, or nothing. Only `unmap` can stop half
 //    way, and it says where.
 //  - A page is mapped whole, at addresses that are a multiple of its size and lie in one reservation. A page
@@ -19,9 +18,8 @@
 //  - Work on a stream is done in order, beside the caller. Work on the default stream is over when the call
 //    that asked for it returns; of all other work only events tell when it is over.
 //  - No call but `destroy_stream`, `wait` and `finish` waits for work in flight. What such work touches must
-//  not be
-//    unmapped: the caller has to prove that it is over (memory/fences.h). A driver that can see this rule
-//    broken refuses with InvalidArgument.
+//    not be unmapped: the caller has to prove that it is over (memory/fences.h). A driver that can see this
+//    rule broken refuses with InvalidArgument.
 //
 // CheckedDriver (checked_driver.h) refuses a call whose arguments break a rule, with InvalidArgument and
 // before anything has changed. It stands around every driver that the engine uses. What a driver by itself

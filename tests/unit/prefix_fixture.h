@@ -27,21 +27,9 @@ class HookedMaps final : public DriverDecorator {
   using Hook = std::function<void(std::size_t pages)>;
   HookedMaps(std::unique_ptr<Driver> inner, Hook before_map)
       : DriverDecorator(std::shared_ptr<Driver>(std::move(inner))), before_map_(std::move(before_map)) {}
-  Address reserve(Bytes size, Bytes alignment) override { return inner().reserve(size, alignment); }
-  void free_reservation(Address base, Bytes size) override { inner().free_reservation(base, size); }
-  PageHandle create(Bytes page, Place place) override { return inner().create(page, place); }
-  void release(PageHandle page) override { inner().release(page); }
   void map(std::span<const PageMapping> pages) override {
     before_map_(pages.size());
     inner().map(pages);
-  }
-  void set_access(std::span<const PageMapping> pages) override { inner().set_access(pages); }
-  void unmap(std::span<const PageMapping> pages, std::size_t& done) override { inner().unmap(pages, done); }
-  void copy(Address to, Address from, Bytes size, StreamHandle stream) override {
-    inner().copy(to, from, size, stream);
-  }
-  void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override {
-    inner().zero(ranges, stream);
   }
 
  private:

@@ -173,19 +173,6 @@ class TestDevice final : public DriverDecorator {
   ~TestDevice() override { CHECK(live == 0 && queued_.empty()); }
   HostCopies* host_copies() noexcept override { return this; }
 
-  Address reserve(Bytes size, Bytes alignment) override { return inner().reserve(size, alignment); }
-  void free_reservation(Address base, Bytes size) override { inner().free_reservation(base, size); }
-  PageHandle create(Bytes page, Place place) override { return inner().create(page, place); }
-  void release(PageHandle page) override { inner().release(page); }
-  void map(std::span<const PageMapping> pages) override { inner().map(pages); }
-  void set_access(std::span<const PageMapping> pages) override { inner().set_access(pages); }
-  void unmap(std::span<const PageMapping> pages, std::size_t& done) override { inner().unmap(pages, done); }
-  void copy(Address to, Address from, Bytes size, StreamHandle stream) override {
-    inner().copy(to, from, size, stream);
-  }
-  void zero(std::span<const MemoryRange> ranges, StreamHandle stream) override {
-    inner().zero(ranges, stream);
-  }
   StreamHandle create_stream() override {
     before("create_stream");
     return inner().create_stream();
