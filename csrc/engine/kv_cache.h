@@ -22,6 +22,7 @@
 #include "engine/cached_slots.h"
 #include "engine/free_slots.h"
 #include "engine/parked_page.h"
+#include "engine/prompt.h"
 #include "engine/sequence_lost.h"
 #include "engine/slots_needs.h"
 #include "policy/arrival_predictor.h"
@@ -51,20 +52,6 @@ enum class SlotState : std::uint8_t {
   parked,   // a sequence is in it that is idle
   fresh,    // a sequence is in it that has not been stepped
   running,  // a sequence is in it that has been stepped
-};
-
-/// The tokens that a sequence begins with, and who owns them: sequences with another salt do not find them.
-struct Prompt {
-  std::span<const PrefixIndex::Token> tokens;
-  std::string salt;
-};
-
-/// What became of prompts that were looked up.
-struct PrefixStats {
-  // Sequences that found some of their tokens, by what was done; those that are restored have them in a tier.
-  std::uint64_t adopted, aliased, copied, restored;
-  Tokens looked_up, found;
-  std::uint64_t cached_slots;  // that nobody is in, and whose tokens can be found
 };
 
 /// Safe from any thread.

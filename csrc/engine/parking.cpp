@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/undo.h"
 #include "engine/pager.h"
+#include "engine/parking_needs.h"
 #include "policy/eviction/eviction_policies.h"
 
 namespace vmm {

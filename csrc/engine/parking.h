@@ -192,7 +192,7 @@ class Parking final : public Growing {
   void rest(UnitId id, Unit& unit, Fence until);
   void enter_policy(UnitId id, const Unit& unit, const ParkHint& hint);
   using Ranges = std::vector<std::pair<Reservation*, std::vector<PageRange>>>;
-  template <class Is>
+  template <class Is>  // these are in parking_needs.h
   static Ranges ranges(const Unit& unit, Is is);
   template <class Is>
   void set_aside(const Unit& unit, Is is, Need need = Need::none);
@@ -266,43 +266,5 @@ class Parking final : public Growing {
   std::atomic<bool> any_parked_{false};  // since all were gone
   ParkingFigures figures_;
 };
-
-/// The pages of the unit that `is(page)`, by their reservations.
-template <class Is>
-Parking::Ranges Parking::ranges(const Unit& unit, Is is) {
-  Ranges out;
-  for (const Page& each : unit.pages) {
-    if (!is(each)) continue;
-    if (out.empty() || out.back().first != each.at.reservation) out.push_back({each.at.reservation, {}});
-    std::vector<PageRange>& last = out.back().second;
-    if (!last.empty() && last.back().first.value + last.back().count.count == each.at.page.value)
-      last.back().count += Pages{1};
-    else
-      last.push_back({each.at.page, {1}});
-  }
-  return out;
-}
-
-/// Those of the unit's pages that `is(page)` are needed only to this degree.
-template <class Is>
-void Parking::set_aside(const Unit& unit, Is is, Need need) {
-  for (const auto& [reservation, pages] : ranges(unit, is))
-    pool().set_aside(*reservation, pages, unit.until, need);
-}
-
-/// The same for pages that nobody keeps; the need of these may rise.
-template <class Is>
-void Parking::set_need(const Unit& unit, Is is, Need need) {
-  Pool::Needs needs(pool());
-  for (const auto& [reservation, pages] :
-       ranges(unit, [&](const Page& page) { return is(page) && resident(needs, page); }))
-    needs.set(*reservation, pages, need);
-}
-
-/// Unmaps those of the unit's pages that `is(page)`.
-template <class Is>
-void Parking::unmap(const Unit& unit, Is is) {
-  for (const auto& [reservation, pages] : ranges(unit, is)) pool().retire(*reservation, pages, unit.until);
-}
 
 }  // namespace vmm

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "base/undo.h"
-#include "engine/parking.h"
+#include "engine/parking_needs.h"
 
 namespace vmm {
 namespace {

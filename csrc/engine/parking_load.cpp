@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "engine/parking.h"
+#include "engine/parking_needs.h"
 
 namespace vmm {
 

@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "engine/pager.h"
-#include "engine/parking.h"
+#include "engine/parking_needs.h"
 
 namespace vmm {
 namespace {

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "engine/pager.h"
-#include "engine/parking.h"
+#include "engine/parking_needs.h"
 
 namespace vmm {
 
