@@ -8,7 +8,10 @@ when a session will come back: it is parked, with what it waits for (a tool or a
 its request has arrived. The pool's budget is a tenth of what the sessions have on average.
 
 A server (oversubscribe_server.py) runs ``PLACES`` sessions at a time and computes attention over all their K
-and V for each token: that is what loads can hide behind. Each arm serves the same sessions for as many turns,
+and V for each token: that is what loads can hide behind. The attention stands for a device's work, so in every
+arm, the peer's included, it has one core less than there are, where there are several: beside a device the
+CPU has time for the pager, too. (On all cores OpenMP's threads spin at the end of each operation while the
+pager has one of them, which measures OpenMP.) ``torch_threads`` in the environment says how many. Each arm serves the same sessions for as many turns,
 in two rounds of other seeds, interleaved:
 
 - ``all_resident``, the peer: a pool with memory for all. Nobody is parked.
@@ -134,6 +137,16 @@ class Sums:
 
 def run(progress: Callable[[str], None], device: str, turns: int = TURNS) -> Report:
     report = Report("oversubscribe", device, environment=environment("torch"))
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    report.environment["torch_threads"] = max(1, cores - 1)
+    torch.set_num_threads(max(1, cores - 1))
+    try:
+        return _measured(report, progress, turns)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(report: Report, progress: Callable[[str], None], turns: int) -> Report:
     trace = read_small_turns()
     sums = {name: Sums() for name in ARMS}
     each = max(1, turns // ROUNDS)
