@@ -8,11 +8,11 @@ when a session will come back: it is parked, with what it waits for (a tool or a
 its request has arrived. The pool's budget is a tenth of what the sessions have on average.
 
 A server (oversubscribe_server.py) runs ``PLACES`` sessions at a time and computes attention over all their K
-and V for each token: that is what loads can hide behind. The attention stands for a device's work, so in every
-arm, the peer's included, it has one core less than there are, where there are several: beside a device the
-CPU has time for the pager, too. (On all cores OpenMP's threads spin at the end of each operation while the
-pager has one of them, which measures OpenMP.) ``torch_threads`` in the environment says how many. Each arm serves the same sessions for as many turns,
-in two rounds of other seeds, interleaved:
+and V for each token: that is what loads can hide behind. The attention stands for a device's work. So in
+every arm, the peer's included, it has one core less than there are, where there are several: beside a device
+the CPU has time for the pager, too. (On all cores OpenMP's threads spin at the end of each operation while
+the pager has one of these, which measures OpenMP.) ``torch_threads`` in the environment says how many. Each
+arm serves the same sessions for as many turns, in two rounds of other seeds, interleaved:
 
 - ``all_resident``, the peer: a pool with memory for all. Nobody is parked.
 - (no prefix) ``predictive``: memory for a tenth; the host tier holds the rest. Who is ready is admitted.
