@@ -237,6 +237,7 @@ void Parking::finish_load(Unit& one) {
   one.reads = false;
   figures_.loading += pool().clock().now() - one.began;
   one.phase = Phase::there;
+  one.next = 0;  // where it is being cleaned, that goes on
   moved_.notify_all();
   if (one.urgent) return;
   set_aside(one, [](const Page& page) { return page.copied; }, Need::announced);
@@ -249,6 +250,7 @@ void Parking::give_up(Unit& one) {
   if (!one.urgent && one.failure) failure_ = std::exchange(one.failure, nullptr);  // it is tried again later
   one.phase = one.urgent ? Phase::idle : Phase::wanted;
   one.urgent = false;
+  one.next = 0;  // where it is being cleaned, that goes on
   unmap(one, [](const Page& page) { return page.away; });
   for (Page& page : one.pages) page.away = page.mapped = false;
   put_back(one);
