@@ -4,11 +4,13 @@ as it should not be.
 Metrics: ``steps_per_second`` of wall time, on one core, of a plain course: 64 sequences decoding on one
 stream, 128 KiB a token in 2 MiB pages, nothing checked, median of 5 runs of 100,000 steps once all sequences
 are there. ``seeds_run`` random courses of 4,000 iterations each, from seed 1 on, with preemptions,
-truncations, failing and late driver calls and a late pager, in which everything is checked after every
-iteration; ``engine_steps``, calls of ``KVCache.step`` in these, at least 10,000,000; ``violations``, the
-seeds that found one. Further, over these: ``refused`` steps, ``forks``, ``prefixes_attached``, ``tenants``,
-``failures_injected``, and ``checked_steps_per_second`` of wall time, on all cores. There is
-no peer: other KV-cache allocators have no simulation.
+truncations, failing and late driver calls and a late pager, in a third of them with tiers to which sequences
+are parked and which fail, too, in which everything is checked after every iteration; ``engine_steps``, calls
+of ``KVCache.step`` in these, at least 10,000,000; ``violations``, the seeds that found one. Further, over
+these: ``refused`` steps, ``forks``, ``prefixes_attached``, ``tenants``, ``failures_injected``; ``parked`` and
+``brought_back`` sequences, ``pages_to_tiers`` and ``pages_from_tiers``, ``tier_failures`` that were injected,
+and ``sequences_lost``, which lost tokens by them; and ``checked_steps_per_second`` of wall time, on all
+cores. There is no peer: other KV-cache allocators have no simulation.
 """
 
 from __future__ import annotations
@@ -68,6 +70,12 @@ def _violations(progress: Callable[[str], None]) -> dict[str, float]:
         "prefixes_attached": sums["attached"],
         "tenants": sums["tenants"],
         "failures_injected": sums["failures"],
+        "parked": sums["parked"],
+        "brought_back": sums["woken"],
+        "pages_to_tiers": sums["pages_out"],
+        "pages_from_tiers": sums["pages_back"],
+        "sequences_lost": sums["lost"],
+        "tier_failures": sums["tier_failures"],
         "checked_steps_per_second": sums["steps"] / (perf_counter() - start),
     }
 

@@ -56,11 +56,13 @@ py::list samples(const Replay& replay) {
 py::dict totals(const Course& course) {
   const CourseTotals t = course.totals();
   using namespace py::literals;
-  return py::dict("iterations"_a = t.iterations, "steps"_a = t.steps, "opens"_a = t.opens,
-                  "forks"_a = t.forks, "attached"_a = t.attached, "refused"_a = t.refused,
-                  "preempted"_a = t.preempted, "rests"_a = t.rests, "tenants"_a = t.tenants,
-                  "within"_a = t.within, "failures"_a = t.failures, "pages_mapped"_a = t.pages_mapped,
-                  "stalled_ns"_a = t.stalled.count(), "digest"_a = t.digest);
+  return py::dict(
+      "iterations"_a = t.iterations, "steps"_a = t.steps, "opens"_a = t.opens, "forks"_a = t.forks,
+      "attached"_a = t.attached, "refused"_a = t.refused, "preempted"_a = t.preempted, "rests"_a = t.rests,
+      "tenants"_a = t.tenants, "within"_a = t.within, "failures"_a = t.failures,
+      "pages_mapped"_a = t.pages_mapped, "stalled_ns"_a = t.stalled.count(), "digest"_a = t.digest,
+      "parked"_a = t.parked, "woken"_a = t.woken, "restored"_a = t.restored, "lost"_a = t.lost,
+      "tier_failures"_a = t.tier_failures, "pages_out"_a = t.pages_out, "pages_back"_a = t.pages_back);
 }
 
 void bind_course(py::module_& m) {

@@ -53,6 +53,7 @@ void SimDriver::release(PageHandle page) {
   std::lock_guard lock(mutex_);
   take(options_.times.release);
   created_ -= page_sizes_.extract(page).mapped();
+  contents_.erase(page);
 }
 
 void SimDriver::map(std::span<const PageMapping> pages) {

@@ -11,6 +11,7 @@
 #include "driver/driver.h"
 #include "driver/sim_clock.h"
 #include "driver/sim_faults.h"
+#include "driver/sim_page.h"
 
 namespace vmm {
 
@@ -32,6 +33,7 @@ struct SimOptions {
   Bytes granularity = 2_MiB;
   CallTimes times{};
   double copied_bytes_per_second = 0;  // by copy(), on its stream; 0: a copy takes no time
+  bool contents = false;               // it knows what is in the pages
   SimFaultOptions faults{};
 };
 
@@ -94,6 +96,24 @@ class SimDriver final : public Driver {
   /// Throws InvariantViolation if anybody has ever tried to unmap what work was using, even where the refusal
   /// was caught.
   void check() const;
+  /// Whoever calls this has learnt now which work is over; then all actors know.
+  void learn_what_is_over();
+
+  // What is in the pages (sim_contents.cpp), with SimOptions::contents. Work changes it when it is launched:
+  // who launches it later sees that. A page keeps what is in it until that is overwritten, or it is released.
+  /// Throws InvariantViolation where nothing is mapped.
+  void write(const MemoryRange& range, std::uint64_t number);
+  /// Throws InvariantViolation where a byte of the range holds anything else.
+  void require_contents(const MemoryRange& range, std::uint64_t number) const;
+  /// A page that somebody outside copies from, or to.
+  struct Seen {
+    PageHandle page;
+    SimPage contents;
+  };
+  Seen look_at(Address address) const;
+  /// All of the page that is mapped there holds this from now on.
+  void fill(Address address, const SimPage& contents);
+
   SimFaults& faults() noexcept { return faults_; }
   SimClock& clock() noexcept { return *clock_; }
 
@@ -113,6 +133,13 @@ class SimDriver final : public Driver {
     bool accessible = false;
     bool touched = false;
   };
+
+  struct Piece {  // of a range: what lies in one page
+    PageHandle page;
+    Bytes from, to;
+  };
+  std::vector<Piece> pieces(const MemoryRange& range) const;
+  void copy_contents(Address to, Address from, Bytes size);
 
   Nanoseconds find(EventHandle event) const;
   void queue(StreamHandle stream, Nanoseconds takes, std::vector<MemoryRange> uses);
@@ -137,6 +164,7 @@ class SimDriver final : public Driver {
   std::map<std::uint64_t, Stream> streams_;
   std::map<std::uint64_t, Nanoseconds> events_;  // when they complete
   std::map<std::uintptr_t, Mapped> mapped_;      // by address
+  std::map<PageHandle, SimPage> contents_;
   Nanoseconds asked_at_{0};  // the latest time at which anybody asked whether work was over
   bool unmapped_in_use_ = false;
 };

@@ -31,11 +31,15 @@ void SimDriver::copy(Address to, Address from, Bytes size, StreamHandle stream) 
   const double rate = options_.copied_bytes_per_second;
   const double seconds = rate == 0 ? 0 : static_cast<double>(size.count) / rate;
   queue(stream, Nanoseconds{static_cast<Nanoseconds::rep>(1e9 * seconds)}, {{to, size}, {from, size}});
+  if (options_.contents) copy_contents(to, from, size);
 }
 
 void SimDriver::zero(std::span<const MemoryRange> ranges, StreamHandle stream) {
   std::lock_guard lock(mutex_);
   queue(stream, {}, {ranges.begin(), ranges.end()});
+  if (!options_.contents) return;
+  for (const MemoryRange& range : ranges)
+    for (const Piece& each : pieces(range)) contents_[each.page].write(each.from, each.to, {});
 }
 
 StreamHandle SimDriver::create_stream() {
@@ -69,6 +73,11 @@ bool SimDriver::query(EventHandle event) {
   std::lock_guard lock(mutex_);
   asked_at_ = std::max(asked_at_, clock_->now());
   return find(event) <= clock_->now();
+}
+
+void SimDriver::learn_what_is_over() {
+  std::lock_guard lock(mutex_);
+  asked_at_ = std::max(asked_at_, clock_->now());
 }
 
 void SimDriver::wait(EventHandle event) {

@@ -81,6 +81,11 @@ std::uint32_t KvCache::open_slots() const {
   return slots_->count() - not_open() - static_cast<std::uint32_t>(leaving_.size());
 }
 
+std::uint32_t KvCache::leaving_slots() const {
+  std::lock_guard lock(mutex_);
+  return static_cast<std::uint32_t>(leaving_.size());
+}
+
 Bytes KvCache::live() const {
   std::lock_guard lock(mutex_);
   Bytes sum;

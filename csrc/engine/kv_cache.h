@@ -160,6 +160,9 @@ class KvCache {
   /// Tokens before the last step. Where layers have windows, what they did not need is gone.
   Tokens previous_length(std::uint32_t slot) const;
   std::uint32_t open_slots() const;
+  /// Slots that are not free yet, although their sequences have ended: a tier still copied their pages when
+  /// somebody last looked.
+  std::uint32_t leaving_slots() const;
   /// Bytes of the K and V of all open sequences, as far as windows reach.
   Bytes live() const;
   /// Bytes of the pages that are kept for open sequences, or announced.

@@ -163,7 +163,9 @@ void KvCache::resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses
   states_[slot] = SlotState::running;
   fences_[slot].clear();
   if (!lost) return;
-  if (slots_->has_windows()) lost = Tokens{};  // what the window had before it is gone
+  // What the window had before it is gone; and nothing may be written where others have the page, too.
+  lost = slots_->has_windows() ? Tokens{} : slots_->before_shared(slot, *lost);
+  options_.parking->cut(parked.unit, *lost);  // copies of what comes after that are of no use
   slots_->truncate(slot, *lost, {});
   index_.cut(slot, *lost);
   parked.lost += length - *lost;

@@ -228,6 +228,7 @@ std::shared_ptr<void> Parking::erase(UnitId id) {
   if (one.spare) set_need(one, every, Need::none);
   for (Page& page : one.pages) forget_copy(page);
   std::erase(cleaning_, id);
+  if (cleaning_.empty()) give_back_places();
   std::shared_ptr<void> owner = std::move(one.owner);
   units_.erase(found);
   any_parked_ = !units_.empty();

@@ -191,7 +191,7 @@ class Parking final : public Growing {
   void carry_copies(Unit& unit, std::vector<ParkedPage>&& pages);
   void rest(UnitId id, Unit& unit, Fence until);
   void enter_policy(UnitId id, const Unit& unit, const ParkHint& hint);
-  using Ranges = std::vector<std::pair<Reservation*, std::vector<PageRange>>>;
+  using Ranges = Pool::Needs::Ranges;
   template <class Is>  // these are in parking_needs.h
   static Ranges ranges(const Unit& unit, Is is);
   template <class Is>
@@ -231,6 +231,7 @@ class Parking final : public Growing {
   bool begin_to_clean(UnitId id, Unit& unit);
   bool submit(TransferKind kind, UnitId id, std::uint32_t page);
   bool take_places(const Unit& unit);
+  void give_back_places();
   bool take_copies_of_running();
   bool take_copies_of_spare(const Unit& other);
   bool keep_to_clean(Unit& unit, Page& page);

@@ -94,7 +94,11 @@ void Parking::clean(Left& left) {
     cleaning_.erase(cleaning_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   if (!any_to_clean()) demanded_ = {};
-  if (!cleaning_.empty()) return;
+  if (cleaning_.empty()) give_back_places();
+}
+
+/// Those that were taken for what is cleaned next.
+void Parking::give_back_places() {
   for (const TierPlace& place : places_) tiers_->give_back(place);
   places_.clear();
 }

@@ -13,8 +13,7 @@ namespace vmm {
 Parking::Kept Parking::keep_resident(Unit& one) {
   Pool::Needs needs(pool());
   const Ranges there = ranges(one, [&](const Page& page) { return resident(needs, page); });
-  for (const auto& [reservation, pages] : there)
-    if (!needs.may_keep(*reservation, pages)) return Kept::refused;
+  if (!needs.may_keep(there)) return Kept::refused;
   for (const auto& [reservation, pages] : there) needs.set(*reservation, pages, Need::kept);
   bool all = true;
   for (Page& page : one.pages) {
@@ -196,8 +195,11 @@ void Parking::starve(Unit& one, Bytes lacking, Left& left) {
     left.later = true;
     return;
   }
-  left.starved = true;
-  if (one.moving != 0) return;
+  // An attempt to map, or what is given up here, would wake whoever starves: so ourselves, again and again,
+  // while nothing else changes.
+  const bool ahead = !one.urgent && one.phase != Phase::loading;
+  (ahead ? left.starved : left.later) = true;
+  if (ahead || one.moving != 0) return;
   // Others that are loaded ahead must not have what this one lacks. When memory is given up they begin anew.
   if (one.urgent)
     for (auto& [id, other] : units_)
@@ -206,7 +208,7 @@ void Parking::starve(Unit& one, Bytes lacking, Left& left) {
         left.more = true;
         return;
       }
-  if (one.urgent || one.phase == Phase::loading) give_up(one);
+  give_up(one);
 }
 
 /// Begins to read what is mapped for that, as far as there is room among what is under way.
@@ -235,6 +237,7 @@ void Parking::finish_load(Unit& one) {
   one.reads = false;
   figures_.loading += pool().clock().now() - one.began;
   one.phase = Phase::there;
+  one.next = 0;  // where it is being cleaned, that goes on
   moved_.notify_all();
   if (one.urgent) return;
   set_aside(one, [](const Page& page) { return page.copied; }, Need::announced);
@@ -247,6 +250,7 @@ void Parking::give_up(Unit& one) {
   if (!one.urgent && one.failure) failure_ = std::exchange(one.failure, nullptr);  // it is tried again later
   one.phase = one.urgent ? Phase::idle : Phase::wanted;
   one.urgent = false;
+  one.next = 0;  // where it is being cleaned, that goes on
   unmap(one, [](const Page& page) { return page.away; });
   for (Page& page : one.pages) page.away = page.mapped = false;
   put_back(one);

@@ -116,8 +116,7 @@ bool Parking::adopt(UnitId id, Tokens length) {
     const auto there = [&](const Page& page) { return !without_copy(page) || resident(needs, page); };
     if (!std::ranges::all_of(one.pages, there)) return false;
     const Ranges dirty = ranges(one, without_copy);
-    for (const auto& [reservation, pages] : dirty)
-      if (!needs.may_keep(*reservation, pages)) return false;
+    if (!needs.may_keep(dirty)) return false;
     for (const auto& [reservation, pages] : dirty) needs.set(*reservation, pages, Need::kept);
   }
   // 2. What comes after it is somebody else's, or nobody's.
@@ -169,19 +168,21 @@ Bytes Parking::unsaved() const {
 /// A page of a spare unit must stay while it is copied. False where somebody has taken it, or it cannot be
 /// kept.
 bool Parking::keep_to_clean(Unit& one, Page& page) {
-  Pool::Needs needs(pool());
   const PageRange range{page.at.page, {1}};
-  if (!resident(needs, page)) {
-    page.gone = true;
-    --one.dirty;
-    return false;
+  {
+    Pool::Needs needs(pool());
+    if (!resident(needs, page)) {
+      page.gone = true;
+      --one.dirty;
+      return false;
+    }
+    if (needs.may_keep(*page.at.reservation, std::span(&range, 1))) {
+      needs.set(*page.at.reservation, std::span(&range, 1), Need::kept);
+      return true;
+    }
   }
-  if (!needs.may_keep(*page.at.reservation, std::span(&range, 1))) {
-    give_up_cleaning(one);
-    return false;
-  }
-  needs.set(*page.at.reservation, std::span(&range, 1), Need::kept);
-  return true;
+  give_up_cleaning(one);  // which looks at the pool, too
+  return false;
 }
 
 /// The tiers are full. Of the spare units the one that was used longest ago gives up its copies for `other`.
@@ -193,6 +194,7 @@ bool Parking::take_copies_of_spare(const Unit& other) {
         (oldest == nullptr || one.use < oldest->use) && std::ranges::any_of(one.pages, &Page::copied))
       oldest = &one;
   if (oldest == nullptr) return false;
+  oldest->next = 0;  // where it is being cleaned, that begins anew
   {
     const Pool::Needs needs(pool());
     for (Page& page : oldest->pages) {

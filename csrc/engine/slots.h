@@ -80,6 +80,8 @@ class Slots final : public Growing {
   Fence fence_after(StreamHandle stream);
   /// Whether the slot, cut back to `to`, would keep a page that is shared and that later tokens go to.
   bool shares_pages_beyond(std::uint32_t slot, Tokens to) const;
+  /// The most tokens, but no more than `to`, to which the slot can be cut back and would keep none.
+  Tokens before_shared(std::uint32_t slot, Tokens to) const;
   /// Copies such pages, on `stream`, so that token `to` may be written. When the copies are under way it asks
   /// for the fence of all who read the slot, and waits for that. Throws OutOfPages or what the driver throws,
   /// and nothing has changed. False when the driver failed after the shared pages had gone: then the slot

@@ -104,6 +104,15 @@ bool Slots::shares_pages_beyond(std::uint32_t slot, Tokens to) const {
                              [&](const SlotPart& part) { return !shared_pages_of(part, slot, to).empty(); });
 }
 
+Tokens Slots::before_shared(std::uint32_t slot, Tokens to) const {
+  while (to.count != 0 && shares_pages_beyond(slot, to)) {
+    Tokens less = to - Tokens{1};
+    for (const SlotPart& part : parts_) less = std::min(less, part.room_in(part.whole_pages(to)));
+    to = less;
+  }
+  return to;
+}
+
 /// Copies the shared pages that token `to` and later ones go to, into memory that nobody else has.
 std::vector<Slots::Copies> Slots::copy_shared(std::uint32_t number, Tokens to, StreamHandle stream) {
   std::vector<Copies> out;

@@ -1,20 +1,16 @@
 // The tiers below the device: where copies of its pages are, the host's memory first and then a file.
 #pragma once
 
-#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
-#include "base/lock.h"
-#include "base/log.h"
 #include "driver/driver.h"
-#include "driver/slab_memory.h"
 #include "tier/slot_calls.h"
 #include "tier/tier_store.h"
 
@@ -44,59 +40,43 @@ class Tiers {
     Outcome outcome = Outcome::done;
   };
 
-  /// Where the pages are those of a `device`, it copies them from and to `memory`. Throws InvalidArgument for
-  /// more of the host's memory than there is.
-  Tiers(TiersOptions options, std::shared_ptr<Driver> device, std::shared_ptr<SlabMemory> memory,
-        std::shared_ptr<SlotCalls> calls, std::shared_ptr<Clock> clock, std::shared_ptr<Log> log);
+  Tiers() = default;
+  virtual ~Tiers() = default;
+  Tiers(const Tiers&) = delete;
+  Tiers& operator=(const Tiers&) = delete;
 
   /// From now on these are tiers for pages of this size. `on_end` is called, by threads of the tiers, when
   /// transfers have ended. Calling it again with the same size does nothing. Throws InvalidArgument for
-  /// another size, and what make_host_store() and make_slot_file() throw.
-  void serve(Bytes page_bytes, const std::function<void()>& on_end);
-  bool write_through() const noexcept { return options_.write_through; }
-  bool serves() const noexcept { return serves_.load(std::memory_order_acquire); }
+  /// another size, and what making the tiers throws.
+  virtual void serve(Bytes page_bytes, const std::function<void()>& on_end) = 0;
+  /// What is parked is copied at once, and not only where memory is short.
+  virtual bool write_through() const noexcept = 0;
 
   /// At most so many places, all in one tier: the first that has any.
-  std::vector<TierPlace> take(std::uint32_t count);
-  void give_back(const TierPlace& place) { stores_[place.tier]->give_back(place.slot); }
-  std::uint64_t free_places() const;
+  virtual std::vector<TierPlace> take(std::uint32_t count) = 0;
+  virtual void give_back(const TierPlace& place) = 0;
+  virtual std::uint64_t free_places() const = 0;
 
   /// Begins to move a page. False where too much is under way; throws what TierStore::submit throws.
-  bool submit(TransferKind kind, const TierPlace& place, std::byte* memory, std::uint64_t tag);
+  virtual bool submit(TransferKind kind, const TierPlace& place, std::byte* memory, std::uint64_t tag) = 0;
   /// Collects what has ended, and returns how many.
-  std::size_t poll(std::span<Ended> out);
+  virtual std::size_t poll(std::span<Ended> out) = 0;
 
-  std::uint32_t count() const noexcept { return static_cast<std::uint32_t>(stores().size()); }
+  /// None before serve().
+  virtual std::uint32_t count() const noexcept = 0;
   /// "host" or "file".
-  const char* name(std::uint32_t tier) const { return names_.at(tier); }
-  TierFigures figures(std::uint32_t tier) const { return stores_.at(tier)->figures(); }
+  virtual const char* name(std::uint32_t tier) const = 0;
+  virtual TierFigures figures(std::uint32_t tier) const = 0;
 
   /// What has not begun fails. Waits for the rest, for `patience` at most; true when nothing is left.
-  bool close(Nanoseconds patience);
-
- private:
-  /// The fastest first; none before serve().
-  std::span<const std::unique_ptr<TierStore>> stores() const noexcept {
-    return serves() ? std::span(stores_) : std::span<const std::unique_ptr<TierStore>>{};
-  }
-
-  const TiersOptions options_;
-  const std::shared_ptr<Driver> device_;
-  const std::shared_ptr<SlabMemory> memory_;
-  const std::shared_ptr<SlotCalls> calls_;
-  const std::shared_ptr<Clock> clock_;
-  const std::shared_ptr<Log> log_;
-  Mutex serving_{LockRank::tiers};  // guards what follows until it serves; then that never changes
-  Bytes page_bytes_;
-  std::vector<std::unique_ptr<TierStore>> stores_;
-  std::vector<const char*> names_;
-  std::atomic<bool> serves_{false};
+  virtual bool close(Nanoseconds patience) = 0;
 };
 
 /// The pool's driver, if its device copies pages to the host's memory because the CPU does not reach them;
 /// else null. The pool lives as long as this.
 std::shared_ptr<Driver> copying_device(const std::shared_ptr<Pool>& pool);
-/// The tiers of a pool.
+/// The tiers of a pool. Throws InvalidArgument for more of the host's memory than there is; serve() throws
+/// what make_host_store() and make_slot_file() throw, too.
 std::unique_ptr<Tiers> make_tiers(const std::shared_ptr<Pool>& pool, TiersOptions options,
                                   std::shared_ptr<SlotCalls> calls, std::shared_ptr<Clock> clock);
 

@@ -126,15 +126,15 @@ void Pool::let_go(Reservation& reservation, std::span<const PageRange> ranges, c
 void Pool::lower_need(Reservation& reservation, std::span<const PageRange> ranges, const Fence& until,
                       Need need) {
   LastUses& last_uses = tables_.last_uses();
-  const std::uint16_t last_use = last_uses.number(until);
-  bool any = false, at_once = false;
+  std::optional<std::uint16_t> last_use;  // none while nothing is given up: the end of one tells who starves
+  bool at_once = false;
   for (PageIndex page : each_page(ranges)) {
     if (reservation.table[page].need <= need) continue;
-    tables_.unkeep(reservation, page, last_use, need);
-    any = true;
+    if (!last_use) last_use = last_uses.number(until);
+    tables_.unkeep(reservation, page, *last_use, need);
     at_once |= last_uses.over(reservation.table[page].last_use);
   }
-  if (any) ground_.signals.given_up(at_once);
+  if (last_use) ground_.signals.given_up(at_once);
 }
 
 /// The caller holds the lock.

@@ -23,6 +23,8 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "memory/leases.h"
 #include "memory/mapping.h"
@@ -157,6 +159,9 @@ class Pool::Needs {
   }
   /// Whether the tenant may be charged for keeping these Resident pages, too.
   bool may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const;
+  /// The same for pages of several reservations of one tenant, together.
+  using Ranges = std::vector<std::pair<Reservation*, std::vector<PageRange>>>;
+  bool may_keep(const Ranges& all) const;
   /// What to throw where it may not.
   OutOfPages out_of_pages(const Reservation& reservation, std::span<const PageRange> ranges) const;
   /// What to throw where the tenant cannot have so much.

@@ -33,6 +33,14 @@ bool Pool::Needs::may_keep(const Reservation& reservation, std::span<const PageR
   return price.count == 0 || quotas.room(reservation.tenant) >= static_cast<std::int64_t>(price.count);
 }
 
+bool Pool::Needs::may_keep(const Ranges& all) const {
+  const Quotas& quotas = reclaiming_.quotas();
+  if (all.empty() || !quotas.any()) return true;
+  Bytes price;
+  for (const auto& [reservation, ranges] : all) price += quotas.price(*reservation, ranges, Need::kept, {});
+  return price.count == 0 || quotas.room(all.front().first->tenant) >= static_cast<std::int64_t>(price.count);
+}
+
 OutOfPages Pool::Needs::out_of_pages(const Reservation& reservation,
                                      std::span<const PageRange> ranges) const {
   return out_of_pages(reclaiming_.quotas().price(reservation, ranges, Need::kept, {}), reservation.tenant);

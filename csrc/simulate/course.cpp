@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "simulate/course_tries.h"
 
 namespace vmm {
 namespace {
@@ -22,6 +23,11 @@ Course::Course(CourseOptions options)
       owners_(1 + options_.tenants.size()),
       ceiling_(options_.budget),
       promised_ceiling_(options_.budget) {
+  if (options_.tiers) {
+    auto tiers = std::make_unique<SimTiers>(world_, options_.tiers->sim);
+    tiers_ = tiers.get();
+    parking_ = Parking::make(world_.pager(), std::move(tiers), options_.tiers->policy);
+  }
   for (std::size_t owner : options_.owners) caches_.push_back({owner});
   for (std::size_t owner = 0; owner < owners_.size(); ++owner) begin_tenant(owner);
   for (std::uint32_t i = 0; i < options_.streams; ++i)
@@ -33,12 +39,19 @@ Course::~Course() {
   world_.driver().faults().stop();
   for (Cache& cache : caches_) cache.kv.reset();
   caches_.clear();
+  parking_.reset();
 }
 
 CourseTotals Course::totals() const {
   CourseTotals out = totals_;
   const Counters& counters = world_.pool()->counters();
   out.pages_mapped = counters.pages_mapped_ahead.get() + counters.pages_mapped_waiting.get();
+  if (tiers_ != nullptr) {
+    const ParkingFigures figures = parking_->figures();
+    out.pages_out = figures.cleaned;
+    out.pages_back = figures.loaded;
+    out.tier_failures = tiers_->failures();
+  }
   out.stalled += Nanoseconds{static_cast<Nanoseconds::rep>(counters.stall_ns.get())};
   return out;
 }
@@ -53,16 +66,20 @@ void Course::guarded(Action action) {
   }
 }
 
-/// Repeats the action while the driver fails because it was told to. Returns false if it never succeeded.
 void Course::iterate() {
   guarded([this] {
     const std::size_t stream = pick(streams_.size());
     arrive();
     step(stream, pick(caches_.size()));
     change_a_sequence();
+    if (tiers_ != nullptr) change_what_is_parked();
     if (!options_.plain) change_the_world();
     pass_time(stream);
     if (options_.check) check();
+    if (options_.check && options_.contents && !running_.empty()) {
+      const Sequence& one = running_[totals_.iterations % running_.size()];
+      if (!one.parked) check_contents(one);
+    }
     if (!options_.plain && totals_.iterations % iterations_between_rests == iterations_between_rests - 1)
       rest_unguarded();
   });
@@ -93,8 +110,10 @@ void Course::arrive() {
   // before.
   const StreamHandle said = streams_[sometimes(8) ? pick(streams_.size()) : stream].handle;
   std::uint32_t slot = 0;
-  if (!tried([&] { slot = caches_[cache].kv->open({prompt}, {announced}, said); })) return;
+  if (!tried_to_open([&] { slot = caches_[cache].kv->open({prompt}, {announced}, said); })) return;
   running_.push_back({cache, slot, stream, prompt});
+  forget_unread(cache, slot);
+  if (options_.contents) running_.back().text.go_on_alone(0, ++sources_);
   ++totals_.opens;
 }
 
@@ -110,6 +129,7 @@ bool Course::close(std::size_t i) {
   const Sequence sequence = running_[i];
   if (!tried([&] { cache_of(sequence).close(sequence.slot, streams_[sequence.stream].handle); }))
     return false;
+  if (sequence.parked) left_.push_back({sequence.cache, parked_bytes(sequence)});
   remember(sequence);
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
   return true;
@@ -136,7 +156,7 @@ void Course::change_a_sequence() {
     truncate(i, to);
   } else if (what < 8) {
     const std::uint64_t to = std::min(sequence.length + pick(64), max_tokens());
-    tried([&] { cache_of(sequence).announce_tokens(sequence.slot, {to}); });
+    if (!sequence.parked) tried([&] { cache_of(sequence).announce_tokens(sequence.slot, {to}); });
   } else if (what == 8) {
     preempt(i);
   } else if (what == 9) {

@@ -1,15 +1,20 @@
 // A random course of one pool in simulated time. Requests come, grow, are truncated, preempted and closed;
-// driver calls fail or take long; the pager wakes up late; tenants come, share the pool, and go. All of it
-// follows from one seed, so that a failure can be replayed.
+// driver calls fail or take long; the pager wakes up late; tenants come, share the pool, and go; idle
+// sequences go to tiers, which fail, too, and come back. All of it follows from one seed, so that a failure
+// can be replayed.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "engine/kv_cache.h"
+#include "engine/parking.h"
+#include "simulate/sim_tiers.h"
 #include "simulate/world.h"
 
 namespace vmm {
@@ -19,6 +24,13 @@ struct CoursePart {
   Bytes record_bytes = 128_KiB;  // of a token in each extent: Llama-3.1-8B's
   std::uint64_t extents = 1;
   Tokens window{};
+};
+
+/// Where sequences are parked.
+struct CourseTiers {
+  SimTiersOptions sim{};
+  std::string policy = "predictive";
+  std::uint32_t parks_per_million = 0;  // of iterations, which may park a sequence
 };
 
 /// The defaults make a plain course of one cache, in which sequences come, are decoded to their end, and go.
@@ -40,6 +52,8 @@ struct CourseOptions {
   bool plain = true;   // nobody truncates, preempts at random, calls off an announcement, lowers the budget
                        // or ends a tenant
   bool check = false;  // everything is checked after every iteration
+  bool contents = false;  // the driver knows what is in its pages, and what sequences may read is compared
+  std::optional<CourseTiers> tiers{};  // needs contents
 };
 
 Bytes extent_bytes(const CourseOptions& options, const CoursePart& part);
@@ -53,6 +67,10 @@ struct CourseTotals {
   std::uint64_t tenants = 0;   // that were added
   std::uint64_t within = 0;    // steps after which a tenant kept no more than its guarantee
   std::uint64_t failures = 0;  // injected ones
+  // Sequences that were parked, that came back, that began with what was in the tiers, and that lost tokens.
+  std::uint64_t parked = 0, woken = 0, restored = 0, lost = 0;
+  std::uint64_t tier_failures = 0;              // injected ones
+  std::uint64_t pages_out = 0, pages_back = 0;  // to the tiers, and from there
   std::uint64_t pages_mapped = 0;
   Nanoseconds stalled{0};
   std::uint64_t digest = 0;  // of all times and lengths
@@ -89,10 +107,17 @@ class Course {
     std::uint64_t length = 0;
     std::uint64_t previous = 0;  // length before its last step
     std::uint64_t computed = 0;  // tokens when it last came into a new page, which moved its windows on
-    // Of each part, by page of an extent: which memory others may have, too; 0: none.
+    // Of each extent, those of the first part first, by page: which memory others may have, too; 0: none.
     std::vector<std::vector<std::uint64_t>> shared = {};
     Text text = {};
     std::uint64_t committed = 0;  // tokens that others may begin with
+    bool parked = false;
+  };
+  /// Memory of a sequence that ended while it was parked: kept as long as a tier copies it, and until
+  /// somebody calls the cache, if that is still there.
+  struct Left {
+    std::optional<std::size_t> cache;
+    Bytes size;
   };
   struct Stream {
     StreamHandle handle;
@@ -129,15 +154,44 @@ class Course {
   // course_fork.cpp
   void fork(std::size_t i);
   void truncate(std::size_t i, std::uint64_t to);
+  void cut(Sequence& sequence, std::uint64_t to);
   template <class Action>
-  bool tried_beside_others(Action action);
+  bool tried_beside_others(std::size_t cache, Action action);
   void note_shared(Sequence& sequence);
+  void cut_shared(Sequence& sequence);
   void check_shared(const Sequence& sequence);
   // course_prefix.cpp
   void open_with_text(std::size_t cache, std::uint64_t prompt, std::uint64_t announced);
   Text another_text(std::size_t cache);
   void commit_text(Sequence& sequence);
   void remember(const Sequence& sequence);
+  // course_park.cpp
+  void change_what_is_parked();
+  void park(std::size_t i);
+  void prefetch();
+  void lose(std::size_t cache, const SequenceLost& error);
+  std::vector<std::uint32_t> parked_among(std::span<const std::size_t> places) const;
+  void note_awake(std::size_t cache, std::span<const std::uint32_t> named);
+  void wake_up(Sequence& sequence);
+  Tokens first_unread(const Sequence& sequence);
+  void forget_unread(std::size_t cache, std::uint32_t slot);
+  void give_up_prefixes(Cache& cache);
+  void call(Cache& cache);
+  void rest_tiers();
+  Bytes parked_bytes(const Sequence& sequence) const;
+  Bytes kept_at_most() const;
+  Bytes kept_at_most(TenantId tenant) const;
+  Bytes moving() const;
+  void forget_what_has_ended();
+  void check_parked(std::size_t cache);
+  template <class Action>
+  bool tried_to_open(Action action);
+  // course_contents.cpp
+  template <class Visit>
+  void for_each_record(const Sequence& sequence, const SlotPart& part, std::uint64_t from, std::uint64_t to,
+                       Visit visit) const;
+  void write_contents(const Sequence& sequence, std::uint64_t from, std::uint64_t to);
+  void check_contents(const Sequence& sequence);
   void change_a_sequence();
   void change_the_world();
   void pass_time(std::size_t stream);
@@ -184,7 +238,7 @@ class Course {
     return caches_[sequence.cache].parts;
   }
   std::uint32_t free_slots(std::size_t cache) const {
-    return options_.slots - caches_[cache].kv->open_slots();
+    return options_.slots - caches_[cache].kv->open_slots() - caches_[cache].kv->leaving_slots();
   }
   std::uint64_t tail() const { return options_.cache.tail.count; }
   std::uint64_t max_tokens() const { return options_.cache.max_tokens.count; }
@@ -192,11 +246,14 @@ class Course {
   const CourseOptions options_;
   std::mt19937_64 random_;
   World world_;
+  SimTiers* tiers_ = nullptr;  // owned by:
+  std::shared_ptr<Parking> parking_;
   std::vector<Owner> owners_;  // the first is nobody
   std::vector<Cache> caches_;
   std::vector<Stream> streams_;
   std::vector<Sequence> running_;
   std::vector<std::uint64_t> preempted_;  // the lengths of sequences that are to be computed again
+  std::vector<Left> left_;
   Bytes ceiling_;  // no more than this may be created: the budget, or what was taken when it was lowered
   Bytes promised_ceiling_;  // the same for what the budget has to cover for all tenants
   CourseTotals totals_;
@@ -211,20 +268,5 @@ class Course {
                        // no other epoch was open
   bool undisturbed_ = false;  // no call failed in it
 };
-
-/// Does what an engine would do when a driver call failed: the same again. False when that does not help.
-template <class Action>
-bool Course::tried(Action action) {
-  for (int i = 0; i < 20; ++i) {
-    const std::uint64_t before = failures();
-    try {
-      action();
-      return true;
-    } catch (const DriverError&) {
-      if (failures() == before) throw;
-    }
-  }
-  return false;
-}
 
 }  // namespace vmm

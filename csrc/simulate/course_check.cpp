@@ -1,7 +1,7 @@
 // What must hold after every iteration, and when everything has come to rest.
 #include <algorithm>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -54,26 +54,23 @@ Bytes Course::kept_for(const Sequence& sequence, std::uint64_t length) const {
   return sum;
 }
 
-/// What sequences share counts once.
+/// By those that are awake. What sequences share counts once.
 Bytes Course::kept_by(std::size_t cache) const {
   Bytes sum;
-  std::vector<std::tuple<std::size_t, std::uint64_t, std::uint64_t>> shared;  // part, page and content
+  std::vector<std::pair<std::uint64_t, Bytes>> shared;  // contents
   for (const Sequence& sequence : running_) {
-    if (sequence.cache != cache) continue;
+    if (sequence.cache != cache || sequence.parked) continue;
     sum += kept_for(sequence, sequence.length);
-    for (std::size_t p = 0; p < sequence.shared.size(); ++p) {
-      const SlotPart& part = parts_of(sequence)[p];
-      const std::vector<std::uint64_t>& pages = sequence.shared[p];
-      for (std::uint64_t page = part.behind_window({sequence.computed}).count; page < pages.size(); ++page)
-        if (pages[page] != 0) shared.emplace_back(p, page, pages[page]);
-    }
+    auto extent = sequence.shared.begin();
+    for (const SlotPart& part : parts_of(sequence))
+      for (std::uint64_t i = 0; i < part.extents && extent != sequence.shared.end(); ++i, ++extent)
+        for (std::uint64_t page = part.behind_window({sequence.computed}).count; page < extent->size();
+             ++page)
+          if ((*extent)[page] != 0) shared.emplace_back((*extent)[page], part.page_bytes());
   }
   std::ranges::sort(shared);
-  for (std::size_t i = 1; i < shared.size(); ++i) {
-    if (shared[i] != shared[i - 1]) continue;
-    const SlotPart& part = caches_[cache].parts[std::get<0>(shared[i])];
-    sum -= part.page_bytes() * part.extents;
-  }
+  for (std::size_t i = 1; i < shared.size(); ++i)
+    if (shared[i] == shared[i - 1]) sum -= shared[i].second;
   return sum;
 }
 
@@ -88,13 +85,16 @@ Bytes Course::grown_by_step() const {
   Bytes sum;
   for (std::size_t i = 0; i < batch_.size(); ++i) {
     const Sequence& sequence = running_[batch_[i]];
-    sum += kept_for(sequence, static_cast<std::uint64_t>(lengths_[i])) - kept_for(sequence, sequence.length);
+    sum += kept_for(sequence, static_cast<std::uint64_t>(lengths_[i]));
+    sum -= sequence.parked ? parked_bytes(sequence) : kept_for(sequence, sequence.length);
   }
   return sum;
 }
 
 void Course::check() {
   world_.check();
+  if (tiers_ != nullptr) tiers_->check();
+  forget_what_has_ended();
   world_.driver().check();
   const Pool& pool = *world_.pool();
   pool.check();
@@ -102,7 +102,8 @@ void Course::check() {
   require_equal(world_.driver().created(), stats.created, "bytes that the driver created");
   require(stats.created <= ceiling_, "the budget is exceeded");
   ceiling_ = std::max(stats.budget, std::min(ceiling_, stats.created));
-  require_equal(stats.kept, kept(), "bytes kept");
+  require(stats.kept >= kept(), "less is kept than what sequences that are awake need");
+  require(stats.kept <= kept_at_most(), "more is kept than sequences need");
   require_equal(stats.mapped, stats.kept + stats.reclaimable, "bytes mapped: those kept and reclaimable");
   require(stats.mapped + stats.free <= stats.created, "more is mapped and free than was created");
   if (stats.retirements_waiting == 0)
@@ -113,6 +114,7 @@ void Course::check() {
 }
 
 void Course::check_cache(std::size_t cache) {
+  check_parked(cache);
   std::uint32_t open = 0;
   Bytes live;
   for (const Sequence& sequence : running_) {
@@ -130,9 +132,10 @@ void Course::check_sequences() {
   std::vector<MemoryRange> needed;
   for (const Sequence& sequence : running_) {
     require(cache_of(sequence).length(sequence.slot).count == sequence.length, "a length");
-    check_shared(sequence);
     require(cache_of(sequence).previous_length(sequence.slot).count == sequence.previous,
             "a previous length");
+    if (sequence.parked) continue;
+    check_shared(sequence);
     // The next step may be on top of a sequence that was cut back by one step.
     append_reachable(sequence, std::min(sequence.previous, sequence.length), reach(sequence.length), needed);
   }
@@ -147,9 +150,9 @@ void Course::check_refusal(const OutOfPages& error) const {
   require(error.figures().asked.count != 0, "refused, though nothing was asked for");
   check_guarantee(error);
   if (!sure_) return;
-  const Bytes needed = kept() + grown_by_step();
+  const Bytes needed = kept_at_most() + grown_by_step();
   const Owner& owner = owner_of(stepped_);
-  if (needed <= world_.pool()->budget().limit() && may_keep(owner, kept(owner.id) + grown_by_step()))
+  if (needed <= world_.pool()->budget().limit() && may_keep(owner, kept_at_most(owner.id) + grown_by_step()))
     throw InvariantViolation("refused, though all that is needed are " + std::to_string(needed.count) +
                              " bytes: " + error.what());
 }
@@ -166,17 +169,21 @@ void Course::check_writes(std::size_t number) {
 void Course::rest_unguarded() {
   ++totals_.rests;
   world_.driver().faults().stop();
+  if (tiers_ != nullptr) tiers_->stop();
   while (!running_.empty()) (void)close(running_.size() - 1);
   for (std::size_t i = 0; i < streams_.size(); ++i) end(i);
   for (const Stream& stream : streams_) world_.sleep_until(world_.driver().over_at(stream.handle));
   require(world_.settle(), "the pager never comes to rest");
+  if (tiers_ != nullptr) rest_tiers();
   check();
   const PoolStats stats = world_.pool()->stats();
   require(stats.created <= stats.budget, "a budget that was lowered is never met");
   require(stats.retirements_waiting == 0, "what was retired was never unmapped");
+  require_equal(stats.kept, {}, "bytes kept, though nobody is there");
   world_.pool()->trim({~std::uint64_t{0}}, true);
   require_equal(world_.driver().created(), {}, "bytes that cannot be given back");
   check();
+  if (tiers_ != nullptr) tiers_->go_on();
   world_.driver().faults().go_on();
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "policy/eviction/eviction_policies.h"
 #include "simulate/course.h"
 
 namespace vmm {
@@ -54,6 +55,33 @@ void draw_terms(Draw& draw, CourseOptions& out) {
   }
 }
 
+/// Much smaller than the device, or many times larger.
+std::uint32_t draw_slots(Draw& draw, std::uint64_t device) {
+  return static_cast<std::uint32_t>(1 + device * draw.of<std::uint64_t>({1, 4, 16, 160}) / 16);
+}
+
+SimFaultOptions draw_faults(Draw& draw, std::uint64_t seed) {
+  const bool hangs = draw.below(2) == 0;  // seldom, but for long
+  return {seed, draw.of<std::uint32_t>({0, 1'000, 30'000}), hangs ? 500U : 20'000U, hangs ? 3'000ms : 20ms};
+}
+
+/// A host's memory, a file, or both. Pages have one size then.
+void draw_tiers(Draw& draw, CourseOptions& out) {
+  const Bytes page = out.parts.front().page_bytes;
+  for (CoursePart& part : out.parts) part.page_bytes = page;
+  CourseTiers& made = out.tiers.emplace();
+  const std::uint64_t which = draw.below(3);
+  if (which != 1) made.sim.tiers.push_back({"host", draw_slots(draw, out.budget / page), 20e9, 20e9});
+  if (which != 0) made.sim.tiers.push_back({"file", draw_slots(draw, out.budget / page), 1e9, 3e9});
+  made.sim.write_through = draw.below(3) == 0;
+  made.policy = std::string(eviction_policy_names()[draw.below(eviction_policy_names().size())]);
+  made.parks_per_million = draw.of<std::uint32_t>({30'000, 100'000, 300'000});
+  if (draw.below(3) == 0) return;
+  made.sim.writes = draw_faults(draw, out.seed + 1);
+  made.sim.reads = draw_faults(draw, out.seed + 2);
+  made.sim.copies = {out.seed + 3, draw.of<std::uint32_t>({0, 1'000, 10'000}), 0, {}};
+}
+
 }  // namespace
 
 Bytes extent_bytes(const CourseOptions& options, const CoursePart& part) {
@@ -66,9 +94,12 @@ WorldOptions world_options(const CourseOptions& options) {
   out.longest_wake = options.longest_wake;
   out.driver.faults = {options.seed, options.failures_per_million, options.delays_per_million,
                        options.longest_delay};
+  out.driver.contents = options.contents;
   out.arena_bytes = 1_GiB;
-  // Where a tenant has ended, its reservations may be idle for a while beside those of the next.
-  const std::uint64_t times = options.owners.size() * (options.tenants.empty() ? 1 : 4);
+  // Where a tenant has ended, its reservations may be idle for a while beside those of the next, or a tier
+  // may still copy their pages.
+  const std::uint64_t times =
+      options.owners.size() * (options.tenants.empty() ? 1 : 4) * (options.tiers ? 2 : 1);
   for (const CoursePart& part : options.parts)
     out.arena_bytes +=
         (extent_bytes(options, part) * (part.extents * options.slots) + part.page_bytes) * times;
@@ -105,6 +136,8 @@ CourseOptions drawn_options(std::uint64_t seed) {
     out.delays_per_million = draw.of<std::uint32_t>({0, 10'000, 100'000});
     out.longest_delay = draw.of<Nanoseconds>({100us, 50ms});
   }
+  if (draw.below(3) == 0) draw_tiers(draw, out);
+  out.contents = out.tiers || draw.below(8) == 0;
   return out;
 }
 

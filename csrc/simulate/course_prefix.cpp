@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "simulate/course.h"
+#include "simulate/course_tries.h"
 
 namespace vmm {
 namespace {
@@ -54,7 +54,7 @@ void Course::open_with_text(std::size_t cache, std::uint64_t prompt, std::uint64
   std::vector<PrefixIndex::Token> tokens;
   for (std::uint64_t at = 0; at < prompt; ++at) tokens.push_back(text.token(at));
   KvCache::Opened opened{};
-  if (!tried([&] {
+  if (!tried_to_open([&] {
         opened = caches_[cache].kv->open_prompt({tokens, ""}, {announced}, streams_[number].handle);
       }))
     return;
@@ -63,15 +63,19 @@ void Course::open_with_text(std::size_t cache, std::uint64_t prompt, std::uint64
   Sequence sequence{cache, opened.slot, number, prompt, cached, cached, cached};
   sequence.text = std::move(text);
   sequence.committed = cached;
+  sequence.parked = std::ranges::binary_search(caches_[cache].kv->parked(), opened.slot);
   running_.push_back(std::move(sequence));
+  forget_unread(cache, opened.slot);
   if (cached == 0) return;
   ++totals_.attached;
+  totals_.restored += running_.back().parked;
   if (cached % PrefixIndex::block_tokens != 0 || cached >= prompt)
     throw InvariantViolation("a sequence begins with " + std::to_string(cached) + " of " +
                              std::to_string(prompt) + " tokens");
   // Nobody has said whose they are.
   for (Sequence& each : running_)
-    if (each.cache == cache) note_shared(each);
+    if (each.cache == cache && !each.parked) note_shared(each);
+  if (options_.contents && !running_.back().parked) check_contents(running_.back());
 }
 
 /// Tells the cache what the sequence's tokens are, at times, and at times only some of them.

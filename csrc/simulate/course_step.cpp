@@ -9,6 +9,12 @@ namespace vmm {
 
 using namespace std::chrono_literals;
 
+namespace {
+
+constexpr std::uint64_t steps_while_parked = 16;  // one in so many wants the sequence back
+
+}  // namespace
+
 void Course::choose_batch(std::size_t stream, std::size_t cache) {
   stepped_ = cache;
   batch_.clear();
@@ -17,6 +23,7 @@ void Course::choose_batch(std::size_t stream, std::size_t cache) {
   for (std::size_t i = 0; i < running_.size(); ++i) {
     const Sequence& sequence = running_[i];
     if (sequence.stream != stream || sequence.cache != cache || sometimes(5)) continue;
+    if (sequence.parked && pick(steps_while_parked) != 0) continue;
     std::uint64_t to = sequence.length + (sometimes(8) ? pick(8) : options_.cache.tokens_per_step.count);
     if (sequence.length < sequence.prompt) to = std::min(sequence.length + chunk, sequence.prompt);
     batch_.push_back(i);
@@ -40,6 +47,7 @@ void Course::step(std::size_t stream, std::size_t cache) {
 Course::Stepped Course::try_step(std::size_t number) {
   slots_.clear();
   for (std::size_t i : batch_) slots_.push_back(static_cast<std::int32_t>(running_[i].slot));
+  const std::vector<std::uint32_t> named = parked_among(batch_);
   const std::uint64_t failures_before = failures();
   const bool others_open = std::ranges::any_of(
       streams_, [&](const Stream& other) { return &other != &streams_[number] && other.open; });
@@ -49,16 +57,23 @@ Course::Stepped Course::try_step(std::size_t number) {
   sure_ = false;
   try {
     caches_[stepped_].kv->step(slots_, lengths_, streams_[number].handle);
+  } catch (const SequenceLost& error) {
+    lose(stepped_, error);
+    note_awake(stepped_, named);
+    return Stepped::failed;
   } catch (const OutOfPages& error) {
     ++totals_.refused;
+    note_awake(stepped_, named);
     // Nobody can have what the driver refused to unmap earlier.
-    undisturbed_ = failures() == failures_before && !world_.pool()->reclaiming().refused();
+    // The pager, which loads, may have been told long ago that the device has no more.
+    undisturbed_ = failures() == failures_before && !world_.pool()->reclaiming().refused() && named.empty();
     sure_ = undisturbed_ && !others_open;
     fitting_ = error.fitting();
     if (options_.check) check_refusal(error);
     return Stepped::refused;
   } catch (const DriverError&) {
-    if (failures() == failures_before) throw;
+    if (failures() == failures_before && named.empty()) throw;  // a load may have failed before
+    note_awake(stepped_, named);
     if (options_.check) check();
     return Stepped::failed;
   } catch (const InvalidArgument&) {
@@ -67,8 +82,10 @@ Course::Stepped Course::try_step(std::size_t number) {
     throw;
   } catch (const Error&) {  // another stream's open epoch may still read a slot for the sequence before
     if (!others_open) throw;
+    note_awake(stepped_, named);
     return Stepped::blocked;
   }
+  note_awake(stepped_, named);
   commit(number, called);
   return Stepped::yes;
 }
@@ -83,6 +100,7 @@ void Course::commit(std::size_t number, Nanoseconds called) {
     const auto to = static_cast<std::uint64_t>(lengths_[i]);
     const std::uint64_t from = sequence.previous = std::exchange(sequence.length, to);
     append_reachable(sequence, from, reach(to), stream.uses);
+    if (options_.contents) write_contents(sequence, from, to);
     if (options_.prefixes) commit_text(sequence);
     if (options_.check)
       for (const SlotPart& part : parts_of(sequence)) append(part, sequence.slot, from, to, writes_);
@@ -123,7 +141,10 @@ void Course::settle_for(std::span<const std::uint32_t> fitting) {
     if (options_.check && refused && sure_ && sure_before)
       throw InvariantViolation("a step of the slots that fit was refused");
   }
-  if (!others.empty()) preempt(others[pick(others.size())]);
+  if (others.empty()) return;
+  const std::size_t one = others[pick(others.size())];
+  const bool swap = tiers_ != nullptr && !running_[one].parked && running_[one].length != 0 && pick(2) == 0;
+  swap ? park(one) : preempt(one);
 }
 
 }  // namespace vmm

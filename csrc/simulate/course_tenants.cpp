@@ -30,7 +30,9 @@ void Course::open_cache(Cache& cache) {
                                     .tenant = owners_[cache.owner].id});
     cache.parts.push_back({std::move(lease), 0, part.extents, part.record_bytes, part.window});
   }
-  cache.kv = std::make_unique<KvCache>(world_.pager(), cache.parts, options_.slots, options_.cache);
+  KvCacheOptions options = options_.cache;
+  options.parking = parking_;
+  cache.kv = std::make_unique<KvCache>(world_.pager(), cache.parts, options_.slots, options);
 }
 
 /// Adds the tenant, unless others keep what it is to be guaranteed. Its caches are nobody's then.
@@ -44,7 +46,7 @@ void Course::begin_tenant(std::size_t number) {
     } catch (const OutOfPages&) {
       ++totals_.refused;
       require(world_.pool()->reclaiming().refused() ||
-                  promised() + terms.guaranteed > world_.pool()->budget().limit(),
+                  promised() + moving() + terms.guaranteed > world_.pool()->budget().limit(),
               terms.name, "refused, though the budget covers its guarantee");
     } catch (const InvalidArgument&) {
       ++totals_.refused;
@@ -63,6 +65,8 @@ void Course::end_tenant(std::size_t number) {
     if (caches_[running_[i].cache].owner == number && !close(i)) return;
   for (Cache& cache : caches_) {
     if (cache.owner != number) continue;
+    for (Left& left : left_)
+      if (left.cache == static_cast<std::size_t>(&cache - caches_.data())) left.cache.reset();
     cache.kv.reset();
     cache.parts.clear();
   }
@@ -100,7 +104,7 @@ bool Course::may_keep(const Owner& owner, Bytes size) const {
   Bytes sum = std::max(owner.terms.guaranteed, size);
   for (std::size_t i = 0; i < owners_.size(); ++i)
     if (owners_[i].id != owner.id && (i == 0 || owners_[i].id != Tenants::nobody))
-      sum += std::max(owners_[i].terms.guaranteed, kept(owners_[i].id));
+      sum += std::max(owners_[i].terms.guaranteed, kept_at_most(owners_[i].id));
   return sum <= world_.pool()->budget().limit();
 }
 
@@ -109,7 +113,7 @@ std::vector<MemoryRange> Course::memory_in_use(const Owner& owner) {
   std::vector<MemoryRange> used = world_.driver().used(), out;
   for (const Stream& stream : streams_) used.insert(used.end(), stream.uses.begin(), stream.uses.end());
   for (const Sequence& sequence : running_) {
-    if (owner_of(sequence.cache).id != owner.id) continue;
+    if (owner_of(sequence.cache).id != owner.id || sequence.parked) continue;
     for (const SlotPart& part : parts_of(sequence)) {
       std::vector<PageRange> pages;
       part.append_pages(sequence.slot, part.behind_window({sequence.computed}),
@@ -140,7 +144,8 @@ void Course::check_tenants() {
     if (i != 0 && owner.id == Tenants::nobody) continue;
     const std::string who = i == 0 ? "nobody" : owner.terms.name;
     const TenantFigures found = figures(owner);
-    require(found.kept == kept(owner.id), who, "it does not keep what it should");
+    require(found.kept >= kept(owner.id) && found.kept <= kept_at_most(owner.id), who,
+            "it does not keep what it should");
     require(found.charged >= found.kept && found.charged <= found.held, who,
             "its charge is not between what it keeps and what it holds");
     require(found.charged >= world_.driver().bytes_under(memory_in_use(owner)), who,
@@ -161,7 +166,7 @@ void Course::check_tenants() {
 void Course::check_guarantee(const OutOfPages& error) const {
   const Owner& owner = owner_of(stepped_);
   if (!undisturbed_ || owner.id == Tenants::nobody) return;
-  const Bytes needed = figures(owner).charged + grown_by_step();
+  const Bytes needed = figures(owner).charged + kept_at_most(owner.id) - kept(owner.id) + grown_by_step();
   if (needed <= owner.terms.guaranteed && promised() <= world_.pool()->budget().limit())
     throw InvariantViolation(owner.terms.name + " was refused " + std::to_string(needed.count) +
                              " bytes, of a guarantee of " + std::to_string(owner.terms.guaranteed.count) +

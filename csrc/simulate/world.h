@@ -1,9 +1,12 @@
 // One device in simulated time, with its driver, its pool, and two actors: the caller and the pager.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <random>
+#include <utility>
 
 #include "driver/sim_driver.h"
 #include "engine/pager.h"
@@ -20,7 +23,8 @@ struct WorldOptions {
   Nanoseconds idle_time = PagerOptions{}.idle_time;
 };
 
-/// For one thread. The caller acts, and the pager catches up with it whenever the caller's time passes.
+/// For one thread. The caller acts, and the pager and what was set to an alarm catch up with it whenever the
+/// caller's time passes.
 class World {
  public:
   explicit World(const WorldOptions& options);
@@ -40,29 +44,36 @@ class World {
   void sleep_until(Nanoseconds then);
   /// The pager does everything that it begins before the caller's present time.
   void catch_up();
-  /// The caller waits until the pager has nothing to do within `soon`. Returns false if that never comes.
+  /// Calls `what` when it is that time, before the pager does anything that it begins later.
+  void at(Nanoseconds then, std::function<void()> what) { alarms_.emplace(then, std::move(what)); }
+  /// The caller waits until the pager has nothing to do within `soon`, and no alarm will ring. Returns false
+  /// if that never comes.
   bool settle(Nanoseconds soon = Nanoseconds::max());
-  /// Throws InvariantViolation if anybody has ever waited without end, even where that exception was caught.
+  /// Throws InvariantViolation if anybody has ever waited, or the pager worked, without end, even where that
+  /// exception was caught.
   void check() const;
 
  private:
-  static constexpr std::size_t caller = 0, pager_actor = 1;
+  static constexpr std::size_t caller = 0, pager_actor = 1, alarm_clock = 2, actors = 3;
 
   static constexpr std::uint64_t most_waits = 100'000;
 
   void wake(Nanoseconds at) { pager_at_ = std::min(pager_at_.value_or(at), at); }
   Nanoseconds wake_latency();
   void count_wait();
+  bool poll_before(Nanoseconds until);
+  bool ring_before(Nanoseconds until);
 
   const Nanoseconds wake_latency_, longest_wake_;
   std::mt19937_64 random_;
-  std::uint64_t waits_ = 0;  // by either actor, since the caller last slept of its own accord
+  std::uint64_t waits_ = 0;  // by either actor, and polls, since the caller last slept of its own accord
   std::shared_ptr<SimClock> clock_;
   SimDriver* driver_;
   std::shared_ptr<LocalBudget> budget_;
   std::shared_ptr<Pool> pool_;
   std::shared_ptr<Pager> pager_;
   std::optional<Nanoseconds> pager_at_;  // when the pager runs next
+  std::multimap<Nanoseconds, std::function<void()>> alarms_;
 };
 
 }  // namespace vmm

@@ -1,4 +1,6 @@
 // Tiers and drivers that fail under sequences that are parked.
+#include <unistd.h>
+
 #include <atomic>
 #include <memory>
 #include <optional>
@@ -9,6 +11,27 @@
 #include "parked_fixture.h"
 
 using namespace vmm;
+
+namespace {
+
+/// Somebody writes to the file where the copy of a page lies.
+void spoil(const TestCalls& calls, std::uint64_t slot) {
+  alignas(4096) static const char other[4096] = {1};
+  CHECK(::pwrite(calls.file, other, sizeof(other), static_cast<off_t>((64_KiB * slot).count)) ==
+        static_cast<ssize_t>(sizeof(other)));
+}
+
+/// The first token that the sequence has lost when it comes back, if any.
+std::optional<Tokens> lost_by(Parked& test, Sequence& sequence) {
+  try {
+    test.more(sequence);
+  } catch (const SequenceLost& error) {
+    return error.losses().front().first;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
 
 TEST(tokens_whose_copies_are_not_good_are_lost_by_name_and_all_else_goes_on) {
   auto calls = std::make_shared<TestCalls>();
@@ -37,6 +60,39 @@ TEST(tokens_whose_copies_are_not_good_are_lost_by_name_and_all_else_goes_on) {
   test.more(bad);
   test.more(good);
   CHECK(test.intact(bad) && test.intact(good));
+}
+
+TEST(a_sequence_with_windows_that_lost_tokens_has_no_copy_of_those_before_either) {
+  auto calls = std::make_shared<TestCalls>();
+  Parked test({.budget = 64_KiB * 20, .leases = 2, .window = {65}, .file = 8_MiB, .calls = calls});
+  Sequence bad = test.idle(3);
+  test.push_out(9);
+  spoil(*calls, test.figures().cleaned - 1);  // its last page: of those before it the copies are good
+  CHECK(lost_by(test, bad) == Tokens{});
+  bad.tokens.clear();
+  test.step(bad, tokens_from(321, 3 * tokens_a_page));
+  test.park(bad);
+  test.push_out(9);
+  test.more(bad);
+  CHECK(test.intact(bad));
+}
+
+TEST(who_lost_tokens_does_not_write_to_a_page_that_others_have_too) {
+  auto calls = std::make_shared<TestCalls>();
+  Parked test({.record = Bytes{1'000}, .file = 8_MiB, .calls = calls});  // token 65 lies in two pages
+  const TokenList tokens = tokens_from(1, 140);
+  const Sequence other = test.serve(tokens);
+  Sequence bad = test.open(joined(tokens, tokens_from(500, 1)));
+  CHECK(test.stats().aliased == 1);
+  test.step(bad, tokens_from(500, 200 - bad.tokens.size()));
+  test.park(bad);
+  test.push_out(5);
+  spoil(*calls, 1);  // its second page: the first, which it shares, is there
+  const std::optional<Tokens> first = lost_by(test, bad);
+  CHECK(first && first->count <= 65);
+  bad.tokens.resize(first ? first->count : 0);
+  test.step(bad, tokens_from(700, 66 - bad.tokens.size()));
+  CHECK(test.intact(other) && test.intact(bad));
 }
 
 TEST(nobody_finds_tokens_whose_copies_were_not_good) {
