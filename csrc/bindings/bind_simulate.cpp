@@ -67,12 +67,15 @@ py::dict totals(const Course& course) {
 
 void bind_course(py::module_& m) {
   py::class_<Course>(m, "Course")
-      .def(py::init([](std::uint64_t seed, bool plain, bool check) {
+      .def(py::init([](std::uint64_t seed, bool plain, bool check, bool tiers) {
              CourseOptions options = plain ? CourseOptions{.seed = seed} : drawn_options(seed);
              options.check = check;
+             if (!tiers) options.tiers.reset();
              return std::make_unique<Course>(std::move(options));
            }),
-           py::arg("seed"), py::kw_only(), py::arg("plain") = false, py::arg("check") = true)
+           py::arg("seed"), py::kw_only(), py::arg("plain") = false, py::arg("check") = true,
+           py::arg("tiers") = true)
+      .def_property_readonly("has_tiers", [](const Course& course) { return course.has_tiers(); })
       .def(
           "run",
           [](Course& course, std::uint64_t iterations) {

@@ -240,9 +240,17 @@ bool Parking::can_clean(const Unit& one) const {
   return cleanable(one) && one.dirty != 0 && !one.stuck && !pool().epochs().waits_for_open_epoch(one.until);
 }
 
-/// Whether transfers are under way of which none has ended for so long that nobody should wait for memory
-/// that they would make.
-bool Parking::hangs() const { return in_flight_ != 0 && pool().clock().now() - moved_at_ > hangs_after; }
+/// Whether transfers are under way, or somebody waits for some, of which none has ended for so long that
+/// nobody should wait for memory that they would make.
+bool Parking::hangs() const {
+  return (in_flight_ != 0 || demanded_.count != 0) && pool().clock().now() - moved_at_ > hangs_after;
+}
+
+/// So many bytes should be cleaned, because somebody waits for them.
+void Parking::demand(Bytes wanted) {
+  if (in_flight_ == 0 && demanded_.count == 0) moved_at_ = pool().clock().now();
+  demanded_ = std::max(demanded_, wanted);
+}
 
 /// Whether pages are being cleaned, or there are some that can be.
 bool Parking::any_to_clean() const {
@@ -263,9 +271,13 @@ bool Parking::make_room(Bytes wanted) {
     const auto ahead = [](const auto& each) {
       return each.second.phase == Phase::loading && !each.second.urgent;
     };
+    if (hangs()) {
+      demanded_ = {};  // who asks again waits again
+      return false;
+    }
     // What is loaded ahead is kept until that is over, and may be taken then.
     if (!any_to_clean() && (shut_ || std::ranges::none_of(units_, ahead))) return false;
-    demanded_ = std::max(demanded_, wanted);
+    demand(wanted);
   }
   notify();
   return true;

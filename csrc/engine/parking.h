@@ -241,6 +241,7 @@ class Parking final : public Growing {
   Bytes in_danger(const Tenant& tenant);
   bool any_to_clean() const;
   bool hangs() const;
+  void demand(Bytes wanted);
   std::uint32_t room() const { return most_in_flight_ - std::min(most_in_flight_, in_flight_); }
 
   const std::shared_ptr<Pager> pager_;
@@ -260,7 +261,7 @@ class Parking final : public Growing {
   Bytes demanded_;  // to be cleaned, because somebody waits for it
   std::uint32_t in_flight_ = 0;
   std::uint32_t most_in_flight_ = 0;
-  Nanoseconds moved_at_{};  // when a transfer last ended, or began when there was no other
+  Nanoseconds moved_at_{};  // when a transfer last ended, or was first asked for
   bool shut_ = false;
   bool ageing_ = false;                  // the pager calls age()
   std::exception_ptr failure_{};         // of the driver, for the log: nobody waits for what it ended

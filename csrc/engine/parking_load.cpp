@@ -187,7 +187,7 @@ bool Parking::displace(const Unit& one, Bytes lacking) {
 /// is given up.
 void Parking::starve(Unit& one, Bytes lacking, Left& left) {
   if (any_to_clean()) {
-    demanded_ = std::max(demanded_, lacking);
+    demand(lacking);
     left.later = true;
     return;
   }

@@ -89,6 +89,7 @@ class Course {
   /// Closes everything and gives it back, after which nothing may be left. Throws like iterate().
   void rest();
   CourseTotals totals() const;
+  bool has_tiers() const { return tiers_ != nullptr; }
 
  private:
   /// The tokens of a sequence: of several sources, each from some token on. What two sequences have of the
