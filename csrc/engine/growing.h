@@ -58,6 +58,7 @@ class Growing {
   friend class Pager;
   std::atomic<bool> due_{false};  // in the pager's inbox
   bool starved_ = false;          // among the pager's starved
+  unsigned turns_ = 0;            // that the pager has given it one after the other
 };
 
 /// Maps up to `at_most` pages of the ranges. Where there is no memory for so many, it lowers `at_most`;

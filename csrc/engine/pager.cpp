@@ -16,6 +16,9 @@ constexpr Nanoseconds refused_recheck_max = 1s;
 constexpr Nanoseconds owed_recheck = 5ms;      // the same, where nobody waits for their memory
 constexpr Nanoseconds yielded_recheck = 10ms;  // whether others have taken what was given up for them
 
+// Pieces of work, of about a millisecond, that one owner is given before others get their turn.
+constexpr unsigned most_turns = 16;
+
 constexpr std::uint64_t reserve_fraction = 64;  // the reserve is at most so small a part of the budget
 
 }  // namespace
@@ -75,7 +78,13 @@ void Pager::put_back(const std::shared_ptr<Growing>& growing) {
   if (growing->due_.exchange(true)) return;
   std::lock_guard lock(inbox_mutex_);
   try {
-    due_.push_front(growing);  // what was asked for first is finished first
+    // What was asked for first is finished first. But it may never be finished, while others wait who have
+    // what it lacks: a step that needs more memory than there is takes what is mapped here, and lets go of
+    // it, again and again, until tiers have made room.
+    if (growing->turns_ % most_turns == most_turns - 1)
+      due_.push_back(growing);
+    else
+      due_.push_front(growing);
   } catch (const std::bad_alloc&) {
     growing->due_ = false;
     failed_.push_back(growing);  // the caller has reserved room
@@ -117,6 +126,7 @@ void Pager::map_one_batch() {
   const Nanoseconds start = pool_->clock().now();
   const Ahead ahead = growing->map_ahead({batch_.bytes()}, options_.lookahead);
   batch_.took(pool_->clock().now() - start, ahead == Ahead::more);
+  growing->turns_ = ahead == Ahead::more ? growing->turns_ + 1 : 0;
   if (ahead == Ahead::more) put_back(growing);
   if (ahead == Ahead::failed) failed_.push_back(growing);
   if (ahead == Ahead::later) {

@@ -164,3 +164,37 @@ TEST(an_unmapping_that_fails_is_tried_again) {
   CHECK(test.pool->stats().free == 512_KiB);
   test.pool->check();
 }
+
+namespace {
+
+/// Counts its turns, after each of which there may be more to do.
+class Worker final : public Growing {
+ public:
+  static std::shared_ptr<Worker> make(Pool& pool, Ahead left) {
+    return share(std::make_shared<Worker>(pool, left));
+  }
+  Worker(Pool& pool, Ahead left) : pool_(pool), left_(left) {}
+  Ahead map_ahead(Bytes, Pages) override {
+    ++turns;
+    return left_;
+  }
+  Pool& pool() const noexcept override { return pool_; }
+  int turns = 0;
+
+ private:
+  void close() noexcept override {}
+  Pool& pool_;
+  const Ahead left_;
+};
+
+}  // namespace
+
+TEST(who_always_has_more_to_do_does_not_keep_others_from_their_turn) {
+  TestPool test(16_MiB);
+  const auto endless = Worker::make(*test.pool, Ahead::more), other = Worker::make(*test.pool, Ahead::done);
+  test.pager->notify(*endless);
+  test.pager->notify(*other);
+  for (int i = 0; i < 100 && other->turns == 0; ++i) test.pager->poll(test.clock->now());
+  CHECK(other->turns == 1);
+  CHECK(endless->turns > 1);  // but first it goes on
+}
