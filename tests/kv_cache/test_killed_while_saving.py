@@ -3,17 +3,18 @@
 from textwrap import dedent
 
 import pytest
+from killed import KILLED
 
 from child import run_child
 
 SAVER = """
-    import os, random, signal, time, traceback
+    import os
     import torch
     from vmm import KVCache
 
     torch.set_num_threads(1)
 
-    def save():
+    def save(told):
         cache = KVCache(1, 1, 64, torch.float32, max_tokens=2000, max_sequences=2, budget="4MiB")
         sequence = cache.open()
         cache.step({sequence: 1500})
@@ -34,24 +35,7 @@ SAVER = """
 
     in_the_middle = 0
     for kill in range(kills):
-        heard, told = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.close(heard)
-                save()
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        os.close(told)
-        assert os.read(heard, 1) == b".", "it ended by itself"
-        time.sleep(random.uniform(0, 0.02))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), f"kill {kill}: it had ended by itself: {status}"
-        saves = 1 + len(os.read(heard, 1 << 16))
-        os.close(heard)
+        saves = len(killed(save, 0.02, waits=True))
         assert check() in (saves, saves + 1), "another than the last two"
         in_the_middle += os.path.exists(path + ".saving")
     assert set(os.listdir(os.path.dirname(path))) <= {"cache.vmm", "cache.vmm.saving"}
@@ -64,6 +48,6 @@ SAVER = """
 @pytest.mark.parametrize("kills", [24, pytest.param(1_000, marks=pytest.mark.long)])
 def test_the_file_is_whole_whenever_a_process_is_killed(tmp_path, kills):
     given = f"path, kills = {str(tmp_path / 'cache.vmm')!r}, {kills}\n"
-    done = run_child(given + dedent(SAVER), timeout=900)
+    done = run_child(given + KILLED + dedent(SAVER), timeout=900)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > kills // 20  # were killed in the middle

@@ -4,18 +4,19 @@ import os
 from textwrap import dedent
 
 import pytest
+from killed import KILLED
 
 from child import run_child
 
 SWAPPER = """
-    import os, random, signal, time, traceback
+    import os, random
     import torch
     from vmm import KVCache, Pool
 
     torch.set_num_threads(1)
     PAGE, PER_PAGE = 64 << 10, 128
 
-    def swap():
+    def swap(told):
         pool = Pool(16 * PAGE, host="256KiB", nvme=f"{directory}:4MiB", write_through=True)
         cache = KVCache(1, 1, 64, dtype=torch.float32, max_tokens=16 * PER_PAGE, max_sequences=24,
                         pool=pool, layout="token-major", page_bytes=PAGE)
@@ -39,24 +40,7 @@ SWAPPER = """
                 os.write(told, b".")  # by now some have come back
 
     for kill in range(kills):
-        heard, told = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.close(heard)
-                swap()
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        os.close(told)
-        if kill % 8 == 0:
-            assert os.read(heard, 1) == b".", "it ended by itself"
-        time.sleep(random.uniform(0, 0.03))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        os.close(heard)
-        assert os.WIFSIGNALED(status), f"kill {kill}: it had ended by itself: {status}"
+        killed(swap, 0.03, waits=kill % 8 == 0)
         left = os.listdir(directory)
         assert not left, f"kill {kill}: {left} is left"
 """
@@ -67,7 +51,8 @@ SWAPPER = """
 @pytest.mark.parametrize("kills", [24, pytest.param(2_000, marks=pytest.mark.long)])
 def test_a_killed_process_leaves_no_file_and_no_room_taken(tmp_path, kills):
     before = os.statvfs(tmp_path).f_bavail
-    done = run_child(f"directory, kills = {str(tmp_path)!r}, {kills}\n" + dedent(SWAPPER), timeout=900)
+    given = f"directory, kills = {str(tmp_path)!r}, {kills}\n"
+    done = run_child(given + KILLED + dedent(SWAPPER), timeout=900)
     assert done.returncode == 0, done.stderr
     taken = (before - os.statvfs(tmp_path).f_bavail) * os.statvfs(tmp_path).f_frsize
     if kills > 1_000:  # others write to this disk, too, but not so much
