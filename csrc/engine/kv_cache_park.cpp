@@ -145,9 +145,13 @@ void KvCache::refuse_to_wake(std::span<const std::int32_t> slots) {
 /// All of these are there. Returns whether they are awake; else somebody has taken pages meanwhile.
 bool KvCache::resume(std::span<const std::int32_t> slots) {
   std::vector<SequenceLost::Loss> losses;
-  for (const std::int32_t number : slots) {
-    const auto slot = static_cast<std::uint32_t>(number);
-    if (states_[slot] == SlotState::parked) resume(slot, losses);
+  try {
+    for (const std::int32_t number : slots) {
+      const auto slot = static_cast<std::uint32_t>(number);
+      if (states_[slot] == SlotState::parked) resume(slot, losses);
+    }
+  } catch (...) {  // whoever steps the rest again hears of it then; of what is lost only now
+    if (losses.empty()) throw;
   }
   if (!losses.empty()) throw SequenceLost(std::move(losses));
   return true;

@@ -120,7 +120,7 @@ bool Parking::mapped(const Pool::Needs& needs, const Page& page) {
 
 /// Whether the unit's bytes are there.
 bool Parking::resident(const Pool::Needs& needs, const Page& page) {
-  return !page.foreign && mapped(needs, page);
+  return !page.foreign && needs.used(*page.at.reservation, {page.at.page, {1}}).count == 1;
 }
 
 bool Parking::away(const Unit& one) {

@@ -2,9 +2,10 @@
 //
 // What is parked keeps its place and its addresses. Where memory is short its pages are *cleaned*: copied to
 // a tier below the device (tiers.h), from which each can be had again. A page that is clean is needed by
-// nobody: the pool takes it as it takes any surplus, and nobody else ever maps that place. So a page of a
-// parked sequence that is Resident holds what the sequence left there, and one that is not must be *loaded*
-// before the sequence goes on. Until a page has been cleaned it is kept.
+// nobody: the pool takes it as it takes any surplus. Nobody maps that place after that, but what was to be
+// mapped there ahead, before, may come so late. So a page that is Resident, and has been kept since it became
+// so, holds what the sequence left there, and one that is not must be *loaded* before the sequence goes on.
+// Until a page has been cleaned it is kept.
 //
 // The pager does the work, in small pieces, and threads of the tiers copy. Nobody waits for a tier but
 // whoever wants a sequence back now.
@@ -188,6 +189,7 @@ class Parking final : public Growing {
   static std::uint64_t key_of(const TierPlace& place);
   void give_back(const TierPlace& place);
   void forget_copy(Page& page);
+  bool forget_copies(Unit& unit);
   void carry_copies(Unit& unit, std::vector<ParkedPage>&& pages);
   void rest(UnitId id, Unit& unit, Fence until);
   void enter_policy(UnitId id, const Unit& unit, const ParkHint& hint);

@@ -162,12 +162,21 @@ bool Parking::take_places(const Unit& one) {
 /// were any.
 bool Parking::take_copies_of_running() {
   bool any = false;
-  for (auto& [id, one] : units_) {
-    if (one.phase != Phase::running) continue;
-    for (Page& page : one.pages) {
-      any |= page.copied;
-      forget_copy(page);
-    }
+  for (auto& [id, one] : units_)
+    if (one.phase == Phase::running) any |= forget_copies(one);
+  return any;
+}
+
+/// Returns whether there were any. What of a spare unit is not on the device is gone then.
+bool Parking::forget_copies(Unit& one) {
+  bool any = false;
+  const Pool::Needs needs(pool());
+  for (Page& page : one.pages) {
+    if (!page.copied) continue;
+    any = true;
+    forget_copy(page);
+    page.gone = !resident(needs, page);
+    one.dirty += !page.gone;
   }
   return any;
 }

@@ -195,15 +195,7 @@ bool Parking::take_copies_of_spare(const Unit& other) {
       oldest = &one;
   if (oldest == nullptr) return false;
   oldest->next = 0;  // where it is being cleaned, that begins anew
-  {
-    const Pool::Needs needs(pool());
-    for (Page& page : oldest->pages) {
-      if (!page.copied) continue;
-      forget_copy(page);
-      page.gone = !resident(needs, page);
-      oldest->dirty += !page.gone;
-    }
-  }
+  forget_copies(*oldest);
   if (!oldest->stuck) set_need(*oldest, [](const Page& page) { return !page.copied; }, Need::guess);
   return true;
 }

@@ -14,7 +14,7 @@ Tokens Slots::Needs::holds(std::uint32_t number, Tokens at_most) const {
       extents.clear();
       part.append_pages(number, live.first, live.end, extents);
       for (const PageRange& extent : extents) {
-        const Pages there = pages_->resident(part.lease->reservation(), extent);
+        const Pages there = pages_->used(part.lease->reservation(), extent);
         if (there != extent.count) found = std::min(found, part.room_in(live.first + there));
       }
     }

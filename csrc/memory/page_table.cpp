@@ -33,7 +33,10 @@ void PageTable::move(PageIndex page, VirtualState to, std::uint16_t last_use) {
   if (entry.state == VirtualState::unmapped) in_use_ += Pages{1};
   if (to == VirtualState::unmapped) in_use_ -= Pages{1};
   count(page, entry, false);
-  if (entry.state == VirtualState::resident) entry.need = Need::none;
+  if (entry.state == VirtualState::resident) {
+    entry.need = Need::none;
+    entry.used = false;
+  }
   if (to == VirtualState::resident) entry.last_use = last_use;
   entry.state = to;
   count(page, entry, true);
@@ -69,6 +72,7 @@ void PageTable::set_need(PageIndex page, Need need) {
                              " and cannot be needed");
   count(page, entry, false);
   entry.need = need;
+  entry.used |= entry.kept();
   count(page, entry, true);
   if (entry.shared) sharing_.recount(entry.content);
 }

@@ -153,6 +153,9 @@ class Pool::Needs {
 
   /// Pages of the range that are Resident, up to the first that is not.
   Pages resident(const Reservation& reservation, const PageRange& range) const;
+  /// Those that have been kept since they became Resident, up to the first that has not: what was mapped
+  /// ahead may have come too late, and then holds nothing of what its place is known for.
+  Pages used(const Reservation& reservation, const PageRange& range) const;
   /// Whether the page is neither mapped nor on its way there or back.
   bool unmapped(const Reservation& reservation, PageIndex page) const {
     return reservation.table[page].state == VirtualState::unmapped;

@@ -15,15 +15,30 @@ Pool::Needs::~Needs() {
   if (nobody_s_) signals_.note_idle();
 }
 
-Pages Pool::Needs::resident(const Reservation& reservation, const PageRange& range) const {
+namespace {
+
+/// Pages of the range up to the first that is not so.
+template <class Is>
+Pages first_pages(const Reservation& reservation, const PageRange& range, Is is) {
   const std::span ranges(&range, 1);
   reservation.check(ranges);
   Pages count;
   for (PageIndex page : each_page(ranges)) {
-    if (reservation.table[page].state != VirtualState::resident) break;
+    if (!is(reservation.table[page])) break;
     count += Pages{1};
   }
   return count;
+}
+
+}  // namespace
+
+Pages Pool::Needs::resident(const Reservation& reservation, const PageRange& range) const {
+  return first_pages(reservation, range,
+                     [](const VirtualPage& page) { return page.state == VirtualState::resident; });
+}
+
+Pages Pool::Needs::used(const Reservation& reservation, const PageRange& range) const {
+  return first_pages(reservation, range, [](const VirtualPage& page) { return page.used; });
 }
 
 bool Pool::Needs::may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const {

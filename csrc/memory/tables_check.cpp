@@ -96,6 +96,8 @@ void Tables::check_page(const Reservation& reservation, PageIndex at, Census& ce
   require(page.content.valid() == has_content,
           "I1: exactly Resident and Retiring pages have content, and those that will share one", at.value);
   require(page.need == Need::none || resident, "I2: only Resident pages are needed", at.value);
+  require(page.used ? resident : !page.kept(), "I24: what is kept is used, as long as it is Resident",
+          at.value);
   for (Need need : reclaimable_needs)
     require(table.reclaimable(need).has(at) == (resident && page.counted && page.need == need),
             "I18: what is reclaimable is found", at.value);

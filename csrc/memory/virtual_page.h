@@ -14,7 +14,8 @@ enum class VirtualState : std::uint8_t { unmapped, mapping, resident, retiring }
 
 struct VirtualPage {
   ContentId content;
-  VirtualState state : 6 = VirtualState::unmapped;
+  VirtualState state : 5 = VirtualState::unmapped;
+  bool used : 1 = false;    // somebody has kept it since it became Resident; else its bytes are nobody's
   bool shared : 1 = false;  // other virtual pages have the same content
   bool counted : 1 = true;  // it stands for its content where memory is counted: see Sharing
   Need need = Need::none;

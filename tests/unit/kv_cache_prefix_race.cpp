@@ -187,3 +187,26 @@ TEST(what_is_mapped_ahead_for_a_sequence_that_ends_meanwhile_is_needed_by_nobody
   CHECK(resident > 1);
   test.end();
 }
+
+/// What the pager maps for a slot may come so late that another sequence's tokens have been there, and gone.
+TEST(what_is_mapped_too_late_is_not_taken_for_tokens) {
+  std::function<void()> meanwhile;
+  PrefixCache test({.budget = 64_KiB * 8, .before_unmap = [&](std::size_t) {
+                      if (const auto now = std::exchange(meanwhile, {})) std::thread(now).join();
+                    }});
+  const TokenList own = tokens_from(0, 128), longer = joined(own, tokens_from(128, 128));
+  Sequence served = test.open(longer);
+  test.leave_pages(64 * 6, 1);
+  test.cache->announce_tokens(served.slot, {longer.size()});
+  meanwhile = [&] {  // the pager makes room for what was announced
+    test.step(served, own);
+    test.commit(served, 0, own.size());
+    test.close(served);
+    retire(*test.leases[0], 16 * served.slot, 2, {});  // somebody takes its memory
+    drain(test);
+  };
+  test.settle();
+  CHECK(!meanwhile);
+  CHECK(state_of(*test.leases[0], 16 * served.slot) == VirtualState::resident);
+  CHECK(test.open(longer).cached == 0);
+}

@@ -132,6 +132,19 @@ TEST(where_it_is_written_through_all_that_is_idle_is_copied_at_once) {
   CHECK(all.cached == 3 * tokens_a_page && test.is_whole(all) && test.is_whole(idle));
 }
 
+TEST(what_lost_its_copies_while_its_owner_held_it_is_copied_again) {
+  Restored test({.host = 64_KiB * 4, .write_through = true});
+  test.leave_copies(tokens_from(1, 4 * tokens_a_page));
+  const UnitId left{1};
+  CHECK(test.parking->hold(left));
+  const Sequence other = test.idle(4);  // the tier has no place for it
+  test.end();
+  CHECK(test.are_cleaned(8));
+  test.close(other);
+  test.parking->release(left, {});
+  CHECK(test.are_cleaned(12));
+}
+
 TEST(a_copy_of_what_was_left_that_is_not_good_is_lost_by_name) {
   auto calls = std::make_shared<TestCalls>();
   Restored test({.file = 8_MiB, .write_through = true, .calls = calls});

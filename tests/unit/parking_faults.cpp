@@ -95,6 +95,34 @@ TEST(who_lost_tokens_does_not_write_to_a_page_that_others_have_too) {
   CHECK(test.intact(other) && test.intact(bad));
 }
 
+TEST(tokens_that_are_lost_are_told_also_when_another_sequence_cannot_come_back) {
+  bool told = false;
+  for (std::int64_t n = 1; n < 50; ++n) {
+    auto calls = std::make_shared<TestCalls>();
+    Parked test({.tail = {30}, .file = 8_MiB, .calls = calls});
+    const Sequence bad = test.idle(1), good = test.idle(1);
+    test.push_out(6);
+    spoil(*calls, 0);
+    CHECK(test.is_prefetched(bad) && test.is_prefetched(good));
+    const std::int32_t slots[] = {static_cast<std::int32_t>(bad.slot), static_cast<std::int32_t>(good.slot)};
+    const std::int32_t lengths[] = {tokens_a_page, tokens_a_page};
+    bool is_told = false;
+    test.faults->fail_at(n, 1, Fault::error);
+    try {
+      test.cache->step(slots, lengths, {});
+    } catch (const SequenceLost& error) {
+      is_told = error.losses().front().slot == bad.slot;
+    } catch (const DriverError&) {
+    }
+    const bool reached = !test.faults->last_failed().empty();
+    test.faults->fail_at(0, 0, Fault::error);
+    CHECK(is_told == (test.cache->length(bad.slot) != Tokens{tokens_a_page}));
+    told |= is_told && reached;
+    if (!reached) break;
+  }
+  CHECK(told);
+}
+
 TEST(nobody_finds_tokens_whose_copies_were_not_good) {
   auto calls = std::make_shared<TestCalls>();
   Parked test({.file = 8_MiB, .calls = calls});

@@ -21,19 +21,25 @@ namespace vmm {
 
 using TokenList = std::vector<PrefixIndex::Token>;
 
-/// A driver that lets the test do something before it maps so many pages.
+/// A driver that lets the test do something before it maps, or unmaps, so many pages.
 class HookedMaps final : public DriverDecorator {
  public:
   using Hook = std::function<void(std::size_t pages)>;
-  HookedMaps(std::unique_ptr<Driver> inner, Hook before_map)
-      : DriverDecorator(std::shared_ptr<Driver>(std::move(inner))), before_map_(std::move(before_map)) {}
+  HookedMaps(std::unique_ptr<Driver> inner, Hook before_map, Hook before_unmap = {})
+      : DriverDecorator(std::shared_ptr<Driver>(std::move(inner))),
+        before_map_(std::move(before_map)),
+        before_unmap_(std::move(before_unmap)) {}
   void map(std::span<const PageMapping> pages) override {
-    before_map_(pages.size());
+    if (before_map_) before_map_(pages.size());
     inner().map(pages);
+  }
+  void unmap(std::span<const PageMapping> pages, std::size_t& done) override {
+    if (before_unmap_) before_unmap_(pages.size());
+    inner().unmap(pages, done);
   }
 
  private:
-  const Hook before_map_;
+  const Hook before_map_, before_unmap_;
 };
 
 /// Mapping takes time, and nothing else does.
@@ -52,7 +58,7 @@ struct PrefixOptions {
   Tokens window{};  // of the first lease's layers
   Tokens tail{};
   bool slow_maps = false;  // then copies are cheaper
-  HookedMaps::Hook before_map = {};
+  HookedMaps::Hook before_map = {}, before_unmap = {};
   Bytes host{}, file{};  // tiers, where sequences can be parked
   std::string policy = "predictive";
   bool write_through = false;
@@ -134,9 +140,9 @@ struct PrefixCache : TestPool {
 
   static WrapDriver wrap(const PrefixOptions& options) {
     if (options.slow_maps) return with_slow_maps;
-    if (!options.before_map) return {};
-    return [hook = options.before_map](std::unique_ptr<Driver> inner, ManualClock&) {
-      return std::make_unique<HookedMaps>(std::move(inner), hook);
+    if (!options.before_map && !options.before_unmap) return {};
+    return [=](std::unique_ptr<Driver> inner, ManualClock&) {
+      return std::make_unique<HookedMaps>(std::move(inner), options.before_map, options.before_unmap);
     };
   }
   unsigned char* token(std::size_t lease, std::uint64_t extent, std::uint64_t at) const {
