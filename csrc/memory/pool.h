@@ -189,6 +189,9 @@ class Pool::Needs {
   }
 
  private:
+  template <class Price>
+  bool may_pay(const Tenant& tenant, Price price) const;
+
   Signals& signals_;
   Tables& tables_;
   const Reclaiming& reclaiming_;

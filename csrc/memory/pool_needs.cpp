@@ -41,19 +41,30 @@ Pages Pool::Needs::used(const Reservation& reservation, const PageRange& range) 
   return first_pages(reservation, range, [](const VirtualPage& page) { return page.used; });
 }
 
-bool Pool::Needs::may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const {
+/// Whether the tenant has room for what `price()` is. What work has used and is over counts until somebody
+/// has looked, so a refusal is looked at again.
+template <class Price>
+bool Pool::Needs::may_pay(const Tenant& tenant, Price price) const {
   const Quotas& quotas = reclaiming_.quotas();
-  if (!quotas.any()) return true;
-  const Bytes price = quotas.price(reservation, ranges, Need::kept, {});
-  return price.count == 0 || quotas.room(reservation.tenant) >= static_cast<std::int64_t>(price.count);
+  const auto may = [&] {
+    const Bytes sum = price(quotas);
+    return sum.count == 0 || quotas.room(tenant) >= static_cast<std::int64_t>(sum.count);
+  };
+  return !quotas.any() || may() || (tables_.last_uses().refresh(), may());
+}
+
+bool Pool::Needs::may_keep(const Reservation& reservation, std::span<const PageRange> ranges) const {
+  return may_pay(reservation.tenant,
+                 [&](const Quotas& quotas) { return quotas.price(reservation, ranges, Need::kept, {}); });
 }
 
 bool Pool::Needs::may_keep(const Ranges& all) const {
-  const Quotas& quotas = reclaiming_.quotas();
-  if (all.empty() || !quotas.any()) return true;
-  Bytes price;
-  for (const auto& [reservation, ranges] : all) price += quotas.price(*reservation, ranges, Need::kept, {});
-  return price.count == 0 || quotas.room(all.front().first->tenant) >= static_cast<std::int64_t>(price.count);
+  return all.empty() || may_pay(all.front().first->tenant, [&](const Quotas& quotas) {
+           Bytes sum;
+           for (const auto& [reservation, ranges] : all)
+             sum += quotas.price(*reservation, ranges, Need::kept, {});
+           return sum;
+         });
 }
 
 OutOfPages Pool::Needs::out_of_pages(const Reservation& reservation,

@@ -51,6 +51,7 @@ inline std::unique_ptr<Driver> with_slow_maps(std::unique_ptr<Driver> inner, Man
 
 struct PrefixOptions {
   Bytes budget = 16_MiB;
+  Bytes limit{};        // of the tenant whose cache it is; 0: of the default tenant, who has none
   Bytes record{1'024};  // 64 tokens a page
   std::uint32_t slots = 4;
   std::uint64_t extents = 1;  // of each slot in each lease
@@ -114,8 +115,13 @@ struct PrefixCache : TestPool {
   explicit PrefixCache(const PrefixOptions& options_ = {})
       : TestPool(options_.budget, nullptr, wrap(options_)), options(options_) {
     std::vector<SlotPart> parts;
+    TenantId tenant{};
+    if (options.limit.count != 0) tenant = pool->tenancies().add({"limited", {}, options.limit, 0});
     for (std::size_t i = 0; i < options.leases; ++i) {
-      leases.push_back(reserve(1_MiB, options.slots * options.extents));
+      leases.push_back(pool->reserve({.page_bytes = 64_KiB,
+                                      .extent_bytes = 1_MiB,
+                                      .extents = options.slots * options.extents,
+                                      .tenant = tenant}));
       parts.push_back({leases[i], 0, options.extents, options.record, i == 0 ? options.window : Tokens{}});
     }
     if (options.host.count + options.file.count != 0) {
