@@ -2,6 +2,7 @@
 
 import cuda_standin
 import pytest
+from saved_cache import cache, path, saved  # noqa: F401 - fixtures
 
 from vmm import Pool, _core
 
