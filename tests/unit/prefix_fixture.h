@@ -115,7 +115,7 @@ struct PrefixCache : TestPool {
   explicit PrefixCache(const PrefixOptions& options_ = {})
       : TestPool(options_.budget, nullptr, wrap(options_)), options(options_) {
     std::vector<SlotPart> parts;
-    TenantId tenant{};
+    TenantId tenant = Tenants::nobody;
     if (options.limit.count != 0) tenant = pool->tenancies().add({"limited", {}, options.limit, 0});
     for (std::size_t i = 0; i < options.leases; ++i) {
       leases.push_back(pool->reserve({.page_bytes = 64_KiB,
