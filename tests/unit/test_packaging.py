@@ -11,12 +11,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def call(*command, cwd):
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)  # the extension is compiled anew, perhaps on a machine that is busy
 def test_sdist_and_wheel(tmp_path):
     # `build` makes the sdist and then the wheel from it, so both are tried.
     call(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT), cwd=tmp_path)
