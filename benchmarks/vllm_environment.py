@@ -9,8 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import vmm
@@ -53,8 +56,7 @@ def _made_by_tests() -> str | None:
     return str(stamps[-1].parent) if stamps else None
 
 
-def start(job: str, *, processes: bool = False, **arguments: Any) -> subprocess.Popen[str]:
-    """A process of vllm_worker.py. ``processes``: its scheduler and workers are processes of their own."""
+def _start(job: str, processes: bool, arguments: dict[str, Any]) -> subprocess.Popen[str]:
     python, environment = interpreter()
     workers = arguments.get("engine", {}).get("tensor_parallel_size", 1)
     if workers > 1:  # else vLLM wants a NUMA node for each
@@ -77,23 +79,59 @@ def start(job: str, *, processes: bool = False, **arguments: Any) -> subprocess.
     )
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What the process found."""
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        raise Error(f"vLLM took longer than {LIMIT_S} s") from None
-    finally:
-        end(process)
-    for line in out.splitlines():
-        if line.startswith("RESULT "):
-            found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-            return found
-    raise Error(f"vLLM ended with {process.returncode}: {err[-3000:]}")
+class Worker:
+    """A process of vllm_worker.py. It is killed, with all that it started, at the end of the block, and when
+    it has not answered for LIMIT_S."""
+
+    def __init__(self, job: str, *, processes: bool = False, **arguments: Any) -> None:
+        """``processes``: its scheduler and workers are processes of their own."""
+        self.process = _start(job, processes, arguments)
+        self._log: deque[str] = deque(maxlen=100)
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self._kill()
+        self.process.wait()
+
+    def ask(self, question: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """What it says next. Raises Error where it has ended, or takes too long."""
+        assert self.process.stdout is not None
+        until = monotonic() + LIMIT_S
+        limit = threading.Timer(LIMIT_S, self._kill)
+        limit.start()
+        try:
+            for line in self.process.stdout:
+                if line.startswith("RESULT "):
+                    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+                    return found
+        finally:
+            limit.cancel()
+        late = monotonic() >= until
+        self._kill()  # it may have left children
+        self._reader.join()
+        why = f"took longer than {LIMIT_S} s" if late else f"ended with {self.process.wait()}"
+        raise Error(f"vLLM {why}: {''.join(self._log)[-3000:]}")
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._log.append(line)
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Kills it, with every process that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def result(job: str, **arguments: Any) -> dict[str, Any]:
+    """What a worker says that ends by itself."""
+    with Worker(job, **arguments) as worker:
+        return worker.answer()

@@ -1,8 +1,8 @@
 """One vLLM engine of `vmm bench vllm`, in a process of its own and in vLLM's environment.
 
-``python -m vmm.benchmarks.vllm_worker JOB``, a job in JSON, prints one line of JSON last. Jobs: ``model``
-(makes the tiny model in that folder), ``serve`` and ``attend`` (an engine), ``schedule`` (see
-vllm_schedule.py).
+``python -m vmm.benchmarks.vllm_worker JOB``, a job in JSON. ``serve`` (an engine) answers each line of the
+standard input with a line of JSON. ``model`` (makes the tiny model in that folder) and ``schedule`` (see
+vllm_schedule.py) print one, and end.
 """
 
 from __future__ import annotations
@@ -74,34 +74,31 @@ class Engine:
 
 
 def serve(
-    *,
-    model: str,
-    engine: dict[str, Any],
-    connector: dict[str, Any] | None,
-    requests: int,
-    tokens: int,
-    rounds: int,
-    watch_s: float,
-) -> dict[str, Any]:
-    """``rounds`` times the same requests after a first time that counts for tokens and metrics only. Then,
-    for ``watch_s`` seconds, [milliseconds since the last token, bytes that the KV memory takes]."""
+    *, model: str, engine: dict[str, Any], connector: dict[str, Any] | None, pressed: bool = False
+) -> None:
+    """Serves [requests, tokens, seconds] from each line of the standard input. The answer has what was
+    generated, the CPU time of the process for that, what vLLM has counted so far, and, for so many seconds
+    after, ``watched``: [milliseconds since the last token, bytes that the KV memory takes]. ``pressed``: and
+    how many milliseconds those blocks took to get memory for which there was none at first."""
+    pressed_ms = _times_under_pressure() if pressed else []
     made = Engine(model, engine, connector)
-    found: dict[str, Any] = {"tokens": made.generate(requests, tokens), "cpu_s": []}
-    for _ in range(rounds):
+    print("RESULT {}", flush=True)
+    for line in sys.stdin:
+        requests, tokens, watch_s = json.loads(line)
+        pressed_ms.clear()
         start = process_time()
-        made.generate(requests, tokens)
-        found["cpu_s"].append(process_time() - start)
-    over = monotonic()
-    found |= made.counted() | {"rss_bytes": rss_bytes(), "watched": []}
-    while (since := monotonic() - over) < watch_s:
-        found["watched"].append([1e3 * since, kv_bytes()])
-        sleep(0.002)
-    return found
+        found: dict[str, Any] = {"tokens": made.generate(requests, tokens)}
+        found["cpu_s"] = process_time() - start
+        over = monotonic()
+        found |= made.counted() | {"rss_bytes": rss_bytes(), "watched": [], "pressed_ms": pressed_ms}
+        while (since := monotonic() - over) < watch_s:
+            found["watched"].append([1e3 * since, kv_bytes()])
+            sleep(0.002)
+        print("RESULT " + json.dumps(found), flush=True)
 
 
-def attend(*, model: str, engine: dict[str, Any], connector: dict[str, Any]) -> dict[str, Any]:
-    """Serves [requests, tokens] from each line of the standard input, and answers each with DONE and how many
-    milliseconds those blocks took to get memory for which there was none at first."""
+def _times_under_pressure() -> list[float]:
+    """Which the plugin of this process will add to."""
     import vmm
     from vmm.integrations.vllm.link import Link
 
@@ -132,13 +129,7 @@ def attend(*, model: str, engine: dict[str, Any], connector: dict[str, Any]) -> 
 
     Link.announce, Link.hear = announced, heard  # type: ignore[method-assign]
     vmm.Blocks.keep = kept  # type: ignore[method-assign]
-    made = Engine(model, engine, connector)
-    print("DONE {}", flush=True)
-    for line in sys.stdin:
-        pressed_ms.clear()
-        made.generate(*json.loads(line))
-        print("DONE " + json.dumps({"pressed_ms": pressed_ms}), flush=True)
-    return {}
+    return pressed_ms
 
 
 def rss_bytes() -> int:
@@ -161,12 +152,10 @@ def kv_bytes() -> int:
 def main() -> None:
     job = json.loads(sys.argv[1])
     kind = job.pop("job")
+    if kind == "serve":
+        return serve(**job)
     if kind == "model":
         result = make_model(**job)
-    elif kind == "serve":
-        result = serve(**job)
-    elif kind == "attend":
-        result = attend(**job)
     else:
         from vmm.benchmarks.vllm_schedule import measured
 

@@ -60,11 +60,22 @@ def test_where_vllm_is_installed_beside_vmm_this_python_is_it(tmp_path, monkeypa
         ([[0, 100], [5000, 100]], 0.0, -1000),  # nothing did
     ],
 )
-def test_what_was_given_back_and_when(watched, fraction, milliseconds):
+def test_what_was_given_back_and_when(watched, fraction, milliseconds, monkeypatch):
+    monkeypatch.setattr(vllm, "IDLE_S", 1.0)
     assert vllm._given_back(watched) == (pytest.approx(fraction), milliseconds)
 
 
 def test_an_engine_that_fails_is_an_error_with_its_words(monkeypatch):
     monkeypatch.setattr(vllm_environment, "interpreter", lambda: (sys.executable, {}))
     with pytest.raises(Error, match=r"vLLM ended with 1: (.|\n)*vllm"):
-        vllm_environment.finish(vllm_environment.start("schedule"))
+        vllm_environment.result("schedule")
+
+
+def test_an_engine_that_does_not_answer_is_ended(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nsleep 600 &\nsleep 600\n")  # its child holds its end of the pipe, too
+    python.chmod(0o755)
+    monkeypatch.setattr(vllm_environment, "interpreter", lambda: (str(python), {}))
+    monkeypatch.setattr(vllm_environment, "LIMIT_S", 0.2)
+    with pytest.raises(Error, match=r"vLLM took longer than 0\.2 s"):
+        vllm_environment.result("schedule")
