@@ -211,8 +211,10 @@ class KvCache {
   bool copies_of(const Prefix& prefix, std::uint32_t slot);
   bool await_tier(std::unique_lock<Mutex>& lock, Nanoseconds until);
   void reap();
+  bool map_or_ask(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
+                  StreamHandle stream, bool again);
   bool map_or_wait(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots,
-                   std::span<const std::int32_t> lengths, StreamHandle stream);
+                   std::span<const std::int32_t> lengths, StreamHandle stream, bool again);
   bool check(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths);
   void map(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths, StreamHandle stream);
   void announce(std::span<const std::int32_t> slots);

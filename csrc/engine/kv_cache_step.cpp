@@ -134,10 +134,29 @@ void KvCache::map(std::span<const std::int32_t> slots, std::span<const std::int3
   }
 }
 
-/// Maps what is missing. False where it has waited, without the lock, for memory that parked sequences give
-/// up.
+/// Maps what is missing. False where that fails, but parked sequences will give up memory.
+bool KvCache::map_or_ask(std::span<const std::int32_t> slots, std::span<const std::int32_t> lengths,
+                         StreamHandle stream, bool again) {
+  // An attempt that fails lets go of what the pager has mapped ahead, and the pager maps that again. So the
+  // next attempt waits until there may be enough.
+  if (again) {
+    const Bytes lacks = slots_->lacking(crossing_, stream);
+    if (lacks.count != 0 && options_.parking->make_room(lacks)) return false;
+  }
+  try {
+    map(slots, lengths, stream);
+    return true;
+  } catch (const OutOfPages& error) {
+    if (!options_.parking) throw;
+    if (options_.parking->make_room(error.figures().asked)) return false;
+  }
+  map(slots, lengths, stream);  // it may have come since we asked
+  return true;
+}
+
+/// Maps what is missing. False where it has waited for memory, without the lock; then it is called `again`.
 bool KvCache::map_or_wait(std::unique_lock<Mutex>& lock, std::span<const std::int32_t> slots,
-                          std::span<const std::int32_t> lengths, StreamHandle stream) {
+                          std::span<const std::int32_t> lengths, StreamHandle stream, bool again) {
   crossing_.clear();
   const std::span<const Tokens> limits = slots_->limits();
   for (std::size_t i = 0; i < slots.size(); ++i) {
@@ -145,19 +164,7 @@ bool KvCache::map_or_wait(std::unique_lock<Mutex>& lock, std::span<const std::in
     const Tokens length{static_cast<std::uint64_t>(lengths[i])};
     if (length > limits[slot]) crossing_.push_back({slot, length, {lengths_[slot]}});
   }
-  if (crossing_.empty()) return true;
-  bool coming = false;
-  try {
-    map(slots, lengths, stream);
-    return true;
-  } catch (const OutOfPages& error) {
-    if (!options_.parking) throw;
-    coming = options_.parking->make_room(error.figures().asked);
-  }
-  if (!coming) {  // but it may have come since we asked
-    map(slots, lengths, stream);
-    return true;
-  }
+  if (crossing_.empty() || map_or_ask(slots, lengths, stream, again)) return true;
   lock.unlock();
   options_.parking->await();
   lock.lock();
@@ -178,15 +185,17 @@ void KvCache::step(std::span<const std::int32_t> slots, std::span<const std::int
   pool.streams().epoch_closed();
   const std::uint32_t user = users_bit(stream);
   try {
-    for (;;) {
+    for (bool again = false;;) {
       while (parked) parked = !bring_back(lock, slots) || check(slots, lengths);
       if (is_read(slots, stream)) {
         lock.unlock();  // so that others can go on with their sequences
         pool.clock().sleep(std::chrono::microseconds(100));
         pool.epochs().poll();
         lock.lock();
-      } else if (map_or_wait(lock, slots, lengths, stream)) {
+      } else if (map_or_wait(lock, slots, lengths, stream, again)) {
         break;
+      } else {
+        again = true;
       }
       parked = check(slots, lengths);
     }

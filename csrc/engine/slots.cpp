@@ -117,6 +117,17 @@ std::int64_t Slots::cost(std::uint32_t slot, Tokens to, std::optional<StreamHand
   return sum;
 }
 
+Bytes Slots::lacking(std::span<const SlotLength> wanted, StreamHandle stream) const {
+  std::int64_t lacking = -pool().reclaiming().obtainable(stream, tenant().id);
+  Bytes missing_of_all;
+  for (const SlotLength& each : wanted) {
+    lacking += cost(each.slot, each.length, stream);
+    missing_of_all += missing(each.slot, each.length);
+  }
+  if (missing_of_all.count == 0 || lacking < 0) return {};
+  return {static_cast<std::uint64_t>(lacking)};
+}
+
 Bytes Slots::held(std::uint32_t number) const {
   const Slot& slot = slots_.at(number);
   const Tokens tokens{std::max(slot.kept.load(), slot.announced.load())};

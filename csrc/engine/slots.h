@@ -154,6 +154,8 @@ class Slots final : public Growing {
   Bytes not_kept(std::uint32_t slot, Tokens to) const;
   /// What advance() would take of Reclaiming::obtainable().
   std::int64_t cost(std::uint32_t slot, Tokens to, std::optional<StreamHandle> stream) const;
+  /// How much more than can be had advance() would need: nothing, where it may succeed.
+  Bytes lacking(std::span<const SlotLength> wanted, StreamHandle stream) const;
   /// Bytes of the pages that are kept for a slot, or announced.
   Bytes held(std::uint32_t slot) const;
   /// Bytes of K and V of so many tokens, as far as windows reach.

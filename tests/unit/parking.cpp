@@ -2,6 +2,7 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -103,6 +104,32 @@ TEST(forks_of_what_is_parked_have_its_tokens) {
   test.more(child);
   test.push_out(4);
   CHECK(test.intact(child));
+}
+
+TEST(who_waits_for_a_tier_leaves_what_was_mapped_ahead_where_it_is) {
+  std::atomic<bool> hangs = true;
+  const auto calls = std::make_shared<TestCalls>();
+  Parked test({.leases = 2, .file = 8_MiB, .calls = calls});  // so a page of tokens needs two pages
+  hang(*calls, "pwritev", hangs);
+  Sequence idle = test.idle(2), other = test.open({}), ahead = test.open({});
+  test.end();
+  const Counter& mapped = test.pool->counters().pages_mapped_ahead;
+  const std::uint64_t before = mapped.get();
+  test.cache->announce_tokens(ahead.slot, {tokens_a_page});
+  CHECK(comes([&] { return mapped.get() >= before + 2; }));
+  std::thread step([&] { test.step(other, tokens_from(7, 3 * tokens_a_page)); });
+  CHECK(comes([&] { return test.is_moving(); }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const std::uint64_t at_first = mapped.get();  // once it tried, and failed, before it waited
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  CHECK(mapped.get() == at_first);
+  hangs = false;
+  step.join();
+  CHECK(test.intact(other));
+  test.close(other);
+  test.end();
+  test.more(idle);
+  CHECK(test.intact(idle));
 }
 
 TEST(bad_arguments_change_nothing) {
