@@ -22,6 +22,7 @@ class TierStats:
     """What a pool's parked sequences do. Counters begin at 0 when the pool is made."""
 
     parked_sequences: int
+    dirty_pages: int  #: of these, and of what ended sequences left: not copied yet
     cleaned_pages: int  #: copied to a tier
     loaded_pages: int  #: copied back
     lost_pages: int  #: that could not be copied back: see SequenceLost

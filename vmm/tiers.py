@@ -63,6 +63,7 @@ def tier_stats(core: dict[str, Any] | None) -> TierStats | None:
     page_bytes = core["page_bytes"]
     return TierStats(
         parked_sequences=core["parked_sequences"],
+        dirty_pages=core["dirty_pages"],
         cleaned_pages=core["cleaned_pages"],
         loaded_pages=core["loaded_pages"],
         lost_pages=core["lost_pages"],

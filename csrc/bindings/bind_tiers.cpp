@@ -122,6 +122,7 @@ std::optional<py::dict> tier_stats(const PoolHandle& handle) {
   }
   py::dict out;
   out["parked_sequences"] = figures.parked;
+  out["dirty_pages"] = figures.dirty;
   out["cleaned_pages"] = figures.cleaned;
   out["loaded_pages"] = figures.loaded;
   out["lost_pages"] = figures.lost;

@@ -300,8 +300,10 @@ ParkingFigures Parking::figures() {
   const std::lock_guard lock(mutex_);
   ParkingFigures out = figures_;
   out.page_bytes = page_bytes_;
-  for (const auto& [id, one] : units_)
+  for (const auto& [id, one] : units_) {
+    if (cleanable(one) && !one.stuck) out.dirty += one.dirty;
     out.parked += one.phase != Phase::running && one.phase != Phase::forgotten && !one.spare;
+  }
   return out;
 }
 

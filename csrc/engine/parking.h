@@ -38,6 +38,7 @@ enum class Presence : std::uint8_t { coming, there, no_memory };
 struct ParkingFigures {
   Bytes page_bytes;           // 0: nothing has been parked yet
   std::uint64_t parked = 0;   // sequences
+  std::uint64_t dirty = 0;    // pages of what is idle that are to be copied when memory is short
   std::uint64_t cleaned = 0;  // pages, in all
   std::uint64_t loaded = 0;
   std::uint64_t lost = 0;

@@ -1,5 +1,7 @@
 """Sequences whose K and V tell which they are, in a cache that is saved."""
 
+from time import monotonic, sleep
+
 import pytest
 import torch
 
@@ -42,6 +44,14 @@ def intact(sequence, number, length=None):
             if not torch.equal(kv[: length - first], rows[: length - first]):
                 return False
     return True
+
+
+def await_copies(pool):
+    """Waits until all is copied that a pool with ``write_through`` copies."""
+    until = monotonic() + 30
+    while (tiers := pool.stats().tiers) and tiers.dirty_pages:
+        assert monotonic() < until
+        sleep(0.001)
 
 
 def ids(start, count):

@@ -27,8 +27,9 @@ TEST(more_sequences_than_memory_take_turns_and_lose_nothing) {
 TEST(a_sequence_that_nobody_pushed_out_is_there_at_once) {
   Parked test;
   Sequence idle = test.idle(3);
-  CHECK(test.cache->ready(idle.slot));
+  CHECK(test.cache->ready(idle.slot) && test.figures().dirty == 3);
   test.more(idle);
+  CHECK(test.figures().dirty == 0);
   CHECK(test.intact(idle) && test.figures().loads == 0 && test.figures().cleaned == 0);
 }
 
@@ -36,7 +37,7 @@ TEST(what_is_prefetched_keeps_nobody_waiting) {
   Parked test;
   Sequence idle = test.idle(3);
   test.push_out();
-  CHECK(!test.cache->ready(idle.slot));
+  CHECK(!test.cache->ready(idle.slot) && test.figures().dirty == 0);
   CHECK(test.is_prefetched(idle));
   test.more(idle);
   CHECK(test.intact(idle));
