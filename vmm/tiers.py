@@ -56,6 +56,11 @@ def checked_by_s(by_s: Any) -> float:
     return float(seconds)
 
 
+def seconds(nanoseconds: int | None) -> float | None:
+    """What the engine guesses, for a user."""
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
 def tier_stats(core: dict[str, Any] | None) -> TierStats | None:
     """What the engine says of the tiers."""
     if core is None:

@@ -142,6 +142,10 @@ void bind_parked_growths(py::module_& m) {
           "want", [](ParkedGrowths& p, std::int64_t in_ns) { p.want_in(Nanoseconds{in_ns}); },
           py::arg("in_ns"), NoGil())
       .def_property_readonly("ready", no_gil(&ParkedGrowths::ready))
+      .def_property_readonly("load_ns", no_gil([](const ParkedGrowths& p) {
+                               const std::optional<Nanoseconds> time = p.load_time();
+                               return time ? std::optional(time->count()) : std::nullopt;
+                             }))
       .def(
           "wake",
           [](ParkedGrowths& p) -> std::optional<std::uint64_t> {

@@ -132,6 +132,13 @@ void bind_kv_cache(py::module_& m) {
           },
           py::arg("slots"), py::arg("in_ns"), NoGil())
       .def("ready", &KvCache::ready, py::arg("slot"), NoGil())
+      .def(
+          "load_ns",
+          [](KvCache& c, std::uint32_t slot) {
+            const std::optional<Nanoseconds> time = c.load_time(slot);
+            return time ? std::optional(time->count()) : std::nullopt;
+          },
+          py::arg("slot"), NoGil())
       .def("parked", &KvCache::parked, NoGil())
       .def("cached",
            [](const KvCache& c) {

@@ -134,6 +134,8 @@ class KvCache {
   void prefetch(std::span<const std::int32_t> slots, Nanoseconds by);
   /// Whether a step that names the sequence would not have to wait for its tokens.
   bool ready(std::uint32_t slot);
+  /// How long that would be: see Parking::load_time.
+  std::optional<Nanoseconds> load_time(std::uint32_t slot);
   /// How many of its tokens the sequence has lost for ever, because no copy was good when it came back.
   Tokens lost(std::uint32_t slot) const;
 

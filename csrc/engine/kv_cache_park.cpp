@@ -67,6 +67,12 @@ bool KvCache::ready(std::uint32_t slot) {
   return is_awake(slot) || options_.parking->there(parked_.at(slot).unit);
 }
 
+std::optional<Nanoseconds> KvCache::load_time(std::uint32_t slot) {
+  std::lock_guard lock(mutex_);
+  require_open(slot);
+  return is_awake(slot) ? Nanoseconds{} : options_.parking->load_time(parked_.at(slot).unit);
+}
+
 Tokens KvCache::lost(std::uint32_t slot) const {
   std::lock_guard lock(mutex_);
   require_open(slot);

@@ -32,6 +32,7 @@ class ParkedGrowths {
   void want_in(Nanoseconds time) { parking_->want(unit_, pool().clock().now() + time, false); }
   /// Whether wake() would not have to wait.
   bool ready() const { return parking_->there(unit_); }
+  std::optional<Nanoseconds> load_time() const { return parking_->load_time(unit_); }
   /// Brings the growths back, and waits for that; they have their tokens again. Returns the first token that
   /// was lost in any of them, if any was: only those before it are good. Throws OutOfPages, Closed, or what
   /// the driver throws; then they are parked still.

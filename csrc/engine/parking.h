@@ -19,6 +19,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,7 @@
 #include "engine/parked_page.h"
 #include "engine/tiers.h"
 #include "policy/eviction/eviction_policy.h"
+#include "policy/load_rate.h"
 
 namespace vmm {
 
@@ -72,6 +74,9 @@ class Parking final : public Growing {
   Presence want(UnitId unit, Nanoseconds by, bool urgent);
   /// Whether all of the unit is on the device now.
   bool there(UnitId unit);
+  /// How long it takes until all of the unit is there, at the rate at which tiers were read lately: what of it
+  /// is away, and what is loaded before it. None where nothing has been read yet from a tier that has some.
+  std::optional<Nanoseconds> load_time(UnitId unit);
   /// Nobody wants it back any more.
   void unwant(UnitId unit);
   /// The unit's owner has kept its pages, all of which were there: it has `length` tokens, and will write to
@@ -214,7 +219,9 @@ class Parking final : public Growing {
   void read(Unit& unit, Page& page, Outcome outcome);
   void end_of_transfer(UnitId id, Unit& unit);
   void begin_load(Unit& unit);
+  static std::tuple<bool, bool, Nanoseconds> turn(const Unit& unit);
   Units::iterator next_wanted();
+  void add_what_is_away(const Unit& unit, std::vector<Bytes>& by_tier) const;
   void load(Lock& lock, Bytes batch, Left& left);
   bool map_some(Lock& lock, UnitId id, Bytes batch, Left& left);
   bool await_memory(Unit& unit, Left& left);
@@ -256,6 +263,7 @@ class Parking final : public Growing {
   Units units_;
   std::deque<UnitId> cleaning_;                    // chosen by the policy
   std::vector<std::shared_ptr<void>> orphans_;     // owners of units that are gone, to end without the lock
+  std::vector<LoadRate> rates_;                    // by tier
   std::vector<TierPlace> places_;                  // taken, for what is cleaned next
   std::map<std::uint64_t, std::uint32_t> shared_;  // places that other pages have, too, and how many
   std::uint64_t last_unit_ = 0;

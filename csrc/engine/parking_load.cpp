@@ -33,20 +33,49 @@ void Parking::begin_load(Unit& one) {
   if (kept == Kept::all) finish_load(one);
 }
 
-/// Of the units that are wanted, the one to load next: an urgent one if there is any, of these one that was
-/// begun, and of these the one that is wanted first.
+/// Units that are wanted are loaded in the order of this: an urgent one first if there is any, of these one
+/// that was begun, and of these the one that is wanted first.
+std::tuple<bool, bool, Nanoseconds> Parking::turn(const Unit& one) {
+  return {!one.urgent, one.phase != Phase::loading, one.by};
+}
+
 Parking::Units::iterator Parking::next_wanted() {
-  const auto rank = [](const Unit& one) {
-    return std::tuple(!one.urgent, one.phase != Phase::loading, one.by);
-  };
   auto best = units_.end();
   for (auto each = units_.begin(); each != units_.end(); ++each) {
     const Unit& one = each->second;
     const bool to_map = one.phase == Phase::loading && one.next < one.pages.size() && !one.failure;
     if ((one.phase != Phase::wanted || one.moving != 0) && !to_map) continue;
-    if (best == units_.end() || rank(one) < rank(best->second)) best = each;
+    if (best == units_.end() || turn(one) < turn(best->second)) best = each;
   }
   return best;
+}
+
+void Parking::add_what_is_away(const Unit& one, std::vector<Bytes>& by_tier) const {
+  const Pool::Needs needs(pool());
+  for (const Page& page : one.pages)
+    if (page.copied && (one.phase == Phase::loading ? page.away : !resident(needs, page)))
+      by_tier.at(page.place.tier) += page_bytes_;
+}
+
+std::optional<Nanoseconds> Parking::load_time(UnitId id) {
+  const std::lock_guard lock(mutex_);
+  const Unit& one = unit(id);
+  std::vector<Bytes> by_tier(rates_.size());
+  if (one.phase != Phase::running) add_what_is_away(one, by_tier);
+  if (std::ranges::count(by_tier, Bytes{}) == std::ssize(by_tier)) return Nanoseconds{};
+  for (const auto& [other_id, other] : units_) {
+    const bool wanted = other.phase == Phase::wanted || other.phase == Phase::loading;
+    if (other_id != id && wanted && (one.phase == Phase::idle || turn(other) < turn(one)))
+      add_what_is_away(other, by_tier);
+  }
+  Nanoseconds longest{};
+  for (std::size_t tier = 0; tier < by_tier.size(); ++tier) {
+    if (by_tier[tier].count == 0) continue;
+    const std::optional<Nanoseconds> time = rates_[tier].time_for(by_tier[tier]);
+    if (!time) return std::nullopt;
+    longest = std::max(longest, *time);
+  }
+  return longest;
 }
 
 /// One unit at a time gets its memory: two that have half of theirs each would wait for each other.

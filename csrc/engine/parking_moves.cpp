@@ -56,6 +56,9 @@ void Parking::collect() {
       --in_flight_;
       --one.moving;
       page.moving = false;
+      if (page.away)
+        rates_[page.place.tier].ended(moved_at_,
+                                      ends[i].outcome == Outcome::done ? page_bytes_ : Bytes{});
       page.away ? read(one, page, ends[i].outcome) : written(one, page, ends[i].outcome);
       if (touched.empty() || touched.back() != id) touched.push_back(id);
     }
@@ -116,7 +119,9 @@ bool Parking::submit(TransferKind kind, UnitId id, std::uint32_t number) {
   const Address address = page.at.reservation->address_of(page.at.page);
   if (!tiers_->submit(kind, page.place, reinterpret_cast<std::byte*>(address.value), tag_of(id, number)))
     return false;
-  if (in_flight_ == 0) moved_at_ = pool().clock().now();
+  const Nanoseconds now = pool().clock().now();
+  if (in_flight_ == 0) moved_at_ = now;
+  if (kind == TransferKind::read) rates_[page.place.tier].begun(now);
   page.moving = true;
   one.reads |= kind == TransferKind::read;
   ++one.moving;

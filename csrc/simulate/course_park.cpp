@@ -36,8 +36,15 @@ void Course::prefetch() {
   for (std::uint64_t n = 1 + pick(2); n > 0; --n)
     if (const Sequence& one = running_[pick(running_.size())]; one.cache == cache)
       slots.push_back(static_cast<std::int32_t>(one.slot));
+  KvCache& kv = *caches_[cache].kv;
+  for (const std::int32_t slot : slots) {
+    const auto number = static_cast<std::uint32_t>(slot);
+    const bool is_there = kv.ready(number);
+    const std::optional<Nanoseconds> time = kv.load_time(number);
+    if (is_there && time != Nanoseconds{}) throw InvariantViolation("what is there would have to be loaded");
+  }
   const Nanoseconds in{static_cast<Nanoseconds::rep>(pick(2) == 0 ? 0 : pick(50'000'000))};
-  caches_[cache].kv->prefetch(slots, world_.now() + in);
+  kv.prefetch(slots, world_.now() + in);
 }
 
 std::vector<std::uint32_t> Course::parked_among(std::span<const std::size_t> places) const {

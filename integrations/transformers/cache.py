@@ -188,6 +188,11 @@ class VmmCache(DynamicCache):
         """Whether whoever uses the cache would not have to wait for its tokens."""
         return self._memory.idle is None or self._memory.idle.ready
 
+    @property
+    def load_s(self) -> float | None:
+        """How many seconds that would take: see `vmm.kv_cache.Sequence.load_s`."""
+        return 0.0 if self._memory.idle is None else self._memory.idle.load_s
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._rebatch(lambda rows: rows.repeat_interleave(repeats))
         for layer in self._stock_layers():

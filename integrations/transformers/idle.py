@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm import _core
 from vmm.errors import SequenceLost
+from vmm.tiers import seconds
 
 if TYPE_CHECKING:
     from vmm.integrations.transformers.layer import VmmLayer
@@ -36,6 +37,10 @@ class IdleLayers:
     @property
     def ready(self) -> bool:
         return self._core.ready
+
+    @property
+    def load_s(self) -> float | None:
+        return seconds(self._core.load_ns)
 
     def prefetch(self, by_s: float) -> None:
         self._core.want(int(by_s * 1e9))

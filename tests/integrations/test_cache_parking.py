@@ -102,9 +102,11 @@ def test_what_is_prefetched_is_ready_some_time_later(pool):
     pair[1].park()
     pair[1].park()  # it is already
     push_out(pool)
+    assert pair[1].load_s is None  # nothing has been read yet
     pair[1].prefetch(0.001)
     while not pair[1].ready:
         settle(pool)
+    assert pair[1].load_s == 0.0
     more(pair, seed=3)
     assert pool.stats().tiers.waited_ms == 0
 

@@ -77,6 +77,16 @@ def test_more_sequences_than_memory_take_turns(cache, request):
     assert store.failures == 0
 
 
+def test_how_long_a_load_takes_is_known_after_the_first(cache):
+    sequences = [idle(cache) for _ in range(6)]
+    away = [each for each in sequences if not each.ready]
+    assert {each.load_s for each in away} == {None}
+    go_on(cache, away[0])
+    assert away[0].load_s == 0.0
+    assert len(away) > 1
+    assert all(0.0 < each.load_s < 60.0 for each in away[1:])
+
+
 def test_a_scheduler_prefetches_and_asks_what_is_ready(cache):
     sequences = [idle(cache) for _ in range(6)]
     away = next(sequence for sequence in sequences if not sequence.ready)

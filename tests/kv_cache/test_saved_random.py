@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from saved_cache import await_copies
 
 from vmm import InvalidArgument, KVCache, Pool

@@ -44,6 +44,34 @@ TEST(what_is_prefetched_keeps_nobody_waiting) {
   CHECK(test.figures().loads == 1 && test.figures().waited == Nanoseconds{0});
 }
 
+TEST(how_long_a_load_takes_is_known_after_the_first) {
+  std::atomic<bool> hangs = false;
+  const auto calls = std::make_shared<TestCalls>();
+  Parked test({.file = 8_MiB, .calls = calls});
+  Sequence first = test.idle(2), second = test.idle(4);
+  CHECK(test.cache->load_time(first.slot) == Nanoseconds{});
+  test.push_out(8);
+  CHECK(!test.cache->load_time(first.slot));
+  CHECK(test.is_prefetched(first) && test.cache->load_time(first.slot) == Nanoseconds{});
+  const Nanoseconds alone = test.cache->load_time(second.slot).value();
+  CHECK(alone.count() > 0);
+  test.more(first);
+  test.park(first);
+  test.push_out(8);
+  const Nanoseconds less = test.cache->load_time(first.slot).value();
+  hang(*calls, "preadv", hangs);
+  hangs = true;
+  const auto slot = static_cast<std::int32_t>(second.slot);
+  test.cache->prefetch(std::span(&slot, 1), {});
+  CHECK(comes([&] { return test.is_moving(); }));
+  CHECK(test.cache->load_time(first.slot).value() > less);  // it would come after the other one
+  hangs = false;
+  CHECK(comes([&] { return test.cache->ready(second.slot); }));
+  CHECK(test.cache->load_time(second.slot) == Nanoseconds{});
+  test.more(first);
+  CHECK(test.intact(first) && test.cache->load_time(first.slot) == Nanoseconds{});
+}
+
 TEST(what_was_prefetched_goes_again_when_others_need_the_memory) {
   Parked test;
   Sequence idle = test.idle(5);

@@ -3,6 +3,7 @@
 #include "policy/attach_costs.h"
 #include "policy/batch_size.h"
 #include "policy/growth_predictor.h"
+#include "policy/load_rate.h"
 
 using namespace vmm;
 using namespace std::chrono_literals;
@@ -191,4 +192,32 @@ TEST(costs_that_change_are_followed_and_one_slow_call_is_not_taken_for_the_rule)
   CHECK(costs.copy({1}, {}, {100}));
   for (int i = 0; i < 20; ++i) costs.aliased({100}, 100us);
   CHECK(!costs.copy({1}, {}, {100}));
+}
+
+TEST(a_rate_counts_the_time_in_which_anything_is_read) {
+  LoadRate rate;
+  CHECK(!rate.time_for({100}));
+  rate.begun(1ms);
+  rate.begun(2ms);
+  rate.ended(3ms, {});  // it failed
+  CHECK(!rate.time_for({100}));
+  rate.ended(5ms, {100});
+  CHECK(rate.time_for({100}) == 4ms && rate.time_for({200}) == 8ms && rate.time_for({}) == 0ms);
+  rate.begun(100ms);  // it rested meanwhile
+  rate.ended(106ms, {400});
+  CHECK(rate.time_for({500}) == 10ms);
+}
+
+TEST(a_rate_that_changes_is_followed) {
+  LoadRate rate;
+  Nanoseconds now{};
+  const auto reads = [&](int times, Nanoseconds each) {
+    for (int i = 0; i < times; ++i) {
+      rate.begun(now);
+      rate.ended(now += each, {1000});
+    }
+  };
+  reads(1000, 1ms);
+  reads(20, 1s);
+  CHECK(*rate.time_for({1000}) > 900ms);
 }

@@ -14,7 +14,7 @@ from vmm.closing import Closing
 from vmm.errors import Closed, InvalidArgument, OutOfPages, SequenceLost
 from vmm.kv_cache.arguments import token_ids
 from vmm.stream import release_after, torch_stream
-from vmm.tiers import checked_hint
+from vmm.tiers import checked_hint, seconds
 
 if TYPE_CHECKING:
     from vmm.kv_cache.cache import KVCache
@@ -118,6 +118,15 @@ class Sequence(Closing):
         """Whether a step that names this sequence would not have to wait for its tokens: it is not parked, or
         all of it is on the device."""
         return self.cache._engine.ready(self.slot)
+
+    @property
+    def load_s(self) -> float | None:
+        """How many seconds it takes, from now on, until the sequence is `ready` if it is prefetched or
+        stepped: what of it is away, and what is loaded before it, at the rate at which the pool's tiers were
+        read lately. 0.0 where nothing is away; None where nothing has been read yet from a tier that has some
+        of it. Waiting for memory is not in it. If the model computes the tokens faster than this, close the
+        sequence and open another."""
+        return seconds(self.cache._engine.load_ns(self.slot))
 
     @property
     def lost_tokens(self) -> int:
