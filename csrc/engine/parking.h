@@ -74,8 +74,9 @@ class Parking final : public Growing {
   Presence want(UnitId unit, Nanoseconds by, bool urgent);
   /// Whether all of the unit is on the device now.
   bool there(UnitId unit);
-  /// How long it takes until all of the unit is there, at the rate at which tiers were read lately: what of it
-  /// is away, and what is loaded before it. None where nothing has been read yet from a tier that has some.
+  /// How long it takes until all of the unit is there, at the rate at which tiers were read lately: what of
+  /// it is away, and what is loaded before it. None where nothing has been read yet from a tier that has
+  /// some.
   std::optional<Nanoseconds> load_time(UnitId unit);
   /// Nobody wants it back any more.
   void unwant(UnitId unit);

@@ -57,8 +57,7 @@ void Parking::collect() {
       --one.moving;
       page.moving = false;
       if (page.away)
-        rates_[page.place.tier].ended(moved_at_,
-                                      ends[i].outcome == Outcome::done ? page_bytes_ : Bytes{});
+        rates_[page.place.tier].ended(moved_at_, ends[i].outcome == Outcome::done ? page_bytes_ : Bytes{});
       page.away ? read(one, page, ends[i].outcome) : written(one, page, ends[i].outcome);
       if (touched.empty() || touched.back() != id) touched.push_back(id);
     }
