@@ -187,7 +187,8 @@ class KvCache {
   };
   struct Parked {
     UnitId unit{};
-    Tokens since{};  // tokens when it was last parked
+    Tokens since{};   // tokens when it was last parked
+    Tokens length{};  // tokens of which tiers know the pages
     Tokens lost{};
   };
   void require_open(std::uint32_t slot) const;
@@ -200,8 +201,8 @@ class KvCache {
   void unwant(std::span<const std::int32_t> slots);
   [[noreturn]] void refuse_to_wake(std::span<const std::int32_t> slots);
   bool end_parked(std::uint32_t slot);
-  bool leaves_copies() const;
-  Need need_of_left() const { return leaves_copies() ? Need::guess : Need::none; }  // until it has a copy
+  Need need_of_left() const { return options_.parking ? Need::guess : Need::none; }  // until it has a copy
+  bool tiers_know(std::uint32_t slot, Tokens length) const;
   void leave_to_tiers(std::uint32_t slot, Tokens held);
   Parked& unit_of(std::uint32_t slot);
   void forget_unit(std::uint32_t slot);

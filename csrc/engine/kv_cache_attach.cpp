@@ -62,7 +62,8 @@ KvCache::Prefix KvCache::find(const Prompt& prompt, StreamHandle stream) {
       if (is_open(slot) && !slots_->can_go_back(slot, length)) continue;
       const Tokens holds = needs.holds(slot, length);
       // What a window needs at another length may be there all the same.
-      if (holds < length && !is_open(slot) && !slots_->has_windows())
+      const bool all_or_less = !slots_->has_windows() || tiers_know(slot, length);
+      if (holds < length && !is_open(slot) && all_or_less)
         away.push_back({{slot, length, whole(slot)}, holds});
       Tokens blocks = holds - holds % block;
       for (Tokens more = holds; blocks != more;) {  // for fewer tokens a window needs others
@@ -165,7 +166,8 @@ std::optional<bool> KvCache::keep(const Prefix& prefix) {
 
 /// Nobody keeps the tokens of a slot that nobody is in, or holds it.
 void KvCache::put_back(const Prefix& prefix) {
-  slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot], need_of_left());
+  const Need need = tiers_know(prefix.slot, prefix.length) ? need_of_left() : Need::none;
+  slots_->put_back(prefix.slot, prefix.length, fences_[prefix.slot], need);
   release(prefix.slot);
 }
 

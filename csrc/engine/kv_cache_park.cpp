@@ -45,7 +45,7 @@ void KvCache::park(std::uint32_t slot, const ParkHint& hint, StreamHandle stream
     options_.parking->take(parked.unit, length);
     throw;
   }
-  parked.since = length;
+  parked.since = parked.length = length;
   fences_[slot] = until;
   states_[slot] = SlotState::parked;
   previous_[slot] = lengths_[slot];
@@ -187,7 +187,7 @@ void KvCache::resume(std::uint32_t slot, std::vector<SequenceLost::Loss>& losses
 /// when that is over.
 bool KvCache::end_parked(std::uint32_t slot) {
   const auto parked = parked_.find(slot);
-  const Tokens findable = leaves_copies() ? index_.findable(slot) : Tokens{};
+  const Tokens findable = tiers_know(slot, index_.findable(slot)) ? index_.findable(slot) : Tokens{};
   const Tokens held = saved(slot, findable, true);
   const bool over = held.count != 0 ? options_.parking->wind_up(parked->second.unit, held)
                                     : options_.parking->forget(parked->second.unit);

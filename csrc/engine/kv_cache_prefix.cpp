@@ -129,7 +129,7 @@ bool KvCache::evict_oldest(const std::function<bool(std::uint32_t)>& is_over) {
 void KvCache::make_way(std::unique_lock<Mutex>& lock, Tokens first, StreamHandle stream) {
   const Epochs& epochs = slots_->pool().epochs();
   const auto over = [&](std::uint32_t slot) { return epochs.complete(fences_[slot], stream); };
-  if (free_.count() != 0 && cached_.count() != 0 && !leaves_copies()) {
+  if (free_.count() != 0 && cached_.count() != 0 && !options_.parking) {
     std::uint32_t largest = no_slot;
     free_.from_largest([&](std::uint32_t slot) {
       largest = slot;

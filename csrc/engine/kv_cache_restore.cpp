@@ -13,15 +13,22 @@
 
 namespace vmm {
 
-/// Whether tiers get what closed sequences leave. Not where windows have left some of it.
-bool KvCache::leaves_copies() const { return options_.parking && !slots_->has_windows(); }
+/// Whether tiers know all pages of the slot's first `length` tokens. They do not where a window of fewer
+/// tokens reaches further back than that with which the slot was left, or parked.
+bool KvCache::tiers_know(std::uint32_t slot, Tokens length) const {
+  const auto parked = parked_.find(slot);
+  return parked != parked_.end() && length <= parked->second.length &&
+         slots_->reaches_no_further(length, parked->second.length);
+}
 
 /// The slot, whose sequence has ended, keeps its first `held` tokens for others; without tiers only for as
 /// long as nobody needs the memory.
 void KvCache::leave_to_tiers(std::uint32_t slot, Tokens held) {
-  if (!leaves_copies()) return forget_unit(slot);
+  if (!options_.parking) return;
   try {
-    options_.parking->leave(unit_of(slot).unit, slots_->pages_of(slot, held), fences_[slot]);
+    Parked& left = unit_of(slot);
+    options_.parking->leave(left.unit, slots_->pages_of(slot, held), fences_[slot]);
+    left.length = held;
   } catch (const std::bad_alloc&) {  // then the tokens are found only as long as they are on the device
     forget_unit(slot);
     slots_->put_back(slot, held, fences_[slot], Need::none);
@@ -73,11 +80,11 @@ void KvCache::take_unit(std::uint32_t slot, Tokens length) {
   parked->second.lost = {};
 }
 
-/// How many of the first tokens of the slot can be had again: see Parking::saved.
+/// How many of the first tokens of the slot can be had again (see Parking::saved); with windows all or none.
 Tokens KvCache::saved(std::uint32_t slot, Tokens length, bool on_device) {
-  const auto parked = parked_.find(slot);
-  if (parked == parked_.end() || !leaves_copies()) return {};
-  return options_.parking->saved(parked->second.unit, length, on_device);
+  if (!tiers_know(slot, length)) return {};
+  const Tokens good = options_.parking->saved(parked_.at(slot).unit, length, on_device);
+  return good < length && slots_->has_windows() ? Tokens{} : good;
 }
 
 /// A parked sequence begins with the prefix; its slot is held if nobody is in it. Returns its slot. None
@@ -101,7 +108,7 @@ std::optional<std::uint32_t> KvCache::restore(const Prefix& prefix) {
     slot = *own;
   }
   Parked& parked = parked_.at(slot);
-  parked.since = prefix.length;
+  parked.since = parked.length = prefix.length;
   parked.lost = {};
   states_[slot] = SlotState::parked;
   lengths_[slot] = previous_[slot] = static_cast<std::uint32_t>(prefix.length.count);

@@ -44,8 +44,7 @@ Tokens KvCache::pin(std::uint32_t slot) {
   }
   const Tokens length{lengths_[slot]};
   if (states_[slot] != SlotState::parked) return length;
-  const Tokens good = options_.parking->saved(parked_.at(slot).unit, length, true);
-  return good < length && slots_->has_windows() ? Tokens{} : good;
+  return saved(slot, length, true);
 }
 
 void KvCache::unpin(std::uint32_t slot) {

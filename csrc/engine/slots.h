@@ -90,6 +90,8 @@ class Slots final : public Growing {
                     StreamHandle stream);
   /// Whether the slot still has what a sequence of only `to` tokens would need, as far as windows go.
   bool can_go_back(std::uint32_t slot, Tokens to) const;
+  /// Whether the windows of a sequence with `length` tokens reach no page before those of one with `longer`.
+  bool reaches_no_further(Tokens length, Tokens longer) const;
   /// Nobody is in the slot any more, but a sequence that begins with its first `held` tokens may come: the
   /// pages of these are needed to the degree `need`; they stay mapped, shared ones too, until memory is short
   /// or let_go() is called. The others are given up as truncate() does.

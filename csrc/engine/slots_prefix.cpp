@@ -65,10 +65,13 @@ Pages Slots::whole_pages_missing(std::uint32_t number, Tokens length) const {
   return {sum / page_bytes()};
 }
 
-bool Slots::can_go_back(std::uint32_t number, Tokens to) const {
-  const Tokens passed{slots_.at(number).passed};
+bool Slots::reaches_no_further(Tokens length, Tokens longer) const {
   return std::ranges::all_of(
-      parts_, [&](const SlotPart& part) { return part.behind_window(to) >= part.behind_window(passed); });
+      parts_, [&](const SlotPart& part) { return part.behind_window(length) >= part.behind_window(longer); });
+}
+
+bool Slots::can_go_back(std::uint32_t number, Tokens to) const {
+  return reaches_no_further(to, {slots_.at(number).passed});
 }
 
 void Slots::set_aside(std::uint32_t number, Tokens held, const Fence& readers, Need need) {
@@ -78,9 +81,12 @@ void Slots::set_aside(std::uint32_t number, Tokens held, const Fence& readers, N
   const Tokens needed = announce_no_more(number);
   for (const SlotPart& part : parts_) {
     Reservation& reservation = part.lease->reservation();
-    std::vector<PageRange> held_pages, rest;
-    part.append_pages(number, {}, part.pages_for(held), held_pages);
-    part.append_pages(number, part.pages_for(held), part.pages_for(needed), rest);
+    const LivePages live = part.live_pages(held, held);
+    std::vector<PageRange> behind, held_pages, rest;
+    part.append_pages(number, {}, live.first, behind);
+    part.append_pages(number, live.first, live.end, held_pages);
+    part.append_pages(number, live.end, part.pages_for(needed), rest);
+    if (!behind.empty()) pool().set_aside(reservation, behind, readers, Need::none);
     pool().set_aside(reservation, held_pages, readers, need);
     pool().unkeep(reservation, rest, readers);
   }

@@ -15,6 +15,14 @@ TokenList text(PrefixIndex::Token first, std::uint64_t pages) {
   return tokens_from(first, pages * tokens_a_page);
 }
 
+/// For a moment; so nothing of it is on the device any more.
+void take_all_memory(Restored& test) {
+  const std::shared_ptr<Lease> other = test.reserve(2_MiB);
+  map(*other, 0, 32);
+  const PageRange all{{0}, {32}};
+  test.pool->unkeep(other->reservation(), std::span(&all, 1), {});
+}
+
 }  // namespace
 
 TEST(what_a_sequence_has_left_comes_back_from_a_tier) {
@@ -252,4 +260,34 @@ TEST(a_driver_that_fails_while_tokens_are_restored_loses_nothing) {
     if (!reached) break;
     CHECK(n < 99);
   }
+}
+
+TEST(what_a_window_has_left_comes_back_for_those_that_begin_with_all_of_it) {
+  Restored test({.leases = 2, .window = {65}, .write_through = true});
+  const TokenList tokens = text(100, 5);
+  test.leave(tokens);
+  CHECK(test.are_cleaned(1 + 5));  // of the layers with windows, and of the others
+  take_all_memory(test);
+  // A window of so few tokens reaches what is nowhere any more. Who asks for that loses nothing for others.
+  CHECK(test.found(joined(first_of(tokens, 128), text(9'000, 1))) == 0);
+  Sequence again = test.open(joined(tokens, text(7, 1)));
+  CHECK(again.restored && again.cached == 5 * tokens_a_page);
+  CHECK(test.is_whole(again) && test.figures().lost == 0);
+}
+
+TEST(who_begins_like_what_is_parked_to_within_its_window_s_last_page_has_its_copies) {
+  Restored test({.leases = 2, .window = {65}, .write_through = true});
+  const TokenList tokens = text(100, 5);
+  Sequence idle = test.serve(tokens);
+  test.step(idle, text(6'000, 1));
+  test.commit(idle, 5 * tokens_a_page, 6 * tokens_a_page);
+  test.step(idle, {1, 2});  // the window has not left its page yet
+  test.park(idle);
+  test.end();
+  CHECK(comes([&] { return test.figures().dirty == 0; }));
+  take_all_memory(test);
+  CHECK(test.found(joined(tokens, text(7'000, 1))) == 0);
+  Sequence same = test.open(joined(joined(tokens, text(6'000, 1)), {9}));
+  CHECK(same.restored && same.cached == 6 * tokens_a_page);
+  CHECK(test.is_whole(same) && test.is_whole(idle) && test.intact(same));
 }
