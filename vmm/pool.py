@@ -110,6 +110,8 @@ class Pool(Closing):
         self._share, minimum_bytes = shares.checked_terms(share, minimum, priority)
         host_tier_bytes = checked_host(host)
         tier_directory, file_tier_bytes = checked_nvme(nvme)
+        tier_bytes = host_tier_bytes + file_tier_bytes
+        self._write_through = checked_for_tier("write_through", write_through, tier_bytes)
         # Making a context for each question would take long, so this one is held until the pool has its own.
         context = _core.CudaContext(ordinal) if ordinal >= 0 else None
         budget_bytes = new_budget_bytes(budget, context, shares.bytes_of_others(self._share))
@@ -132,7 +134,7 @@ class Pool(Closing):
             tier_directory=tier_directory,
             file_tier_bytes=file_tier_bytes,
             eviction=eviction,
-            write_through=checked_for_tier("write_through", write_through, host_tier_bytes + file_tier_bytes),
+            write_through=self._write_through,
             verify_host=checked_for_tier("verify_host", verify_host, host_tier_bytes),
         )
         sharing.warn_of_old_devices(name, core.compute_capability)
@@ -145,6 +147,7 @@ class Pool(Closing):
         closes it: it is not among the process's open pools."""
         pool = cls.__new__(cls)
         pool._share = None
+        pool._write_through = False
         pool._begin(core, "cpu", -1)
         return pool
 

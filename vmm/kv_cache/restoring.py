@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,9 @@ from vmm.kv_cache.sequence import Sequence
 
 if TYPE_CHECKING:
     from vmm.kv_cache.cache import KVCache
+    from vmm.pool import Pool
+
+PATIENCE_S = 5.0  # with a tier that copies nothing
 
 
 def restore(
@@ -74,9 +78,26 @@ def _filled(cache: KVCache, file: FileReader) -> dict[str, Sequence]:
         else:
             sequence.close()
         cache.end()
+    if prefixes and cache.pool._write_through:
+        _await_copies(cache.pool)
     for sequence in prefixes:
         sequence.close()
     return sequences
+
+
+def _await_copies(pool: Pool) -> None:
+    """Waits until all that is parked is copied, as long as that goes on. What is closed is not kept until
+    then."""
+    least, patient_until = None, 0.0
+    while (tiers := pool.stats().tiers) is not None and tiers.dirty_pages:
+        stores = [store for store in (tiers.host, tiers.file) if store is not None and not store.read_only]
+        if all(store.used_bytes + store.quarantined_bytes >= store.capacity_bytes for store in stores):
+            return  # they have no room for more
+        if least is None or tiers.dirty_pages < least:
+            least, patient_until = tiers.dirty_pages, monotonic() + PATIENCE_S
+        elif monotonic() > patient_until:
+            return  # a tier hangs
+        sleep(0.001)
 
 
 def _sequence(cache: KVCache, file: FileReader, saved: Saved, *, may_fail: bool) -> Sequence | None:
