@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for child.py
@@ -30,6 +31,12 @@ if ON_CUDA:
         pytest.skip("the kernel's account is one of host memory")
 
     vmm.testing.kernel_account = _skip
+
+
+def pytest_configure(config):
+    """What the stand-in says before it ends the process would be lost with pytest's captured output."""
+    if ON_CUDA:
+        cuda_standin.loaded().set(report_fd=config.stash.get(fault_handler_stderr_fd_key, 2))
 
 
 def pytest_collection_modifyitems(items):

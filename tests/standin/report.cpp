@@ -16,7 +16,9 @@ void report(const std::string& what, const Trace& now, const std::string& then_w
   std::fflush(stderr);
   ++s.reports;
   s.last_report = all;
-  if (!s.settings.undefined_counts) std::abort();
+  if (s.settings.undefined_counts) return;
+  if (s.settings.report_fd != 2) dprintf(s.settings.report_fd, "%s", all.c_str());
+  std::abort();
 }
 
 }  // namespace standin

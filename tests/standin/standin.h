@@ -20,8 +20,9 @@ int standin_reset(uint64_t seed);
 /// Ends everything that is live, so that one test's leak is not the next one's.
 void standin_abandon(void);
 /// "capacity", "others" (bytes of each device that other processes have), "granularity", "version",
-/// "low_alignment", "devices", "undefined_counts", "site_depth", "queue_limit", "missing_result", "fill",
-/// "reuse_handles", "hang" (1: kernels launched from now on do not end before it is 0), "no_peer" (device *
+/// "low_alignment", "devices", "undefined_counts", "report_fd" (where misuse that aborts is told, too),
+/// "site_depth", "queue_limit", "missing_result", "fill", "reuse_handles",
+/// "hang" (1: kernels launched from now on do not end before it is 0), "no_peer" (device *
 /// 16 + peer; -1: all reach all again), "peer_granularity", "rdma", "posix_fd", "compute_capability": see
 /// Settings. Returns 0, or -1 for an unknown name.
 int standin_set(const char* name, int64_t value);

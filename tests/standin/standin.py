@@ -90,8 +90,9 @@ class Standin:
 
     def set(self, **settings: int) -> None:
         """capacity, others (bytes of each device that other processes have), granularity, version,
-        low_alignment, devices, undefined_counts, site_depth, queue_limit, missing_result, fill,
-        reuse_handles, hang (1: kernels launched from now on do not end before it is 0), no_peer (device *
+        low_alignment, devices, undefined_counts, report_fd (where misuse that aborts is told, too),
+        site_depth, queue_limit, missing_result, fill, reuse_handles,
+        hang (1: kernels launched from now on do not end before it is 0), no_peer (device *
         16 + peer; -1: all reach all again), peer_granularity, rdma, posix_fd, compute_capability."""
         for name, value in settings.items():
             if self.library.standin_set(name.encode(), value) != 0:

@@ -76,6 +76,8 @@ bool Settings::set(const std::string& name, std::int64_t value) {
     posix_fd = value != 0;
   else if (name == "compute_capability")
     compute_capability = static_cast<int>(value);
+  else if (name == "report_fd")
+    report_fd = static_cast<int>(value);
   else if (name == "undefined_counts")
     undefined_counts = value != 0;
   else

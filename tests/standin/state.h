@@ -28,6 +28,7 @@ struct Settings {
   int version = 13000;         // of the driver
   bool low_alignment = false;  // a reservation without alignment is aligned to 64 KiB and no better
   int devices = 2;
+  int report_fd = 2;              // where misuse that aborts is told
   bool undefined_counts = false;  // misuse is counted; otherwise it aborts
   int site_depth = 2;
   std::size_t queue_limit = 1024;
