@@ -10,7 +10,7 @@ seeds that found one. Further, over these: ``refused`` steps, ``forks``, ``prefi
 ``failures_injected``, and ``checked_steps_per_second`` of wall time, on all cores.
 
 Then courses in which sequences are parked, to tiers that fail, too: ``tiers_seeds_run``,
-``tiers_engine_steps``, at least 1,000,000, and ``tiers_violations``; ``parked`` and ``brought_back``
+``tiers_engine_steps``, at least 10,000,000, and ``tiers_violations``; ``parked`` and ``brought_back``
 sequences, ``pages_to_tiers`` and ``pages_from_tiers``, ``tier_failures`` that were injected, and
 ``sequences_lost``, which lost tokens by them. There is no peer: other KV-cache allocators have no simulation.
 """
@@ -32,7 +32,7 @@ from vmm.errors import InvariantViolation
 DEVICES = ("cpu",)
 
 RUNS, STEPS, WARM_UP_STEPS = 5, 100_000, 5_000
-ENGINE_STEPS, TIER_STEPS = 10_000_000, 1_000_000
+ENGINE_STEPS, TIER_STEPS = 10_000_000, 10_000_000
 ITERATIONS = 4_000
 SEEDS_AT_ONCE = 64
 
